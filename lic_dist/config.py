@@ -1,0 +1,279 @@
+"""One experiment, one YAML file, read into frozen pydantic models.
+
+Unknown keys are errors that name the nearest valid one; `--set a.b=c` overrides; `sweep` multiplies. A section
+that a command does not need may be absent: `need` says so in one line when it is missed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lic_dist.errors import UsageError
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Train(Section):
+    """Conventional end-to-end training of a base model (`lic-dist train`)."""
+
+    architecture: str = "mbt2018-mean"
+    N: int = Field(48, ge=1)
+    M: int = Field(72, ge=1)
+    lmbda: float = Field(0.013, gt=0)
+    steps: int = Field(10000, ge=1)
+    batch: int = Field(8, ge=1)  # global, over all ranks
+    crop: int = Field(256, ge=64, multiple_of=64)
+    lr: float = Field(1e-4, gt=0)
+    floor: float = Field(0.05, gt=0, le=1)  # the learning rate's last value, as a part of lr
+    anneal: float = Field(0.8, gt=0, le=1)  # the part of the steps in which a cosine takes lr to its floor
+    warmup: int = Field(200, ge=0)
+    clip: float = Field(1.0, gt=0)
+    relaxation: Literal["noise", "mixed"] = "noise"  # mixed: noise for the rate, rounding for the decoder
+    quantile_steps: int = Field(2000, ge=1)  # of each phase, until the auxiliary loss is small
+    evaluate_every: int = Field(500, ge=1)
+    seed: int = 0
+    start: str | None = None  # a checkpoint to warm-start from
+    out: Path = Path("runs/base")
+
+
+class Model(Section):
+    """The base model. Architecture, N, M and lmbda come from the checkpoint unless it lacks them."""
+
+    checkpoint: str  # a path, or a name of `lic-dist models`
+    architecture: str | None = None
+    N: int | None = None
+    M: int | None = None
+    lmbda: float | None = None
+
+
+class Images(Section):
+    """A folder of photos and the crops taken from it."""
+
+    path: Path
+    crop: int = Field(256, ge=64, multiple_of=64)
+    variations: int = Field(1, ge=1)  # crops of each photo
+    seed: int = 0
+    held_out: Annotated[float, Field(ge=0, lt=1)] | str = 0.05  # part of the photos, by digest; or a subfolder
+    tolerate: float = Field(0.01, ge=0, le=1)  # part of the samples that may be set aside
+
+
+class Quantizer(Section):
+    """A quantizer and what is fixed of it; `auto` is calibrated on held-out training crops."""
+
+    name: Literal["sq", "tcq"] = "tcq"
+    states: Literal[4, 8] = 8
+    step: float | Auto = "auto"
+    rates: Literal["adapted", "analytic"] = "adapted"
+    weights: Literal["sensitivity", "uniform"] = "sensitivity"
+    lambda_scale: float | Auto = "auto"
+    adapt_rounds: int = Field(3, ge=1)
+    pilot: int = Field(256, ge=1)  # training samples that rates are adapted on
+    calibration: int = Field(48, ge=1)  # held-out training samples that (g, D) are calibrated on
+    group: str = Field("tcq8", pattern=r"^[A-Za-z0-9._-]+$")
+
+
+class Cache(Section):
+    """The Zarr store."""
+
+    path: Path
+    shard: int = Field(64, ge=1)
+    batch: int = Field(8, ge=1)  # crops that the encoder sees at once: part of the plan, so that bytes repeat
+    store_y: bool = True
+
+
+class Engine(Section):
+    """Where shard work runs."""
+
+    name: Literal["ray", "local"] = "ray"
+    encoders: int = Field(1, ge=1)
+    searchers: int = Field(1, ge=1)
+    readers: int = Field(1, ge=1)
+    gpus_per_encoder: float = Field(0.0, ge=0)
+    address: str | None = None  # of a running Ray cluster; None starts one here
+    num_cpus: int | None = None  # for a cluster started here
+
+
+class Finetune(Section):
+    """Retraining of the decoder side from the cache."""
+
+    recipe: Literal["decoder", "decoder+hyper"] = "decoder+hyper"
+    latents: Literal["quantized", "noise"] = "quantized"
+    sq_rate: Literal["likelihood", "index"] = "likelihood"  # METHOD section 3: the two forms for SQ when h_s trains
+    steps: int = Field(2000, ge=1)
+    batch: int = Field(16, ge=1)  # global, over all ranks
+    lr: float = Field(1e-4, gt=0)
+    floor: float = Field(0.05, gt=0, le=1)
+    warmup: int = Field(50, ge=0)
+    clip: float = Field(1.0, gt=0)
+    evaluate_every: int = Field(100, ge=1)
+    seed: int = 0
+    out: Path = Path("runs/finetuned")
+
+
+class Evaluate(Section):
+    """A rate-distortion run with real bitstreams."""
+
+    images: Path
+    checkpoints: tuple[str, ...] = ()  # empty: the model section's
+    quantizers: tuple[str, ...] = ("sq",)  # sq | sq-adapted style names carried by the checkpoint | a record's path
+    out: Path = Path("runs/evaluation.json")
+
+
+class Experiment(Section):
+    """The whole file."""
+
+    name: str = "experiment"
+    train: Train | None = None
+    model: Model | None = None
+    images: Images | None = None
+    quantizer: Quantizer | None = None
+    cache: Cache | None = None
+    engine: Engine = Engine()
+    finetune: Finetune | None = None
+    evaluate: Evaluate | None = None
+    sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+
+    def canonical_json(self) -> str:
+        """The resolved file as JSON with sorted keys and no spaces: equal files give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+S = TypeVar("S", bound=Section)
+
+
+def need(section: S | None, name: str) -> S:
+    """Return the section, or say in one line that the command needs it.
+
+    Raises:
+        UsageError: the experiment file has no such section.
+    """
+    if section is None:
+        raise UsageError(f"the experiment file has no section '{name}'", hint=f"add '{name}:' to it")
+    return section
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read one experiment file and apply `a.b=c` overrides (values in YAML).
+
+    Raises:
+        UsageError: no such file, not YAML, an unknown key (the nearest valid one is named), a bad value.
+    """
+    return parse(_apply(_read(path), overrides), str(path))
+
+
+def expand(path: Path, overrides: Sequence[str] = ()) -> Iterator[Experiment]:
+    """Yield one experiment for each combination of `sweep`, or the file itself where there is none.
+
+    `{name}`-like placeholders are not needed: each combination's `name` gets its values as a suffix, and relative
+    paths that hold the old name are renamed with it.
+    """
+    document = _apply(_read(path), overrides)
+    sweep = document.pop("sweep", None) or {}
+    if not isinstance(sweep, dict) or not all(isinstance(values, list) for values in sweep.values()):
+        raise UsageError("sweep must map keys to lists", hint="sweep: {train.lmbda: [0.0067, 0.013]}")
+    if not sweep:
+        yield parse(document, str(path))
+        return
+    for values in itertools.product(*sweep.values()):
+        one = json.loads(json.dumps(document))
+        for key, value in zip(sweep, values, strict=True):
+            _set(one, key, value)
+        yield parse(_rename(one, "-".join(_label(value) for value in values)), str(path))
+
+
+def _rename(document: dict[str, Any], suffix: str) -> dict[str, Any]:
+    old = document.get("name", "experiment")
+    new = f"{old}-{suffix}"
+    for section, key in (("train", "out"), ("cache", "path"), ("finetune", "out"), ("evaluate", "out")):
+        if isinstance(document.get(section), dict) and isinstance(where := document[section].get(key), str):
+            path = Path(where)
+            if old in where:
+                document[section][key] = where.replace(old, new)
+            else:
+                document[section][key] = str(path.with_name(f"{path.stem}-{suffix}{path.suffix}"))
+    return {**document, "name": new}
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("group") or value.get("name") or "-".join(map(str, value.values()))
+    return Path(str(value)).name.removesuffix(".pth.tar").replace("/", "-")
+
+
+def parse(document: dict[str, Any], where: str) -> Experiment:
+    """Validate a document; the first fault becomes one line."""
+    try:
+        return Experiment.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            near = _nearest(fault["loc"])
+            raise UsageError(f"{where}: unknown key '{key}'", hint=f"did you mean '{near}'?" if near else "") from None
+        raise UsageError(f"{where}: {key}: {fault['msg']}", hint=f"got {fault.get('input')!r}"[:200]) from None
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    section: type[BaseModel] = Experiment
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(one for one in options if isinstance(one, type) and issubclass(one, BaseModel))
+    matches = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1, cutoff=0.0)
+    return ".".join([*map(str, location[:-1]), *matches]) if matches else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the experiment's YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{path} holds no mapping", hint="an experiment file has sections such as 'model:'")
+    return document
+
+
+def _apply(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {override}: not of the form a.b=c")
+        _set(document, key, _scalar(value))
+    return document
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            return float(value) if any(digit.isdigit() for digit in value) else value
+        except ValueError:
+            return value
+    return value
+
+
+def _set(document: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        if document.get(part) is None:
+            document[part] = {}
+        document = document[part]
+        if not isinstance(document, dict):
+            raise UsageError(f"--set {key}: '{part}' is not a section")
+    document[last] = value

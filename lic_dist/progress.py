@@ -1,0 +1,85 @@
+"""Progress with rate and ETA: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+PLAIN_INTERVAL = 10.0  # seconds between two plain lines
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """`with Progress("title", total=n, unit="shard") as bar: bar.advance(1, bpp=0.51)`.
+
+    Figures given to `advance` are shown beside the bar; the latest value of each name stands.
+    `done` starts the count where a resumed job left off: the rate counts only new work.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = self.first = done
+        self.figures: dict[str, float] = {}
+        self.rich: RichProgress | None = None
+
+    def __enter__(self) -> Progress:
+        self.start = self.last_line = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self.rich = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+            )
+            self.rich.start()
+            self.task = self.rich.add_task(self.title, total=self.total, completed=self.done, rate="", figures="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.rich is not None:
+            self.rich.stop()
+        elif kind is None and self.done > self.first:
+            self._line()
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        """Count `count` more units as done and show the figures."""
+        self.done += count
+        self.figures.update(figures)
+        if self.rich is not None:
+            self.rich.update(self.task, completed=self.done, rate=self._rate_text(), figures=self._figures_text())
+        elif time.monotonic() - self.last_line >= PLAIN_INTERVAL:
+            self._line()
+
+    def _rate(self) -> float:
+        return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
+
+    def _rate_text(self) -> str:
+        return f"{self._rate():.3g} {self.unit}/s"
+
+    def _figures_text(self) -> str:
+        return "  ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
+
+    def _line(self) -> None:
+        self.last_line = time.monotonic()
+        eta = clock((self.total - self.done) / rate) if (rate := self._rate()) > 0 else "?"
+        text = f"{self.title}: {self.done}/{self.total} {self.unit}s, {self._rate_text()}, ETA {eta}"
+        print(f"{text}  {self._figures_text()}".rstrip(), file=sys.stderr, flush=True)

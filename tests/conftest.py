@@ -1,0 +1,64 @@
+"""Shared fixtures: a tiny untrained-but-sane model, synthetic photos, and the data that may lie beside the checkout."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data beside the checkout; the test is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared data is not here")
+    return SHARED
+
+
+def picture(seed: int, height: int, width: int) -> np.ndarray:
+    """A smooth random picture with edges, uint8 [height, width, 3]."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 64.0
+    channels = []
+    for _ in range(3):
+        a, b, c, d = generator.uniform(0.5, 3, 4)
+        wave = np.sin(a * x + b * y) + np.cos(c * x - d * y) + (x * a > y * b) * 0.7
+        channels.append(wave + generator.normal(0, 0.05, wave.shape))
+    stacked = np.stack(channels, -1)
+    low, high = stacked.min(), stacked.max()
+    return ((stacked - low) / (high - low) * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight small photos in two subfolders; those in `valid` are to be held out."""
+    folder = tmp_path_factory.mktemp("photos")
+    for part, seeds in (("train", range(6)), ("valid", range(6, 8))):
+        (folder / part).mkdir()
+        for seed in seeds:
+            Image.fromarray(picture(seed, 140 + 8 * seed, 200)).save(folder / part / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a tiny model, trained for a few seconds by the real job."""
+    from lic_dist import config
+    from lic_dist.training.base import train
+
+    out = tmp_path_factory.mktemp("base")
+    section = config.Train(
+        N=8, M=12, lmbda=0.05, steps=150, batch=4, crop=64, lr=2e-3, warmup=20, quantile_steps=600, out=out
+    )
+    return train(section, config.Images(path=photos, held_out="valid"))
