@@ -1,0 +1,1 @@
+"""CompressAI architectures: loading, saving, parameter parts, and the stages view."""

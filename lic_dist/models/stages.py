@@ -1,0 +1,89 @@
+"""The stages view: what an entropy model knows, and when, for search, coding and rate alike.
+
+    z_hat -> stages(model, z_hat) -> Stage(means, scales) -> caller sends y_hat of that stage -> next Stage ...
+
+A hyperprior model has one stage. Channel-slice, checkerboard and raster-scan models have more: the generator is
+sent each stage's y_hat before it yields the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lic_dist.models.parts import medians
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Gaussian parameters of the elements of y that a stage covers, float32 [B, M, h, w] each."""
+
+    means: Tensor
+    scales: Tensor
+
+    def to_lanes(self, values: Tensor) -> NDArray[np.float32]:
+        """Lay [B, M, h, w] out as [lanes, steps] = [B*M, h*w]: one lane a channel, its positions in raster order."""
+        batch, channels = values.shape[:2]
+        return values.detach().reshape(batch * channels, -1).cpu().numpy()
+
+    def from_lanes(self, values: NDArray[np.float32]) -> Tensor:
+        """The inverse of `to_lanes`, on the device of the means."""
+        return torch.from_numpy(values).reshape(self.means.shape).to(self.means.device)
+
+
+def stages(model: nn.Module, z_hat: Tensor) -> Generator[Stage, Tensor, None]:
+    """Yield each stage's means and scales; see the module's text. z_hat: float32 [B, Nz, hz, wz].
+
+    z_hat is laid out afresh: an encoder's, channels last, and a decoder's would take other convolution kernels, whose
+    results differ in the last bit.
+    """
+    parameters = model.h_s(z_hat.flatten().view(z_hat.shape))  # type: ignore[operator]
+    if parameters.shape[1] == model.M:  # a scale hyperprior: zero means
+        yield Stage(torch.zeros_like(parameters), parameters)
+    else:
+        scales, means = parameters.chunk(2, 1)
+        yield Stage(means, scales)
+
+
+def run_stages(model: nn.Module, z_hat: Tensor, serve: Callable[[Stage], Tensor]) -> Tensor:
+    """Serve every stage in turn; `serve` returns its y_hat, float32 [B, M, h, w]. Returns the last y_hat."""
+    generator = stages(model, z_hat)
+    stage = next(generator)
+    while True:
+        y_hat = serve(stage)
+        try:
+            stage = generator.send(y_hat)
+        except StopIteration:
+            return y_hat
+
+
+def to_input(pixels: Tensor, device: torch.device) -> Tensor:
+    """uint8 [B, 3, H, W] -> float32 in [0, 1], channels last, on the device."""
+    return pixels.to(device).float().div(255).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def analyse(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x float32 [B, 3, H, W] in [0, 1] -> (y float16 [B, M, h, w] as caches store it, z int32 about the medians).
+
+    Raises nothing for an overflow of float16: infinities stand for it, and the caller records them.
+    """
+    y = model.g_a(x)  # type: ignore[operator]
+    hidden = torch.abs(y) if _takes_magnitudes(model) else y
+    z = torch.round(model.h_a(hidden) - medians(model))  # type: ignore[operator]
+    return y.half(), z.int()
+
+
+def dequantize_z(model: nn.Module, z: Tensor) -> Tensor:
+    """z_hat = z + medians, float32."""
+    return z.float() + medians(model)
+
+
+def _takes_magnitudes(model: nn.Module) -> bool:
+    """CompressAI's scale hyperprior feeds |y| to h_a; the mean-scale one feeds y."""
+    return type(model).__name__ == "ScaleHyperprior"

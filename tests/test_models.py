@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lic_dist.errors import LicError, UsageError
+from lic_dist.models import checkpoint
+from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.parts import RECIPES, encoder_digest, entropy_digest, freeze_all_but
+from lic_dist.models.stages import Stage, analyse, dequantize_z, run_stages
+
+
+def fresh(architecture: str = "mbt2018-mean") -> Checkpoint:
+    torch.manual_seed(0)
+    return Checkpoint(build(architecture, 8, 12).eval(), ModelSpec(architecture, 8, 12, 0.013))
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_save_and_load_give_the_same_tensors_and_contents(architecture: str, tmp_path: Path) -> None:
+    made = fresh(architecture)
+    made.quantizers["x"] = "{}"
+    made.history.append({"what": "test"})
+    checkpoint.save(made, tmp_path / "c.pth.tar")
+    loaded = checkpoint.load(str(tmp_path / "c.pth.tar"))
+    assert loaded.spec == made.spec and loaded.quantizers == {"x": "{}"} and loaded.history == [{"what": "test"}]
+    assert checkpoint.digest(loaded.model.state_dict()) == checkpoint.digest(made.model.state_dict())
+
+
+def test_float16_halves_the_file_and_loads_to_float32(tmp_path: Path) -> None:
+    made = fresh()
+    checkpoint.save(made, tmp_path / "half.pth.tar", torch.float16)
+    loaded = checkpoint.load(str(tmp_path / "half.pth.tar"))
+    weight = loaded.model.g_s[0].weight
+    assert weight.dtype == torch.float32 and torch.equal(weight, made.model.g_s[0].weight.half().float())
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_stages_and_analyse_equal_compressais_forward(architecture: str) -> None:
+    model = fresh(architecture).model
+    torch.manual_seed(1)
+    x = torch.rand(2, 3, 64, 128)
+    with torch.no_grad():
+        expected = model(x)
+        y, z = analyse(model, x)
+        z_hat = dequantize_z(model, z)
+        seen: list[Stage] = []
+
+        def serve(stage: Stage) -> torch.Tensor:
+            seen.append(stage)
+            return torch.round(model.g_a(x) - stage.means) + stage.means
+
+        y_hat = run_stages(model, z_hat, serve)
+        _, likelihood = model.gaussian_conditional(model.g_a(x), seen[0].scales, means=seen[0].means)
+    assert len(seen) == 1 and torch.equal(model.g_s(y_hat), expected["x_hat"])
+    assert torch.equal(likelihood, expected["likelihoods"]["y"])
+    assert y.dtype == torch.float16 and z.dtype == torch.int32
+
+
+def test_lanes_are_channels_and_steps_are_raster_positions() -> None:
+    means = torch.zeros(2, 3, 4, 5)
+    values = torch.arange(120.0).reshape(2, 3, 4, 5)
+    stage = Stage(means, means)
+    lanes = stage.to_lanes(values)
+    assert lanes.shape == (6, 20) and lanes[4, 7] == values[1, 1, 1, 2]
+    assert torch.equal(stage.from_lanes(lanes), values)
+
+
+def test_digests_see_their_part_and_no_other() -> None:
+    model = fresh().model
+    before = encoder_digest(model), entropy_digest(model)
+    with torch.no_grad():
+        model.g_s[0].weight[0, 0, 0, 0] += 1
+    assert (encoder_digest(model), entropy_digest(model)) == before
+    with torch.no_grad():
+        model.h_s[0].weight[0, 0, 0, 0] += 1
+    assert encoder_digest(model) == before[0] and entropy_digest(model) != before[1]
+    with torch.no_grad():
+        model.entropy_bottleneck.quantiles[0, 0, 1] += 0.25
+    assert encoder_digest(model) != before[0]
+
+
+def test_recipes_train_their_part_only() -> None:
+    model = fresh().model
+    for recipe, prefixes in RECIPES.items():
+        count = len(freeze_all_but(model, prefixes))
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert len(names) == count > 0 and all(name.startswith(prefixes) for name in names), recipe
+
+
+def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no checkpoint"):
+        checkpoint.load(str(tmp_path / "none.pth.tar"))
+    (tmp_path / "text.pth.tar").write_text("hello")
+    with pytest.raises(LicError, match="not a checkpoint"):
+        checkpoint.load(str(tmp_path / "text.pth.tar"))
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "architecture": "mbt2018-mean", "lmbda": 0.1}, tmp_path / "o.tar")
+    with pytest.raises(LicError, match="no image codec"):
+        checkpoint.load(str(tmp_path / "o.tar"))
+    made = fresh()
+    torch.save({"state_dict": made.model.state_dict()}, tmp_path / "plain.tar")
+    with pytest.raises(UsageError, match="architecture"):
+        checkpoint.load(str(tmp_path / "plain.tar"))
+    assert checkpoint.load(str(tmp_path / "plain.tar"), "mbt2018-mean", 0.01).spec == ModelSpec(
+        "mbt2018-mean", 8, 12, 0.01
+    )
+    with pytest.raises(LicError, match="does not fit"):
+        checkpoint.load(str(tmp_path / "plain.tar"), "bmshj2018-hyperprior", 0.01)
+    with pytest.raises(UsageError, match="unknown architecture"):
+        checkpoint.load(str(tmp_path / "plain.tar"), "vgg", 0.01)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    import pickle
+
+    class Harm:
+        def __reduce__(self) -> tuple:
+            return print, ("code was run",)
+
+    torch.save({"state_dict": Harm()}, tmp_path / "harm.tar", pickle_module=pickle)
+    with pytest.raises(LicError, match="not a checkpoint"):
+        checkpoint.load(str(tmp_path / "harm.tar"), "mbt2018-mean", 0.01)
+
+
+def test_the_zoo_loads_and_is_small() -> None:
+    for name, path in checkpoint.zoo().items():
+        loaded = checkpoint.load(name)
+        assert path.stat().st_size <= 4_000_000 and loaded.history and loaded.spec.architecture in ARCHITECTURES
