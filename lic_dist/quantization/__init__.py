@@ -1,0 +1,1 @@
+"""Scalar and trellis-coded quantizers, their integer rate tables, and the quantizer record."""

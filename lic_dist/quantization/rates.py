@@ -1,0 +1,321 @@
+"""Integer rate tables: what an index costs, exactly as the entropy coder will charge it.
+
+A table row is the distribution of an index k given the active quantizer Q and the scale level:
+
+    row = Q * LEVELS + level                (for y; for z a row is a channel)
+
+Tables have CompressAI's own form (`_quantized_cdf`, `_cdf_length`, `_offset`; 16 bit; the last symbol is an
+escape), so its coder takes them as they are. What the search minimizes is read off the same integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from lic_dist.quantization import kernels
+from lic_dist.quantization.trellis import Trellis
+
+LEVELS = 64
+TOTAL = 1 << 16  # frequencies of a row sum to this (16-bit precision)
+COST_UNIT = 256  # integer costs are in 1/256 bit
+
+# CompressAI's get_scale_table(): exp(linspace(log 0.11, log 256, 64)), as numbers so that no library can
+# change them.
+# fmt: off
+SCALES = np.array(
+    [
+        0.11, 0.124404095, 0.14069438, 0.1591178, 0.1799537, 0.20351797, 0.23016793, 0.2603076,
+        0.29439393, 0.33294374, 0.37654155, 0.4258483, 0.4816116, 0.5446769, 0.6160004, 0.69666344,
+        0.787889, 0.89106023, 1.0077413, 1.1397015, 1.2889413, 1.4577235, 1.6486071, 1.8644862,
+        2.108634, 2.384752, 2.6970267, 3.0501928, 3.4496043, 3.9013174, 4.4121814, 4.9899406,
+        5.643354, 6.382331, 7.218075, 8.163255, 9.2322035, 10.441129, 11.808356, 13.354617,
+        15.103355, 17.081085, 19.317795, 21.84739, 24.708223, 27.943682, 31.602804, 35.741077,
+        40.421238, 45.714252, 51.70038, 58.470337, 66.12683, 74.78591, 84.578835, 95.654144,
+        108.17973, 122.34544, 138.36617, 156.48474, 176.9758, 200.15018, 226.35905, 256.0,
+    ],
+    dtype=np.float32,
+)
+# fmt: on
+
+# A level begins above its threshold. Nearest in log sigma: between two scales, their geometric mean.
+_THRESHOLDS = {
+    "nearest": np.sqrt(SCALES[:-1].astype(np.float64) * SCALES[1:].astype(np.float64)).astype(np.float32),
+    "above": SCALES[:-1],
+}
+LEVEL_RULES = tuple(_THRESHOLDS)
+
+_WIDEST_REACH = 4095  # no row holds larger |k|: beyond, escapes
+_SMALLEST_REACH = 1  # every row holds 0 and +-1: two spare counts buy safety against a wrong scale
+# +-k stays in the row while P(k) 2^16 >= this: an escape costs some 6 bits more than count 1
+_LEAST_COUNT = 0.25
+_LEAST_PROBABILITY = 1e-12
+_TAIL_SIGMAS = 6.2  # |r| beyond this many sigmas has a probability below 1e-9
+
+
+def level_index(scales: Any, rule: str = "nearest") -> Any:
+    """The scale level, uint8, of scales (float32, array or tensor; the same kind comes back, same shape).
+
+    "nearest" is the nearest in log sigma. "above" is CompressAI's `build_indexes`: the next one up, scales
+    below 0.11 raised to it; it costs 1.17 % rate and serves only rows that must equal `eval_model`.
+    """
+    if rule not in _THRESHOLDS:
+        raise ValueError(f"no level rule {rule!r}: there are {', '.join(LEVEL_RULES)}")
+    thresholds = _THRESHOLDS[rule]
+    if isinstance(scales, torch.Tensor):
+        boundaries = torch.from_numpy(thresholds.copy()).to(scales.device)
+        return torch.bucketize(scales.detach().float(), boundaries).to(torch.uint8)
+    return np.searchsorted(thresholds, np.asarray(scales, dtype=np.float32)).astype(np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class CdfTables:
+    """Integer cumulative tables in CompressAI's form.
+
+    cdf    int32 [rows, width]  row starts at 0, rises strictly, its entry size-1 is 65536; zeros follow
+    size   int32 [rows]         entries of the row in use: symbols 0..size-3, then the escape symbol size-2
+    offset int32 [rows]         symbol s of the row is the index k = s + offset
+
+    Raises ValueError where a row is not such a table.
+    """
+
+    cdf: np.ndarray
+    size: np.ndarray
+    offset: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, dimensions in (("cdf", 2), ("size", 1), ("offset", 1)):
+            array = np.ascontiguousarray(getattr(self, name), dtype=np.int32)
+            if array.ndim != dimensions or len(array) != len(self.cdf) or len(array) == 0:
+                raise ValueError(f"{name} has shape {array.shape}, not {dimensions}-D with one entry a row")
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        width = self.cdf.shape[1]
+        if self.size.min() < 3 or self.size.max() > width:
+            raise ValueError("sizes lie between 3 and the width of the table")
+        last = np.take_along_axis(self.cdf, self.size[:, None] - 1, axis=1)[:, 0]
+        in_use = np.arange(1, width) < self.size[:, None]
+        if (self.cdf[:, 0] != 0).any() or (last != TOTAL).any() or (np.diff(self.cdf)[in_use] <= 0).any():
+            raise ValueError("a row rises strictly from 0 to 65536")
+
+    @property
+    def rows(self) -> int:
+        """How many rows the tables have."""
+        return len(self.size)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every row charges k and -k alike (but for the escapes' sign, see `bypass_bits`)."""
+        centre = self.size - 3 + 2 * self.offset
+        if (centre != 0).any():
+            return False
+        frequencies = np.diff(self.cdf)
+        return all(
+            np.array_equal(row[: size - 2], row[: size - 2][::-1])
+            for row, size in zip(frequencies, self.size, strict=True)
+        )
+
+    @cached_property
+    def symbol_bits(self) -> np.ndarray:
+        """Float64 [rows, width-1]: -log2 of each symbol's share, the escape's flag included."""
+        frequencies = np.where(np.arange(1, self.cdf.shape[1]) < self.size[:, None], np.diff(self.cdf), TOTAL)
+        return np.log2(TOTAL) - np.log2(frequencies)
+
+    def bits(self, k: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Bits, float64, of each index k coded with its row (same shape); escapes with their bypass bits."""
+        k32, rows32 = np.ascontiguousarray(k, np.int32), np.ascontiguousarray(rows, np.int32)
+        if k32.shape != rows32.shape:
+            raise ValueError(f"k has shape {k32.shape}, rows {rows32.shape}")
+        if rows32.size and (rows32.min() < 0 or rows32.max() >= self.rows):
+            raise ValueError(f"rows lie outside 0..{self.rows - 1}")
+        flat = kernels.symbol_bits(k32.ravel(), rows32.ravel(), self.symbol_bits, self.size, self.offset)
+        return flat.reshape(k32.shape)
+
+    def _magnitude_bits(self, largest: int) -> tuple[np.ndarray, np.ndarray]:
+        """By |k| = 0..largest: bits of the symbol or the escape's flag, and bypass bits: float64."""
+        if not self.symmetric:
+            raise ValueError("costs by |k| need symmetric tables")
+        table, reach = self.symbol_bits, self.reach()[:, None]
+        magnitude = np.arange(largest + 1)[None, :]
+        symbol = np.where(magnitude <= reach, magnitude + reach, 2 * reach + 1)
+        beyond = np.maximum(magnitude - reach - 1, -1)
+        return np.take_along_axis(table, symbol, axis=1), magnitude_bypass_bits(beyond)
+
+    def reach(self) -> np.ndarray:
+        """Int32 [rows]: the largest |k| of a symmetric row that is not escaped."""
+        return (self.size - 3) // 2
+
+    def costs(self, largest: int) -> np.ndarray:
+        """Costs by |k| in 1/256 bit, int32 [rows, largest+1]; ValueError for asymmetric tables."""
+        symbol, bypass = self._magnitude_bits(largest)
+        return (np.rint(COST_UNIT * symbol) + COST_UNIT * bypass).astype(np.int32)
+
+
+def magnitude_bypass_bits(beyond: np.ndarray) -> np.ndarray:
+    """Bypass bits of an escape by |k| = reach + 1 + beyond, the mean over both signs; 0 where beyond is
+    negative.
+
+    CompressAI's coder writes the escaped value v as nibbles after their number: v = 2 beyond for k > 0 and
+    2 beyond + 1 for k < 0. Only for beyond = 0 do the signs differ: 4 and 8 bits.
+    """
+    nibbles = sum((2 * np.maximum(beyond, 0) >= 16**power).astype(np.int64) for power in range(5))
+    return np.where(beyond < 0, 0, np.where(beyond == 0, 6, 4 + 4 * nibbles)).astype(np.float64)
+
+
+def bits_table(tables: CdfTables, largest: int) -> np.ndarray:
+    """-log2 P by |k| = 0..largest, float32 [Q, LEVELS, largest+1], escapes included: the rate of training."""
+    symbol, bypass = tables._magnitude_bits(largest)
+    return (symbol + bypass).astype(np.float32).reshape(-1, LEVELS, largest + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class SearchRates:
+    """What a search reads: costs in 1/256 bit by |k| up to `largest`, and what continues them without an end.
+
+    costs int32 [rows, largest+1]; reach int32 [rows]; flag int32 [rows], the cost of the escape's flag. The
+    table ends past every row's reach, so beyond it an index costs `flag` and its bypass bits.
+    """
+
+    costs: np.ndarray
+    reach: np.ndarray
+    flag: np.ndarray
+
+    @property
+    def largest(self) -> int:
+        """The largest |k| in `costs`."""
+        return self.costs.shape[1] - 1
+
+    @cached_property
+    def union_costs(self) -> np.ndarray:
+        """Costs of the union levels m = 0..2 largest, int32 [LEVELS, .]: of |k| = (m+1)//2 in quantizer m &
+        1.
+
+        Zero is in both quantizers: column 0 is Q0's.
+        """
+        m = np.arange(2 * self.largest + 1)
+        by_quantizer = self.costs.reshape(2, LEVELS, self.largest + 1)
+        return np.ascontiguousarray(by_quantizer[m & 1, :, (m + 1) >> 1].T)
+
+    def cost(self, row: int, magnitude: int) -> int:
+        """Cost of |k| = magnitude in a row, whatever its size."""
+        if magnitude <= self.largest:
+            return int(self.costs[row, magnitude])
+        bypass = magnitude_bypass_bits(np.array(magnitude - int(self.reach[row]) - 1))
+        return int(self.flag[row]) + COST_UNIT * int(bypass)
+
+
+def search_rates(tables: CdfTables) -> SearchRates:
+    """The rates of a search from the coder's tables (symmetric ones; ValueError otherwise)."""
+    reach = tables.reach()
+    largest = max(int(reach.max()) + 1, 2)
+    flag_bits = np.take_along_axis(tables.symbol_bits, tables.size[:, None] - 2, axis=1)[:, 0]
+    return SearchRates(
+        costs=tables.costs(largest),
+        reach=reach.astype(np.int32),
+        flag=np.rint(COST_UNIT * flag_bits).astype(np.int32),
+    )
+
+
+def analytic_pmf(step: float, trellis: Trellis) -> np.ndarray:
+    """P(k | sigma, Q) of a zero-mean Gaussian by |k|, of one sign each: float64 [Q * LEVELS, K+1].
+
+    A row's first entry plus twice the others is 1 (up to 1e-9). The density is integrated over the cell of
+    the active quantizer, in steps: SQ |k| -+ 1/2; Q0 2|k| -+ 1; Q1: 0 in -+1/2, |k| = 1 from 1/2 to 2, |k|
+    >= 2 from 2|k|-2 to 2|k|.
+    """
+    spacing = step * trellis.quantizers
+    largest = min(int(np.ceil(_TAIL_SIGMAS * float(SCALES[-1]) / spacing)) + 2, 2 * _WIDEST_REACH)
+    magnitude = np.arange(largest + 1, dtype=np.float64)
+    if trellis.quantizers == 1:
+        uppers = [magnitude + 0.5]
+    else:
+        uppers = [2 * magnitude + 1, np.where(magnitude == 0, 0.5, 2 * magnitude)]
+    sigmas = SCALES.astype(np.float64)[:, None]
+    blocks = []
+    for upper in uppers:
+        tails = torch.erfc(torch.from_numpy(upper * step / (np.sqrt(2.0) * sigmas))).numpy()  # P(|r| > edge)
+        blocks.append(np.hstack([1.0 - tails[:, :1], 0.5 * (tails[:, :-1] - tails[:, 1:])]))
+    return np.concatenate(blocks)
+
+
+def tables_from_pmf(pmf: np.ndarray) -> CdfTables:
+    """Symmetric integer tables from P by |k| of one sign, float64 [rows, K+1].
+
+    What a row lacks to 1 is its escape's. Rows are cut where the tail no longer earns a symbol, and always
+    before K (whose count is "K or more"). Every symbol and the escape get at least 1; a row sums to 65536.
+    Frequencies minimize the expected code length: proportional ones by bisection, what is left to the
+    symbols that gain most.
+    """
+    if pmf.ndim != 2 or pmf.shape[1] < 3 or not np.isfinite(pmf).all() or (pmf < 0).any():
+        raise ValueError("pmf is [rows, K+1] with K >= 2, finite and not negative")
+    frequencies = [_row_frequencies(row) for row in pmf]
+    width = max(2 * len(half) - 1 for half in frequencies)
+    cdf = np.zeros((len(frequencies), width), np.int32)
+    reach = np.array([len(half) - 2 for half in frequencies], np.int32)
+    for row, half in zip(cdf, frequencies, strict=True):
+        symbols = np.concatenate([half[-2:0:-1], half[:-1], half[-1:]])
+        row[1 : len(symbols) + 1] = np.cumsum(symbols)
+    return CdfTables(cdf=cdf, size=2 * reach + 3, offset=-reach)
+
+
+def _row_frequencies(pmf: np.ndarray) -> np.ndarray:
+    """Integers [f_0, f_1, .., f_reach, f_escape], f_0 + 2 (f_1 + .. + f_reach) + f_escape = 65536."""
+    worthwhile = np.flatnonzero(pmf[1:] * TOTAL >= _LEAST_COUNT) + 1
+    reach = int(worthwhile[-1]) if len(worthwhile) else 0
+    reach = min(max(reach, _SMALLEST_REACH), _WIDEST_REACH, len(pmf) - 2)
+    tail = 1.0 - pmf[0] - 2.0 * pmf[1 : reach + 1].sum()
+    shares = np.append(pmf[: reach + 1], max(tail, 0.0))
+    weight = np.full(len(shares), 2)
+    weight[[0, -1]] = 1
+
+    def rounded(factor: float) -> np.ndarray:
+        return np.maximum(1, np.floor(shares * factor + 0.5)).astype(np.int64)
+
+    low, high = 0.0, 2.0 * TOTAL
+    for _ in range(64):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if (weight * rounded(middle)).sum() <= TOTAL else (low, middle)
+    frequencies = rounded(low)
+    left = TOTAL - int((weight * frequencies).sum())
+    while left > 0:
+        gain = np.where(weight <= left, shares * np.log1p(1.0 / frequencies), -1.0)
+        best = int(np.argmax(gain))
+        frequencies[best] += 1
+        left -= int(weight[best])
+    return frequencies
+
+
+def count(k: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """How often |k| occurred in each row, both signs together: int64 [rows, K+1]; the last column is "K or
+    more".
+
+    `k` int16 and `rows` int32 of one shape; `shape` is (rows, K+1). Counts of shards add up.
+    """
+    k16, rows32 = np.ascontiguousarray(k, np.int16), np.ascontiguousarray(rows, np.int32)
+    if k16.shape != rows32.shape:
+        raise ValueError(f"k has shape {k16.shape}, rows {rows32.shape}")
+    if rows32.size and (rows32.min() < 0 or rows32.max() >= shape[0]):
+        raise ValueError(f"rows lie outside 0..{shape[0] - 1}")
+    return kernels.count_magnitudes(k16.ravel(), rows32.ravel(), shape[0], shape[1])
+
+
+def adapted_pmf(counts: np.ndarray, analytic_pmf: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    """P by |k| of one sign from counts, shrunk towards the analytic one: float64 of the counts' shape,
+    never zero.
+
+    The analytic row weighs as much as `strength` observations for each of its effective symbols (2 to the
+    entropy): a wide row has more to learn from its counts than a narrow one.
+    """
+    if counts.shape != analytic_pmf.shape:
+        raise ValueError(f"counts have shape {counts.shape}, the analytic pmf {analytic_pmf.shape}")
+    both_signs = np.full(counts.shape[1], 2.0)
+    both_signs[0] = 1.0
+    prior = np.maximum(analytic_pmf, _LEAST_PROBABILITY)
+    entropy = -(both_signs * prior * np.log2(prior)).sum(axis=1, keepdims=True)
+    pseudo = strength * np.exp2(entropy)
+    seen = counts.sum(axis=1, keepdims=True)
+    return np.maximum((counts / both_signs + pseudo * prior) / (seen + pseudo), _LEAST_PROBABILITY)

@@ -1,0 +1,218 @@
+"""The quantizer record: everything a quantizer needs, as data, stored and hashed, never recomputed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lic_dist.errors import LicError
+from lic_dist.quantization.rates import LEVEL_RULES, LEVELS, CdfTables
+from lic_dist.quantization.trellis import SCALAR, Trellis, trellis
+
+FORMAT = "lic_dist quantizer record 1"
+NAMES = ("sq", "tcq")
+_MOST_BYTES = 1 << 28  # no array of a record is larger: what a broken one may claim
+_DTYPES = ("<i4", "<f4")
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizerRecord:
+    """A quantizer, and the rates it counts with. Two records with the same digest write the same bits.
+
+    name          "sq" or "tcq"; `states` is 1 for sq, 4 to 32 for tcq
+    step          Delta of SQ, D of TCQ's union lattice, in units of the latent
+    lmbda         lambda of the loss lmbda 255^2 MSE + bpp; lambda_scale is g, with lambda_q = g 3 / (lmbda
+    255^2) weights       float32 [M]: S_c, squared change of the picture for a unit change of a latent of
+    channel c level_rule    "nearest" or "above": how a scale becomes a level y_tables      rows Q * 64 +
+    level; z_tables: rows are channels of z notes         provenance, plain JSON: standard errors,
+    calibration curve; not part of the digest
+
+    Raises ValueError where a field cannot be.
+    """
+
+    name: str
+    states: int
+    step: float
+    lmbda: float
+    lambda_scale: float
+    weights: np.ndarray
+    level_rule: str
+    y_tables: CdfTables
+    z_tables: CdfTables
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"no quantizer {self.name!r}: there are {', '.join(NAMES)}")
+        if (self.name == "sq") != (self.states == 1):
+            raise ValueError(f"{self.name} does not have {self.states} states")
+        for name in ("step", "lmbda", "lambda_scale"):
+            value = float(getattr(self, name))
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is a positive number, not {value}")
+            object.__setattr__(self, name, value)
+        weights = np.array(self.weights, np.float32)
+        if weights.ndim != 1 or not len(weights) or not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ValueError("weights are one finite number >= 0 a channel")
+        weights.setflags(write=False)
+        object.__setattr__(self, "weights", weights)
+        if self.level_rule not in LEVEL_RULES:
+            raise ValueError(f"no level rule {self.level_rule!r}: there are {', '.join(LEVEL_RULES)}")
+        if self.y_tables.rows != LEVELS * self.trellis.quantizers:
+            raise ValueError(f"y_tables have {self.y_tables.rows} rows, not {LEVELS * self.trellis.quantizers}")
+        if self.name == "tcq" and not self.y_tables.symmetric:
+            raise ValueError("a trellis search needs symmetric y_tables")
+
+    @property
+    def trellis(self) -> Trellis:
+        """The state machine; SCALAR for sq."""
+        return SCALAR if self.states == 1 else trellis(self.states)
+
+    @property
+    def lambda_q(self) -> float:
+        """The price of a bit in squared error summed over the pixels and colours: g 3 / (lmbda 255^2)."""
+        return self.lambda_scale * 3.0 / (self.lmbda * 255.0**2)
+
+    def lane_weights(self, images: int) -> np.ndarray:
+        """Cost in 1/256 bit of a squared error of one step, 256 S_c D^2 / lambda_q: float32 [images * M]."""
+        one_image = 256.0 * self.weights.astype(np.float64) * self.step**2 / self.lambda_q
+        return np.tile(one_image.astype(np.float32), images)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sha256 of the canonical JSON of everything but the notes; arrays enter by their bytes' sha256."""
+        return hashlib.sha256(_canonical(self._plain(_array_digest)).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The record as JSON; arrays as zlib and base64 with dtype and shape."""
+        return json.dumps({**self._plain(_pack), "digest": self.digest, "notes": self.notes}, indent=1, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> QuantizerRecord:
+        """The record of `to_json`; LicError where the text is none, or has not the digest it states."""
+        try:
+            plain = json.loads(text)
+            if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+                raise ValueError(f"it does not state the format {FORMAT!r}")
+            record = QuantizerRecord(
+                name=_typed(plain, "name", str),
+                states=_typed(plain, "states", int),
+                step=_typed(plain, "step", float),
+                lmbda=_typed(plain, "lmbda", float),
+                lambda_scale=_typed(plain, "lambda_scale", float),
+                weights=_unpack(_typed(plain, "weights", dict)),
+                level_rule=_typed(plain, "level_rule", str),
+                y_tables=_unpack_tables(_typed(plain, "y_tables", dict)),
+                z_tables=_unpack_tables(_typed(plain, "z_tables", dict)),
+                notes=_typed(plain, "notes", dict),
+            )
+            stated = _typed(plain, "digest", str)
+        except (ValueError, zlib.error) as error:
+            raise LicError(f"not a quantizer record: {error}", hint="write it again with `cache adapt`") from error
+        if stated != record.digest:
+            raise LicError(
+                f"an altered quantizer record: states digest {stated[:12]}, has {record.digest[:12]}",
+                hint="write it again with `cache adapt`",
+            )
+        return record
+
+    def save(self, path: str | Path) -> None:
+        """Write the record to a file, atomically: a reader sees the old file or the whole new one."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_text(self.to_json() + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    @staticmethod
+    def load(path: str | Path) -> QuantizerRecord:
+        """Read the record of `save`; LicError where there is none or it is broken."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LicError(f"cannot read the quantizer record {path}: {error}") from error
+        return QuantizerRecord.from_json(text)
+
+    def _plain(self, array: Any) -> dict[str, Any]:
+        """Every field but the notes as plain JSON, arrays through `array`."""
+
+        def tables(value: CdfTables) -> dict[str, Any]:
+            return {"cdf": array(value.cdf), "size": array(value.size), "offset": array(value.offset)}
+
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "states": self.states,
+            "step": self.step,
+            "lmbda": self.lmbda,
+            "lambda_scale": self.lambda_scale,
+            "weights": array(self.weights),
+            "level_rule": self.level_rule,
+            "y_tables": tables(self.y_tables),
+            "z_tables": tables(self.z_tables),
+        }
+
+
+def _canonical(plain: Mapping[str, Any]) -> str:
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _little_endian(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def _array_digest(array: np.ndarray) -> dict[str, Any]:
+    raw = _little_endian(array)
+    return {
+        "dtype": raw.dtype.str,
+        "shape": list(raw.shape),
+        "sha256": hashlib.sha256(raw.tobytes()).hexdigest(),
+    }
+
+
+def _pack(array: np.ndarray) -> dict[str, Any]:
+    raw = _little_endian(array)
+    data = base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode("ascii")
+    return {"dtype": raw.dtype.str, "shape": list(raw.shape), "zlib": data}
+
+
+def _unpack(plain: dict[str, Any]) -> np.ndarray:
+    """The array of `_pack`; ValueError or zlib.error where it is none. Inflates no more than its shape."""
+    name, shape = _typed(plain, "dtype", str), _typed(plain, "shape", list)
+    if name not in _DTYPES or not all(type(side) is int and 0 <= side <= _MOST_BYTES for side in shape):
+        raise ValueError(f"no array of a record has dtype {name} and shape {shape}")
+    dtype = np.dtype(name)
+    length = dtype.itemsize
+    for side in shape:
+        length *= side
+    if length > _MOST_BYTES:
+        raise ValueError(f"an array of {length} bytes is no part of a record")
+    packed = base64.b64decode(_typed(plain, "zlib", str), validate=True)
+    raw = zlib.decompressobj().decompress(packed, length + 1)
+    if len(raw) != length:
+        raise ValueError(f"an array holds other than the {length} bytes of its shape")
+    return np.frombuffer(raw, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _unpack_tables(plain: dict[str, Any]) -> CdfTables:
+    return CdfTables(**{name: _unpack(_typed(plain, name, dict)) for name in ("cdf", "size", "offset")})
+
+
+def _typed(plain: dict[str, Any], key: str, kind: type) -> Any:
+    """The entry `key` if it is of this kind (an integer serves as a float); ValueError otherwise."""
+    value = plain.get(key)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{key} is {'missing' if key not in plain else 'of the wrong kind'}")
+    return value

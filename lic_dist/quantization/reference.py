@@ -1,0 +1,135 @@
+"""The trellis search in plain numpy and python: the definition that the compiled kernel must meet bit for
+bit.
+
+Costs are integers in 1/256 bit: the coder's rate table plus one rounded float32 distortion. See METHOD,
+"Search".
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from lic_dist.quantization.rates import LEVELS, CdfTables, SearchRates, search_rates
+from lic_dist.quantization.trellis import Trellis
+
+REDUCTION_INTERVAL = 64
+SATURATION = np.float32(1 << 20)
+_UNREACHED = 1 << 29
+
+Candidate = tuple[int, int]  # cost, |k|
+
+
+def search(
+    r: np.ndarray, level: np.ndarray, weight: np.ndarray, step: float, tables: CdfTables, trellis: Trellis
+) -> tuple[np.ndarray, np.ndarray]:
+    """Viterbi search: indices int16 [lanes, steps], costs int64 [lanes]; arguments as `quantize.search`."""
+    rates = search_rates(tables)
+    inverse_step = inverse(step)
+    k = np.zeros(r.shape, np.int16)
+    cost = np.zeros(len(r), np.int64)
+    for lane in range(len(r)):
+        choices = [
+            candidates(r[lane, position], int(level[lane, position]), weight[lane], inverse_step, rates)
+            for position in range(r.shape[1])
+        ]
+        magnitudes, cost[lane] = _search_lane(choices, trellis)
+        k[lane] = np.where(r[lane] < 0, -magnitudes, magnitudes)
+    return k, cost
+
+
+def inverse(step: float) -> np.float32:
+    """1/D, rounded once to float32: the searches multiply by it."""
+    return np.float32(1.0 / step)
+
+
+def candidates(
+    r: np.float32, level: int, weight: np.float32, inverse_step: np.float32, rates: SearchRates
+) -> list[list[list[Candidate]]]:
+    """Candidates (cost, |k|) by [quantizer][parity] of one residual: 0, and union levels m0..m0+3."""
+    position = np.abs(r) * inverse_step
+    smallest = max(1, int(np.floor(position)) - 1)
+    found: list[list[list[Candidate]]] = [[[], []], [[], []]]
+    for quantizer in (0, 1):
+        rate = rates.cost(quantizer * LEVELS + level, 0)
+        found[quantizer][0].append((distortion(position, 0, weight) + rate, 0))
+    for m in range(smallest, smallest + 4):
+        quantizer, magnitude = m & 1, (m + 1) >> 1
+        rate = rates.cost(quantizer * LEVELS + level, magnitude)
+        found[quantizer][magnitude & 1].append((distortion(position, m, weight) + rate, magnitude))
+    return found
+
+
+def distortion(position: np.float32, m: int, weight: np.float32) -> int:
+    """Rounded distortion of union level m for |r|/D = position: float32, no fused operation, saturated."""
+    with np.errstate(over="ignore"):
+        difference = position - np.float32(m)
+        return int(np.rint(np.minimum(difference * difference * weight, SATURATION)))
+
+
+def _search_lane(choices: list[list[list[list[Candidate]]]], trellis: Trellis) -> tuple[np.ndarray, int]:
+    """Indices |k| int64 [steps] and cost of the cheapest path of one lane."""
+    metric = [0] + [_UNREACHED] * (trellis.states - 1)
+    decisions: list[list[tuple[int, int]]] = []  # per step and state: previous state, |k|
+    subtracted = 0
+    predecessors = trellis.predecessors()
+    for position, choice in enumerate(choices):
+        updated, decision = [], []
+        for state in range(trellis.states):
+            best, previous, magnitude = min(
+                (metric[before] + candidate_cost, before, magnitude)  # ties: lower previous state, then zero
+                for before, parity in predecessors[state]
+                for candidate_cost, magnitude in choice[trellis.quantizer[before]][parity]
+            )
+            updated.append(best)
+            decision.append((previous, magnitude))
+        metric = updated
+        decisions.append(decision)
+        if (position + 1) % REDUCTION_INTERVAL == 0:
+            least = min(metric)
+            metric = [value - least for value in metric]
+            subtracted += least
+    state = metric.index(min(metric))
+    total = subtracted + metric[state]
+    magnitudes = np.zeros(len(choices), np.int64)
+    for position in range(len(choices) - 1, -1, -1):
+        state, magnitudes[position] = decisions[position][state]
+    return magnitudes, total
+
+
+def brute_force(
+    r: np.ndarray, level: np.ndarray, weight: np.ndarray, step: float, tables: CdfTables, trellis: Trellis
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `search`, by enumerating every sequence of candidates: exponential, for short lanes only."""
+    rates = search_rates(tables)
+    k = np.zeros(r.shape, np.int16)
+    cost = np.zeros(len(r), np.int64)
+    for lane in range(len(r)):
+        choices = [
+            candidates(r[lane, position], int(level[lane, position]), weight[lane], inverse(step), rates)
+            for position in range(r.shape[1])
+        ]
+        alphabets = [sorted({m for q in choice for p in q for _, m in p}) for choice in choices]
+        scored = [
+            scored_path for path in product(*alphabets) if (scored_path := _score(path, choices, trellis)) is not None
+        ]
+        cost[lane], _, _, magnitudes = min(scored)
+        k[lane] = np.where(r[lane] < 0, -np.array(magnitudes, np.int64), magnitudes)
+    return k, cost
+
+
+def _score(
+    path: tuple[int, ...], choices: list[list[list[list[Candidate]]]], trellis: Trellis
+) -> tuple[int, int, tuple[tuple[int, bool], ...], tuple[int, ...]] | None:
+    """Cost of a path, then what decides ties, last step first; None where a magnitude is not on offer."""
+    total, state = 0, 0
+    trail: list[tuple[int, bool]] = []
+    for magnitude, choice in zip(path, choices, strict=True):
+        offered = {m: cost for cost, m in choice[trellis.quantizer[state]][magnitude & 1]}
+        if magnitude not in offered:
+            return None
+        total += offered[magnitude]
+        trail.append((state, magnitude != 0))
+        state = trellis.next_state[state][magnitude & 1]
+    return total, state, tuple(reversed(trail)), path

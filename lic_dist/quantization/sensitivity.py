@@ -1,0 +1,44 @@
+"""Sensitivities of the decoder: the squared change of the picture for a unit change of a latent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def sensitivities(
+    g_s: Callable[[Tensor], Tensor],
+    y_hat: Tensor,
+    probes: int,
+    generator: torch.Generator,
+    batch: int = 8,
+) -> tuple[np.ndarray, np.ndarray]:
+    """S_c = diag(J^T J) of g_s, averaged over positions and images, and its standard error: float64 [M] each.
+
+    y_hat float32 [B, M, h, w], decoded `batch` images at a time; the picture's values are in [0, 1], summed
+    over pixels and colours. Hutchinson's estimator: the gradient of v^T g_s(y_hat) squared, v ~ N(0, I),
+    `probes` draws an image (one backward pass each). The standard error is that of the mean over images, or
+    over probes for one image. `generator` lives on y_hat's device. ValueError for a single draw, or where a
+    gradient is not finite.
+    """
+    if y_hat.dim() != 4 or probes < 1 or len(y_hat) * probes < 2:
+        raise ValueError("y_hat is [B, M, h, w], and B * probes >= 2 for a standard error")
+    draws = []  # one [images of the batch, probes, M] a batch
+    for part in torch.split(y_hat.detach(), batch):
+        latent = part.clone().requires_grad_(True)
+        with torch.enable_grad():
+            x_hat = g_s(latent)
+        squares = []
+        for probe in range(probes):
+            v = torch.randn(x_hat.shape, generator=generator, device=x_hat.device, dtype=x_hat.dtype)
+            (gradient,) = torch.autograd.grad(x_hat, latent, v, retain_graph=probe + 1 < probes)
+            squares.append(gradient.double().square().mean(dim=(2, 3)).cpu())
+        draws.append(torch.stack(squares, dim=1))
+    by_draw = torch.cat(draws).numpy()
+    if not np.isfinite(by_draw).all():
+        raise ValueError("the decoder's gradient is not finite")
+    independent = by_draw.mean(axis=1) if len(by_draw) > 1 else by_draw[0]
+    return independent.mean(axis=0), independent.std(axis=0, ddof=1) / np.sqrt(len(independent))
