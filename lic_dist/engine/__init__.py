@@ -1,0 +1,1 @@
+"""Runs work over units, in this process or on Ray; knows nothing of images."""

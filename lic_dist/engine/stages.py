@@ -1,0 +1,79 @@
+"""Staged work over units: in this process, or on Ray.
+
+A unit (a shard number, say) flows through all stages; the result of one stage is the argument of the next:
+
+    unit -> read -> encode -> search and write -> result
+
+The engine knows nothing of what the work is. Work must be idempotent: a unit whose worker died starts again
+from its first stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lic_dist.errors import UsageError
+
+Work = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the work and the pool of workers that does it.
+
+    `make` is called once in each worker, before its first unit, and returns the function that does the
+    work; it must pickle (a module-level function, or a functools.partial of one). `gpus` is what one worker
+    holds.
+    """
+
+    name: str
+    make: Callable[[], Work]
+    workers: int = 1
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.gpus < 0:
+            raise ValueError(f"stage {self.name}: {self.workers} workers with {self.gpus} GPUs each")
+
+
+def run(
+    stages: Sequence[Stage],
+    units: Sequence[Any],
+    *,
+    engine: str = "local",
+    address: str | None = None,
+    num_cpus: int | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """Run every unit through all stages; yields (unit, result) in order of completion.
+
+    `engine` is "local" (one unit after the other, in this process) or "ray": then `address` is a running
+    cluster's (default: RAY_ADDRESS, else a Ray of our own with `num_cpus`, default all, which ends with the
+    run). A Ray that is already initialised is used and left alone. Results must be small on Ray: they are
+    all that the driver fetches.
+
+    Raises:
+        UsageError: an unknown engine.
+        LicError: the cluster lacks the GPUs asked for, or the workers of one unit died again and again.
+        Exception: whatever the work raises, unchanged; the first failure ends the run.
+    """
+    if not stages:
+        raise ValueError("no stages to run")
+    if engine == "local":
+        return _run_here(stages, units)
+    if engine == "ray":
+        from lic_dist.engine.on_ray import run_on_ray
+
+        return run_on_ray(stages, units, address, num_cpus)
+    raise UsageError(f"no engine '{engine}'", hint="one of: local, ray")
+
+
+def _run_here(stages: Sequence[Stage], units: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    works: list[Work] = []
+    for unit in units:
+        works = works or [stage.make() for stage in stages]
+        value = unit
+        for work in works:
+            value = work(value)
+        yield unit, value

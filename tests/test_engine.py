@@ -1,0 +1,191 @@
+"""The engine: order and errors in this process, pools and lost workers on Ray."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lic_dist.engine.stages import Stage, run
+from lic_dist.errors import LicError, UsageError
+
+HERE = Path(__file__).parent
+
+
+def make_add(amount):
+    return lambda value: value + amount
+
+
+def make_square():
+    return lambda value: value * value
+
+
+def make_process_id():
+    return lambda value: os.getpid()
+
+
+def make_wide():
+    import numpy as np
+
+    return lambda value: (value, np.full(300_000, value))  # too large to travel inside Ray's messages
+
+
+def make_narrow():
+    return lambda pair: (pair[0], float(pair[1].mean()))
+
+
+def make_fail(error):
+    def work(value):
+        raise error
+
+    return work
+
+
+def make_dies_once(folder: Path, unit: int):
+    def work(value):
+        flag = folder / "died"
+        if value == unit and not flag.exists():
+            flag.touch()
+            os._exit(1)
+        return value
+
+    return work
+
+
+def make_dies_always(folder: Path):
+    def work(value):
+        with (folder / "attempts").open("a") as file:
+            file.write("x")
+        os._exit(1)
+
+    return work
+
+
+def make_log(folder: Path, name: str, seconds: float):
+    def work(value):
+        time.sleep(seconds)
+        with (folder / name).open("a") as file:
+            file.write(f"{value} {time.time()}\n")
+        return value
+
+    return work
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray of four logical CPUs, shared by the tests of this file: starting one takes five seconds."""
+    from lic_dist.engine import on_ray
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), before]))
+    with on_ray._connected(None, num_cpus=4):
+        yield
+    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+def test_local_runs_all_stages_in_order():
+    stages = [Stage("add", partial(make_add, 1)), Stage("square", make_square)]
+    assert list(run(stages, [1, 2, 3])) == [(1, 4), (2, 9), (3, 16)]
+    assert list(run(stages, [])) == []
+
+
+def test_local_makes_once_and_raises_unchanged():
+    made = []
+
+    def make():
+        made.append(1)
+        return lambda value: 1 // value
+
+    results = run([Stage("divide", make)], [1, 1, 0, 1])
+    assert next(results) == (1, 1) and next(results) == (1, 1)
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert made == [1]
+
+
+def test_wrong_use_is_refused():
+    with pytest.raises(UsageError, match="no engine 'slurm'"):
+        run([Stage("square", make_square)], [1], engine="slurm")
+    with pytest.raises(ValueError, match="0 workers"):
+        Stage("square", make_square, workers=0)
+
+
+def test_ray_gives_every_unit_once_from_pools_larger_than_the_machine(cluster):
+    stages = [Stage("square", make_square, 3), Stage("pid", make_process_id, 3)]  # six actors on four CPUs
+    results = list(run(stages, range(20), engine="ray"))
+    assert sorted(unit for unit, _ in results) == list(range(20))
+    assert os.getpid() not in {process for _, process in results}
+
+
+def test_ray_hands_large_results_between_stages(cluster):
+    results = dict(run([Stage("wide", make_wide, 1), Stage("narrow", make_narrow, 1)], range(6), engine="ray"))
+    assert results == {n: (n, float(n)) for n in range(6)}
+
+
+def test_ray_bounds_units_in_flight(cluster, tmp_path):
+    delays = {"fast": 0.0, "slow": 0.1}
+    stages = [Stage(name, partial(make_log, tmp_path, name, seconds)) for name, seconds in delays.items()]
+    list(run(stages, range(8), engine="ray"))
+    fast, slow = (
+        sorted(float(line.split()[1]) for line in (tmp_path / name).read_text().splitlines()) for name in delays
+    )
+    for n in range(2, 8):  # the unit after the first two enters only when one has left
+        assert fast[n] >= slow[n - 2]
+
+
+def test_ray_replaces_a_dead_worker_and_repeats_its_unit(cluster, tmp_path):
+    stages = [Stage("add", partial(make_add, 10)), Stage("dies", partial(make_dies_once, tmp_path, 12))]
+    assert sorted(run(stages, range(5), engine="ray")) == [(n, n + 10) for n in range(5)]
+    assert (tmp_path / "died").exists()
+
+
+def test_ray_gives_up_on_a_unit_that_kills_its_workers(cluster, tmp_path, monkeypatch):
+    from lic_dist.engine import on_ray
+
+    assert on_ray.RETRIES == 3
+    monkeypatch.setattr(on_ray, "RETRIES", 1)
+    with pytest.raises(LicError, match="shard 7: its worker in stage 'deadly' died 2 times"):
+        list(run([Stage("deadly", partial(make_dies_always, tmp_path))], ["shard 7"], engine="ray"))
+    assert (tmp_path / "attempts").read_text() == "xx"
+
+
+def test_ray_raises_the_works_own_exception(cluster):
+    failing = Stage("fails", partial(make_fail, LicError("no such checkpoint", hint="train one")))
+    with pytest.raises(LicError) as caught:
+        list(run([failing, Stage("add", partial(make_add, 0))], [1, 2], engine="ray"))
+    assert type(caught.value) is LicError
+    assert str(caught.value) == "no such checkpoint (train one)"
+
+
+def make_broken():
+    raise KeyError("of make")
+
+
+def test_ray_raises_what_make_raises(cluster):
+    with pytest.raises(KeyError, match="of make") as caught:
+        list(run([Stage("broken", make_broken)], [1], engine="ray"))
+    assert type(caught.value) is KeyError
+
+
+def test_ray_refuses_gpus_that_are_not_there(cluster):
+    import ray
+
+    if ray.cluster_resources().get("GPU", 0) >= 64:
+        pytest.skip("so many GPUs")
+    with pytest.raises(LicError, match="ask for 64 GPUs"):
+        list(run([Stage("encode", make_square, 64, gpus=1.0)], [1], engine="ray"))
+
+
+def test_ray_frees_its_workers_when_the_caller_stops_early(cluster):
+    import ray
+
+    results = run([Stage("square", make_square, 1)], range(50), engine="ray")
+    next(results)
+    results.close()
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU") == 4
