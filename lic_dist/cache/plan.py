@@ -1,0 +1,129 @@
+"""The plan of a store: a pure function of the experiment that every worker computes alike.
+
+Samples in a fixed order, cut into shards of equal length; the identity that says which latents these are,
+and how two identities differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lic_dist.errors import LicError
+from lic_dist.images import Crop
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of one sample: pixels [3, crop, crop]; y and z [channels, size, size]."""
+
+    crop: int
+    y_channels: int
+    y_size: int
+    z_channels: int
+    z_size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a store is to hold.
+
+    `crops` in the order of the store (training first, then held out); `shard` samples a shard; `batch`
+    crops that the encoder sees at once (it changes the last bits of float results, so it is part of the
+    plan); `identity` a plain JSON record of everything that the latents depend on.
+
+    Raises:
+        LicError: no crops.
+        ValueError: sizes below 1, or an identity that is not plain JSON.
+    """
+
+    crops: Sequence[Crop]
+    geometry: Geometry
+    shard: int
+    batch: int
+    identity: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not self.crops:
+            raise LicError("no samples to cache", hint="is no photo as large as images.crop?")
+        if self.shard < 1 or self.batch < 1:
+            raise ValueError(f"shard {self.shard} and batch {self.batch} must be at least 1")
+        canonical_json(self.identity)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.crops)
+
+    @property
+    def num_shards(self) -> int:
+        return num_shards(len(self.crops), self.shard)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the identity's canonical JSON, in hex."""
+        return fingerprint(self.identity)
+
+    @cached_property
+    def source_bytes(self) -> int:
+        """Bytes of the longest source in UTF-8."""
+        return max(1, max(len(crop.source.encode()) for crop in self.crops))
+
+    def crops_of(self, shard: int) -> Sequence[Crop]:
+        """The samples of a shard; the last shard may hold fewer than `shard`."""
+        if not 0 <= shard < self.num_shards:
+            raise ValueError(f"shard {shard} is not one of {self.num_shards}")
+        return self.crops[shard * self.shard : (shard + 1) * self.shard]
+
+
+def num_shards(num_samples: int, shard: int) -> int:
+    """Shards that hold the samples: num_shards(130, 64) => 3."""
+    return -(-num_samples // shard)
+
+
+def canonical_json(record: Any) -> str:
+    """One text for equal records: sorted keys, no spaces, ASCII. ValueError for what is not plain JSON."""
+    try:
+        return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except TypeError as error:
+        raise ValueError(f"not plain JSON: {error}") from error
+
+
+def fingerprint(record: Any) -> str:
+    """sha256 of the canonical JSON, in hex."""
+    return hashlib.sha256(canonical_json(record).encode()).hexdigest()
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """One line for each field that differs, nested keys dotted, sorted; none where the records are equal.
+
+    differences({"model": {"N": 48}}, {"model": {"N": 64}}) => ["model.N: store has 48, this job has 64"]
+    """
+    store, job = _flat(found), _flat(expected)
+    lines = []
+    for key in sorted(store.keys() | job.keys()):
+        ours, theirs = store.get(key, "nothing"), job.get(key, "nothing")
+        if ours != theirs:
+            lines.append(f"{key}: store has {_short(ours, theirs)}, this job has {_short(theirs, ours)}")
+    return lines
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = canonical_json(value)
+    return flat
+
+
+def _short(value: str, other: str) -> str:
+    """A value for a message: long ones (digests, mostly) cut where the other shows that they differ."""
+    text = value.strip('"')
+    if len(text) <= 32 or text[:8] == other.strip('"')[:8]:
+        return text
+    return f"{text[:8]}…"

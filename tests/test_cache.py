@@ -1,0 +1,554 @@
+"""The cache: format, resume, refusal, verification, and the same bytes from every way of building."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lic_dist.cache import layout, markers, plan, store
+from lic_dist.cache.plan import Geometry, Plan, differences, fingerprint
+from lic_dist.cache.reader import LatentCache, inspect, size_on_disk
+from lic_dist.cache.verify import Finding, verify
+from lic_dist.engine.stages import Stage, run
+from lic_dist.errors import LicError
+from lic_dist.images import FAULTS, Crop
+
+HERE = Path(__file__).parent
+GEOMETRY = Geometry(crop=32, y_channels=6, y_size=2, z_channels=4, z_size=1)
+IDENTITY = {"format": 1, "model": {"architecture": "mbt2018-mean", "encoder_sha256": "ab" * 32}, "crop": 32}
+RECORD = '{"name": "tcq"}'
+
+
+def make_plan(samples: int = 10, shard: int = 4, **changes) -> Plan:
+    crops = tuple(
+        Crop(f"ordner/ä{n}.png", hashlib.sha256(b"%d" % n).hexdigest(), n, 2 * n, n % 2 == 1, n >= samples - 2)
+        for n in range(samples)
+    )
+    return Plan(crops, GEOMETRY, shard, 2, {**IDENTITY, **changes})
+
+
+def synthetic(count: int, shard: int, faulty: int | None = None, group: str | None = "tcq8") -> dict[str, np.ndarray]:
+    """What an encoder and a search would make of a shard; a pure function of its number."""
+    rng = np.random.default_rng(shard)
+    arrays = {
+        "pixels": rng.integers(1, 256, (count, 3, 32, 32), np.uint8),
+        "latents/y": rng.normal(0, 3, (count, 6, 2, 2)).astype(np.float16),
+        "latents/z": rng.integers(-9, 9, (count, 4, 1, 1)).astype(np.int16),
+        "samples/status": np.zeros(count, np.uint8),
+    }
+    if faulty is not None:
+        arrays["samples/status"][faulty] = FAULTS.index("truncated")
+    if group:
+        arrays[f"quantized/{group}/k"] = np.rint(arrays["latents/y"]).astype(np.int16)
+        arrays[f"quantized/{group}/bits"] = np.full(count, 1024.0, np.float32)
+        arrays[f"quantized/{group}/distortion"] = np.full(count, 0.5, np.float32)
+    return arrays
+
+
+def make_builder(path: Path, planned: Plan):
+    def build(shard: int) -> int:
+        count = len(planned.crops_of(shard))
+        arrays = synthetic(count, shard, faulty=1 if shard == 1 else None)
+        store.write_shard(str(path), planned, shard, arrays, 0.1)
+        return count
+
+    return build
+
+
+def create(path: Path, planned: Plan) -> None:
+    store.create(str(path), planned)
+    store.create_group(str(path), "tcq8", RECORD, {"record": "cd" * 32})
+
+
+def build(path: Path, planned: Plan, **engine) -> list[tuple[int, int]]:
+    stage = Stage("build", partial(make_builder, path, planned), workers=2)
+    return list(run([stage], store.pending(path, planned), **engine))
+
+
+def objects(path: Path) -> dict[str, str]:
+    """sha256 of every array object, and every zarr.json, of a store."""
+    return {
+        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in path.rglob("*")
+        if file.is_file() and markers.FOLDER not in file.relative_to(path).parts
+    }
+
+
+@pytest.fixture()
+def built(tmp_path) -> Path:
+    create(tmp_path / "a.zarr", make_plan())
+    build(tmp_path / "a.zarr", make_plan())
+    return tmp_path / "a.zarr"
+
+
+# plan
+
+
+@given(st.integers(1, 500), st.integers(1, 80))
+def test_shards_hold_every_sample_once(samples, shard):
+    planned = Plan(tuple(range(samples)), GEOMETRY, shard, 1, {})
+    assert [n for s in range(planned.num_shards) for n in planned.crops_of(s)] == list(range(samples))
+
+
+def test_fingerprint_is_of_the_content():
+    assert fingerprint({"b": 1, "a": [1.5, "x"]}) == fingerprint({"a": (1.5, "x"), "b": 1})
+    assert fingerprint({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    with pytest.raises(ValueError, match="not plain JSON"):
+        make_plan(bad={1, 2})
+
+
+def test_differences_name_each_field():
+    found = {"model": {"encoder_sha256": "ab" * 32, "N": 48}, "crop": 256, "list": [1, 2]}
+    expected = {"model": {"encoder_sha256": "cd" * 32, "N": 48}, "crop": 128, "list": (1, 2), "new": None}
+    assert differences(found, expected) == [
+        "crop: store has 256, this job has 128",
+        "model.encoder_sha256: store has abababab…, this job has cdcdcdcd…",
+        "new: store has nothing, this job has null",
+    ]
+    assert differences({"d": "a" * 63 + "b"}, {"d": "a" * 64})[0].count("a" * 63) == 2  # shown whole
+    assert differences(found, found) == []
+
+
+def test_no_crops_is_an_error_of_the_user():
+    with pytest.raises(LicError, match="no samples"):
+        Plan((), GEOMETRY, 4, 1, {})
+
+
+# format
+
+
+@pytest.mark.filterwarnings("ignore:Object at")
+def test_format_is_what_the_design_says(built):
+    root = zarr.open_group(str(built), mode="r")
+    assert root.attrs["num_samples"] == 10 and root.attrs["format"] == 1
+    shapes = {name: (array.dtype.name, array.shape) for name, array in arrays_of(root).items()}
+    assert shapes == {
+        "pixels": ("uint8", (12, 3, 32, 32)),
+        "latents/y": ("float16", (12, 6, 2, 2)),
+        "latents/z": ("int16", (12, 4, 1, 1)),
+        "quantized/tcq8/k": ("int16", (12, 6, 2, 2)),
+        "quantized/tcq8/bits": ("float32", (12,)),
+        "quantized/tcq8/distortion": ("float32", (12,)),
+        "samples/source": ("uint8", (12, 14)),
+        "samples/digest": ("uint8", (12, 64)),
+        "samples/crop_y": ("int32", (12,)),
+        "samples/crop_x": ("int32", (12,)),
+        "samples/flip": ("bool", (12,)),
+        "samples/held_out": ("bool", (12,)),
+        "samples/status": ("uint8", (12,)),
+    }
+    for array in arrays_of(root).values():
+        assert array.shards[0] == 4 and array.chunks[1:] == array.shape[1:]
+        assert array.metadata.dimension_names[0] == "sample"
+        assert len(array.metadata.dimension_names) == array.ndim
+    assert root["samples/status"].attrs["names"][3] == "truncated"
+    assert root["samples/status"][:].tolist() == [0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 255, 255]
+    assert not root["pixels"][10:].any()
+    assert bytes(root["samples/source"][1]).rstrip(b"\0").decode() == "ordner/ä1.png"
+
+
+def arrays_of(group) -> dict[str, zarr.Array]:
+    return {name: node for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array)}
+
+
+def test_only_codecs_of_every_reader(built):
+    document = json.loads((built / "pixels" / "zarr.json").read_text())
+    (sharding,) = document["codecs"]
+    assert sharding["name"] == "sharding_indexed"
+    assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == ["bytes", "zstd"]
+    assert document["chunk_key_encoding"]["configuration"]["separator"] == "/"
+
+
+def test_inner_chunks_divide_the_shard():
+    assert [layout.inner_chunk(n, 98304) for n in (64, 4, 9, 7, 13, 10)] == [8, 4, 3, 7, 1, 5]
+    assert layout.inner_chunk(64, 4) == 64  # rows of samples/*: one chunk a shard
+
+
+def test_all_zero_shards_have_objects(tmp_path):
+    planned = make_plan(4)
+    store.create(tmp_path / "z.zarr", planned)
+    zeros = {name: np.zeros_like(array) for name, array in synthetic(4, 0, group=None).items()}
+    store.write_shard(tmp_path / "z.zarr", planned, 0, zeros)
+    assert (tmp_path / "z.zarr/pixels/c/0/0/0/0").is_file()
+    assert verify(tmp_path / "z.zarr") == [] and store.pending(tmp_path / "z.zarr", planned) == []
+
+
+# identity
+
+
+def test_create_is_idempotent_and_leaves_nothing_beside(built):
+    before = objects(built)
+    create(built, make_plan())
+    assert objects(built) == before
+    assert [entry.name for entry in built.parent.iterdir()] == ["a.zarr"]
+
+
+def test_another_identity_is_refused_naming_the_fields(built):
+    other = make_plan(model={"architecture": "mbt2018-mean", "encoder_sha256": "cd" * 32}, crop=64)
+    for refused in (
+        lambda: store.create(built, other),
+        lambda: store.write_shard(built, other, 0, synthetic(4, 0)),
+    ):
+        with pytest.raises(LicError) as caught:
+            refused()
+        assert "crop: store has 32, this job has 64; model.encoder_sha256: store has abab" in caught.value.message
+    with pytest.raises(LicError, match="num_samples: store has 10, this job has 11"):
+        store.create(built, make_plan(11))
+    with pytest.raises(LicError, match="store_y: store has true, this job has false"):
+        store.create(built, make_plan(), store_y=False)
+    with pytest.raises(LicError, match="record: store has cdcdcdcd…, this job has efefefef…"):
+        store.create_group(built, "tcq8", RECORD, {"record": "ef" * 32})
+
+
+def test_what_is_not_a_cache_is_refused(tmp_path):
+    with pytest.raises(LicError, match="no cache at"):
+        LatentCache.open(tmp_path / "absent.zarr")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "precious.txt").write_text("mine")
+    with pytest.raises(LicError, match="no cache at"):
+        store.create(tmp_path / "notes", make_plan())
+    assert (tmp_path / "notes" / "precious.txt").read_text() == "mine"
+    zarr.create_group(str(tmp_path / "other.zarr"))
+    with pytest.raises(LicError, match="is not a cache of lic_dist"):
+        store.create(tmp_path / "other.zarr", make_plan())
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "_progress"])
+def test_group_names_stay_inside_the_store(built, name):
+    with pytest.raises(LicError, match="cannot name a group"):
+        store.create_group(built, name, RECORD, {})
+
+
+# writing
+
+
+def test_shards_are_written_whole(tmp_path):
+    planned = make_plan()
+    create(tmp_path / "a.zarr", planned)
+    whole = synthetic(4, 0)
+    broken = [
+        {name: array for name, array in whole.items() if name != "latents/z"},
+        {name: array for name, array in whole.items() if name != "quantized/tcq8/bits"},
+        {**whole, "latents/x": whole["latents/y"]},
+        {**whole, "pixels": whole["pixels"][:3]},
+        {**whole, "latents/y": whole["latents/y"].astype(np.float32)},
+        {**whole, "quantized/tcq8/bits": np.full(4, np.nan, np.float32)},
+        {},
+    ]
+    for arrays in broken:
+        with pytest.raises(ValueError):
+            store.write_shard(tmp_path / "a.zarr", planned, 0, arrays)
+    with pytest.raises(LicError, match="no group 'sq'"):
+        store.write_shard(tmp_path / "a.zarr", planned, 0, synthetic(4, 0, group="sq"))
+    assert store.pending(tmp_path / "a.zarr", planned, "tcq8") == [0, 1, 2]
+
+
+def test_faulty_samples_are_zeros_and_not_counted(built):
+    cache = LatentCache.open(built)
+    rows = cache.shard(1, ("pixels", "latents/y", "quantized/tcq8/k", "quantized/tcq8/bits"))
+    assert all(not array[1].any() and array[0].any() for array in rows.values())
+    marker = markers.read_marker(built, cache.fingerprint, 1)
+    assert (marker.samples, marker.faulty, marker.bits) == (4, 1, None)
+    marker = markers.read_marker(built, cache.group_attributes("tcq8")["fingerprint"], 1)
+    assert (marker.bits, marker.distortion, marker.seconds) == (3 * 1024.0, 1.5, 0.1)
+
+
+def test_groups_are_added_later_with_markers_of_their_own(built):
+    planned = LatentCache.open(built).plan()
+    assert planned == make_plan()
+    store.create_group(built, "sq", RECORD, {"record": "ef" * 32})
+    assert store.pending(built, planned) == [] and store.pending(built, planned, "sq") == [0, 1, 2]
+    arrays = {name: array for name, array in synthetic(4, 1, group="sq").items() if name.startswith("quantized")}
+    store.write_shard(built, planned, 1, arrays)
+    assert store.pending(built, planned, "sq") == [0, 2] and store.pending(built, planned, "tcq8") == []
+    k = LatentCache.open(built).shard(1, ["quantized/sq/k"])["quantized/sq/k"]
+    assert not k[1].any() and k[0].any()  # the base says that sample 1 is faulty
+    assert LatentCache.open(built).groups == ("sq", "tcq8")
+
+
+def test_a_group_needs_its_latents(tmp_path):
+    planned = make_plan()
+    create(tmp_path / "a.zarr", planned)
+    arrays = {name: array for name, array in synthetic(4, 0).items() if name.startswith("quantized")}
+    with pytest.raises(LicError, match="holds no latents yet"):
+        store.write_shard(tmp_path / "a.zarr", planned, 0, arrays)
+
+
+# resume
+
+
+def test_the_same_bytes_from_every_way_of_building(tmp_path, monkeypatch):
+    planned = make_plan(18)
+    paths = {name: tmp_path / f"{name}.zarr" for name in ("local", "ray", "resumed", "killed")}
+    for path in paths.values():
+        create(path, planned)
+    build(paths["local"], planned)
+
+    search_path = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", search_path)
+    assert sorted(build(paths["ray"], planned, engine="ray", num_cpus=2)) == [
+        (0, 4),
+        (1, 4),
+        (2, 4),
+        (3, 4),
+        (4, 2),
+    ]
+    import ray
+
+    assert not ray.is_initialized()  # the engine ended what it had started
+
+    make_builder(paths["resumed"], planned)(3)
+    make_builder(paths["resumed"], planned)(1)
+    assert store.pending(paths["resumed"], planned) == [0, 2, 4]
+    build(paths["resumed"], planned)
+
+    die_while_writing(paths["killed"], planned, shard=2)
+    assert store.pending(paths["killed"], planned) == [0, 1, 2, 3, 4]
+    build(paths["killed"], planned)
+
+    expected = objects(paths["local"])
+    assert sum("/c/" in name for name in expected) == 13 * 5
+    for path in paths.values():
+        assert objects(path) == expected
+        assert verify(path) == []
+
+
+def die_while_writing(path: Path, planned: Plan, shard: int) -> None:
+    """A process writes a shard and is gone before its last object: no marker, a torn object, a free lock."""
+    code = f"""
+import os, pickle, sys
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
+import test_cache
+from lic_dist.cache import markers
+count = 0
+def hash_object(file, original=markers.hash_object):
+    global count
+    count += 1
+    if count == 9:
+        file.write_bytes(file.read_bytes()[:-7])
+        os._exit(9)
+    return original(file)
+markers.hash_object = hash_object
+test_cache.make_builder(*pickle.loads(bytes.fromhex({pickle.dumps((path, planned)).hex()!r})))({shard})
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 9
+    assert list((path / markers.FOLDER).rglob("*.lock"))
+
+
+def test_pending_reads_markers_not_names(built):
+    planned = make_plan()
+    marker = markers.marker_path(built, planned.fingerprint, 0)
+    text = marker.read_text()
+    for broken in (
+        "",
+        text[:50],
+        "[]",
+        "{}",
+        text.replace(planned.fingerprint, "0" * 64),
+        text.replace(": 0", ": 5"),
+    ):
+        marker.write_text(broken)
+        assert store.pending(built, planned) == [0]
+    marker.write_text(text)
+    assert store.pending(built, planned) == []
+    (built / "latents/z/c/2/0/0/0").write_bytes(b"")
+    assert store.pending(built, planned) == [2]
+    build(built, planned)
+    assert verify(built) == []
+
+
+def test_the_lock_excludes_a_second_writer(built):
+    code = f"""
+import sys
+sys.path.insert(0, {str(HERE.parent)!r})
+from pathlib import Path
+from lic_dist.cache import markers
+with markers.owner(Path({str(built)!r}), "f" * 64, 0):
+    print("mine")
+"""
+    with markers.owner(built, "f" * 64, 0):
+        other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1.0)
+    assert other.communicate(timeout=60)[0] == b"mine\n"
+    assert not list((built / markers.FOLDER).rglob("*.lock"))
+
+
+# verify
+
+
+def damage(file: Path, how: str) -> None:
+    data = file.read_bytes()
+    if how == "remove":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(data[:-5])
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "zero tail":
+        file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    elif how == "zero bytes":
+        file.write_bytes(bytes(len(data)))
+    elif how == "flip":
+        file.write_bytes(bytes([data[20] ^ 1]).join([data[:20], data[21:]]))
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ("remove", "missing"),
+        ("cut", "torn"),
+        ("empty", "torn"),
+        ("zero tail", "torn"),
+        ("zero bytes", "zero"),
+        ("flip", "altered"),
+    ],
+)
+def test_verify_tells_damages_apart_and_building_heals_them(built, how, what):
+    before = objects(built)
+    damage(built / "latents/y/c/1/0/0/0", how)
+    damage(built / "samples/source/c/2/0", how)
+    damage(built / "quantized/tcq8/k/c/0/0/0/0", how)
+    assert verify(built) == [
+        Finding(1, "latents/y", what),
+        Finding(2, "samples/source", what),
+        Finding(0, "quantized/tcq8/k", what, "tcq8"),
+    ]
+    for finding in verify(built):
+        store.forget(built, finding.shard, finding.group or None)
+    assert store.pending(built, make_plan()) == [1, 2] and store.pending(built, make_plan(), "tcq8") == [0]
+    for shard in range(3):
+        make_builder(built, make_plan())(shard)
+    assert verify(built) == [] and objects(built) == before
+
+
+def test_verify_sees_what_was_written_over(built):
+    layout.open_array(built, "pixels", "r+")[4:8] = 0
+    layout.open_array(built, "latents/z", "r+")[5, 0] = 77
+    zarr.open_array(str(built), path="quantized/tcq8/k", mode="r+")[8:12] = 0  # the default: object dropped
+    assert [(finding.shard, finding.array, finding.what) for finding in verify(built)] == [
+        (1, "pixels", "zero"),
+        (1, "latents/z", "altered"),
+        (2, "quantized/tcq8/k", "missing"),
+    ]
+
+
+def test_verify_reports_unwritten_shards_and_broken_markers(built):
+    store.forget(built, 1)
+    key = make_plan().fingerprint
+    markers.marker_path(built, key, 2).write_text("{")
+    folder = f"_progress/{key[:8]}"
+    assert verify(built) == [Finding(1, folder, "missing"), Finding(2, folder, "torn")]
+
+
+# reading
+
+
+def test_reading_gives_what_was_written(built):
+    cache = pickle.loads(pickle.dumps(LatentCache.open(built)))
+    assert len(cache) == cache.num_samples == 10 and cache.num_shards == 3
+    expected = {
+        name: np.concatenate([synthetic((4, 4, 2)[shard], shard)[name] for shard in range(3)])
+        for name in ("pixels", "latents/z", "quantized/tcq8/k")
+    }
+    for array in expected.values():
+        array[5] = 0
+    loaded = cache.load(list(expected))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(loaded[name], array)
+        assert loaded[name].dtype == array.dtype
+    picked = cache.load(["latents/z"], [9, 0, 5, 4, 0, -1])["latents/z"]
+    np.testing.assert_array_equal(picked, expected["latents/z"][[9, 0, 5, 4, 0, 9]])
+    np.testing.assert_array_equal(cache.load(["pixels"], slice(2, 9, 3))["pixels"], expected["pixels"][2:9:3])
+    assert cache.load(["pixels"], [])["pixels"].shape == (0, 3, 32, 32)
+    assert cache.shard(2)["pixels"].shape == (2, 3, 32, 32)
+    np.testing.assert_array_equal(cache[-3]["quantized/tcq8/k"], expected["quantized/tcq8/k"][7])
+    for bad in (lambda: cache[10], lambda: cache.load(["pixels"], [10]), lambda: cache.shard(3)):
+        with pytest.raises(IndexError):
+            bad()
+    with pytest.raises(LicError, match="no array 'latents/w'"):
+        cache.load(["latents/w"])
+
+
+def test_samples_come_back_as_planned(built):
+    cache = LatentCache.open(built)
+    assert cache.samples["source"][3] == "ordner/ä3.png"
+    assert cache.samples["digest"][3] == make_plan().crops[3].digest
+    assert cache.samples["crop_x"].tolist() == list(range(0, 20, 2))
+    assert cache.usable.tolist() == [n != 5 for n in range(10)]
+    assert cache.indices(held_out=True).tolist() == [8, 9]
+    assert cache.indices(held_out=False).tolist() == [0, 1, 2, 3, 4, 6, 7]
+    assert cache.record_json("tcq8") == RECORD
+    assert cache.identity == IDENTITY and cache.geometry == GEOMETRY
+    with pytest.raises(LicError, match="it has: tcq8"):
+        cache.record_json("sq")
+
+
+def test_unwritten_shards_are_not_read_as_zeros(tmp_path):
+    planned = make_plan()
+    create(tmp_path / "a.zarr", planned)
+    make_builder(tmp_path / "a.zarr", planned)(0)
+    cache = LatentCache.open(tmp_path / "a.zarr")
+    assert cache.usable.tolist() == [True] * 4 + [False] * 6
+    assert cache.written() == [0] and cache.written("tcq8") == [0]
+    assert cache.load(["pixels"], range(4))["pixels"].any()
+    for read in (lambda: cache.shard(1), lambda: cache.load(["pixels"]), lambda: cache[5]):
+        with pytest.raises(LicError, match="is not written"):
+            read()
+    assert cache.plan() == planned  # the samples are known before they are built
+    (tmp_path / "a.zarr/latents/z/c/0/0/0/0").write_bytes(b"")  # Zarr itself reads zeros here
+    with pytest.raises(LicError, match="has lost an object"):
+        cache.shard(0)
+
+
+def test_stores_without_y(tmp_path):
+    planned = make_plan()
+    store.create(tmp_path / "a.zarr", planned, store_y=False)
+    arrays = synthetic(4, 0, group=None)
+    del arrays["latents/y"]
+    store.write_shard(tmp_path / "a.zarr", planned, 0, arrays)
+    assert sorted(LatentCache.open(tmp_path / "a.zarr")[0]) == ["latents/z", "pixels", "samples/status"]
+
+
+def test_inspect_counts(built):
+    report = inspect(built)
+    json.dumps(report)
+    counts = {name: report[name] for name in ("num_samples", "usable", "held_out", "shards_written")}
+    assert counts == {"num_samples": 10, "usable": 9, "held_out": 2, "shards_written": 3}
+    assert {name: count for name, count in report["faults"].items() if count} == {"truncated": 1}
+    group = report["groups"]["tcq8"]
+    assert group["bits_per_pixel"] == 1.0 and group["distortion"] == 0.5 and group["shards_written"] == 3
+    assert group["identity"] == {"group": "tcq8", "cache": make_plan().fingerprint, "record": "cd" * 32}
+    assert report["identity"] == IDENTITY and report["fingerprint"] == make_plan().fingerprint
+    assert report["arrays"]["pixels"]["raw_bytes"] == 10 * 3 * 32 * 32
+    assert report["bytes"] == size_on_disk(built) > report["arrays"]["pixels"]["bytes"] > 0.9 * 30720
+
+
+def test_raw_bytes_are_those_of_the_arrays():
+    assert layout.raw_bytes(10, GEOMETRY, True, ("tcq8",)) == {
+        "pixels": 30720,
+        "latents/y": 480,
+        "latents/z": 80,
+        "samples/status": 10,
+        "quantized/tcq8/k": 480,
+        "quantized/tcq8/bits": 40,
+        "quantized/tcq8/distortion": 40,
+    }
+
+
+def test_a_plan_is_plain_data():
+    assert pickle.loads(pickle.dumps(make_plan())) == make_plan()
+    assert dataclasses.replace(make_plan(), shard=3).num_shards == plan.num_shards(10, 3) == 4
