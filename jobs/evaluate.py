@@ -1,0 +1,9 @@
+"""Evaluate checkpoints with real bitstreams: what a cluster is handed.
+
+ray job submit --working-dir . -- python jobs/evaluate.py configs/photos-tcq8.yaml
+"""
+
+from lic_dist.cli import main_of
+
+if __name__ == "__main__":
+    main_of("evaluate")

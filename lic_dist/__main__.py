@@ -1,0 +1,5 @@
+"""`python -m lic_dist`: what torchrun starts."""
+
+from lic_dist.cli import main
+
+main()

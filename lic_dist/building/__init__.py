@@ -1,0 +1,1 @@
+"""Shard work: crops, frozen encoder, search, write; adaptation and calibration before it."""

@@ -1,0 +1,99 @@
+"""Where quantizer records come from: CompressAI's own tables, or analytic ones to adapt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lic_dist.building.latents import View
+from lic_dist.errors import UsageError
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.quantization.quantize import adapted_tables
+from lic_dist.quantization.rates import CdfTables, analytic_pmf, tables_from_pmf
+from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.quantization.trellis import trellis
+
+
+def coder_tables(entropy_model: Any) -> CdfTables:
+    """The integer tables of one of CompressAI's entropy models, after `update(force=True)`."""
+    return CdfTables(
+        entropy_model._quantized_cdf.cpu().numpy().astype(np.int32),
+        entropy_model._cdf_length.cpu().numpy().astype(np.int32).reshape(-1),
+        entropy_model._offset.cpu().numpy().astype(np.int32).reshape(-1),
+    )
+
+
+def compressai_record(checkpoint: Checkpoint) -> QuantizerRecord:
+    """SQ as CompressAI codes it: step 1, its Gaussian tables, the scale level next above."""
+    model: Any = checkpoint.model
+    return QuantizerRecord(
+        name="sq",
+        states=1,
+        step=1.0,
+        lmbda=checkpoint.spec.lmbda,
+        lambda_scale=1.0,
+        weights=np.ones(checkpoint.spec.M, np.float32),
+        level_rule="above",
+        y_tables=coder_tables(model.gaussian_conditional),
+        z_tables=coder_tables(model.entropy_bottleneck),
+        notes={"rates": "compressai"},
+    )
+
+
+def analytic_record(
+    checkpoint: Checkpoint, name: str, states: int, step: float, lambda_scale: float, weights: np.ndarray
+) -> QuantizerRecord:
+    """A quantizer with the Gaussian's own index distributions: what adaptation starts from."""
+    states = states if name == "tcq" else 1
+    return QuantizerRecord(
+        name=name,
+        states=states,
+        step=float(step),
+        lmbda=checkpoint.spec.lmbda,
+        lambda_scale=float(lambda_scale),
+        weights=weights.astype(np.float32),
+        level_rule="nearest",
+        y_tables=tables_from_pmf(analytic_pmf(step, trellis(states))),
+        z_tables=coder_tables(checkpoint.model.entropy_bottleneck),
+        notes={"rates": "analytic"},
+    )
+
+
+def adapt(record: QuantizerRecord, pilot: View, rounds: int) -> QuantizerRecord:
+    """Re-estimate P(k | level, Q) from what the search chose on a pilot, and search again, `rounds` times.
+
+    For SQ one round is enough: its indices do not depend on the tables.
+    """
+    weight = record.lane_weights(len(pilot.residual) // len(record.weights))
+    tables = adapted_tables(pilot.residual, pilot.level, weight, record.step, record.trellis, rounds)
+    return replace(record, y_tables=tables, notes={**record.notes, "rates": "adapted", "rounds": rounds})
+
+
+def named_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
+    """`sq` (CompressAI's tables), a record that the checkpoint carries, or a record's file.
+
+    Raises:
+        UsageError: none of these.
+    """
+    if name in checkpoint.quantizers:
+        return QuantizerRecord.from_json(checkpoint.quantizers[name])
+    if name == "sq":
+        return compressai_record(checkpoint)
+    path = Path(name)
+    if path.is_dir():
+        path = path / "record.json"
+    if path.is_file():
+        return QuantizerRecord.load(path)
+    known = ", ".join(["sq", *checkpoint.quantizers])
+    raise UsageError(f"no quantizer '{name}' with {checkpoint.source}", hint=f"one of: {known}; or a record.json")
+
+
+def fits(record: QuantizerRecord, model: nn.Module) -> bool:
+    """Whether a record was made for this model's prior of z and number of channels."""
+    z = coder_tables(model.entropy_bottleneck)
+    same = z.cdf.shape == record.z_tables.cdf.shape and bool((z.cdf == record.z_tables.cdf).all())
+    return same and len(record.weights) == model.M

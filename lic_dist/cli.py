@@ -1,0 +1,300 @@
+"""The command line: one command a job. Heavy imports stay inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lic_dist import __version__
+from lic_dist.errors import LicError
+
+if TYPE_CHECKING:
+    from lic_dist.config import Experiment
+
+app = typer.Typer(
+    help="Distributed dataset-caching finetuning for learned image compression.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="Build and look after the latent cache.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at experiment files.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key; may be repeated.")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="ray or local; overrides engine.name.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lic-dist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if debug:
+        os.environ["LIC_DIST_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the app; a LicError becomes one line and its exit code."""
+    try:
+        app()
+    except LicError as error:
+        if os.environ.get("LIC_DIST_DEBUG"):
+            raise
+        typer.secho(f"error: {error.message}", fg="red", err=True)
+        if error.hint:
+            typer.echo(f"hint: {error.hint}", err=True)
+        sys.exit(error.exit_code)
+
+
+def main_of(*command: str) -> None:
+    """Run one command of the app with this process's arguments: what the scripts in jobs/ do."""
+    sys.argv[1:1] = command
+    main()
+
+
+def _experiments(path: Path, overrides: list[str] | None, engine: str | None = None) -> list[Experiment]:
+    from lic_dist import config
+
+    chosen = [*(overrides or []), *([f"engine.name={engine}"] if engine else [])]
+    return list(config.expand(path, chosen))
+
+
+def _write_json(path: Path | None, figures: Any) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=1, default=str) + "\n")
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train a base model end to end (also under torchrun: torchrun ... -m lic_dist train CONFIG)."""
+    from lic_dist.config import need
+    from lic_dist.training.base import train as run
+
+    for experiment in _experiments(config, overrides):
+        typer.echo(run(need(experiment.train, "train"), need(experiment.images, "images")))
+
+
+@app.command()
+def finetune(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Retrain the decoder side from a cache (also under torchrun: torchrun ... -m lic_dist finetune CONFIG)."""
+    from lic_dist.training.finetune import finetune as run
+
+    for experiment in _experiments(config, overrides):
+        typer.echo(run(experiment))
+
+
+@cache_app.command("scan")
+def cache_scan(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Read every photo once and write the manifest beside the store."""
+    from lic_dist.building.build import manifest_path, scan
+    from lic_dist.config import need
+
+    for experiment in _experiments(config, overrides):
+        photos = scan(experiment, afresh=True)
+        faulty = [photo for photo in photos if photo.fault]
+        for photo in faulty[:20]:
+            typer.echo(f"set aside: {photo.path}: {photo.fault}", err=True)
+        path = manifest_path(need(experiment.cache, "cache").path)
+        typer.echo(f"{len(photos) - len(faulty)} photos, {len(faulty)} set aside: {path}")
+
+
+@cache_app.command("plan")
+def cache_plan(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print samples, shards, bytes per array and free space, and build nothing."""
+    import shutil
+
+    from lic_dist.building.build import prepare
+    from lic_dist.cache.layout import raw_bytes
+
+    for experiment in _experiments(config, overrides):
+        job = prepare(experiment)
+        held_out = sum(crop.held_out for crop in job.plan.crops)
+        typer.echo(
+            f"{job.plan.num_samples} samples ({held_out} held out) in {job.plan.num_shards} shards, "
+            f"fingerprint {job.plan.fingerprint[:12]}"
+        )
+        sizes = raw_bytes(job.plan.num_samples, job.plan.geometry, job.cache.store_y, (job.quantizer.group,))
+        for name, size in sizes.items():
+            typer.echo(f"  {name:<20} {size / 1e6:12.1f} MB uncompressed")
+        parent = next(folder for folder in job.cache.path.resolve().parents if folder.is_dir())
+        typer.echo(f"free: {shutil.disk_usage(parent).free / 1e9:.1f} GB")
+
+
+@cache_app.command("adapt")
+def cache_adapt(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option(help="Where to write the quantizer record.")] = Path("record.json"),
+    overrides: Overrides = None,
+) -> None:
+    """Calibrate (g, D) and adapt the tables on the pilot; write the quantizer record."""
+    from lic_dist.building.build import adapt, prepare
+
+    for experiment in _experiments(config, overrides):
+        record = adapt(prepare(experiment))
+        record.save(out)
+        typer.echo(f"{record.name} {record.states} states: D {record.step:.4g}, g {record.lambda_scale:.4g}: {out}")
+
+
+@cache_app.command("build")
+def cache_build(
+    config: ConfigFile, overrides: Overrides = None, engine: EngineName = None, out: JsonFile = None
+) -> None:
+    """Build the cache, or what is left of it: scan, plan, pilot and every shard without a marker."""
+    from dataclasses import asdict
+
+    from lic_dist.building.build import build
+
+    reports = []
+    for experiment in _experiments(config, overrides, engine):
+        report = build(experiment)
+        reports.append(asdict(report))
+        if report.faults:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.faults.items()))
+            typer.secho(f"warning: samples set aside: {reasons}", fg="yellow", err=True)
+        rate = f", {report.bpp:.4f} bpp" if report.shards_built else ""
+        typer.echo(
+            f"{report.path}: {report.samples} samples, {report.shards_built} of {report.shards} shards built now"
+            f"{rate}, {report.seconds:.0f} s"
+        )
+    _write_json(out, reports)
+
+
+@cache_app.command("inspect")
+def cache_inspect(path: Annotated[Path, typer.Argument(help="The store.")], out: JsonFile = None) -> None:
+    """Show progress, sizes, rate, identity and provenance of a store."""
+    from rich import print as show
+
+    from lic_dist.cache.reader import inspect
+
+    figures = inspect(path)
+    show(figures)
+    _write_json(out, figures)
+
+
+@cache_app.command("verify")
+def cache_verify(path: Annotated[Path, typer.Argument(help="The store.")]) -> None:
+    """Read everything again; name each shard and array that is missing, zero, torn or altered."""
+    from lic_dist.cache.verify import verify
+
+    findings = verify(path)
+    for finding in findings:
+        typer.echo(f"shard {finding.shard}: {finding.array}: {finding.what}")
+    if findings:
+        raise LicError(f"{len(findings)} faults in {path}", hint="build again: faulty shards are rebuilt")
+    typer.echo(f"{path}: whole")
+
+
+@app.command()
+def evaluate(config: ConfigFile, overrides: Overrides = None, engine: EngineName = None) -> None:
+    """Code a folder of images to real bytes with each checkpoint and quantizer, decode, compare, measure."""
+    from lic_dist.evaluation.run import evaluate as run
+
+    for experiment in _experiments(config, overrides, engine):
+        typer.echo(run(experiment))
+
+
+@app.command()
+def report(
+    files: Annotated[list[Path], typer.Argument(help="Result files: ours, or published ones in CompressAI's JSON.")],
+    anchor: Annotated[str, typer.Option(help="The curve that BD-rates refer to.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.md and rd.png.")] = Path("report"),
+) -> None:
+    """BD-rates between curves and a rate-distortion plot."""
+    from lic_dist.evaluation.report import report as run
+
+    run(files, anchor, out)
+
+
+@app.command()
+def encode(
+    image: Annotated[Path, typer.Argument(help="The picture.")],
+    file: Annotated[Path, typer.Argument(help="The bitstream to write.")],
+    model: Annotated[str, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")],
+    quantizer: Annotated[str, typer.Option(help="sq, a name that the checkpoint carries, or a record.")] = "sq",
+) -> None:
+    """Code one picture."""
+    from lic_dist import images
+
+    data = _codec(model, quantizer).encode(images.read(image)).data
+    file.write_bytes(data)
+    typer.echo(f"{file}: {len(data)} bytes")
+
+
+@app.command()
+def decode(
+    file: Annotated[Path, typer.Argument(help="The bitstream.")],
+    image: Annotated[Path, typer.Argument(help="The picture to write (PNG).")],
+    model: Annotated[str, typer.Option(help="The checkpoint it was made with.")],
+    quantizer: Annotated[str, typer.Option(help="The quantizer it was made with.")] = "sq",
+) -> None:
+    """Decode one picture."""
+    from PIL import Image
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise LicError(f"cannot read {file}: {error.strerror}") from None
+    Image.fromarray(_codec(model, quantizer).decode(data)).save(image)
+    typer.echo(str(image))
+
+
+def _codec(model: str, quantizer: str) -> Any:
+    from lic_dist.building.records import named_record
+    from lic_dist.codec.codec import ImageCodec
+    from lic_dist.models import checkpoint
+
+    loaded = checkpoint.load(model)
+    return ImageCodec(loaded.model, named_record(loaded, quantizer))
+
+
+@app.command()
+def models() -> None:
+    """List the checkpoints shipped with the package."""
+    from lic_dist.models import checkpoint
+
+    for name, path in checkpoint.zoo().items():
+        content = checkpoint.read(path)
+        spec = ", ".join(f"{key} {content[key]}" for key in ("architecture", "N", "M", "lmbda"))
+        typer.echo(f"{name}: {spec}; quantizers: {', '.join(['sq', *content['quantizers']])}")
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the resolved file, every default filled in; with a sweep, each combination."""
+    import yaml
+
+    documents = [
+        experiment.model_dump(mode="json", exclude_none=True) for experiment in _experiments(config, overrides)
+    ]
+    typer.echo(yaml.safe_dump_all(documents, sort_keys=False).rstrip())
+
+
+@app.command()
+def quickstart(
+    images: Annotated[Path | None, typer.Option(help="Your own photos instead of the embedded ones.")] = None,
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
+    engine: Annotated[str, typer.Option(help="ray or local.")] = "ray",
+    json_file: JsonFile = None,
+) -> None:
+    """The main job end to end in a few minutes: calibrate, cache, finetune, measure, with a table and pictures."""
+    from lic_dist.quickstart import quickstart as run
+
+    _write_json(json_file, run(out, images, engine))

@@ -1,0 +1,1 @@
+"""The bitstream: container, rANS coding, images to bytes and back."""

@@ -1,0 +1,93 @@
+"""The file around the two entropy-coded streams of an image: format 1.
+
+All integers are unsigned and little-endian. 28 bytes are not streams.
+
+    offset  bytes
+         0      3  "LIC"
+         3      1  format: 1
+         4      2  height of the image in pixels, 1..65535
+         6      2  width of the image in pixels, 1..65535
+         8      4  the model: first bytes of the digest of its tensors
+        12      4  the quantizer: first bytes of the digest of its record
+        16      4  CRC-32 of the scale-index planes: does this decoder compute the encoder's scales?
+        20      4  length a of the z stream in bytes, a multiple of 4
+        24      a  z stream
+    24 + a      b  y stream, up to the last four bytes of the file; a multiple of 4
+       end      4  CRC-32 of every byte before
+
+A CRC-32 sees every error of up to 32 bits in a row, and any other but for one in 2^32. Height times width is at
+most 2^28, so that no header makes a decoder take more memory than the largest picture needs.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from lic_dist.codec.rans import BitstreamError
+from lic_dist.errors import LicError
+
+MAGIC = b"LIC"
+FORMAT = 1
+LARGEST_SIDE = 65535
+LARGEST_AREA = 1 << 28  # pixels
+_HEADER = struct.Struct("<3sBHH4s4sII")
+_CHECK = struct.Struct("<I")
+OVERHEAD = _HEADER.size + _CHECK.size  # bytes
+
+
+@dataclass(frozen=True)
+class Container:
+    """One coded image: sizes in pixels, identities of 4 bytes, the CRC-32 of the level planes, two streams.
+
+    Raises:
+        LicError: a picture larger than the format holds.
+    """
+
+    height: int
+    width: int
+    model: bytes
+    record: bytes
+    planes: int
+    z: bytes
+    y: bytes
+
+    def __post_init__(self) -> None:
+        if max(self.height, self.width) > LARGEST_SIDE or self.height * self.width > LARGEST_AREA:
+            raise LicError(
+                f"a picture of {self.width}x{self.height} is too large for this format",
+                hint=f"sides up to {LARGEST_SIDE} pixels, up to {LARGEST_AREA >> 20} million of them in all",
+            )
+        if min(self.height, self.width) < 1 or len(self.model) != 4 or len(self.record) != 4:
+            raise ValueError("sides are 1 or more, identities have 4 bytes")
+        if len(self.z) % 4 or len(self.y) % 4:
+            raise ValueError("streams are whole 32-bit words")
+
+    def pack(self) -> bytes:
+        """The file's bytes."""
+        header = _HEADER.pack(MAGIC, FORMAT, self.height, self.width, self.model, self.record, self.planes, len(self.z))
+        content = header + self.z + self.y
+        return content + _CHECK.pack(zlib.crc32(content))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Container:
+        """The container of a file's bytes.
+
+        Raises:
+            BitstreamError: not this format, cut, altered or extended.
+        """
+        if data[:3] != MAGIC:
+            raise BitstreamError("this is not a bitstream of this program", hint="does it start with LIC?")
+        if len(data) < OVERHEAD:
+            raise BitstreamError(f"this bitstream is cut: {len(data)} bytes are less than a header")
+        if data[3] != FORMAT:
+            raise BitstreamError(f"this bitstream has format {data[3]}; this program reads format {FORMAT}")
+        (check,) = _CHECK.unpack(data[-_CHECK.size :])
+        if zlib.crc32(data[: -_CHECK.size]) != check:
+            raise BitstreamError("this bitstream is cut or altered: its checksum does not fit")
+        _, _, height, width, model, record, planes, z_size = _HEADER.unpack_from(data)
+        streams = data[_HEADER.size : -_CHECK.size]
+        if not 1 <= height * width <= LARGEST_AREA or z_size > len(streams) or z_size % 4 or len(streams) % 4:
+            raise BitstreamError("this bitstream contradicts itself: sizes that no encoder writes")
+        return cls(height, width, model, record, planes, streams[:z_size], streams[z_size:])

@@ -1,0 +1,195 @@
+"""Entropy coding of index planes in the stream format of CompressAI's rANS (`compressai.ans`).
+
+    k, rows   --encode (compressai.ans)-->   stream   --decode (here, compiled)-->   k
+                                               level, tables, trellis ---^
+
+A plane is [lanes, steps]; its symbols are coded step by step, all lanes of a step in order. The decoder walks
+one state machine a lane: the state says which quantizer's table reads the next symbol, and the symbol's parity
+moves the state on.
+
+Format (compressai/cpp_exts/rans/rans_interface.cpp on ryg_rans' rans64.h): 32-bit little-endian words. The first
+two are the coder's state x, low word first, always in [2^31, 2^63). A symbol of frequency f and cumulative
+frequency c is the one whose interval [c, c + f) holds x mod 2^16; then x becomes f * (x >> 16) + (x mod 2^16) - c.
+Bypass bits are the lowest four of x. Whenever x falls below 2^31 the next word is shifted in from below. An escape
+is the row's last symbol, then the number of nibbles that follow (one nibble), then a value v, lowest nibble first:
+v even is escape + v/2, v odd is -(v + 1)/2, before the row's offset is added. The encoder started from x = 2^31,
+so a whole stream ends there, with no word left over.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lic_dist.errors import LicError
+from lic_dist.models.compat import import_compressai
+from lic_dist.quantization.rates import LEVELS, CdfTables
+from lic_dist.quantization.trellis import Trellis
+
+LOWEST_STATE = 1 << 31  # RANS64_L: where the encoder starts and the decoder must end
+MOST_NIBBLES = 5  # an int16 lies within 2 * 65535 < 16^5 of any escape of a table over int16
+FEWEST_SYMBOLS = 3  # compressai 1.2.8 writes before its buffer below this
+
+_FAULTS = {
+    1: "ends early",
+    2: "starts with an impossible state",
+    3: "holds an escape that no encoder writes",
+    4: "has bytes left over",
+    5: "does not end in the encoder's first state",
+}
+
+
+class BitstreamError(LicError):
+    """A bitstream that is cut, altered, or of another model."""
+
+    def __init__(self, message: str, hint: str = "the file is damaged, or not one of this program") -> None:
+        super().__init__(message, hint)
+
+
+def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables) -> bytes:
+    """Code indices k, int16 [lanes, steps], each with its row of the tables, int32 of the same shape.
+
+    Raises ValueError where the shapes differ, a row is not in the tables, or the plane has fewer than
+    FEWEST_SYMBOLS indices, for which CompressAI's encoder writes out of bounds.
+    """
+    if k.shape != rows.shape or k.ndim != 2:
+        raise ValueError(f"k has shape {k.shape}, rows {rows.shape}: not one [lanes, steps]")
+    if k.size < FEWEST_SYMBOLS:
+        raise ValueError(f"a plane has at least {FEWEST_SYMBOLS} indices, not {k.size}")
+    if rows.min() < 0 or rows.max() >= tables.rows:
+        raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
+    encoder = import_compressai().ans.BufferedRansEncoder()
+    encoder.encode_with_indexes(
+        k.T.ravel().tolist(),
+        rows.T.ravel().tolist(),
+        tables.cdf.tolist(),
+        tables.size.tolist(),
+        tables.offset.tolist(),
+    )
+    stream: bytes = encoder.flush()
+    return stream
+
+
+def decode(stream: bytes, level: NDArray[np.integer], tables: CdfTables, trellis: Trellis) -> NDArray[np.int16]:
+    """Indices k, int16 [lanes, steps], of a plane whose scale levels (integers, same shape) are known.
+
+    The row of an index is q * 64 + level, q the quantizer that is active in its lane's state. With the trellis
+    SCALAR the row is the level itself: so for z, whose levels are channels. Raises ValueError where a row that
+    the levels and the trellis can ask for is not in the tables.
+
+    Raises:
+        BitstreamError: the stream is cut, altered or extended. Nearly all damage moves the coder's last state;
+            what hits only the raw bits of an escape does not, and is left to the container's checksum.
+    """
+    if level.ndim != 2 or level.size == 0:
+        raise ValueError(f"levels have shape {level.shape}, not [lanes, steps]")
+    if level.min() < 0 or int(level.max()) + (trellis.quantizers - 1) * LEVELS >= tables.rows:
+        raise ValueError(f"levels {level.min()}..{level.max()} ask for rows outside the {tables.rows} tables")
+    if len(stream) % 4 or len(stream) < 8:
+        raise BitstreamError(f"an entropy-coded stream of {len(stream)} bytes is cut")
+    k = np.empty(level.shape[::-1], np.int16)
+    fault = _decode_plane(
+        np.frombuffer(stream, "<u4"),
+        np.ascontiguousarray(level.T),
+        tables.cdf,
+        tables.size,
+        tables.offset,
+        _first_symbols(tables.cdf, tables.size),
+        np.array(trellis.quantizer, np.int64) * LEVELS,
+        np.array(trellis.next_state, np.int64),
+        k,
+    )
+    if fault:
+        raise BitstreamError(f"an entropy-coded stream {_FAULTS[fault]}")
+    return np.ascontiguousarray(k.T)
+
+
+@njit(cache=True, nogil=True)
+def _first_symbols(cdf: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """For each row and high byte b of a 16-bit value, the symbol that holds b << 8: uint16 [rows, 257]."""
+    first = np.empty((len(size), 257), np.uint16)
+    for row in range(len(size)):
+        symbol = 0
+        for byte in range(256):
+            while cdf[row, symbol + 1] <= byte << 8:
+                symbol += 1
+            first[row, byte] = symbol
+        first[row, 256] = size[row] - 2
+    return first
+
+
+@njit(cache=True, nogil=True)
+def _decode_plane(
+    words: np.ndarray,
+    level: np.ndarray,
+    cdf: np.ndarray,
+    size: np.ndarray,
+    offset: np.ndarray,
+    first_symbols: np.ndarray,
+    first_row: np.ndarray,
+    next_state: np.ndarray,
+    k: np.ndarray,
+) -> int:
+    """Fill k, int16 [steps, lanes], from words and level of that layout; returns 0 or the number of a fault.
+
+    first_row is the first row of a state's quantizer. x stays below 2^63: int64 holds it.
+    """
+    steps, lanes = level.shape
+    state = np.zeros(lanes, np.int64)
+    x = np.int64(words[0]) | np.int64(words[1]) << 32
+    if x < LOWEST_STATE:  # as int64, 2^63 and above are negative
+        return 2
+    position = 2
+    for step in range(steps):
+        for lane in range(lanes):
+            row = first_row[state[lane]] + level[step, lane]
+            share = np.int32(x & 0xFFFF)
+            symbol = np.int64(first_symbols[row, share >> 8])
+            above = np.int64(first_symbols[row, (share >> 8) + 1])
+            while symbol < above:
+                middle = (symbol + above + 1) >> 1
+                if cdf[row, middle] <= share:
+                    symbol = middle
+                else:
+                    above = middle - 1
+            start = cdf[row, symbol]
+            x = np.int64(cdf[row, symbol + 1] - start) * (x >> 16) + np.int64(share - start)
+            if x < LOWEST_STATE:
+                if position == len(words):
+                    return 1
+                x = x << 32 | np.int64(words[position])
+                position += 1
+            value = symbol
+            escape = np.int64(size[row]) - 2
+            if symbol == escape:
+                nibbles = np.int64(0)
+                coded = np.int64(0)
+                nibble = np.int64(0)
+                index = np.int64(-1)
+                while index < nibbles:  # the first nibble is their number
+                    nibble = x & 15
+                    x >>= 4
+                    if x < LOWEST_STATE:
+                        if position == len(words):
+                            return 1
+                        x = x << 32 | np.int64(words[position])
+                        position += 1
+                    if index < 0:
+                        nibbles = nibble
+                        if nibbles > MOST_NIBBLES:
+                            return 3
+                    else:
+                        coded |= nibble << (4 * index)
+                    index += 1
+                if nibbles > 0 and nibble == 0:  # the highest nibble of a number is not 0
+                    return 3
+                value = -(coded + 1) >> 1 if coded & 1 else escape + (coded >> 1)
+            value += offset[row]
+            if value < -32768 or value > 32767:
+                return 3
+            k[step, lane] = value
+            state[lane] = next_state[state[lane], value & 1]
+    if position != len(words):
+        return 4
+    return 0 if x == LOWEST_STATE else 5

@@ -1,0 +1,80 @@
+"""Ranks: one process alone, or one of those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lic_dist.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place: its rank among `world`, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank speaks, logs and writes."""
+        return self.rank == 0
+
+    def share(self, batch: int) -> slice:
+        """This rank's part of a global batch.
+
+        Raises:
+            UsageError: the batch does not divide.
+        """
+        if batch % self.world:
+            raise UsageError(f"a batch of {batch} does not divide among {self.world} ranks")
+        size = batch // self.world
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module under DDP, or itself where there is one rank."""
+        if self.world == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over ranks."""
+        if self.world > 1:
+            dist.all_reduce(values)
+            values = values / self.world
+        return values
+
+    def wait(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs); leave it at the end."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        if world > 1:
+            torch.set_num_threads(1)
+    if world == 1:
+        yield Ranks(rank, world, device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank, world, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,87 @@
+"""Random crops of photos for base training: a pure function of (seed, sample number)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lic_dist import images
+from lic_dist.errors import LicError
+from lic_dist.images import Photo
+
+IN_MEMORY = 4 << 30  # bytes of decoded photos that are kept in memory; above it each crop decodes its photo
+
+
+class RandomCrops(Dataset[Tensor]):
+    """Sample n is a random crop of a random photo: uint8 [3, crop, crop], the same for equal (seed, n).
+
+    Photos are drawn in proportion to their area, so that every pixel is as likely.
+    """
+
+    def __init__(self, folder: Path, photos: list[Photo], crop: int, seed: int) -> None:
+        self.photos = [photo for photo in photos if min(photo.width, photo.height) >= crop]
+        if not self.photos:
+            raise LicError(f"no photo in {folder} is as large as a crop of {crop}", hint="set a smaller crop")
+        self.folder, self.crop, self.seed = folder, crop, seed
+        areas = np.array([photo.width * photo.height for photo in self.photos], float)
+        self.chances = np.cumsum(areas) / areas.sum()
+        self.decoded: list[NDArray[np.uint8]] | None = None
+        if 3 * areas.sum() <= IN_MEMORY:
+            self.decoded = [images.read(folder / photo.path) for photo in self.photos]
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, number: int) -> Tensor:
+        generator = np.random.default_rng((self.seed, number))
+        index = int(np.searchsorted(self.chances, generator.random(), side="right"))
+        photo = self.decoded[index] if self.decoded else images.read(self.folder / self.photos[index].path)
+        y = int(generator.integers(photo.shape[0] - self.crop + 1))
+        x = int(generator.integers(photo.shape[1] - self.crop + 1))
+        window = photo[y : y + self.crop, x : x + self.crop]
+        if generator.random() < 0.5:
+            window = window[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(window.transpose(2, 0, 1)))
+
+
+class _Batches:
+    """The sample numbers of this rank's part of each global batch, from a step on."""
+
+    def __init__(self, first: int, steps: int, batch: int, share: slice) -> None:
+        self.first, self.steps, self.batch, self.share = first, steps, batch, share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.steps):
+            yield list(range(step * self.batch, (step + 1) * self.batch))[self.share]
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+
+def batches(crops: RandomCrops, first: int, steps: int, batch: int, share: slice) -> DataLoader[Tensor]:
+    """A loader of uint8 [b, 3, crop, crop] for steps first..steps-1; processes decode where memory cannot hold all."""
+    workers = 0 if crops.decoded else 2
+    sampler = _Batches(first, steps, batch, share)
+    return DataLoader(
+        crops,
+        batch_sampler=sampler,  # type: ignore[arg-type]
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+    )
+
+
+def centre_crops(folder: Path, photos: list[Photo], crop: int, most: int) -> Tensor:
+    """One centred crop of each photo that is large enough, at most `most`: uint8 [n, 3, crop, crop]."""
+    chosen = [photo for photo in photos if min(photo.width, photo.height) >= crop][:most]
+    windows = []
+    for photo in chosen:
+        pixels = images.read(folder / photo.path)
+        y, x = (photo.height - crop) // 2, (photo.width - crop) // 2
+        windows.append(pixels[y : y + crop, x : x + crop].transpose(2, 0, 1))
+    return torch.from_numpy(np.stack(windows)) if windows else torch.empty(0, 3, crop, crop, dtype=torch.uint8)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lic_dist import config
+from lic_dist.errors import LicError, UsageError
+from lic_dist.models import checkpoint
+from lic_dist.training import base as job
+from lic_dist.training import loop
+
+
+def section(out: Path, **changes: object) -> config.Train:
+    settings = {
+        "N": 4, "M": 6, "lmbda": 0.05, "steps": 12, "batch": 2, "crop": 64, "lr": 1e-3, "warmup": 2,
+        "quantile_steps": 300, "evaluate_every": 4, "out": out, **changes,
+    }  # fmt: skip
+    return config.Train(**settings)
+
+
+def weights(path: Path) -> str:
+    return checkpoint.digest(checkpoint.load(str(path)).model.state_dict())
+
+
+def test_training_lowers_the_loss_and_closes_the_quantiles(base: Path) -> None:
+    rows = loop.read_log(base.parent / "log.jsonl")
+    assert rows[-1]["step"] == 150
+    loaded = checkpoint.load(str(base))
+    history = loaded.history[0]
+    assert history["auxiliary_loss"] < 0.02 * 8  # about 40 a channel before: quantiles start at -10, 0, 10
+    assert history["held_out_figures"]["psnr"] > 12 and history["photos"] == 6
+    tables = loaded.model.entropy_bottleneck._cdf_length
+    assert int(tables.max()) < 600
+
+
+@pytest.mark.parametrize("relaxation", ["noise", "mixed"])
+def test_a_killed_job_goes_on_to_the_same_weights(
+    relaxation: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = config.Images(path=photos, held_out="valid")
+    whole = job.train(section(tmp_path / "whole", relaxation=relaxation), folder)
+    steps = 0
+
+    def die(*arguments: object) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            raise KeyboardInterrupt
+        return loop.take_step(*arguments)
+
+    monkeypatch.setattr(job, "take_step", die)
+    with pytest.raises(KeyboardInterrupt):
+        job.train(section(tmp_path / "cut", relaxation=relaxation), folder)
+    monkeypatch.setattr(job, "take_step", loop.take_step)
+    resumed = job.train(section(tmp_path / "cut", relaxation=relaxation), folder)
+    assert weights(resumed) == weights(whole)
+    assert [row["step"] for row in loop.read_log(tmp_path / "cut" / "log.jsonl")] == [4, 8, 12]
+
+
+def test_held_out_figures_leave_the_mode_alone(photos: Path) -> None:
+    model = job._initial(section(Path("unused")))
+    model.train()
+    job.held_out_figures(model, torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 0.01, torch.device("cpu"))
+    assert model.training and model.gaussian_conditional.training
+
+
+def test_another_job_in_the_same_folder_is_refused(photos: Path, tmp_path: Path) -> None:
+    folder = config.Images(path=photos, held_out="valid")
+    job.train(section(tmp_path), folder)
+    with pytest.raises(UsageError, match="lr .*batch|batch .*lr"):
+        job.train(section(tmp_path, lr=1e-4, batch=4), folder)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.Adam([weight])
+    with pytest.raises(LicError, match="stopped before the step"):
+        loop.take_step((weight * float("nan")).sum(), [weight], optimizer, 1.0)
+    assert weight.item() == 1.0
+
+
+def test_crops_larger_than_all_photos_are_one_line(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(LicError, match="as large as a crop"):
+        job.train(section(tmp_path, crop=512), config.Images(path=photos, held_out="valid"))
+
+
+def test_the_schedule() -> None:
+    rates = [loop.learning_rate(step, 100, 1.0, 10, 0.8, 0.1) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[80] == rates[99] == pytest.approx(0.1)
+
+
+def test_two_ranks_take_the_steps_of_one(photos: Path, tmp_path: Path) -> None:
+    """Equal global batches: rank 0's noise differs, so the losses agree only in the first forward's distortion;
+    what must agree to the bit is the set of crops, and the job must end with one checkpoint."""
+    import yaml
+
+    document = {
+        "train": json.loads(section(tmp_path / "two").model_dump_json()),
+        "images": {"path": str(photos), "held_out": "valid"},
+    }
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(document))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lic_dist",
+         "train", str(file)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert checkpoint.load(str(tmp_path / "two")).spec.M == 6
+    assert [row["step"] for row in loop.read_log(tmp_path / "two" / "log.jsonl")] == [4, 8, 12]

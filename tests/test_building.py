@@ -1,0 +1,214 @@
+"""The cache built from photos by the real job: same bytes whatever runs it, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lic_dist import config, images
+from lic_dist.building import build as building
+from lic_dist.building.build import build, calibration_samples, check_cache, prepare
+from lic_dist.building.calibrate import calibrate, measure, z_bits
+from lic_dist.building.latents import encode, view
+from lic_dist.building.records import adapt, analytic_record, compressai_record, fits, named_record
+from lic_dist.cache.reader import LatentCache
+from lic_dist.errors import LicError, ToleranceError, UsageError
+from lic_dist.models import checkpoint
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.quantization.quantize import Quantizer
+from lic_dist.quantization.record import QuantizerRecord
+
+
+def experiment(base: Path, photos: Path, store: Path, **changes: dict) -> config.Experiment:
+    document: dict = {
+        "model": {"checkpoint": str(base)},
+        "images": {"path": str(photos), "crop": 64, "variations": 3, "held_out": "valid"},
+        "quantizer": {"name": "tcq", "states": 8, "pilot": 8, "calibration": 4, "group": "tcq8"},
+        "cache": {"path": str(store), "shard": 8, "batch": 4},
+        "engine": {"name": "local"},
+    }
+    for name, section in changes.items():
+        document[name] = {**document[name], **section}
+    return config.Experiment.model_validate(document)
+
+
+@pytest.fixture(scope="module")
+def store(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cache") / "a.zarr"
+    report = build(experiment(base, photos, path))
+    assert (report.samples, report.shards_built, report.shards, report.faults) == (24, 3, 3, {})
+    return path
+
+
+def objects(store: Path) -> dict[str, str]:
+    """The digest of every array object, and of the identity."""
+    found = {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(store.rglob("c/**/*"))
+        if path.is_file()
+    }
+    cache = LatentCache.open(store)
+    return {
+        **found,
+        "identity": cache.fingerprint,
+        "record": hashlib.sha256(cache.record_json("tcq8").encode()).hexdigest(),
+    }
+
+
+def test_the_store_holds_what_the_model_says(store: Path, base: Path, photos: Path) -> None:
+    cache = LatentCache.open(store)
+    loaded = checkpoint.load(str(base))
+    crops = images.plan_crops(images.scan(photos), 64, 3, 0, "valid")
+    pixels, _ = images.read_crops(photos, crops, 64)
+    read = cache.load(("pixels", "latents/y", "latents/z", "quantized/tcq8/k", "quantized/tcq8/bits"))
+    assert np.array_equal(read["pixels"], pixels)
+    latents, overflow = encode(loaded.model, pixels, 4)
+    assert not overflow.any() and np.array_equal(read["latents/z"], latents.z)
+    assert np.array_equal(read["latents/y"], latents.y)
+    quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
+    seen = view(loaded.model, latents.y, latents.z, 4)
+    k = quantizer.quantize(seen.residual, seen.level)
+    assert np.array_equal(read["quantized/tcq8/k"].reshape(k.shape), k)
+    bits = quantizer.bits(k, seen.level).reshape(24, -1).sum(1) + z_bits(quantizer.record, latents.z)
+    assert np.allclose(read["quantized/tcq8/bits"], bits, rtol=1e-6)
+    error = np.abs(quantizer.dequantize(k) - seen.residual)
+    assert np.median(error) < quantizer.record.step
+
+
+def test_building_again_builds_nothing(store: Path, base: Path, photos: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
+    assert build(experiment(base, photos, store)).shards_built == 0
+    assert before == {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
+
+
+def test_a_build_cut_short_and_resumed_has_the_same_bytes(
+    store: Path, base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cut.zarr"
+    written = building.store.write_shard
+    count = 0
+
+    def die(*arguments: object, **options: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+        written(*arguments, **options)
+
+    monkeypatch.setattr("lic_dist.cache.store.write_shard", die)
+    with pytest.raises(KeyboardInterrupt):
+        build(experiment(base, photos, path))
+    monkeypatch.setattr("lic_dist.cache.store.write_shard", written)
+    assert build(experiment(base, photos, path)).shards_built == 2
+    assert objects(path) == objects(store)
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_bytes(store: Path, base: Path, photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ray.zarr"
+    workers = {"name": "ray", "encoders": 1, "searchers": 2, "num_cpus": 2}
+    assert build(experiment(base, photos, path, engine=workers)).shards_built == 3
+    assert objects(path) == objects(store)
+
+
+def test_a_second_quantizer_is_added_from_stored_latents(
+    store: Path, base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "two.zarr"
+    shutil.copytree(store, path)
+    monkeypatch.setattr("lic_dist.images.read_crops", lambda *_: pytest.fail("photos were read"))
+    section = {"name": "sq", "group": "sq"}
+    with pytest.raises(pytest.fail.Exception):  # the pilot needs photos; quantizing alone does not
+        build(experiment(base, photos, path, quantizer=section))
+    monkeypatch.undo()
+    assert build(experiment(base, photos, path, quantizer=section)).shards_built == 3
+    cache = LatentCache.open(path)
+    assert cache.groups == ("sq", "tcq8")
+    sq, tcq = (cache.load((f"quantized/{group}/bits",))[f"quantized/{group}/bits"].sum() for group in cache.groups)
+    assert sq != tcq and objects(store).items() <= objects(path).items()
+
+
+def test_a_store_of_another_identity_is_refused_by_field(store: Path, base: Path, photos: Path) -> None:
+    with pytest.raises(LicError, match=r"images\.seed"):
+        build(experiment(base, photos, store, images={"seed": 5}))
+    with pytest.raises(LicError, match="batch"):
+        build(experiment(base, photos, store, cache={"batch": 8}))
+
+
+def test_a_cache_of_another_encoder_or_entropy_model_is_refused_by_field(store: Path, base: Path) -> None:
+    cache = LatentCache.open(store)
+    check_cache(cache, checkpoint.load(str(base)), "tcq8")
+    for part, field in (("g_a", "model.encoder_sha256"), ("h_s", "entropy_sha256")):
+        other = checkpoint.load(str(base))
+        with torch.no_grad():
+            getattr(other.model, part)[0].weight[0, 0, 0, 0] += 1
+        with pytest.raises(LicError, match=field):
+            check_cache(cache, other, "tcq8")
+    with pytest.raises(LicError, match="no group 'sq'"):
+        check_cache(cache, checkpoint.load(str(base)), "sq")
+
+
+def test_faulty_photos_are_counted_and_tolerated_up_to_a_limit(base: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "train" / "broken.png").write_bytes(b"")
+    report = build(experiment(base, folder, tmp_path / "a.zarr", images={"tolerate": 0.2}))
+    assert report.faults == {"not an image": 3}
+    with pytest.raises(ToleranceError, match="3 not an image") as caught:
+        build(experiment(base, folder, tmp_path / "a.zarr"))
+    assert caught.value.exit_code == 3
+
+
+def test_a_photo_that_changes_after_the_scan_is_set_aside(base: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    job = experiment(base, folder, tmp_path / "a.zarr", images={"tolerate": 0.5})
+    prepare(job)
+    shutil.copy(folder / "train" / "1.png", folder / "train" / "0.png")
+    assert build(job).faults == {"changed": 3}
+    cache = LatentCache.open(tmp_path / "a.zarr")
+    assert cache.usable.sum() == 21
+    changed = cache.samples["source"] == "train/0.png"
+    assert not cache.load(("quantized/tcq8/k",), np.flatnonzero(changed))["quantized/tcq8/k"].any()
+
+
+def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store: Path, base: Path) -> None:
+    cache, loaded = LatentCache.open(store), checkpoint.load(str(base))
+    section = config.Quantizer(name="tcq", pilot=8, calibration=4)
+    pilot, held_out = calibration_samples(cache, section)
+    record = calibrate(loaded, section, pilot, held_out, 4)
+    table = record.notes["calibration"]
+    losses = {(g, step): loss for g, step, loss, *_ in table}
+    assert losses[(record.lambda_scale, record.step)] == min(losses.values()) <= losses[(0.2, 0.66)]
+    measured = measure(loaded, record, held_out, view(loaded.model, held_out.y, held_out.z, 4))
+    assert pytest.approx(record.notes["L"], abs=1e-12) == measured.L
+    fixed = calibrate(loaded, config.Quantizer(name="tcq", step=0.7, lambda_scale=0.1), pilot, held_out, 4)
+    assert (fixed.step, fixed.lambda_scale, len(fixed.notes["calibration"])) == (0.7, 0.1, 1)
+
+
+def test_adapted_tables_cost_less_on_what_they_were_adapted_to(store: Path, base: Path) -> None:
+    cache, loaded = LatentCache.open(store), checkpoint.load(str(base))
+    pilot, _ = calibration_samples(cache, config.Quantizer(pilot=12))
+    seen = view(loaded.model, pilot.y, pilot.z, 4)
+    plain = analytic_record(loaded, "sq", 1, 1.0, 1.0, np.ones(12))
+    adapted = adapt(plain, seen, 1)
+    k = Quantizer(plain).quantize(seen.residual, seen.level)
+    assert np.array_equal(k, Quantizer(adapted).quantize(seen.residual, seen.level))
+    assert Quantizer(adapted).bits(k, seen.level).sum() < Quantizer(plain).bits(k, seen.level).sum()
+    assert fits(adapted, loaded.model)
+
+
+def test_records_are_found_by_name_and_path(base: Path, tmp_path: Path) -> None:
+    loaded: Checkpoint = checkpoint.load(str(base))
+    record = compressai_record(loaded)
+    assert named_record(loaded, "sq").digest == record.digest
+    loaded.quantizers["mine"] = record.to_json()
+    record.save(tmp_path / "record.json")
+    assert named_record(loaded, "mine").digest == named_record(loaded, str(tmp_path)).digest == record.digest
+    with pytest.raises(UsageError, match="no quantizer 'none'"):
+        named_record(loaded, "none")

@@ -1,0 +1,232 @@
+"""Our rANS decoder against CompressAI's, and against streams that no encoder wrote."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lic_dist.codec import rans
+from lic_dist.codec.rans import BitstreamError
+from lic_dist.errors import LicError
+from lic_dist.models.compat import import_compressai
+from lic_dist.quantization.rates import LEVELS, CdfTables, analytic_pmf, tables_from_pmf
+from lic_dist.quantization.trellis import ECM8, SCALAR, VVC4, Trellis, trellis
+
+ASYMMETRIC = CdfTables(  # the shapes that a factorized prior may take: skewed, narrow, far from zero
+    cdf=np.array(
+        [
+            [0, 1, 2, 65536, 0, 0],
+            [0, 60000, 65000, 65535, 65536, 0],
+            [0, 65534, 65535, 65536, 0, 0],
+            [0, 100, 256, 512, 30000, 65536],
+        ]
+    ),
+    size=np.array([4, 5, 4, 6]),
+    offset=np.array([0, -2, 30000, -30001]),
+)
+
+
+@pytest.fixture(scope="session")
+def ans() -> ModuleType:
+    module: ModuleType = import_compressai().ans
+    return module
+
+
+def trellis_tables(machine: Trellis) -> CdfTables:
+    return tables_from_pmf(analytic_pmf(0.6, machine))
+
+
+def walked_rows(k: np.ndarray, level: np.ndarray, machine: Trellis) -> np.ndarray:
+    """The row of each index by a plain walk of the state machine."""
+    rows = np.empty(k.shape, np.int32)
+    for lane in range(k.shape[0]):
+        state = 0
+        for step in range(k.shape[1]):
+            rows[lane, step] = machine.quantizer[state] * LEVELS + level[lane, step]
+            state = machine.next_state[state][int(k[lane, step]) & 1]
+    return rows
+
+
+def oracle(ans: ModuleType, stream: bytes, rows: np.ndarray, tables: CdfTables) -> np.ndarray:
+    decoder = ans.RansDecoder()
+    decoder.set_stream(stream)
+    flat = decoder.decode_stream(
+        rows.T.ravel().tolist(), tables.cdf.tolist(), tables.size.tolist(), tables.offset.tolist()
+    )
+    return np.array(flat).reshape(rows.shape[::-1]).T
+
+
+def plane(seed: int, lanes: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of Laplacian size, a few of them anything that int16 holds, and levels."""
+    generator = np.random.default_rng(seed)
+    level = generator.integers(0, LEVELS, (lanes, steps)).astype(np.uint8)
+    k = np.rint(generator.laplace(0, 1 + level / 4)).astype(np.int16)
+    wild = generator.random(k.shape) < 0.05
+    k[wild] = generator.integers(-32768, 32768, wild.sum())
+    return k, level
+
+
+def test_golden_streams() -> None:
+    """CompressAI 1.2.8's bytes, written down: the format does not drift."""
+    k = np.array([[0, 1, -3], [-1, 0, 12]], np.int16)
+    stream = rans.encode(k, np.ones(k.shape, np.int32), ASYMMETRIC)
+    assert stream.hex() == GOLDEN
+    assert (rans.decode(stream, np.ones(k.shape, np.uint8), ASYMMETRIC, SCALAR) == k).all()
+
+
+@pytest.mark.parametrize("name", ["sq", "tcq4", "tcq8", "tcq16", "tcq32"])
+def test_decoder_equals_compressai(ans: ModuleType, name: str) -> None:
+    machine = trellis(name)
+    tables = trellis_tables(machine)
+    k, level = plane(1, 7, 50)
+    k[:, -1] = [-32768, 32767, 0, 1, -1, 5000, -5000]
+    rows = walked_rows(k, level, machine)
+    stream = rans.encode(k, rows, tables)
+    decoded = rans.decode(stream, level, tables, machine)
+    assert decoded.dtype == np.int16
+    assert np.array_equal(decoded, k)
+    assert np.array_equal(oracle(ans, stream, rows, tables), k)
+
+
+def test_state_machine_is_used() -> None:
+    """The same stream under another machine ends in an error."""
+    tables = trellis_tables(ECM8)
+    k, level = plane(2, 4, 40)
+    stream = rans.encode(k, walked_rows(k, level, ECM8), tables)
+    with pytest.raises(BitstreamError):
+        rans.decode(stream, level, tables, VVC4)
+
+
+def test_estimated_bits_are_the_stream() -> None:
+    tables = trellis_tables(ECM8)
+    k, level = plane(3, 16, 200)
+    rows = walked_rows(k, level, ECM8)
+    estimated = float(tables.bits(k, rows).sum())
+    assert 0 <= 8 * len(rans.encode(k, rows, tables)) - estimated < 0.001 * estimated + 64
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(3, 12), st.sampled_from((SCALAR, VVC4, ECM8)))
+def test_round_trip(seed: int, lanes: int, steps: int, machine: Trellis) -> None:
+    k, level = plane(seed, lanes, steps)
+    tables = _TABLES[machine.name]
+    assert np.array_equal(
+        rans.decode(rans.encode(k, walked_rows(k, level, machine), tables), level, tables, machine), k
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-32768, 32767)), min_size=3, max_size=40))
+def test_round_trip_of_channel_tables(symbols: list[tuple[int, int]]) -> None:
+    """Skewed rows with offsets near the ends of int16, one lane: every value is coded."""
+    rows = np.array([[row for row, _ in symbols]], np.int32)
+    k = np.array([[value for _, value in symbols]], np.int16)
+    stream = rans.encode(k, rows, ASYMMETRIC)
+    assert np.array_equal(rans.decode(stream, rows, ASYMMETRIC, SCALAR), k)
+
+
+def damaged() -> tuple[bytes, np.ndarray, np.ndarray, CdfTables]:
+    """A stream to damage, with escapes in it: stream, k, level, tables."""
+    tables = _TABLES["tcq8"]
+    k, level = plane(4, 6, 30)
+    return rans.encode(k, walked_rows(k, level, ECM8), tables), k, level, tables
+
+
+def test_every_cut_is_an_error() -> None:
+    stream, _, level, tables = damaged()
+    for length in range(len(stream)):
+        with pytest.raises(BitstreamError):
+            rans.decode(stream[:length], level, tables, ECM8)
+
+
+def test_extensions_are_errors() -> None:
+    stream, _, level, tables = damaged()
+    for tail in (b"\0", b"\0" * 4, b"\xff" * 4, stream):
+        with pytest.raises(BitstreamError):
+            rans.decode(stream + tail, level, tables, ECM8)
+
+
+def test_every_altered_byte_is_an_error() -> None:
+    """In a plane without escapes. The value of an escape is raw bits: altered, it is another plane."""
+    tables = _TABLES["tcq8"]
+    k = np.random.default_rng(5).integers(-1, 2, (6, 80)).astype(np.int16)
+    level = np.full(k.shape, 20, np.uint8)
+    stream = rans.encode(k, walked_rows(k, level, ECM8), tables)
+    for position in range(len(stream)):
+        for flipped in (0x01, 0x80, 0x41):
+            with pytest.raises(BitstreamError):
+                rans.decode(altered_at(stream, position, flipped), level, tables, ECM8)
+    stream, k, level, tables = damaged()
+    silent = 0
+    for position in range(len(stream)):
+        try:
+            decoded = rans.decode(altered_at(stream, position, 0x41), level, tables, ECM8)
+        except BitstreamError:
+            continue
+        silent += 1
+        assert (decoded != k).any()
+    assert silent < len(stream) / 4
+
+
+def altered_at(stream: bytes, position: int, flipped: int) -> bytes:
+    return stream[:position] + bytes([stream[position] ^ flipped]) + stream[position + 1 :]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=400))
+def test_noise_ends_in_an_error_or_a_plane(noise: bytes) -> None:
+    _, _, level, tables = damaged()
+    try:
+        assert rans.decode(noise, level, tables, ECM8).shape == level.shape
+    except BitstreamError as error:
+        assert isinstance(error, LicError) and error.hint
+
+
+def test_an_endless_escape_ends() -> None:
+    """Nibbles of 15 ask CompressAI's decoder for 15 more, and more: ours stops at the first."""
+    level = np.zeros((1, 3), np.uint8)
+    tables = CdfTables(np.array([[0, 1, 2, 65536]]), np.array([4]), np.array([0]))
+    tried = set()
+    for high in range(1 << 46, (1 << 46) + 8):
+        state = high << 16 | 0xFFFF  # the escape's interval is [2, 65536)
+        nibbles = (65534 * high + 0xFFFF - 2) & 15
+        stream = state.to_bytes(8, "little") + b"\xff" * 400
+        with pytest.raises(BitstreamError, match="escape that no encoder writes" if nibbles > 5 else None):
+            rans.decode(stream, level, tables, SCALAR)
+        tried.add(nibbles)
+    assert tried == {1, 3, 5, 7, 9, 11, 13, 15}
+
+
+def test_values_beyond_int16_are_errors(ans: ModuleType) -> None:
+    tables = CdfTables(np.array([[0, 1, 2, 65536]]), np.array([4]), np.array([0]))
+    for value, fits in ((32767, True), (32768, False), (-32768, True), (-32769, False), (10**7, False)):
+        encoder = ans.BufferedRansEncoder()
+        encoder.encode_with_indexes(
+            [0, 1, value], [0, 0, 0], tables.cdf.tolist(), tables.size.tolist(), tables.offset.tolist()
+        )
+        stream = encoder.flush()
+        if fits:
+            assert rans.decode(stream, np.zeros((1, 3), np.uint8), tables, SCALAR).tolist() == [[0, 1, value]]
+        else:
+            with pytest.raises(BitstreamError, match="escape"):
+                rans.decode(stream, np.zeros((1, 3), np.uint8), tables, SCALAR)
+
+
+def test_impossible_requests_are_refused() -> None:
+    tables = trellis_tables(SCALAR)
+    with pytest.raises(ValueError, match="outside"):
+        rans.decode(b"\0" * 8, np.full((1, 3), LEVELS, np.uint8), tables, SCALAR)
+    with pytest.raises(ValueError, match="outside"):  # 64 rows serve one quantizer, not two
+        rans.decode(b"\0" * 8, np.zeros((1, 3), np.uint8), tables, ECM8)
+    with pytest.raises(ValueError, match="outside"):
+        rans.encode(np.zeros((1, 3), np.int16), np.full((1, 3), -1, np.int32), tables)
+    with pytest.raises(ValueError, match="at least 3"):
+        rans.encode(np.zeros((1, 2), np.int16), np.zeros((1, 2), np.int32), tables)
+
+
+_TABLES = {machine.name: trellis_tables(machine) for machine in (SCALAR, VVC4, ECM8)}
+GOLDEN = "92ff5b5b7524800180fc9f13ffff6201"
