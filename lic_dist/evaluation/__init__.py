@@ -1,0 +1,1 @@
+"""Rate-distortion runs, BD-rate, plots and reports."""

@@ -1,0 +1,108 @@
+"""Bjøntegaard-Delta rate: how much less rate a curve needs than an anchor at equal PSNR, in percent.
+
+The package `bjontegaard` (Herglotz et al. 2022) integrates; PCHIP as JVET does (JVET-H0030), Akima as a check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import bjontegaard
+import numpy as np
+
+from lic_dist.errors import LicError
+from lic_dist.evaluation.results import Curve, Figures
+
+FEWEST_POINTS = 4
+METHODS = ("pchip", "akima")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over images and its bootstrap interval, in percent."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bd_rate(anchor: Curve, test: Curve, method: str = "pchip") -> float:
+    """BD-rate of the averaged curves in percent; negative: `test` needs less rate.
+
+    Raises:
+        LicError: fewer than four points, a PSNR that does not rise with the rate, or no overlap.
+    """
+    return _bd_rate(anchor.figures, test.figures, method)
+
+
+def overlap(anchor: Curve, test: Curve) -> float:
+    """The share of both curves' PSNR range that they have in common, 0..1: below .75 distrust the BD-rate."""
+    ranges = [
+        (min(one.psnr for one in curve.figures), max(one.psnr for one in curve.figures)) for curve in (anchor, test)
+    ]
+    shared = min(high for _, high in ranges) - max(low for low, _ in ranges)
+    whole = max(high for _, high in ranges) - min(low for low, _ in ranges)
+    return max(0.0, shared) / whole if whole > 0 else 0.0
+
+
+def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip") -> dict[str, float]:
+    """BD-rate in percent of each image, by name.
+
+    Raises:
+        LicError: a curve without rows per image, other images, or an image whose curve gives no BD-rate.
+    """
+    anchors, tests = _image_figures(anchor), _image_figures(test)
+    if anchors.keys() != tests.keys():
+        raise LicError(f"{anchor.name} and {test.name} were measured on different images")
+    rates = {}
+    for image, figures in tests.items():
+        try:
+            rates[image] = _bd_rate(anchors[image], figures, method)
+        except LicError as error:
+            raise LicError(f"{image}: {error.message}") from None
+    return rates
+
+
+def mean_interval(rates: Sequence[float], confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
+    """The mean over images with its percentile bootstrap interval (Efron): images drawn with replacement."""
+    values = np.asarray(rates, np.float64)
+    generator = np.random.default_rng(seed)
+    means = values[generator.integers(0, len(values), (draws, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def _image_figures(curve: Curve) -> dict[str, list[Figures]]:
+    if not curve.points:
+        raise LicError(f"{curve.name} has no figures per image")
+    by_image: dict[str, list[Figures]] = {}
+    for point in curve.points:
+        for row in point.images:
+            by_image.setdefault(row.image, []).append(Figures(row.bpp, row.psnr, row.ms_ssim))
+    if any(len(figures) != len(curve.points) for figures in by_image.values()):
+        raise LicError(f"the points of {curve.name} were measured on different images")
+    return by_image
+
+
+def _bd_rate(anchor: Sequence[Figures], test: Sequence[Figures], method: str) -> float:
+    if method not in METHODS:
+        raise ValueError(f"no method {method!r}: there are {', '.join(METHODS)}")
+    anchor_bpp, anchor_psnr = _rising(anchor, "the anchor")
+    test_bpp, test_psnr = _rising(test, "the curve")
+    if min(anchor_psnr[-1], test_psnr[-1]) <= max(anchor_psnr[0], test_psnr[0]):
+        raise LicError("the curve has no PSNR in common with the anchor")
+    rate = bjontegaard.bd_rate(
+        anchor_bpp, anchor_psnr, test_bpp, test_psnr, method, require_matching_points=False, min_overlap=0
+    )
+    return float(rate)
+
+
+def _rising(figures: Sequence[Figures], who: str) -> tuple[np.ndarray, np.ndarray]:
+    if len(figures) < FEWEST_POINTS:
+        raise LicError(f"{who} has {len(figures)} points, a BD-rate needs {FEWEST_POINTS}")
+    ordered = sorted(figures, key=lambda one: one.bpp)
+    bpp, psnr = np.array([one.bpp for one in ordered]), np.array([one.psnr for one in ordered])
+    if not (np.isfinite(psnr).all() and bpp[0] > 0 and (np.diff(bpp) > 0).all() and (np.diff(psnr) > 0).all()):
+        raise LicError(f"the PSNR of {who} does not rise with its rate")
+    return bpp, psnr

@@ -1,0 +1,233 @@
+"""Result files: CompressAI's JSON shape, so that published curves plot beside ours, with a row for each image.
+
+    {"name": .., "description": .., "results": {"bpp": [..], "psnr-rgb": [..], "ms-ssim-rgb": [..], ..},
+     "points": [{"checkpoint": .., "quantizer": .., "lmbda": .., "images": [{"image": .., "bpp": ..}, ..]}, ..]}
+
+`results` holds the means over images of each point, in the order of `points`, which only our files have. A file of
+several quantizers is several curves. A number that is not finite is null: the PSNR of equal pictures, a likelihood
+that the quantizer does not have, an MS-SSIM of too small a picture.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lic_dist.errors import LicError
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image coded and decoded: rates in bits a pixel, PSNR in dB on 8-bit RGB, times in seconds.
+
+    bpp counts the entropy-coded streams, container_bpp what is around them; estimated_bpp is that of the integer
+    tables, likelihood_bpp the continuous model's (nan where the quantizer has none).
+    """
+
+    image: str
+    height: int
+    width: int
+    bpp: float
+    psnr: float
+    ms_ssim: float | None
+    estimated_bpp: float
+    likelihood_bpp: float
+    container_bpp: float
+    encode_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A point of a curve: means over images at one lambda."""
+
+    bpp: float
+    psnr: float
+    ms_ssim: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One checkpoint with one quantizer over a set of images.
+
+    `record` is the digest of the quantizer's record, `model` of the checkpoint's tensors: what tells whether a
+    measured point still stands. Raises ValueError without images.
+    """
+
+    checkpoint: str
+    quantizer: str
+    lmbda: float
+    images: tuple[ImageResult, ...]
+    record: str = ""
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError("a point needs an image")
+
+    @property
+    def figures(self) -> Figures:
+        """Means over the images; MS-SSIM only where every image has one."""
+        ms_ssim = [row.ms_ssim for row in self.images if row.ms_ssim is not None]
+        return Figures(
+            bpp=fmean(row.bpp for row in self.images),
+            psnr=fmean(row.psnr for row in self.images),
+            ms_ssim=fmean(ms_ssim) if len(ms_ssim) == len(self.images) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named rate-distortion curve, figures by rising bpp; `points` in the same order, empty if published."""
+
+    name: str
+    figures: tuple[Figures, ...]
+    points: tuple[Point, ...] = ()
+    description: str = ""
+
+
+def curve_of(name: str, points: Sequence[Point], description: str = "") -> Curve:
+    """The curve through measured points."""
+    ordered = tuple(sorted(points, key=lambda point: point.figures.bpp))
+    return Curve(name, tuple(point.figures for point in ordered), ordered, description)
+
+
+def find_point(
+    points: Sequence[Point], checkpoint: str, quantizer: str, record: str, model: str, images: Sequence[str]
+) -> Point | None:
+    """The point already measured with just this, on just these images: what a resumed run need not repeat."""
+    for point in points:
+        measured = (point.checkpoint, point.quantizer, point.record, point.model)
+        same_images = [row.image for row in point.images] == list(images)
+        if same_images and measured == (checkpoint, quantizer, record, model):
+            return point
+    return None
+
+
+def write_points(path: Path, name: str, points: Sequence[Point], description: str = "") -> None:
+    """Write a result file whole or not at all: a temporary file beside it, then renamed.
+
+    Raises:
+        LicError: the folder cannot be written.
+    """
+    means = [point.figures for point in points]
+    results: dict[str, list[Any]] = {
+        "bpp": [mean.bpp for mean in means],
+        "psnr-rgb": [_plain(mean.psnr) for mean in means],
+        "ms-ssim-rgb": [mean.ms_ssim for mean in means],
+        "encoding_time": [fmean(row.encode_seconds for row in point.images) for point in points],
+        "decoding_time": [fmean(row.decode_seconds for row in point.images) for point in points],
+        "lmbda": [point.lmbda for point in points],
+        "quantizer": [point.quantizer for point in points],
+    }
+    rows = [
+        asdict(point) | {"images": [{k: _plain(v) for k, v in asdict(row).items()} for row in point.images]}
+        for point in points
+    ]
+    content = {"name": name, "description": description, "results": results, "points": rows}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise LicError(f"cannot write {path}: {error.strerror}") from None
+
+
+def read_points(path: Path) -> tuple[Point, ...]:
+    """The points of one of our files, in its order; none where there is no file yet.
+
+    Raises:
+        LicError: not a result file.
+    """
+    if not path.exists():
+        return ()
+    return _points(path, _content(path))
+
+
+def read_curves(path: Path) -> tuple[Curve, ...]:
+    """The curves of a result file, ours (one a quantizer) or published (one).
+
+    A file of several quantizers has curves named "name quantizer".
+
+    Raises:
+        LicError: not a result file.
+    """
+    content = _content(path)
+    name, description = str(content.get("name", path.stem)), str(content.get("description", ""))
+    points = _points(path, content)
+    if not points:
+        return (Curve(name, _published_figures(path, content), (), description),)
+    by_quantizer: dict[str, list[Point]] = {}
+    for point in points:
+        by_quantizer.setdefault(point.quantizer, []).append(point)
+    several = len(by_quantizer) > 1
+    return tuple(
+        curve_of(f"{name} {quantizer}" if several else name, chosen, description)
+        for quantizer, chosen in by_quantizer.items()
+    )
+
+
+def read_curve(path: Path) -> Curve:
+    """The one curve of a result file.
+
+    Raises:
+        LicError: not a result file, or one with several quantizers.
+    """
+    curves = read_curves(path)
+    if len(curves) > 1:
+        raise LicError(f"{path} holds {len(curves)} curves: {', '.join(curve.name for curve in curves)}")
+    return curves[0]
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise LicError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise LicError(f"{path} is not JSON", hint="give a result file, ours or CompressAI's") from None
+    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
+        raise LicError(f"{path} has no 'results'", hint="give a result file, ours or CompressAI's")
+    return content
+
+
+def _points(path: Path, content: dict[str, Any]) -> tuple[Point, ...]:
+    try:
+        return tuple(
+            Point(**{**point, "images": tuple(_image(row) for row in point["images"])})
+            for point in content.get("points", ())
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        raise LicError(f"{path} has broken points: {error}", hint="evaluate again into another file") from None
+
+
+def _image(row: dict[str, Any]) -> ImageResult:
+    psnr = math.inf if row["psnr"] is None else row["psnr"]
+    likelihood = math.nan if row["likelihood_bpp"] is None else row["likelihood_bpp"]
+    return ImageResult(**{**row, "psnr": psnr, "likelihood_bpp": likelihood})
+
+
+def _published_figures(path: Path, content: dict[str, Any]) -> tuple[Figures, ...]:
+    results = content["results"]
+    bpp, psnr = results.get("bpp"), results.get("psnr-rgb", results.get("psnr"))
+    if not isinstance(bpp, list) or not isinstance(psnr, list) or len(bpp) != len(psnr) or not bpp:
+        raise LicError(f"{path} has no 'bpp' and 'psnr-rgb' of one length")
+    ms_ssim = results.get("ms-ssim-rgb", results.get("ms-ssim", [None] * len(bpp)))
+    if len(ms_ssim) != len(bpp):
+        raise LicError(f"{path} has {len(bpp)} rates and {len(ms_ssim)} MS-SSIM figures")
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in [*bpp, *psnr]):
+        raise LicError(f"{path} has rates or PSNR that are not numbers")
+    return tuple(sorted((Figures(*one) for one in zip(bpp, psnr, ms_ssim, strict=True)), key=lambda one: one.bpp))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: null for a float that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

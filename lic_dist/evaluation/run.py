@@ -1,0 +1,111 @@
+"""Rate-distortion runs: each image coded to real bytes, decoded again, compared bit for bit, and measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lic_dist import images
+from lic_dist.building.records import named_record
+from lic_dist.codec.codec import ImageCodec
+from lic_dist.config import Engine, Experiment, need
+from lic_dist.engine.stages import Stage, run
+from lic_dist.errors import LicError, UsageError
+from lic_dist.evaluation.metrics import ms_ssim8, psnr8
+from lic_dist.evaluation.results import ImageResult, Point, find_point, read_points, write_points
+from lic_dist.models import checkpoint as checkpoints
+from lic_dist.progress import Progress
+
+
+def evaluate(experiment: Experiment) -> Path:
+    """Run every checkpoint with every quantizer over the images; returns the result file.
+
+    The file is written after each point; points that it already holds, of the same tensors, record and images, are
+    not measured again.
+
+    Raises:
+        LicError: no images, or a decoder that does not give the encoder's picture.
+        UsageError: an unknown checkpoint or quantizer.
+    """
+    section = need(experiment.evaluate, "evaluate")
+    if not section.checkpoints and experiment.model is None:
+        raise UsageError("nothing to evaluate", hint="name evaluate.checkpoints, or a model")
+    chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
+    names = images.find(section.images)
+    before = read_points(section.out)
+    points: list[Point] = []
+    for checkpoint in chosen:
+        for quantizer in section.quantizers:
+            loaded = checkpoints.load(checkpoint)
+            record = named_record(loaded, quantizer).digest
+            model = checkpoints.digest(loaded.model.state_dict())
+            known = find_point(before, checkpoint, quantizer, record, model, names)
+            points.append(known or _run_point(checkpoint, quantizer, section.images, names, experiment.engine))
+            write_points(section.out, experiment.name, points)
+    return section.out
+
+
+def measure_image(codec: ImageCodec, path: Path, name: str) -> ImageResult:
+    """Encode, decode and measure one image.
+
+    Raises:
+        LicError: the decoded indices or pixels differ from the encoder's.
+    """
+    image = images.read(path)
+    height, width = image.shape[:2]
+    started = time.perf_counter()
+    encoded = codec.encode(image)
+    middle = time.perf_counter()
+    decoded, k = codec.decode_with_indices(encoded.data)
+    ended = time.perf_counter()
+    if not (np.array_equal(k, encoded.k) and np.array_equal(decoded, encoded.reconstruction)):
+        raise LicError(f"{name}: the decoder's picture differs from the encoder's")
+    pixels = height * width
+    return ImageResult(
+        image=name,
+        height=height,
+        width=width,
+        bpp=encoded.coded_bits / pixels,
+        psnr=psnr8(image, decoded),
+        ms_ssim=ms_ssim8(image, decoded),
+        estimated_bpp=encoded.estimated_bits / pixels,
+        likelihood_bpp=encoded.likelihood_bits / pixels,
+        container_bpp=encoded.container_bits / pixels,
+        encode_seconds=middle - started,
+        decode_seconds=ended - middle,
+    )
+
+
+def _make_measurer(checkpoint: str, quantizer: str, folder: str) -> Callable[[str], ImageResult]:
+    torch.set_num_threads(1)
+    loaded = checkpoints.load(checkpoint)
+    codec = ImageCodec(loaded.model, named_record(loaded, quantizer))
+    return lambda name: measure_image(codec, Path(folder) / name, name)
+
+
+def _run_point(checkpoint: str, quantizer: str, folder: Path, names: list[str], engine: Engine) -> Point:
+    """One checkpoint and quantizer over a folder of images, in parallel over images."""
+    loaded = checkpoints.load(checkpoint)
+    record = named_record(loaded, quantizer)
+    where = [str(Path(one).resolve()) if Path(one).exists() else one for one in (checkpoint, quantizer)]
+    measurer = Stage("measure", partial(_make_measurer, *where, str(folder.resolve())), engine.searchers)
+    rows: dict[str, ImageResult] = {}
+    label = f"{Path(checkpoint).name} {Path(quantizer).parent.name or quantizer}"
+    with Progress(f"coding with {label}", len(names), "image") as bar:
+        for _, row in run([measurer], names, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus):
+            rows[row.image] = row
+            done = list(rows.values())
+            bar.advance(1, bpp=sum(r.bpp for r in done) / len(done), psnr=sum(r.psnr for r in done) / len(done))
+    return Point(
+        checkpoint=checkpoint,
+        quantizer=quantizer,
+        lmbda=loaded.spec.lmbda,
+        images=tuple(rows[name] for name in names),
+        record=record.digest,
+        model=checkpoints.digest(loaded.model.state_dict()),
+    )
