@@ -141,16 +141,18 @@ def cache_plan(config: ConfigFile, overrides: Overrides = None) -> None:
 @cache_app.command("adapt")
 def cache_adapt(
     config: ConfigFile,
-    out: Annotated[Path, typer.Option(help="Where to write the quantizer record.")] = Path("record.json"),
+    out: Annotated[Path | None, typer.Option(help="The record's file; default: beside the store.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Calibrate (g, D) and adapt the tables on the pilot; write the quantizer record."""
     from lic_dist.building.build import adapt, prepare
 
     for experiment in _experiments(config, overrides):
-        record = adapt(prepare(experiment))
-        record.save(out)
-        typer.echo(f"{record.name} {record.states} states: D {record.step:.4g}, g {record.lambda_scale:.4g}: {out}")
+        job = prepare(experiment)
+        record = adapt(job)
+        path = out or job.cache.path.with_name(f"{job.cache.path.stem}.{job.quantizer.group}.json")
+        record.save(path)
+        typer.echo(f"{record.name} {record.states} states: D {record.step:.4g}, g {record.lambda_scale:.4g}: {path}")
 
 
 @cache_app.command("build")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -23,7 +24,8 @@ class Progress:
     """`with Progress("title", total=n, unit="shard") as bar: bar.advance(1, bpp=0.51)`.
 
     Figures given to `advance` are shown beside the bar; the latest value of each name stands.
-    `done` starts the count where a resumed job left off: the rate counts only new work.
+    `done` starts the count where a resumed job left off: the rate counts only new work. Of the ranks that torchrun
+    starts, only the first speaks.
     """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
@@ -31,10 +33,11 @@ class Progress:
         self.done = self.first = done
         self.figures: dict[str, float] = {}
         self.rich: RichProgress | None = None
+        self.quiet = os.environ.get("RANK", "0") != "0"
 
     def __enter__(self) -> Progress:
         self.start = self.last_line = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self.quiet:
             from rich.console import Console
 
             self.rich = RichProgress(
@@ -79,6 +82,8 @@ class Progress:
         return "  ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
 
     def _line(self) -> None:
+        if self.quiet:
+            return
         self.last_line = time.monotonic()
         eta = clock((self.total - self.done) / rate) if (rate := self._rate()) > 0 else "?"
         text = f"{self.title}: {self.done}/{self.total} {self.unit}s, {self._rate_text()}, ETA {eta}"

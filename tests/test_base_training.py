@@ -14,6 +14,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.training import base as job
 from lic_dist.training import loop
+from lic_dist.training.loop import take_step
 
 
 def section(out: Path, **changes: object) -> config.Train:
@@ -52,19 +53,30 @@ def test_a_killed_job_goes_on_to_the_same_weights(
         steps += 1
         if steps == 7:
             raise KeyboardInterrupt
-        return loop.take_step(*arguments)
+        return take_step(*arguments)
 
-    monkeypatch.setattr(job, "take_step", die)
+    monkeypatch.setattr(loop, "take_step", die)
     with pytest.raises(KeyboardInterrupt):
         job.train(section(tmp_path / "cut", relaxation=relaxation), folder)
-    monkeypatch.setattr(job, "take_step", loop.take_step)
+    monkeypatch.undo()
     resumed = job.train(section(tmp_path / "cut", relaxation=relaxation), folder)
     assert weights(resumed) == weights(whole)
     assert [row["step"] for row in loop.read_log(tmp_path / "cut" / "log.jsonl")] == [4, 8, 12]
 
 
+def test_a_warm_start_keeps_its_history_and_fits(photos: Path, tmp_path: Path) -> None:
+    folder = config.Images(path=photos, held_out="valid")
+    first = job.train(section(tmp_path / "first"), folder)
+    second = job.train(section(tmp_path / "second", start=str(first), lmbda=0.1), folder)
+    loaded = checkpoint.load(str(second))
+    assert [entry["lmbda"] for entry in loaded.history] == [0.05, 0.1] and loaded.spec.lmbda == 0.1
+    assert loaded.history[1]["start"] != loaded.history[0]["start"]
+    with pytest.raises(LicError, match="N=4, M=6"):
+        job.train(section(tmp_path / "third", start=str(first), N=8), folder)
+
+
 def test_held_out_figures_leave_the_mode_alone(photos: Path) -> None:
-    model = job._initial(section(Path("unused")))
+    model = job._start(section(Path("unused"))).model
     model.train()
     job.held_out_figures(model, torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 0.01, torch.device("cpu"))
     assert model.training and model.gaussian_conditional.training

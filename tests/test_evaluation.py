@@ -269,3 +269,18 @@ def test_training_plot(tmp_path: Path) -> None:
     rows = [{"step": 10 * n, "held_out_L": 1.0 - 0.01 * n, "held_out_psnr": 30 + 0.1 * n} for n in range(5)]
     plots.training_plot([*rows, {"step": 50, "loss": 1.0}], tmp_path / "log.png")
     assert Image.open(tmp_path / "log.png").size[0] > 1000
+
+
+def test_points_of_one_arm_and_quantizer_are_a_curve(tmp_path: Path) -> None:
+    row = ImageResult("a.png", 8, 8, 1.0, 30.0, None, 1.0, math.nan, 0.1, 0.1, 0.1)
+    points = [
+        Point("a", "sq", 0.01, (row,), arm="base"),
+        Point("b", "sq", 0.02, (replace(row, bpp=0.5),), arm="base"),
+        Point("c", "sq", 0.01, (row,), arm="decoder"),
+    ]
+    write_points(tmp_path / "r.json", "x", points)
+    curves = read_curves(tmp_path / "r.json")
+    assert [(curve.name, [one.bpp for one in curve.figures]) for curve in curves] == [
+        ("x base sq", [0.5, 1.0]),
+        ("x decoder sq", [1.0]),
+    ]

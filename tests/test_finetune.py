@@ -24,6 +24,7 @@ from lic_dist.quantization.rates import SCALES
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training import finetune as job
 from lic_dist.training import loop
+from lic_dist.training.loop import take_step
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Samples
 
@@ -92,9 +93,9 @@ def test_a_killed_job_goes_on_to_the_same_weights(
         steps += 1
         if steps == 7:
             raise KeyboardInterrupt
-        return loop.take_step(*arguments)
+        return take_step(*arguments)
 
-    monkeypatch.setattr(job, "take_step", die)
+    monkeypatch.setattr(loop, "take_step", die)
     with pytest.raises(KeyboardInterrupt):
         run(base, photos, store, tmp_path / "cut", latents="noise")
     monkeypatch.undo()

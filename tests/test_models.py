@@ -35,6 +35,9 @@ def test_float16_halves_the_file_and_loads_to_float32(tmp_path: Path) -> None:
     loaded = checkpoint.load(str(tmp_path / "half.pth.tar"))
     weight = loaded.model.g_s[0].weight
     assert weight.dtype == torch.float32 and torch.equal(weight, made.model.g_s[0].weight.half().float())
+    for name, buffer in made.model.named_buffers():
+        if not name.startswith("entropy_bottleneck._"):  # the tables follow from the rounded parameters
+            assert torch.equal(dict(loaded.model.named_buffers())[name], buffer), name
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))

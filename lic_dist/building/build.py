@@ -290,7 +290,7 @@ def _run(job: Job, record: QuantizerRecord, numbers: list[int], requantize: bool
     if not numbers:
         return []
     engine, model = job.experiment.engine, config.need(job.experiment.model, "model")
-    source = (_absolute(model.checkpoint), model.architecture, model.lmbda, job.plan.batch)
+    source = (checkpoints.absolute(model.checkpoint), model.architecture, model.lmbda, job.plan.batch)
     path, group = str(job.cache.path.resolve()), job.quantizer.group
     stages = [
         Stage("read", partial(make_reader, str(job.images.path.resolve()), job.images.crop), engine.readers),
@@ -309,8 +309,3 @@ def _run(job: Job, record: QuantizerRecord, numbers: list[int], requantize: bool
             pixels = sum(one.pixels for one in reports)
             bar.advance(report.samples, bpp=sum(one.bits for one in reports) / max(pixels, 1))
     return reports
-
-
-def _absolute(checkpoint: str) -> str:
-    """A path that workers in other folders find too; names of the zoo stay names."""
-    return str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint

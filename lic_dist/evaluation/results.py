@@ -4,8 +4,8 @@
      "points": [{"checkpoint": .., "quantizer": .., "lmbda": .., "images": [{"image": .., "bpp": ..}, ..]}, ..]}
 
 `results` holds the means over images of each point, in the order of `points`, which only our files have. A file of
-several quantizers is several curves. A number that is not finite is null: the PSNR of equal pictures, a likelihood
-that the quantizer does not have, an MS-SSIM of too small a picture.
+several arms or quantizers is several curves. A number that is not finite is null: the PSNR of equal pictures, a
+likelihood that the quantizer does not have, an MS-SSIM of too small a picture.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Figures:
 class Point:
     """One checkpoint with one quantizer over a set of images.
 
+    `arm` says how the checkpoint was made ("base", "decoder", "decoder noise"): points of one arm and quantizer, at
+    several lambdas, are a curve.
     `record` is the digest of the quantizer's record, `model` of the checkpoint's tensors: what tells whether a
     measured point still stands. Raises ValueError without images.
     """
@@ -66,6 +68,7 @@ class Point:
     images: tuple[ImageResult, ...]
     record: str = ""
     model: str = ""
+    arm: str = ""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -153,9 +156,9 @@ def read_points(path: Path) -> tuple[Point, ...]:
 
 
 def read_curves(path: Path) -> tuple[Curve, ...]:
-    """The curves of a result file, ours (one a quantizer) or published (one).
+    """The curves of a result file, ours (one for each arm and quantizer) or published (one).
 
-    A file of several quantizers has curves named "name quantizer".
+    A file of several curves has them named "name arm quantizer".
 
     Raises:
         LicError: not a result file.
@@ -165,13 +168,12 @@ def read_curves(path: Path) -> tuple[Curve, ...]:
     points = _points(path, content)
     if not points:
         return (Curve(name, _published_figures(path, content), (), description),)
-    by_quantizer: dict[str, list[Point]] = {}
+    by_arm: dict[str, list[Point]] = {}
     for point in points:
-        by_quantizer.setdefault(point.quantizer, []).append(point)
-    several = len(by_quantizer) > 1
+        by_arm.setdefault(f"{point.arm} {point.quantizer}".strip(), []).append(point)
+    several = len(by_arm) > 1
     return tuple(
-        curve_of(f"{name} {quantizer}" if several else name, chosen, description)
-        for quantizer, chosen in by_quantizer.items()
+        curve_of(f"{name} {label}" if several else name, chosen, description) for label, chosen in by_arm.items()
     )
 
 
@@ -179,7 +181,7 @@ def read_curve(path: Path) -> Curve:
     """The one curve of a result file.
 
     Raises:
-        LicError: not a result file, or one with several quantizers.
+        LicError: not a result file, or one with several curves.
     """
     curves = read_curves(path)
     if len(curves) > 1:

@@ -19,6 +19,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
 from lic_dist.evaluation.results import ImageResult, Point, find_point, read_points, write_points
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
 
 
@@ -44,7 +45,7 @@ def evaluate(experiment: Experiment) -> Path:
             loaded = checkpoints.load(checkpoint)
             record = named_record(loaded, quantizer).digest
             model = checkpoints.digest(loaded.model.state_dict())
-            known = find_point(before, checkpoint, quantizer, record, model, names)
+            known = find_point(before, checkpoint, short_name(quantizer), record, model, names)
             points.append(known or _run_point(checkpoint, quantizer, section.images, names, experiment.engine))
             write_points(section.out, experiment.name, points)
     return section.out
@@ -92,20 +93,36 @@ def _run_point(checkpoint: str, quantizer: str, folder: Path, names: list[str], 
     """One checkpoint and quantizer over a folder of images, in parallel over images."""
     loaded = checkpoints.load(checkpoint)
     record = named_record(loaded, quantizer)
-    where = [str(Path(one).resolve()) if Path(one).exists() else one for one in (checkpoint, quantizer)]
-    measurer = Stage("measure", partial(_make_measurer, *where, str(folder.resolve())), engine.searchers)
+    make = partial(
+        _make_measurer, checkpoints.absolute(checkpoint), checkpoints.absolute(quantizer), str(folder.resolve())
+    )
+    measurer = Stage("measure", make, engine.searchers)
     rows: dict[str, ImageResult] = {}
-    label = f"{Path(checkpoint).name} {Path(quantizer).parent.name or quantizer}"
-    with Progress(f"coding with {label}", len(names), "image") as bar:
+    title = f"coding with {Path(checkpoint).name}, {short_name(quantizer)}"
+    with Progress(title, len(names), "image") as bar:
         for _, row in run([measurer], names, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus):
             rows[row.image] = row
             done = list(rows.values())
             bar.advance(1, bpp=sum(r.bpp for r in done) / len(done), psnr=sum(r.psnr for r in done) / len(done))
     return Point(
         checkpoint=checkpoint,
-        quantizer=quantizer,
+        quantizer=short_name(quantizer),
         lmbda=loaded.spec.lmbda,
         images=tuple(rows[name] for name in names),
         record=record.digest,
         model=checkpoints.digest(loaded.model.state_dict()),
+        arm=arm_of(loaded),
     )
+
+
+def arm_of(loaded: Checkpoint) -> str:
+    """How a checkpoint was made, by its own account: "base", "decoder", "decoder noise", "decoder+hyper" ..."""
+    last = loaded.history[-1] if loaded.history else {}
+    if "recipe" not in last:
+        return "base"
+    return str(last["recipe"]) + ("" if last["latents"] == "quantized" else f" {last['latents']}")
+
+
+def short_name(quantizer: str) -> str:
+    """The name of a quantizer: of a record's path, the group or file that holds it."""
+    return Path(quantizer.removesuffix("record.json")).name.removesuffix(".json") or quantizer

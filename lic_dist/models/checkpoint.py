@@ -3,7 +3,7 @@
 A checkpoint is a dictionary of plain data and tensors, so that it loads with `weights_only=True`, here and in
 CompressAI's own `eval_model`:
 
-    state_dict    tensors, float32 (float16 in the zoo, loaded to float32)
+    state_dict    tensors, float32 (parameters float16 in the zoo, loaded to float32)
     architecture, N, M, lmbda
     quantizers    {name: quantizer record as JSON}
     history       [{what was done: recipe, steps, cache fingerprint, parent ...}], oldest first
@@ -61,6 +61,11 @@ def locate(name_or_path: str) -> Path:
     raise UsageError(f"no checkpoint '{name_or_path}'", hint=f"a path, or one of: {', '.join(zoo())}")
 
 
+def absolute(name_or_path: str) -> str:
+    """A path that workers in other folders find too; other names stay names."""
+    return str(Path(name_or_path).resolve()) if Path(name_or_path).exists() else name_or_path
+
+
 def load(
     name_or_path: str,
     architecture: str | None = None,
@@ -109,10 +114,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint whole or not at all; `dtype` float16 halves it for shipping."""
+    """Write a checkpoint whole or not at all; `dtype` float16 halves the parameters for shipping.
+
+    Buffers keep their type: CompressAI's bounds, 1e-9 among them, are nothing in float16.
+    """
     update_tables(checkpoint.model)
+    parameters = dict(checkpoint.model.named_parameters())
     state = {
-        name: value.detach().cpu().to(dtype) if value.is_floating_point() else value.detach().cpu()
+        name: value.detach().cpu().to(dtype) if name in parameters else value.detach().cpu()
         for name, value in checkpoint.model.state_dict().items()
     }
     write(

@@ -8,8 +8,7 @@ Alone or under torchrun, and resumable: the state on disk and the step's number 
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.stages import to_input
-from lic_dist.progress import Progress
-from lic_dist.training import photos as crops_of
+from lic_dist.training import photos as photo_crops
 from lic_dist.training.distributed import Ranks, ranks
-from lic_dist.training.loop import Log, learning_rate, load_state, save_state, seed_step, take_step
-from lic_dist.training.loss import bits_of, combine, psnr
+from lic_dist.training.loop import Course, learning_rate
+from lic_dist.training.loss import Figures, bits_of, combine, figures_of
 
 HELD_OUT_MOST, HELD_OUT_CROP = 48, 256  # held-out crops that L is measured on, and their size where photos allow
 AUXILIARY_SMALL = 0.02  # per channel of z
@@ -68,15 +66,6 @@ def _round(values: Tensor) -> Tensor:
     return values + (torch.round(values) - values).detach()
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Means over held-out crops, rounded latents, continuous likelihood."""
-
-    L: float
-    bpp: float
-    psnr: float
-
-
 @torch.no_grad()
 def held_out_figures(model: nn.Module, pixels: Tensor, lmbda: float, device: torch.device) -> Figures:
     """L, bpp and PSNR of the mean squared error over uint8 crops [n, 3, s, s]; the model's mode is left as it was."""
@@ -91,7 +80,7 @@ def held_out_figures(model: nn.Module, pixels: Tensor, lmbda: float, device: tor
     model.train(was_training)
     mse = squared / pixels.numel()
     bpp = bits / (pixels.shape[0] * pixels.shape[2] * pixels.shape[3])
-    return Figures(lmbda * 255**2 * mse + bpp, bpp, psnr(mse))
+    return figures_of(lmbda, mse, bpp)
 
 
 def train_quantiles(model: Any, steps: int, rate: float = 1e-1) -> float:
@@ -130,82 +119,61 @@ def train(config: Train, photos: Images) -> Path:
 
 
 def _train(config: Train, section: Images, here: Ranks) -> Path:
+    start = _start(config)
+    model: Any = start.model.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    manifest = [photo for photo in images.scan(section.path) if not photo.fault]
+    held_out = [photo for photo in manifest if images.is_held_out(photo, section.held_out)]
+    used = [photo for photo in manifest if photo not in held_out]
+    crops = photo_crops.RandomCrops(section.path, used, config.crop, config.seed)
+    judged = photo_crops.centre_crops(section.path, held_out, HELD_OUT_CROP, HELD_OUT_MOST)
+    if not len(judged):
+        judged = photo_crops.centre_crops(section.path, held_out, config.crop, HELD_OUT_MOST)
     identity = {
-        **config.model_dump(mode="json", exclude={"out"}),
-        "images": str(section.path),
+        **config.model_dump(mode="json", exclude={"out", "start"}),
+        "start": checkpoint.digest(start.model.state_dict()),
+        "manifest_sha256": images.manifest_digest(manifest),
         "held_out": section.held_out,
     }
-    final = config.out / f"checkpoint{checkpoint.SUFFIX}"
-    state_path = config.out / "state.pth"
-    spec = ModelSpec(config.architecture, config.N, config.M, config.lmbda)
-    model = _initial(config).to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    manifest = [photo for photo in images.scan(section.path) if not photo.fault]
-    held = [photo for photo in manifest if images.is_held_out(photo, section.held_out)]
-    used = [photo for photo in manifest if photo not in held]
-    crops = crops_of.RandomCrops(section.path, used, config.crop, config.seed)
-    pixels = crops_of.centre_crops(section.path, held, HELD_OUT_CROP, HELD_OUT_MOST)
-    if not len(pixels):
-        pixels = crops_of.centre_crops(section.path, held, config.crop, HELD_OUT_MOST)
     model.entropy_bottleneck.quantiles.requires_grad_(False)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=config.lr)
-    state = load_state(state_path, identity)
-    first = 0
-    if state is not None:
-        first = int(state["step"])
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    log = Log(config.out / "log.jsonl", first) if here.first else None
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    course = Course(f"training {config.architecture}", config, config.anneal, model, trained, identity, here)
     relaxed = here.wrap(Relaxed(model, config.relaxation).train())
-    loader = crops_of.batches(crops, first, config.steps, config.batch, here.share(config.batch))
-    started, first_step = time.monotonic(), first
-    with Progress(f"training {config.architecture}", config.steps, "step", done=first) as bar:
-        for step, batch in enumerate(loader, start=first):
-            rate = learning_rate(step, config.steps, config.lr, config.warmup, config.anneal, config.floor)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            seed_step(config.seed, step, here.rank)
-            x = to_input(batch, here.device)
-            x_hat, bits = relaxed(x)
-            mse = (x_hat - x).square().mean()
-            loss = combine(config.lmbda, mse, bits / (x.shape[0] * x.shape[2] * x.shape[3]))
-            take_step(loss, parameters, optimizer, config.clip)
-            done = step + 1
-            if here.first:
-                bar.advance(1, L=float(loss.detach()))
-            if done % config.evaluate_every == 0 or done == config.steps:
-                if log is not None:
-                    row: dict[str, Any] = {"step": done, "lr": rate, "loss": float(loss.detach())}
-                    if len(pixels):
-                        figures = held_out_figures(model, pixels, config.lmbda, here.device)
-                        row |= {"held_out_L": figures.L, "held_out_bpp": figures.bpp, "held_out_psnr": figures.psnr}
-                    log.write(**row, seconds=(time.monotonic() - started) / (done - first_step))
-                    save_state(
-                        state_path, identity, step=done, model=model.state_dict(), optimizer=optimizer.state_dict()
-                    )
-                here.wait()
+
+    def measure() -> Figures | None:
+        return held_out_figures(model, judged, config.lmbda, here.device) if len(judged) else None
+
+    batches = iter(photo_crops.batches(crops, course.first, config.steps, config.batch, here.share(config.batch)))
+    for _ in course:
+        x = to_input(next(batches), here.device)
+        x_hat, bits = relaxed(x)
+        mse = (x_hat - x).square().mean()
+        course.take(combine(config.lmbda, mse, bits / x[:, 0].numel()))
+        if course.due:
+            course.save(measure())
+
     auxiliary = train_quantiles(model, config.quantile_steps)
+    final = config.out / f"checkpoint{checkpoint.SUFFIX}"
     if here.first:
-        history = {
+        figures = measure()
+        entry = {
             "what": "base training",
-            **{key: value for key, value in identity.items() if key not in ("images", "start")},
+            **identity,
             "photos": len(used),
-            "manifest_sha256": images.manifest_digest(manifest),
             "auxiliary_loss": auxiliary,
+            "held_out_figures": asdict(figures) if figures else None,
         }
-        if len(pixels):
-            figures = held_out_figures(model.eval(), pixels, config.lmbda, here.device)
-            history["held_out_figures"] = {"L": figures.L, "bpp": figures.bpp, "psnr": figures.psnr}
-        checkpoint.save(Checkpoint(model.cpu(), spec, history=[history]), final)
+        checkpoint.save(Checkpoint(model.cpu(), start.spec, history=[*start.history, entry]), final)
     here.wait()
     return final
 
 
-def _initial(config: Train) -> Any:
+def _start(config: Train) -> Checkpoint:
+    """The model before the first step: fresh, or the checkpoint `train.start`, whose lambda may have been another."""
+    spec = ModelSpec(config.architecture, config.N, config.M, config.lmbda)
     if config.start is None:
         torch.manual_seed(config.seed)
-        return build(config.architecture, config.N, config.M)
+        return Checkpoint(build(config.architecture, config.N, config.M), spec)
     start = checkpoint.load(config.start)
-    if (start.spec.architecture, start.spec.N, start.spec.M) != (config.architecture, config.N, config.M):
+    if replace(start.spec, lmbda=spec.lmbda) != spec:
         raise LicError(f"train.start is a {start.spec.architecture} with N={start.spec.N}, M={start.spec.M}")
-    return start.model.train()
+    return replace(start, spec=spec)

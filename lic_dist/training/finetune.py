@@ -12,11 +12,11 @@ it trains on, a job is judged on the really quantized held-out latents.
 from __future__ import annotations
 
 import copy
-import time
-from dataclasses import dataclass, replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,12 +29,11 @@ from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import RECIPES, freeze_all_but
 from lic_dist.models.stages import Stage, dequantize_z, run_stages, to_input
-from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.distributed import Ranks, ranks
-from lic_dist.training.loop import Log, learning_rate, load_state, save_state, seed_step, take_step
-from lic_dist.training.loss import bits_of, combine, psnr
+from lic_dist.training.loop import Course
+from lic_dist.training.loss import Figures, bits_of, combine, figures_of
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch, Samples
 
@@ -84,31 +83,22 @@ def _gaussian_bits(model: Any, y_hat: Tensor, means: Tensor, scales: Tensor) -> 
     return bits_of(gaussian.likelihood_lower_bound(gaussian._likelihood(y_hat, scales, means)))
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Means over held-out samples, really quantized: L = lmbda 255^2 MSE + bpp of y by the record's tables."""
-
-    L: float
-    bpp: float
-    psnr: float
-
-
 @torch.no_grad()
 def held_out_figures(decoding: Decoding, samples: Samples, lmbda: float, device: torch.device) -> Figures:
-    """L, bpp and PSNR of the first held-out samples, with the cached indices."""
+    """L, bpp of y and PSNR of the first held-out samples, with the cached indices, whatever the job trains on."""
     judge = Decoding(decoding.model, decoding.parent[0], decoding.rate, "quantized").eval()
     count = min(len(samples), HELD_OUT_MOST)
     squared = bits = 0.0
     pixels = 0
     for first in range(0, count, 8):
-        batch = _on(samples.batch(_range(first, min(first + 8, count))), device)
+        batch = _on(samples.batch(np.arange(first, min(first + 8, count))), device)
         x = to_input(batch.pixels, device)
         x_hat, part = judge(batch)
         squared += float((x_hat.clamp(0, 1) - x).double().square().sum())
         bits += float(part)
         pixels += x[:, 0].numel()
     mse = squared / (3 * pixels)
-    return Figures(lmbda * 255**2 * mse + bits / pixels, bits / pixels, psnr(mse))
+    return figures_of(lmbda, mse, bits / pixels)
 
 
 def finetune(experiment: config.Experiment) -> Path:
@@ -147,112 +137,52 @@ def _finetune(experiment: config.Experiment, here: Ranks) -> Path:
     }
     model = parent.model.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parent_h_s = copy.deepcopy(model.h_s).requires_grad_(False)
-    trained = freeze_all_but(model, RECIPES[section.recipe])
     largest = int(max(abs(training.arrays["k"]).max(), abs(held_out.arrays["k"]).max()))
-    form = _form(section, record)
-    decoding = Decoding(model, parent_h_s, IndexRate(record, largest).to(here.device), form)
-    optimizer = torch.optim.Adam(trained, lr=section.lr)
-
-    state_path = section.out / "state.pth"
-    state = load_state(state_path, identity)
-    first, best_step = 0, 0
+    rate = IndexRate(record, largest).to(here.device)
+    decoding = Decoding(model, parent_h_s, rate, _form(section, record))
     before = best = held_out_figures(decoding, held_out, parent.spec.lmbda, here.device)
-    best_weights = copy.deepcopy(model.state_dict())
-    if state is not None:
-        first, best_step, best = int(state["step"]), int(state["best_step"]), Figures(*state["best"])
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        best_weights = state["best_weights"]
-    log = Log(section.out / "log.jsonl", first) if here.first else None
-    wrapped = here.wrap(decoding)
-    started = time.monotonic()
-    share = here.share(section.batch)
-    with Progress(f"finetuning {section.recipe} on {section.latents} latents", section.steps, "step", first) as bar:
-        for step in range(first, section.steps):
-            rate = learning_rate(step, section.steps, section.lr, section.warmup, 1.0, section.floor)
-            for parameter_group in optimizer.param_groups:
-                parameter_group["lr"] = rate
-            seed_step(section.seed, step, here.rank)
-            batch = _on(training.batch(training.numbers(section.seed, step, section.batch, share)), here.device)
-            x = to_input(batch.pixels, here.device)
-            x_hat, bits = wrapped(batch)
-            mse = (x_hat - x).square().mean()
-            bpp = bits / x[:, 0].numel()
-            loss = combine(parent.spec.lmbda, mse, bpp if section.recipe != "decoder" else bpp.detach())
-            take_step(loss, trained, optimizer, section.clip)
-            done = step + 1
-            if here.first:
-                bar.advance(1, L=float(loss.detach()))
-            if done % section.evaluate_every and done != section.steps:
-                continue
+    best_step, best_weights = 0, copy.deepcopy(model.state_dict())
+    trained = freeze_all_but(model, RECIPES[section.recipe])
+    title = f"finetuning {section.recipe} on {section.latents} latents"
+    course = Course(title, section, 1.0, model, trained, identity, here)
+    course.note_start(before)
+    if course.state is not None:
+        best, best_step = Figures(*course.state["best"]), int(course.state["best_step"])
+        best_weights = course.state["best_weights"]
+    wrapped, share = here.wrap(decoding), here.share(section.batch)
+    for step in course:
+        batch = _on(training.batch(training.numbers(section.seed, step, section.batch, share)), here.device)
+        x = to_input(batch.pixels, here.device)
+        x_hat, bits = wrapped(batch)
+        mse, bpp = (x_hat - x).square().mean(), bits / x[:, 0].numel()
+        course.take(combine(parent.spec.lmbda, mse, bpp if section.recipe != "decoder" else bpp.detach()))
+        if course.due:
             figures = held_out_figures(decoding, held_out, parent.spec.lmbda, here.device)
             if figures.L < best.L:
-                best, best_step, best_weights = figures, done, copy.deepcopy(model.state_dict())
-            if log is not None:
-                seconds = (time.monotonic() - started) / (done - first)
-                log.write(
-                    step=done,
-                    lr=rate,
-                    loss=float(loss.detach()),
-                    held_out_L=figures.L,
-                    held_out_bpp=figures.bpp,
-                    held_out_psnr=figures.psnr,
-                    seconds=seconds,
-                )
-                save_state(
-                    state_path,
-                    identity,
-                    step=done,
-                    model=model.state_dict(),
-                    optimizer=optimizer.state_dict(),
-                    best=[best.L, best.bpp, best.psnr],
-                    best_step=best_step,
-                    best_weights=best_weights,
-                )
-            here.wait()
+                best, best_step, best_weights = figures, course.done, copy.deepcopy(model.state_dict())
+            course.save(figures, best=list(astuple(best)), best_step=best_step, best_weights=best_weights)
+
     model.load_state_dict(best_weights)
     path = section.out / f"checkpoint{checkpoints.SUFFIX}"
     if here.first:
-        _finish(parent, model.cpu().eval(), record, quantizer_section, section, cache, (before, best, best_step), path)
+        made = Checkpoint(model.cpu().eval(), parent.spec, dict(parent.quantizers))
+        if section.recipe != "decoder":  # the entropy model moved: its indices want rates and (g, D) of their own
+            checkpoints.update_tables(model)
+            record = calibrate(made, quantizer_section, *calibration_samples(cache, quantizer_section))
+        made.quantizers[group] = record.to_json()
+        outcome = {
+            "held_out_before": list(astuple(before)),
+            "held_out_best": list(astuple(best)),
+            "best_step": best_step,
+        }
+        made.history = [*parent.history, {"what": "finetuning", **identity, **outcome}]
+        checkpoints.save(made, path)
+        print(
+            f"held-out samples: L {before.L:.4f} -> {best.L:.4f}, PSNR {before.psnr:.3f} -> {best.psnr:.3f} dB, "
+            f"bpp of y {before.bpp:.4f} -> {best.bpp:.4f} (best at step {best_step} of {section.steps})"
+        )
     here.wait()
     return path
-
-
-def _finish(
-    parent: Checkpoint,
-    model: nn.Module,
-    record: QuantizerRecord,
-    quantizer: config.Quantizer,
-    section: config.Finetune,
-    cache: LatentCache,
-    outcome: tuple[Figures, Figures, int],
-    path: Path,
-) -> None:
-    """Write the checkpoint with its record: the parent's for `decoder`, a new calibration where h_s moved."""
-    before, best, best_step = outcome
-    made = Checkpoint(model, parent.spec, dict(parent.quantizers))
-    if section.recipe != "decoder":
-        checkpoints.update_tables(model)
-        record = calibrate(made, quantizer, *calibration_samples(cache, quantizer))
-    made.quantizers[quantizer.group] = record.to_json()
-    made.history = [
-        *parent.history,
-        {
-            "what": "finetuning",
-            **section.model_dump(mode="json", exclude={"out"}),
-            "cache": cache.fingerprint,
-            "group": quantizer.group,
-            "parent": parent.source and checkpoints.digest(checkpoints.load(parent.source).model.state_dict()),
-            "held_out_before": [before.L, before.bpp, before.psnr],
-            "held_out_best": [best.L, best.bpp, best.psnr],
-            "best_step": best_step,
-        },
-    ]
-    checkpoints.save(made, path)
-    print(
-        f"held-out samples: L {before.L:.4f} -> {best.L:.4f}, PSNR {before.psnr:.3f} -> {best.psnr:.3f} dB, "
-        f"bpp of y {before.bpp:.4f} -> {best.bpp:.4f} (best at step {best_step})"
-    )
 
 
 def _parent(section: config.Model) -> Checkpoint:
@@ -264,12 +194,6 @@ def _form(section: config.Finetune, record: QuantizerRecord) -> str:
         return "noise"
     trains_hyper = section.recipe != "decoder"
     return "likelihood" if record.name == "sq" and trains_hyper and section.sq_rate == "likelihood" else "quantized"
-
-
-def _range(first: int, last: int) -> Any:
-    import numpy as np
-
-    return np.arange(first, last)
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:

@@ -1,0 +1,136 @@
+"""The commands as a user types them: one clear line and the right exit code for each mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+
+from lic_dist import __version__
+from lic_dist.models import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "ray", "zarr", "numpy", "compressai", "numba", "pydantic", "matplotlib", "pyarrow")
+
+
+def lic_dist(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run one command in this process, as the console script would."""
+    from lic_dist.cli import main
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    command = ["lic-dist", *map(str, arguments)]
+    with mock.patch.object(sys, "argv", command), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def write(path: Path, **sections: object) -> Path:
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("error:", "hint:"))]
+    assert done.returncode == code, done.stderr
+    assert lines[0].startswith("error:") and len(lines) <= 2 and "Traceback" not in done.stderr
+    assert all(word in " ".join(lines) for word in words), lines
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    probe = (
+        "import sys, atexit; sys.argv = ['lic-dist', '--help']\n"
+        f"atexit.register(lambda: print([name for name in {HEAVY} if name in sys.modules]))\n"
+        "from lic_dist.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert lic_dist("--version").stdout == f"lic-dist {__version__}\n"
+
+
+def test_config_show_prints_a_file_that_reads_back(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", name="x", train={"N": 16}, sweep={"train.lmbda": [0.01, 0.02]})
+    shown = lic_dist("config", "show", file, "--set", "train.lr=1e-3")
+    documents = list(yaml.safe_load_all(shown.stdout))
+    assert [one["train"]["lmbda"] for one in documents] == [0.01, 0.02] and documents[0]["train"]["lr"] == 1e-3
+
+
+def test_an_unknown_key_a_missing_file_and_a_missing_section(tmp_path: Path) -> None:
+    refused(lic_dist("config", "show", write(tmp_path / "a.yaml", trian={})), 2, "trian", "train")
+    refused(lic_dist("train", tmp_path / "none.yaml"), 2, "none.yaml")
+    refused(lic_dist("finetune", write(tmp_path / "b.yaml", name="x")), 2, "finetune")
+
+
+def test_an_unknown_architecture_a_missing_and_an_empty_folder(base: Path, photos: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", train={"architecture": "vgg", "out": str(tmp_path)}, images={"path": str(photos)})
+    refused(lic_dist("train", file), 2, "vgg", "mbt2018-mean")
+    sections = {
+        "model": {"checkpoint": str(base)},
+        "quantizer": {},
+        "cache": {"path": str(tmp_path / "x.zarr")},
+        "engine": {"name": "local"},
+    }
+    (tmp_path / "empty").mkdir()
+    for folder, words in (("none", "no such folder"), ("empty", "no photos in")):
+        file = write(tmp_path / f"{folder}.yaml", images={"path": str(tmp_path / folder)}, **sections)
+        refused(lic_dist("cache", "build", file), 1, words)
+
+
+def test_a_cache_of_another_encoder_is_refused_with_the_field(base: Path, photos: Path, tmp_path: Path) -> None:
+    sections = {
+        "images": {"path": str(photos), "crop": 64, "held_out": "valid"},
+        "quantizer": {"step": 0.5, "lambda_scale": 0.1, "group": "a"},
+        "cache": {"path": str(tmp_path / "x.zarr"), "shard": 4},
+        "engine": {"name": "local"},
+        "finetune": {"out": str(tmp_path / "out")},
+    }
+    other = checkpoint.load(str(base))
+    with torch.no_grad():
+        other.model.g_a[0].bias += 0.1
+    checkpoint.save(other, tmp_path / "other.pth.tar")
+    first = write(tmp_path / "a.yaml", model={"checkpoint": str(base)}, **sections)
+    second = write(tmp_path / "b.yaml", model={"checkpoint": str(tmp_path / "other.pth.tar")}, **sections)
+    built = lic_dist("cache", "build", first)
+    assert built.returncode == 0 and "8 samples, 2 of 2 shards built now" in built.stdout, built.stderr
+    assert "whole" in lic_dist("cache", "verify", tmp_path / "x.zarr").stdout
+    refused(lic_dist("finetune", second), 1, "model.encoder_sha256")
+    refused(lic_dist("cache", "build", second), 1, "model.encoder_sha256")
+    damaged = tmp_path / "x.zarr" / "latents" / "z" / "c" / "0" / "0" / "0" / "0"
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    torn = lic_dist("cache", "verify", tmp_path / "x.zarr")
+    assert "shard 0: latents/z: torn" in torn.stdout
+    refused(torn, 1, "faults")
+
+
+def test_a_picture_goes_there_and_back(base: Path, photos: Path, tmp_path: Path) -> None:
+    file, picture = tmp_path / "a.lic", tmp_path / "a.png"
+    assert lic_dist("encode", photos / "train" / "0.png", file, "--model", base).returncode == 0
+    assert lic_dist("decode", file, picture, "--model", base).returncode == 0 and picture.is_file()
+    file.write_bytes(file.read_bytes()[:-3])
+    refused(lic_dist("decode", file, picture, "--model", base), 1, "damaged")
+    refused(lic_dist("decode", file, picture, "--model", base, "--quantizer", "none"), 2, "none", "sq")
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^(?:git clone \S+ lic_dist && cd lic_dist && )?(python3\.11 .*)$", readme, re.MULTILINE)
+    assert len(commands) == 2 and commands[1] in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("script", ["build_cache", "evaluate", "finetune"])
+def test_job_scripts_run_their_command(script: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", name="x")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{script}.py"), str(file)], capture_output=True, text=True, check=False
+    )
+    refused(done, 2, "no section")

@@ -1,0 +1,73 @@
+"""The rate-distortion run over a folder: real bits, resumed, reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lic_dist import config
+from lic_dist.building.records import analytic_record
+from lic_dist.errors import LicError, UsageError
+from lic_dist.evaluation import run as running
+from lic_dist.evaluation.report import report
+from lic_dist.evaluation.results import read_curves, read_points
+from lic_dist.evaluation.run import evaluate, short_name
+from lic_dist.models import checkpoint
+
+
+def experiment(base: Path, photos: Path, out: Path, *quantizers: str) -> config.Experiment:
+    return config.Experiment.model_validate(
+        {
+            "name": "e",
+            "engine": {"name": "local"},
+            "evaluate": {
+                "images": str(photos / "valid"),
+                "checkpoints": [str(base)],
+                "quantizers": list(quantizers),
+                "out": str(out),
+            },
+        }
+    )
+
+
+def test_a_run_is_measured_resumed_and_reported(
+    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = checkpoint.load(str(base))
+    record = analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.ones(12))
+    record.save(tmp_path / "mine" / "record.json")
+    out = evaluate(experiment(base, photos, tmp_path / "r.json", "sq", str(tmp_path / "mine")))
+    points = read_points(out)
+    assert [(point.arm, point.quantizer) for point in points] == [("base", "sq"), ("base", "mine")]
+    for point in points:
+        assert [row.image for row in point.images] == ["6.png", "7.png"] and point.lmbda == 0.05
+        for row in point.images:
+            # a stream's state and padding to words weigh much in so small a picture
+            assert abs(row.bpp - row.estimated_bpp) * row.height * row.width < 2 * 100
+            assert row.container_bpp == pytest.approx(28 * 8 / (row.height * row.width))
+    assert [curve.name for curve in read_curves(out)] == ["e base sq", "e base mine"]
+    monkeypatch.setattr(running, "_run_point", lambda *_: pytest.fail("measured again"))
+    evaluate(experiment(base, photos, tmp_path / "r.json", "sq", str(tmp_path / "mine")))
+    report([out], "e base sq", tmp_path / "report")
+    assert "e base mine" in (tmp_path / "report" / "results.md").read_text()
+    with pytest.raises(UsageError):
+        report([out], "nothing", tmp_path / "report")
+
+
+def test_a_decoder_that_shows_another_picture_is_an_error(
+    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = running.ImageCodec.decode_with_indices
+    monkeypatch.setattr(
+        running.ImageCodec, "decode_with_indices", lambda codec, data: (true(codec, data)[0] ^ 1, true(codec, data)[1])
+    )
+    with pytest.raises(LicError, match="differs from the encoder's"):
+        evaluate(experiment(base, photos, tmp_path / "r.json", "sq"))
+
+
+def test_short_names() -> None:
+    assert short_name("sq") == "sq"
+    assert short_name("runs/a.zarr/quantized/tcq8") == short_name("runs/a.zarr/quantized/tcq8/record.json") == "tcq8"
+    assert short_name("runs/photos.tcq8.json") == "photos.tcq8"
