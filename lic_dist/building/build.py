@@ -8,6 +8,8 @@ later steps take it as frozen input.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -218,8 +220,19 @@ def adapt(job: Job) -> QuantizerRecord:
     path, group = job.cache.path, job.quantizer.group
     if path.exists() and group in (cache := LatentCache.open(path)).groups:
         return QuantizerRecord.from_json(cache.record_json(group))
+    with _one_thread():
+        return calibrate(job.parent, job.quantizer, *pilot_latents(job), batch=job.plan.batch)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The record's bytes are to repeat: sums over several threads would not."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return calibrate(job.parent, job.quantizer, *pilot_latents(job), batch=job.plan.batch)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def build(experiment: config.Experiment) -> BuildReport:
