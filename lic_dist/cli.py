@@ -30,6 +30,8 @@ app.add_typer(config_app, name="config")
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key; may be repeated.")]
 EngineName = Annotated[str | None, typer.Option("--engine", help="ray or local; overrides engine.name.")]
+Architecture = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say its own.")]
+Lmbda = Annotated[float | None, typer.Option("--lambda", help="Of a checkpoint that does not say its own.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
 
 
@@ -61,6 +63,13 @@ def main() -> None:
         if error.hint:
             typer.echo(f"hint: {error.hint}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:  # what no room foresaw is still one line for the user
+        if os.environ.get("LIC_DIST_DEBUG"):
+            raise
+        text = " ".join(str(error).split())[:300]
+        typer.secho(f"error: {type(error).__name__}: {text}", fg="red", err=True)
+        typer.echo("hint: `lic-dist --debug ...` shows where", err=True)
+        sys.exit(1)
 
 
 def main_of(*command: str) -> None:
@@ -145,12 +154,12 @@ def cache_adapt(
     overrides: Overrides = None,
 ) -> None:
     """Calibrate (g, D) and adapt the tables on the pilot; write the quantizer record."""
-    from lic_dist.building.build import adapt, prepare
+    from lic_dist.building.build import adapt, prepare, record_path
 
     for experiment in _experiments(config, overrides):
         job = prepare(experiment)
         record = adapt(job)
-        path = out or job.cache.path.with_name(f"{job.cache.path.stem}.{job.quantizer.group}.json")
+        path = out or record_path(job)
         record.save(path)
         typer.echo(f"{record.name} {record.states} states: D {record.step:.4g}, g {record.lambda_scale:.4g}: {path}")
 
@@ -231,11 +240,13 @@ def encode(
     file: Annotated[Path, typer.Argument(help="The bitstream to write.")],
     model: Annotated[str, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")],
     quantizer: Annotated[str, typer.Option(help="sq, a name that the checkpoint carries, or a record.")] = "sq",
+    architecture: Architecture = None,
+    lmbda: Lmbda = None,
 ) -> None:
     """Code one picture."""
     from lic_dist import images
 
-    data = _codec(model, quantizer).encode(images.read(image)).data
+    data = _codec(model, quantizer, architecture, lmbda).encode(images.read(image)).data
     file.write_bytes(data)
     typer.echo(f"{file}: {len(data)} bytes")
 
@@ -246,6 +257,8 @@ def decode(
     image: Annotated[Path, typer.Argument(help="The picture to write (PNG).")],
     model: Annotated[str, typer.Option(help="The checkpoint it was made with.")],
     quantizer: Annotated[str, typer.Option(help="The quantizer it was made with.")] = "sq",
+    architecture: Architecture = None,
+    lmbda: Lmbda = None,
 ) -> None:
     """Decode one picture."""
     from PIL import Image
@@ -254,16 +267,16 @@ def decode(
         data = file.read_bytes()
     except OSError as error:
         raise LicError(f"cannot read {file}: {error.strerror}") from None
-    Image.fromarray(_codec(model, quantizer).decode(data)).save(image)
+    Image.fromarray(_codec(model, quantizer, architecture, lmbda).decode(data)).save(image)
     typer.echo(str(image))
 
 
-def _codec(model: str, quantizer: str) -> Any:
+def _codec(model: str, quantizer: str, architecture: str | None, lmbda: float | None) -> Any:
     from lic_dist.building.records import named_record
     from lic_dist.codec.codec import ImageCodec
     from lic_dist.models import checkpoint
 
-    loaded = checkpoint.load(model)
+    loaded = checkpoint.load(model, architecture, lmbda)
     return ImageCodec(loaded.model, named_record(loaded, quantizer))
 
 
@@ -292,11 +305,12 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command()
 def quickstart(
     images: Annotated[Path | None, typer.Option(help="Your own photos instead of the embedded ones.")] = None,
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
+    out: Annotated[Path | None, typer.Option(help="Where everything goes; default: runs/quickstart[-DIR].")] = None,
     engine: Annotated[str, typer.Option(help="ray or local.")] = "ray",
     json_file: JsonFile = None,
 ) -> None:
     """The main job end to end in a few minutes: calibrate, cache, finetune, measure, with a table and pictures."""
     from lic_dist.quickstart import quickstart as run
 
-    _write_json(json_file, run(out, images, engine))
+    default = Path("runs") / ("quickstart" if images is None else f"quickstart-{images.resolve().name}")
+    _write_json(json_file, run(out or default, images, engine))

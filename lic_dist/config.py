@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lic_dist.errors import UsageError
 
@@ -76,14 +76,21 @@ class Quantizer(Section):
 
     name: Literal["sq", "tcq"] = "tcq"
     states: Literal[4, 8] = 8
-    step: float | Auto = "auto"
+    step: Annotated[float, Field(gt=0)] | Auto = "auto"
     rates: Literal["adapted", "analytic"] = "adapted"
     weights: Literal["sensitivity", "uniform"] = "sensitivity"
-    lambda_scale: float | Auto = "auto"
+    lambda_scale: Annotated[float, Field(gt=0)] | Auto = "auto"
     adapt_rounds: int = Field(3, ge=1)
     pilot: int = Field(256, ge=1)  # training samples that rates are adapted on
     calibration: int = Field(48, ge=1)  # held-out training samples that (g, D) are calibrated on
-    group: str = Field("tcq8", pattern=r"^[A-Za-z0-9._-]+$")
+    group: str = Field("tcq8", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+    @field_validator("group")
+    @classmethod
+    def _not_compressais(cls, group: str) -> str:
+        if group == "sq":
+            raise ValueError("'sq' is CompressAI's own quantizer everywhere: name the group otherwise, sq-adapted say")
+        return group
 
 
 class Cache(Section):
@@ -178,8 +185,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 def expand(path: Path, overrides: Sequence[str] = ()) -> Iterator[Experiment]:
     """Yield one experiment for each combination of `sweep`, or the file itself where there is none.
 
-    `{name}`-like placeholders are not needed: each combination's `name` gets its values as a suffix, and relative
-    paths that hold the old name are renamed with it.
+    Each combination's `name` gets its values as a suffix, and so does every path that the commands write: a path that
+    holds the old name is renamed wherever it stands, so that a later section finds what an earlier one wrote.
     """
     document = _apply(_read(path), overrides)
     sweep = document.pop("sweep", None) or {}
@@ -188,30 +195,44 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Iterator[Experiment]:
     if not sweep:
         yield parse(document, str(path))
         return
-    for values in itertools.product(*sweep.values()):
-        one = json.loads(json.dumps(document))
+    labels = [_labels(values) for values in sweep.values()]
+    for values, suffixes in zip(itertools.product(*sweep.values()), itertools.product(*labels), strict=True):
+        one = _rename(json.loads(json.dumps(document)), "-".join(suffixes))
         for key, value in zip(sweep, values, strict=True):
-            _set(one, key, value)
-        yield parse(_rename(one, "-".join(_label(value) for value in values)), str(path))
+            _set(one, str(key), value)
+        yield parse(one, str(path))
 
 
 def _rename(document: dict[str, Any], suffix: str) -> dict[str, Any]:
-    old = document.get("name", "experiment")
-    new = f"{old}-{suffix}"
+    old = str(document.get("name", "experiment"))
     for section, key in (("train", "out"), ("cache", "path"), ("finetune", "out"), ("evaluate", "out")):
-        if isinstance(document.get(section), dict) and isinstance(where := document[section].get(key), str):
+        part = document.get(section)
+        if isinstance(part, dict) and isinstance(where := part.get(key), str) and old not in where:
             path = Path(where)
-            if old in where:
-                document[section][key] = where.replace(old, new)
-            else:
-                document[section][key] = str(path.with_name(f"{path.stem}-{suffix}{path.suffix}"))
-    return {**document, "name": new}
+            part[key] = str(path.with_name(f"{path.stem}-{suffix}{path.suffix}"))
+    renamed: dict[str, Any] = _replace_paths(document, old, f"{old}-{suffix}")
+    return {**renamed, "name": f"{old}-{suffix}"}
+
+
+def _replace_paths(value: Any, old: str, new: str) -> Any:
+    """Put the new name for the old one in every string below that is a path."""
+    if isinstance(value, dict):
+        return {key: _replace_paths(one, old, new) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_replace_paths(one, old, new) for one in value]
+    return value.replace(old, new) if isinstance(value, str) and "/" in value else value
+
+
+def _labels(values: list[Any]) -> list[str]:
+    """Short names of a sweep's values, told apart by number where they would be equal."""
+    labels = [_label(value) for value in values]
+    return [f"{label}-{index}" if labels.count(label) > 1 else label for index, label in enumerate(labels)]
 
 
 def _label(value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("group") or value.get("name") or "-".join(map(str, value.values()))
-    return Path(str(value)).name.removesuffix(".pth.tar").replace("/", "-")
+    return Path(str(value)).name.removesuffix(".pth.tar")
 
 
 def parse(document: dict[str, Any], where: str) -> Experiment:
@@ -259,7 +280,10 @@ def _apply(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 
 
 def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set: {text!r} is not YAML", hint="quote it for the shell: --set 'a.b=[1, 2]'") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
         try:
             return float(value) if any(digit.isdigit() for digit in value) else value

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 LARGEST = 256_000_000  # pixels; a larger picture is set aside as a decompression bomb
+Image.MAX_IMAGE_PIXELS = None  # ours is the limit
 
 FAULTS = (
     "",
@@ -115,15 +116,25 @@ def decode(data: bytes, name: str = "image") -> NDArray[np.uint8]:
                 pixels = np.clip((grey * 255 + 32767) // 65535, 0, 255).astype(np.uint8)
                 return np.repeat(pixels[:, :, None], 3, axis=2)
             return np.ascontiguousarray(upright.convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+    except PhotoError:
+        raise
+    except UnidentifiedImageError:
         raise PhotoError(name, "not an image") from None
-    except (OSError, SyntaxError, ValueError, EOFError):
+    except Exception:  # Pillow's readers raise OSError, SyntaxError, TypeError, struct.error ... on damaged files
         raise PhotoError(name, "truncated") from None
 
 
 def read(path: Path) -> NDArray[np.uint8]:
     """Decode a file: see `decode`. Raises PhotoError, "unreadable" where the file cannot be read."""
     return decode(_bytes(path, str(path)), str(path))
+
+
+def files_digest(folder: Path, names: Sequence[str]) -> str:
+    """sha256 over the names and contents of a folder's files. Raises PhotoError for one that cannot be read."""
+    total = hashlib.sha256()
+    for name in names:
+        total.update(f"{name} {hashlib.sha256(_bytes(folder / name, name)).hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def _bytes(path: Path, name: str) -> bytes:
@@ -191,7 +202,7 @@ def read_manifest(path: Path) -> list[Photo]:
 def uniform(*key: object) -> float:
     """A number in [0, 1) that is a pure function of the key (53 bits of sha256)."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def is_held_out(photo: Photo, held_out: float | str) -> bool:

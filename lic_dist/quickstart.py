@@ -9,7 +9,6 @@ held-out photos of their own.
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -52,7 +51,7 @@ EMBEDDED = {  # the photographs that scikit-image ships; the two of the stereo p
     "test": ("chelsea.png",),
 }
 MOST_TESTED = 8  # of a user's photos
-VARIATIONS, STEPS = 48, 600  # crops of each photo, steps of the decoder's retraining
+CROP, VARIATIONS, STEPS = 128, 48, 600  # pixels of a crop, crops of a photo, steps of the decoder's retraining
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,11 @@ def quickstart(out: Path, photos: Path | None, engine: str) -> dict[str, Any]:
     """Run the main job into `out`; returns the closing figures.
 
     Raises:
-        LicError: fewer than four usable photos.
+        LicError: fewer than four usable photos, or `out` is of a quick start with others.
     """
     console = Console()
     console.print(f"[bold]1/4[/] photos: {photos or 'embedded'}")
-    _lay_out(photos, out / "photos")
+    _lay_out(_split(photos), out)
     experiment = _experiment(out, engine)
     (out / "experiment.yaml").write_text(
         yaml.safe_dump(experiment.model_dump(mode="json", exclude_none=True), sort_keys=False)
@@ -93,7 +92,7 @@ def _experiment(out: Path, engine: str) -> config.Experiment:
     return config.Experiment(
         name="quickstart",
         model=config.Model(checkpoint=BASE),
-        images=config.Images(path=out / "photos", crop=128, variations=VARIATIONS, held_out="held_out", tolerate=0.5),
+        images=config.Images(path=out / "photos", crop=CROP, variations=VARIATIONS, held_out="held_out", tolerate=0.5),
         quantizer=config.Quantizer(name="tcq", states=8, group="tcq8", pilot=192, calibration=96),
         cache=config.Cache(path=out / "tcq8.zarr", shard=48),
         engine=config.Engine(name=engine, encoders=1, searchers=1, readers=1, num_cpus=3),  # type: ignore[arg-type]
@@ -109,30 +108,43 @@ def _experiment(out: Path, engine: str) -> config.Experiment:
     )
 
 
-def _lay_out(source: Path | None, folder: Path) -> None:
-    """Fill folder/train, folder/held_out and, beside it, test: from the embedded photos, or a user's by digest."""
-    parts = {name: folder / name for name in ("train", "held_out")} | {"test": folder.parent / "test"}
-    for path in parts.values():
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
+def _split(source: Path | None) -> dict[str, dict[str, Path]]:
+    """The photos of each part, by the name they are to have: the embedded ones, or a user's, by digest."""
     if source is None:
         import skimage
 
         shipped = Path(skimage.__file__).parent / "data"
-        for name, files in EMBEDDED.items():
-            for file in files:
-                shutil.copy(shipped / file, parts[name])
-        return
-    usable = [photo for photo in images.scan(source) if not photo.fault and min(photo.width, photo.height) >= 128]
+        return {part: {file: shipped / file for file in files} for part, files in EMBEDDED.items()}
+    usable = [photo for photo in images.scan(source) if not photo.fault and min(photo.width, photo.height) >= CROP]
     unique = sorted({photo.digest: photo for photo in usable}.items())
     if len(unique) < 4:
-        raise LicError(f"{source} has {len(unique)} usable photos", hint="give four or more of 128 pixels or larger")
+        raise LicError(
+            f"{source} has {len(unique)} usable photos", hint=f"give four or more of {CROP} pixels or larger"
+        )
     few = min(MOST_TESTED, math.ceil(len(unique) / 10))
-    chosen = {"test": unique[:few], "held_out": unique[few : 2 * few], "train": unique[2 * few :]}
-    for name, photos in chosen.items():
-        for digest, photo in photos:
-            target = (source / photo.path).resolve()
-            (parts[name] / f"{digest[:12]}{target.suffix}").symlink_to(target)
+    parts = {"test": unique[:few], "held_out": unique[few : 2 * few], "train": unique[2 * few :]}
+    named = {}
+    for part, photos in parts.items():
+        files = {digest: (source / photo.path).resolve() for digest, photo in photos}
+        named[part] = {f"{digest[:12]}{file.suffix}": file for digest, file in files.items()}
+    return named
+
+
+def _lay_out(parts: dict[str, dict[str, Path]], out: Path) -> None:
+    """Link the photos into out/photos/train, out/photos/held_out and out/test.
+
+    Raises:
+        LicError: other photos lie there already; nothing is ever removed.
+    """
+    for part, files in parts.items():
+        folder = out / "test" if part == "test" else out / "photos" / part
+        folder.mkdir(parents=True, exist_ok=True)
+        strange = {path.name for path in folder.iterdir()} - set(files)
+        if strange:
+            raise LicError(f"{folder} holds other photos, such as {min(strange)}", hint="give another --out")
+        for name, file in files.items():
+            if not (folder / name).is_symlink():
+                (folder / name).symlink_to(file)
 
 
 def _close(experiment: config.Experiment, finetuned: Path, out: Path, console: Console) -> dict[str, Any]:
@@ -140,7 +152,7 @@ def _close(experiment: config.Experiment, finetuned: Path, out: Path, console: C
     retrained = checkpoints.load(str(finetuned))
     cache = LatentCache.open(config.need(experiment.cache, "cache").path)
     tcq = QuantizerRecord.from_json(cache.record_json("tcq8"))
-    section = config.Quantizer(name="sq", group="sq", pilot=192, calibration=96)
+    section = config.Quantizer(name="sq", group="sq-adapted", pilot=192, calibration=96)
     adapted = calibrate(base, section, *calibration_samples(cache, section))
     arms: list[tuple[str, Checkpoint, QuantizerRecord]] = [
         ("SQ", base, adapted),

@@ -122,13 +122,13 @@ def test_a_second_quantizer_is_added_from_stored_latents(
     path = tmp_path / "two.zarr"
     shutil.copytree(store, path)
     monkeypatch.setattr("lic_dist.images.read_crops", lambda *_: pytest.fail("photos were read"))
-    section = {"name": "sq", "group": "sq"}
+    section = {"name": "sq", "group": "sq-adapted"}
     with pytest.raises(pytest.fail.Exception):  # the pilot needs photos; quantizing alone does not
         build(experiment(base, photos, path, quantizer=section))
     monkeypatch.undo()
     assert build(experiment(base, photos, path, quantizer=section)).shards_built == 3
     cache = LatentCache.open(path)
-    assert cache.groups == ("sq", "tcq8")
+    assert cache.groups == ("sq-adapted", "tcq8")
     sq, tcq = (cache.load((f"quantized/{group}/bits",))[f"quantized/{group}/bits"].sum() for group in cache.groups)
     assert sq != tcq and objects(store).items() <= objects(path).items()
 
@@ -138,6 +138,39 @@ def test_a_store_of_another_identity_is_refused_by_field(store: Path, base: Path
         build(experiment(base, photos, store, images={"seed": 5}))
     with pytest.raises(LicError, match="batch"):
         build(experiment(base, photos, store, cache={"batch": 8}))
+
+
+def test_a_group_of_other_settings_is_refused_by_field(store: Path, base: Path, photos: Path) -> None:
+    for changes, field in (({"states": 4}, "states"), ({"step": 0.9}, "step"), ({"name": "sq"}, "name")):
+        with pytest.raises(LicError, match=field):
+            build(experiment(base, photos, store, quantizer=changes))
+
+
+def test_build_takes_the_record_that_adapt_left(base: Path, photos: Path, tmp_path: Path) -> None:
+    job = prepare(experiment(base, photos, tmp_path / "a.zarr"))
+    fixed = {"step": 0.8, "lambda_scale": 0.1}
+    made = building.adapt(prepare(experiment(base, photos, tmp_path / "b.zarr", quantizer=fixed)))
+    made.save(building.record_path(job))
+    build(experiment(base, photos, tmp_path / "a.zarr"))
+    assert QuantizerRecord.from_json(LatentCache.open(tmp_path / "a.zarr").record_json("tcq8")).digest == made.digest
+
+
+def test_a_half_built_cache_is_refused(store: Path, base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.zarr"
+    shutil.copytree(store, path)
+    building.store.forget(path, 1, "tcq8")
+    with pytest.raises(LicError, match="2 of 3 shards"):
+        check_cache(LatentCache.open(path), checkpoint.load(str(base)), "tcq8")
+
+
+def test_a_pilot_without_one_good_photo_is_one_line(base: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    job = prepare(experiment(base, folder, tmp_path / "a.zarr"))
+    for file in (folder / "train").iterdir():
+        file.write_bytes(b"gone")
+    with pytest.raises(LicError, match="every pilot photo"):
+        building.adapt(job)
 
 
 def test_a_cache_of_another_encoder_or_entropy_model_is_refused_by_field(store: Path, base: Path) -> None:

@@ -86,6 +86,12 @@ def test_an_unknown_architecture_a_missing_and_an_empty_folder(base: Path, photo
         refused(lic_dist("cache", "build", file), 1, words)
 
 
+def test_what_no_room_foresaw_is_one_line_too(base: Path, photos: Path, tmp_path: Path) -> None:
+    into_nowhere = lic_dist("encode", photos / "train" / "0.png", tmp_path / "no" / "a.lic", "--model", base)
+    refused(into_nowhere, 1, "FileNotFoundError")
+    refused(lic_dist("config", "show", write(tmp_path / "a.yaml", name="x"), "--set", "images.path=[a"), 2, "YAML")
+
+
 def test_a_cache_of_another_encoder_is_refused_with_the_field(base: Path, photos: Path, tmp_path: Path) -> None:
     sections = {
         "images": {"path": str(photos), "crop": 64, "held_out": "valid"},

@@ -39,7 +39,18 @@ def test_unknown_key_names_the_nearest(tmp_path: Path, document: dict, near: str
 
 
 @pytest.mark.parametrize(
-    "text", ["- a\n", "a: [", "", "train: {N: many}", "images: {path: x, crop: 100}", "quantizer: {states: 5}"]
+    "text",
+    [
+        "- a\n",
+        "a: [",
+        "",
+        "train: {N: many}",
+        "images: {path: x, crop: 100}",
+        "quantizer: {states: 5}",
+        "quantizer: {step: 0}",
+        "quantizer: {group: sq}",
+        "sweep: {5: [1]}",
+    ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
@@ -73,6 +84,25 @@ def test_sweep_runs_every_combination_into_its_own_place(tmp_path: Path) -> None
     assert [str(e.train.out) for e in found if e.train][1] == "runs/photos-0.01-1"
     assert len({str(e.cache.path) for e in found if e.cache}) == 4
     assert all(str(e.cache.path).endswith(".zarr") for e in found if e.cache)
+
+
+def test_a_sweep_renames_paths_wherever_they_stand_and_tells_equal_names_apart(tmp_path: Path) -> None:
+    document = {
+        "name": "p",
+        "cache": {"path": "runs/p.zarr"},
+        "finetune": {"out": "runs/p/finetuned"},
+        "evaluate": {"images": "kodak", "checkpoints": ["runs/p/finetuned"], "quantizers": ["sq", "runs/p.zarr/q"]},
+        "sweep": {"model.checkpoint": ["runs/a/checkpoint.pth.tar", "runs/b/checkpoint.pth.tar"]},
+    }
+    one, two = config.expand(write(tmp_path / "a.yaml", document))
+    assert one.evaluate is not None and one.finetune is not None and two.cache is not None
+    assert one.evaluate.checkpoints == (str(one.finetune.out),) == ("runs/p-checkpoint-0/finetuned",)
+    assert one.evaluate.quantizers == ("sq", "runs/p-checkpoint-0.zarr/q")
+    assert str(two.cache.path) == "runs/p-checkpoint-1.zarr"
+    assert [e.model.checkpoint for e in (one, two) if e.model] == [
+        "runs/a/checkpoint.pth.tar",
+        "runs/b/checkpoint.pth.tar",
+    ]
 
 
 def test_canonical_json_is_the_same_for_equal_files(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +50,32 @@ def test_a_run_is_measured_resumed_and_reported(
             assert abs(row.bpp - row.estimated_bpp) * row.height * row.width < 2 * 100
             assert row.container_bpp == pytest.approx(28 * 8 / (row.height * row.width))
     assert [curve.name for curve in read_curves(out)] == ["e base sq", "e base mine"]
-    monkeypatch.setattr(running, "_run_point", lambda *_: pytest.fail("measured again"))
-    evaluate(experiment(base, photos, tmp_path / "r.json", "sq", str(tmp_path / "mine")))
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "_run_point", lambda *_: pytest.fail("measured again"))
+        evaluate(experiment(base, photos, tmp_path / "r.json", "sq", str(tmp_path / "mine")))
+        assert read_points(out) == points
     report([out], "e base sq", tmp_path / "report")
     assert "e base mine" in (tmp_path / "report" / "results.md").read_text()
     with pytest.raises(UsageError):
         report([out], "nothing", tmp_path / "report")
+
+
+def test_other_pictures_of_the_same_names_are_measured_anew(base: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "valid", tmp_path / "p" / "valid")
+    first = read_points(evaluate(experiment(base, tmp_path / "p", tmp_path / "r.json", "sq")))
+    shutil.copy(photos / "train" / "0.png", tmp_path / "p" / "valid" / "6.png")
+    second = read_points(evaluate(experiment(base, tmp_path / "p", tmp_path / "r.json", "sq")))
+    assert first[0].images[0].bpp != second[0].images[0].bpp and first[0].images[1].bpp == second[0].images[1].bpp
+
+
+def test_a_quantizer_of_another_model_is_refused_before_anything_is_coded(
+    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = checkpoint.load(str(base))
+    replace(analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.ones(12)), lmbda=0.5).save(tmp_path / "x" / "record.json")
+    monkeypatch.setattr(running, "_run_point", lambda *_: pytest.fail("coded"))
+    with pytest.raises(UsageError, match="made for another model"):
+        evaluate(experiment(base, photos, tmp_path / "r.json", "sq", str(tmp_path / "x")))
 
 
 def test_a_decoder_that_shows_another_picture_is_an_error(

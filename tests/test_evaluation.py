@@ -21,7 +21,6 @@ from lic_dist.evaluation.results import (
     ImageResult,
     Point,
     curve_of,
-    find_point,
     read_curve,
     read_curves,
     read_points,
@@ -113,15 +112,6 @@ def test_a_file_of_two_quantizers_is_two_curves(tmp_path: Path) -> None:
     assert [one.bpp for one in curves[0].figures] == sorted(one.bpp for one in curves[0].figures)
     with pytest.raises(LicError, match="2 curves"):
         read_curve(path)
-
-
-def test_a_run_resumes_by_point() -> None:
-    points = measured("sq")
-    names = ["0.png", "1.png", "2.png"]
-    assert find_point(points, "q1.pth.tar", "sq", "sq", "", names) is points[1]
-    assert find_point(points, "q1.pth.tar", "sq", "sq", "", names[:2]) is None  # fewer images
-    assert find_point(points, "q1.pth.tar", "sq", "new record", "", names) is None
-    assert find_point(points, "q1.pth.tar", "sq", "sq", "retrained", names) is None
 
 
 @pytest.mark.parametrize(

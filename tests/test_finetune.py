@@ -179,6 +179,11 @@ def test_a_wrong_cache_and_a_wrong_batch_are_refused(
         run(tmp_path / "other.pth.tar", photos, store, tmp_path / "x")
     with pytest.raises(LicError, match="no cache"):
         run(base, photos, tmp_path / "none.zarr", tmp_path / "x")
+    without_y = document(base, photos, tmp_path / "no-y.zarr", tmp_path / "y", recipe="decoder+hyper")
+    without_y["cache"]["store_y"] = False
+    build(config.Experiment.model_validate(without_y))
+    with pytest.raises(UsageError, match="needs y"):
+        job.finetune(config.Experiment.model_validate(without_y))
     run(base, photos, store, tmp_path / "x")
     with pytest.raises(UsageError, match="steps"):
         run(base, photos, store, tmp_path / "x", steps=13)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lic_dist import images
@@ -63,6 +65,21 @@ def test_a_broken_photo_has_its_reason(data: bytes, fault: str) -> None:
     with pytest.raises(PhotoError) as caught:
         images.decode(data)
     assert caught.value.fault == fault and fault in FAULTS
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP"]))
+@settings(max_examples=150, deadline=None)
+def test_flipped_bytes_never_crash_the_scan(seed: int, kind: str) -> None:
+    generator = np.random.default_rng(seed)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(encoded(picture(1, 24, 24), kind, exif=exif))
+    for position in generator.integers(0, len(data), 6):
+        data[position] = generator.integers(256)
+    try:
+        assert images.decode(bytes(data)).ndim == 3
+    except PhotoError as error:
+        assert error.fault in FAULTS
 
 
 def test_an_animation_and_a_bomb_are_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def test_the_main_job_on_the_embedded_photos(short: None, tmp_path: Path) -> Non
 
 
 def test_a_users_photos_are_split_by_digest(photos: Path, tmp_path: Path) -> None:
-    quickstart._lay_out(photos, tmp_path / "photos")
+    quickstart._lay_out(quickstart._split(photos), tmp_path)
     digests = {
         part: {photo.digest for photo in images.scan(tmp_path / part)}
         for part in ("test", "photos/train", "photos/held_out")
@@ -49,8 +49,16 @@ def test_a_users_photos_are_split_by_digest(photos: Path, tmp_path: Path) -> Non
     renamed.mkdir()
     for number, file in enumerate(sorted(photos.rglob("*.png"), reverse=True)):
         shutil.copy(file, renamed / f"{number}.png")
-    quickstart._lay_out(renamed, tmp_path / "again" / "photos")
+    quickstart._lay_out(quickstart._split(renamed), tmp_path / "again")
     assert {photo.digest for photo in images.scan(tmp_path / "again" / "test")} == digests["test"]
+
+
+def test_nothing_of_the_users_is_ever_removed(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    before = sorted(tmp_path.rglob("*.png"))
+    with pytest.raises(LicError, match="holds other photos"):
+        quickstart.quickstart(tmp_path, tmp_path / "photos", "local")
+    assert set(before) <= set(tmp_path.rglob("*.png"))
 
 
 def test_too_few_photos_are_one_line(photos: Path, tmp_path: Path) -> None:

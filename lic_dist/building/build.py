@@ -8,8 +8,6 @@ later steps take it as frozen input.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 from lic_dist import __version__, config, images
 from lic_dist.building.calibrate import calibrate
 from lic_dist.building.latents import Latents, encode
+from lic_dist.building.records import fits
 from lic_dist.building.shards import (
     Shard,
     ShardReport,
@@ -150,7 +149,7 @@ def check_cache(cache: LatentCache, parent: Checkpoint, group: str) -> None:
     """Refuse a cache of another encoder, or a group of another entropy model; each differing field is named.
 
     Raises:
-        LicError: they differ, or the cache has no such group.
+        LicError: they differ, the cache has no such group, or not all of its shards are written.
     """
     found = differences({"model": cache.identity["model"]}, {"model": model_identity(parent)})
     if found:
@@ -162,6 +161,12 @@ def check_cache(cache: LatentCache, parent: Checkpoint, group: str) -> None:
     found = differences({key: identity.get(key) for key in expected}, expected)
     if found:
         raise LicError(f"group '{group}' of {cache.path} does not fit: {'; '.join(found)}", hint="build a new group")
+    written = len(cache.written(group))
+    if written < cache.num_shards:
+        raise LicError(
+            f"group '{group}' of {cache.path} has {written} of {cache.num_shards} shards",
+            hint="`lic-dist cache build` goes on where it stopped",
+        )
 
 
 def pilot_latents(job: Job) -> tuple[Latents, Latents]:
@@ -185,11 +190,17 @@ def pilot_latents(job: Job) -> tuple[Latents, Latents]:
         with Progress(f"encoding {name} crops", len(pixels), "crop") as bar:
             for first in range(0, len(pixels), job.plan.batch):
                 chosen = status[first : first + job.plan.batch] == 0
+                if not chosen.any():
+                    continue
                 part, overflow = encode(
                     job.parent.model, pixels[first : first + job.plan.batch][chosen], job.plan.batch
                 )
                 parts.append(Latents(part.pixels[~overflow], part.y[~overflow], part.z[~overflow]))
                 bar.advance(int(chosen.sum()))
+        if not parts:
+            raise LicError(
+                f"every {name} photo changed or became unreadable since the scan", hint="`lic-dist cache scan`"
+            )
         made.append(
             Latents(
                 np.concatenate([part.pixels for part in parts]),
@@ -216,23 +227,44 @@ def calibration_samples(cache: LatentCache, section: config.Quantizer) -> tuple[
 
 
 def adapt(job: Job) -> QuantizerRecord:
-    """The quantizer record of the job: the store's own where its group is there, else calibrated on the pilot."""
-    path, group = job.cache.path, job.quantizer.group
-    if path.exists() and group in (cache := LatentCache.open(path)).groups:
-        return QuantizerRecord.from_json(cache.record_json(group))
-    with _one_thread():
+    """The quantizer record of the job: the store's own, that of `cache adapt` beside it, else made on the pilot.
+
+    Raises:
+        LicError: the record found is not what the experiment asks for; each differing field is named.
+    """
+    group, beside = job.quantizer.group, record_path(job)
+    if job.cache.path.exists() and group in (cache := LatentCache.open(job.cache.path)).groups:
+        record, where = QuantizerRecord.from_json(cache.record_json(group)), f"group '{group}' of {job.cache.path}"
+    elif beside.is_file():
+        record, where = QuantizerRecord.load(beside), str(beside)
+    else:
         return calibrate(job.parent, job.quantizer, *pilot_latents(job), batch=job.plan.batch)
+    check_record(record, job.quantizer, job.parent, where)
+    return record
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The record's bytes are to repeat: sums over several threads would not."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def record_path(job: Job) -> Path:
+    """Where `cache adapt` leaves the record of a job for its build."""
+    return job.cache.path.with_name(f"{job.cache.path.stem}.{job.quantizer.group}.json")
+
+
+def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Checkpoint, where: str) -> None:
+    """Refuse a record that is not what the quantizer section and the checkpoint ask for; each field is named."""
+    expected: dict[str, Any] = {
+        "name": section.name,
+        "states": section.states if section.name == "tcq" else 1,
+        "lmbda": parent.spec.lmbda,
+        "rates": section.rates,
+    }
+    if section.step != "auto":
+        expected["step"] = section.step
+    if section.lambda_scale != "auto" and section.name == "tcq":
+        expected["lambda_scale"] = section.lambda_scale
+    found = {key: record.notes.get(key) if key == "rates" else getattr(record, key) for key in expected}
+    lines = differences(found, expected)
+    if lines or not fits(record, parent.model):
+        why = "; ".join(lines) or "it was made for another prior of z or number of channels"
+        raise LicError(f"{where} is another quantizer: {why}", hint="give quantizer.group another name")
 
 
 def build(experiment: config.Experiment) -> BuildReport:

@@ -9,6 +9,8 @@ and runs the decoder on them: a pattern search in (log g, log D) whose steps are
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,6 +68,18 @@ def channel_weights(checkpoint: Checkpoint, section: config.Quantizer, pilot: La
     return mean.astype(np.float32), {"weights_standard_error": [float(value) for value in error]}
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A record's bytes are to repeat: sums over several threads would not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def calibrate(
     checkpoint: Checkpoint, section: config.Quantizer, pilot: Latents, held_out: Latents, batch: int = 8
 ) -> QuantizerRecord:
@@ -105,7 +119,7 @@ def _fixed(value: float | str) -> float | None:
 
 
 def _pattern_search(trial: Any, fixed_g: float | None, fixed_step: float | None) -> tuple[float, float]:
-    best = (fixed_g or START[0], fixed_step or START[1])
+    best = (START[0] if fixed_g is None else fixed_g, START[1] if fixed_step is None else fixed_step)
     lowest = trial(*best)
     for g_factor, step_factor in FACTORS:
         moved = True

@@ -77,7 +77,7 @@ def named_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
     """`sq` (CompressAI's tables), a record that the checkpoint carries, or a record's file.
 
     Raises:
-        UsageError: none of these.
+        UsageError: none of these, or a record of another prior of z, number of channels or lambda.
     """
     if name in checkpoint.quantizers:
         return QuantizerRecord.from_json(checkpoint.quantizers[name])
@@ -87,7 +87,13 @@ def named_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
     if path.is_dir():
         path = path / "record.json"
     if path.is_file():
-        return QuantizerRecord.load(path)
+        record = QuantizerRecord.load(path)
+        if not fits(record, checkpoint.model) or record.lmbda != checkpoint.spec.lmbda:
+            raise UsageError(
+                f"the quantizer {name} was made for another model than {checkpoint.source}",
+                hint="calibrate one for it: `lic-dist cache adapt`",
+            )
+        return record
     known = ", ".join(["sq", *checkpoint.quantizers])
     raise UsageError(f"no quantizer '{name}' with {checkpoint.source}", hint=f"one of: {known}; or a record.json")
 

@@ -121,7 +121,7 @@ class ImageCodec:
             self._picture(y_hat, height, width),
             8 * (len(z_stream) + len(y_stream)),
             estimated,
-            likelihood if self.record.name == "sq" else math.nan,
+            likelihood if self.record.name == "sq" and self.record.step == 1 else math.nan,
         )
 
     @torch.no_grad()

@@ -57,9 +57,8 @@ class Point:
     """One checkpoint with one quantizer over a set of images.
 
     `arm` says how the checkpoint was made ("base", "decoder", "decoder noise"): points of one arm and quantizer, at
-    several lambdas, are a curve.
-    `record` is the digest of the quantizer's record, `model` of the checkpoint's tensors: what tells whether a
-    measured point still stands. Raises ValueError without images.
+    several lambdas, are a curve. Digests tell whether a measured point still stands: `record` of the quantizer's
+    record, `model` of the checkpoint's tensors, `pictures` of the images' files. Raises ValueError without images.
     """
 
     checkpoint: str
@@ -69,6 +68,7 @@ class Point:
     record: str = ""
     model: str = ""
     arm: str = ""
+    pictures: str = ""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -99,18 +99,6 @@ def curve_of(name: str, points: Sequence[Point], description: str = "") -> Curve
     """The curve through measured points."""
     ordered = tuple(sorted(points, key=lambda point: point.figures.bpp))
     return Curve(name, tuple(point.figures for point in ordered), ordered, description)
-
-
-def find_point(
-    points: Sequence[Point], checkpoint: str, quantizer: str, record: str, model: str, images: Sequence[str]
-) -> Point | None:
-    """The point already measured with just this, on just these images: what a resumed run need not repeat."""
-    for point in points:
-        measured = (point.checkpoint, point.quantizer, point.record, point.model)
-        same_images = [row.image for row in point.images] == list(images)
-        if same_images and measured == (checkpoint, quantizer, record, model):
-            return point
-    return None
 
 
 def write_points(path: Path, name: str, points: Sequence[Point], description: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,34 @@ from lic_dist.config import Engine, Experiment, need
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
-from lic_dist.evaluation.results import ImageResult, Point, find_point, read_points, write_points
+from lic_dist.evaluation.results import ImageResult, Point, read_points, write_points
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """One point to measure: a checkpoint with a quantizer, and the digests that say whether it is known already."""
+
+    checkpoint: str
+    quantizer: str
+    architecture: str | None
+    lmbda: float | None
+    record: str
+    model: str
+    arm: str
+
+    @classmethod
+    def of(cls, checkpoint: str, quantizer: str, experiment: Experiment) -> Job:
+        """Load both once, so that every mistake shows before the first image is coded."""
+        section = experiment.model
+        architecture, lmbda = (section.architecture, section.lmbda) if section else (None, None)
+        loaded = checkpoints.load(checkpoint, architecture, lmbda)
+        record = named_record(loaded, quantizer)
+        ImageCodec(loaded.model, record)
+        model = checkpoints.digest(loaded.model.state_dict())
+        return cls(checkpoint, quantizer, architecture, loaded.spec.lmbda, record.digest, model, arm_of(loaded))
 
 
 def evaluate(experiment: Experiment) -> Path:
@@ -31,23 +56,20 @@ def evaluate(experiment: Experiment) -> Path:
 
     Raises:
         LicError: no images, or a decoder that does not give the encoder's picture.
-        UsageError: an unknown checkpoint or quantizer.
+        UsageError: an unknown checkpoint or quantizer, or one made for another model.
     """
     section = need(experiment.evaluate, "evaluate")
     if not section.checkpoints and experiment.model is None:
         raise UsageError("nothing to evaluate", hint="name evaluate.checkpoints, or a model")
     chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
     names = images.find(section.images)
-    before = read_points(section.out)
-    points: list[Point] = []
-    for checkpoint in chosen:
-        for quantizer in section.quantizers:
-            loaded = checkpoints.load(checkpoint)
-            record = named_record(loaded, quantizer).digest
-            model = checkpoints.digest(loaded.model.state_dict())
-            known = find_point(before, checkpoint, short_name(quantizer), record, model, names)
-            points.append(known or _run_point(checkpoint, quantizer, section.images, names, experiment.engine))
-            write_points(section.out, experiment.name, points)
+    pictures = images.files_digest(section.images, names)
+    jobs = [Job.of(one, quantizer, experiment) for one in chosen for quantizer in section.quantizers]
+    before = {(point.quantizer, point.record, point.model, point.pictures): point for point in read_points(section.out)}
+    known = {job: before.get((short_name(job.quantizer), job.record, job.model, pictures)) for job in jobs}
+    for job in jobs:
+        known[job] = known[job] or _run_point(job, section.images, names, pictures, experiment.engine)
+        write_points(section.out, experiment.name, [point for point in known.values() if point])
     return section.out
 
 
@@ -82,36 +104,34 @@ def measure_image(codec: ImageCodec, path: Path, name: str) -> ImageResult:
     )
 
 
-def _make_measurer(checkpoint: str, quantizer: str, folder: str) -> Callable[[str], ImageResult]:
+def _make_measurer(job: Job, folder: str) -> Callable[[str], ImageResult]:
     torch.set_num_threads(1)
-    loaded = checkpoints.load(checkpoint)
-    codec = ImageCodec(loaded.model, named_record(loaded, quantizer))
+    loaded = checkpoints.load(job.checkpoint, job.architecture, job.lmbda)
+    codec = ImageCodec(loaded.model, named_record(loaded, job.quantizer))
     return lambda name: measure_image(codec, Path(folder) / name, name)
 
 
-def _run_point(checkpoint: str, quantizer: str, folder: Path, names: list[str], engine: Engine) -> Point:
+def _run_point(job: Job, folder: Path, names: list[str], pictures: str, engine: Engine) -> Point:
     """One checkpoint and quantizer over a folder of images, in parallel over images."""
-    loaded = checkpoints.load(checkpoint)
-    record = named_record(loaded, quantizer)
-    make = partial(
-        _make_measurer, checkpoints.absolute(checkpoint), checkpoints.absolute(quantizer), str(folder.resolve())
-    )
-    measurer = Stage("measure", make, engine.searchers)
+    there = replace(job, checkpoint=checkpoints.absolute(job.checkpoint), quantizer=checkpoints.absolute(job.quantizer))
+    measurer = Stage("measure", partial(_make_measurer, there, str(folder.resolve())), engine.searchers)
     rows: dict[str, ImageResult] = {}
-    title = f"coding with {Path(checkpoint).name}, {short_name(quantizer)}"
+    title = f"coding with {Path(job.checkpoint).name}, {short_name(job.quantizer)}"
     with Progress(title, len(names), "image") as bar:
         for _, row in run([measurer], names, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus):
             rows[row.image] = row
             done = list(rows.values())
             bar.advance(1, bpp=sum(r.bpp for r in done) / len(done), psnr=sum(r.psnr for r in done) / len(done))
+    assert job.lmbda is not None
     return Point(
-        checkpoint=checkpoint,
-        quantizer=short_name(quantizer),
-        lmbda=loaded.spec.lmbda,
+        checkpoint=job.checkpoint,
+        quantizer=short_name(job.quantizer),
+        lmbda=job.lmbda,
         images=tuple(rows[name] for name in names),
-        record=record.digest,
-        model=checkpoints.digest(loaded.model.state_dict()),
-        arm=arm_of(loaded),
+        record=job.record,
+        model=job.model,
+        arm=job.arm,
+        pictures=pictures,
     )
 
 

@@ -83,8 +83,10 @@ def held_out_figures(model: nn.Module, pixels: Tensor, lmbda: float, device: tor
     return figures_of(lmbda, mse, bpp)
 
 
-def train_quantiles(model: Any, steps: int, rate: float = 1e-1) -> float:
+def train_quantiles(model: Any, steps: int, with_medians: bool = True, rate: float = 1e-1) -> float:
     """Train the quantiles of z's prior alone until the auxiliary loss is small; returns it. Uses no data.
+
+    Without medians these stay where they are: a hyper-decoder that was trained on z rounded about them needs them so.
 
     Runs phases of `steps` steps, each with its own cosine, until the loss is below AUXILIARY_SMALL a channel: priors
     with long tails need quantiles far from where they start.
@@ -93,16 +95,21 @@ def train_quantiles(model: Any, steps: int, rate: float = 1e-1) -> float:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter is quantiles)
     optimizer = torch.optim.Adam([quantiles], lr=rate)
+    trained = [0, 1, 2] if with_medians else [0, 2]
+
+    def auxiliary_loss() -> Tensor:
+        prior = model.entropy_bottleneck
+        logits = prior._logits_cumulative(quantiles, stop_gradient=True)
+        return (logits - prior.target).abs()[..., trained].sum()
+
     for _ in range(QUANTILE_PHASES):
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, rate, 0, 1.0, 1e-3)
             optimizer.zero_grad()
-            loss = model.aux_loss()
-            loss.backward()
+            auxiliary_loss().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        loss = float(model.aux_loss().detach())
-        if loss < AUXILIARY_SMALL * quantiles.shape[0]:
+        if (loss := float(auxiliary_loss().detach())) < AUXILIARY_SMALL * quantiles.shape[0]:
             break
     return loss
 
@@ -123,7 +130,8 @@ def _train(config: Train, section: Images, here: Ranks) -> Path:
     model: Any = start.model.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     manifest = [photo for photo in images.scan(section.path) if not photo.fault]
     held_out = [photo for photo in manifest if images.is_held_out(photo, section.held_out)]
-    used = [photo for photo in manifest if photo not in held_out]
+    digests = {photo.digest for photo in held_out}
+    used = [photo for photo in manifest if photo.digest not in digests]
     crops = photo_crops.RandomCrops(section.path, used, config.crop, config.seed)
     judged = photo_crops.centre_crops(section.path, held_out, HELD_OUT_CROP, HELD_OUT_MOST)
     if not len(judged):
@@ -151,7 +159,7 @@ def _train(config: Train, section: Images, here: Ranks) -> Path:
         if course.due:
             course.save(measure())
 
-    auxiliary = train_quantiles(model, config.quantile_steps)
+    auxiliary = train_quantiles(model, config.quantile_steps, with_medians=config.relaxation == "noise")
     final = config.out / f"checkpoint{checkpoint.SUFFIX}"
     if here.first:
         figures = measure()

@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lic_dist.errors import UsageError
+
+PATIENCE = timedelta(hours=2)  # the others wait while the first rank calibrates at the end
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,6 @@ class Ranks:
             return module
         return DistributedDataParallel(module, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean of a tensor over ranks."""
-        if self.world > 1:
-            dist.all_reduce(values)
-            values = values / self.world
-        return values
-
     def wait(self) -> None:
         """Wait for all ranks."""
         if self.world > 1:
@@ -73,7 +69,7 @@ def ranks() -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(rank, world, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(rank, world, device)
     finally:

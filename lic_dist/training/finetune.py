@@ -71,7 +71,8 @@ class Decoding(nn.Module):
                     old_means = fixed.chunk(2, 1)[1] if fixed.shape[1] > batch.k.shape[1] else stage.means
                 bits = bits + _gaussian_bits(model, old_means + batch.level, stage.means, stage.scales)
             else:
-                bits = bits + self.rate(stage.scales, batch.k, batch.quantizer).sum()
+                scales = model.gaussian_conditional.lower_bound_scale(stage.scales)  # lets sigma grow out of the bound
+                bits = bits + self.rate(scales, batch.k, batch.quantizer).sum()
             return stage.means + batch.level
 
         y_hat = run_stages(model, z_hat, serve)
@@ -122,8 +123,9 @@ def _finetune(experiment: config.Experiment, here: Ranks) -> Path:
     check_cache(cache, parent, group)
     record = QuantizerRecord.from_json(cache.record_json(group))
     noise = section.latents == "noise"
-    if noise and not cache.header.store_y:
-        raise UsageError("latents: noise needs y, which this cache does not keep", hint="build it with store_y: true")
+    if (noise or section.recipe != "decoder") and not cache.header.store_y:
+        what = "latents: noise" if noise else f"recipe {section.recipe}"
+        raise UsageError(f"{what} needs y, which this cache does not keep", hint="build it with cache.store_y: true")
 
     quantizer = Quantizer(record)
     training = Samples(cache, group, quantizer, held_out=False, with_y=noise)
@@ -137,7 +139,7 @@ def _finetune(experiment: config.Experiment, here: Ranks) -> Path:
     }
     model = parent.model.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parent_h_s = copy.deepcopy(model.h_s).requires_grad_(False)
-    largest = int(max(abs(training.arrays["k"]).max(), abs(held_out.arrays["k"]).max()))
+    largest = max(training.largest_index(), held_out.largest_index())
     rate = IndexRate(record, largest).to(here.device)
     decoding = Decoding(model, parent_h_s, rate, _form(section, record))
     before = best = held_out_figures(decoding, held_out, parent.spec.lmbda, here.device)
@@ -192,8 +194,8 @@ def _parent(section: config.Model) -> Checkpoint:
 def _form(section: config.Finetune, record: QuantizerRecord) -> str:
     if section.latents == "noise":
         return "noise"
-    trains_hyper = section.recipe != "decoder"
-    return "likelihood" if record.name == "sq" and trains_hyper and section.sq_rate == "likelihood" else "quantized"
+    unit_sq = record.name == "sq" and record.step == 1  # the cells of CompressAI's likelihood
+    return "likelihood" if unit_sq and section.recipe != "decoder" and section.sq_rate == "likelihood" else "quantized"
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:

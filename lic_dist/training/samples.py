@@ -76,6 +76,11 @@ class Samples:
                     self.arrays[name][inside] = read[path][part[inside] - shard * length]
                 bar.advance()
 
+    def largest_index(self) -> int:
+        """The largest |k|, without a copy of the memory map."""
+        k = self.arrays["k"]
+        return int(max(int(k.max()), -int(k.min())))
+
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The permutation of an epoch."""
         return np.random.default_rng((seed, epoch)).permutation(len(self))
