@@ -16,6 +16,9 @@ from lic_dist.errors import LicError
 if TYPE_CHECKING:
     from lic_dist.config import Experiment
 
+# Idle OpenMP threads that spin starve their own process where cores are shared; read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 app = typer.Typer(
     help="Distributed dataset-caching finetuning for learned image compression.",
     no_args_is_help=True,

@@ -51,7 +51,7 @@ EMBEDDED = {  # the photographs that scikit-image ships; the two of the stereo p
     "test": ("chelsea.png",),
 }
 MOST_TESTED = 8  # of a user's photos
-CROP, VARIATIONS, STEPS = 128, 48, 600  # pixels of a crop, crops of a photo, steps of the decoder's retraining
+CROP, VARIATIONS, STEPS = 256, 16, 200  # pixels of a crop, crops of a photo, steps of the decoder's retraining
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ def _experiment(out: Path, engine: str) -> config.Experiment:
         name="quickstart",
         model=config.Model(checkpoint=BASE),
         images=config.Images(path=out / "photos", crop=CROP, variations=VARIATIONS, held_out="held_out", tolerate=0.5),
-        quantizer=config.Quantizer(name="tcq", states=8, group="tcq8", pilot=192, calibration=96),
-        cache=config.Cache(path=out / "tcq8.zarr", shard=48),
+        quantizer=config.Quantizer(name="tcq", states=8, group="tcq8", pilot=96, calibration=32),
+        cache=config.Cache(path=out / "tcq8.zarr", shard=32),
         engine=config.Engine(name=engine, encoders=1, searchers=1, readers=1, num_cpus=3),  # type: ignore[arg-type]
         finetune=config.Finetune(
-            recipe="decoder", steps=STEPS, batch=8, lr=3e-5, evaluate_every=50, out=out / "finetuned"
+            recipe="decoder", steps=STEPS, batch=4, lr=1e-5, evaluate_every=25, out=out / "finetuned"
         ),
         evaluate=config.Evaluate(
             images=out / "test",
@@ -152,7 +152,7 @@ def _close(experiment: config.Experiment, finetuned: Path, out: Path, console: C
     retrained = checkpoints.load(str(finetuned))
     cache = LatentCache.open(config.need(experiment.cache, "cache").path)
     tcq = QuantizerRecord.from_json(cache.record_json("tcq8"))
-    section = config.Quantizer(name="sq", group="sq-adapted", pilot=192, calibration=96)
+    section = config.Quantizer(name="sq", group="sq-adapted", pilot=96, calibration=32)
     adapted = calibrate(base, section, *calibration_samples(cache, section))
     arms: list[tuple[str, Checkpoint, QuantizerRecord]] = [
         ("SQ", base, adapted),

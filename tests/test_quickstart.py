@@ -37,7 +37,8 @@ def test_the_main_job_on_the_embedded_photos(short: None, tmp_path: Path) -> Non
     assert again["rows"] == figures["rows"]
 
 
-def test_a_users_photos_are_split_by_digest(photos: Path, tmp_path: Path) -> None:
+def test_a_users_photos_are_split_by_digest(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "CROP", 128)
     quickstart._lay_out(quickstart._split(photos), tmp_path)
     digests = {
         part: {photo.digest for photo in images.scan(tmp_path / part)}
@@ -53,7 +54,8 @@ def test_a_users_photos_are_split_by_digest(photos: Path, tmp_path: Path) -> Non
     assert {photo.digest for photo in images.scan(tmp_path / "again" / "test")} == digests["test"]
 
 
-def test_nothing_of_the_users_is_ever_removed(photos: Path, tmp_path: Path) -> None:
+def test_nothing_of_the_users_is_ever_removed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "CROP", 128)
     shutil.copytree(photos, tmp_path / "photos")
     before = sorted(tmp_path.rglob("*.png"))
     with pytest.raises(LicError, match="holds other photos"):
@@ -61,7 +63,8 @@ def test_nothing_of_the_users_is_ever_removed(photos: Path, tmp_path: Path) -> N
     assert set(before) <= set(tmp_path.rglob("*.png"))
 
 
-def test_too_few_photos_are_one_line(photos: Path, tmp_path: Path) -> None:
+def test_too_few_photos_are_one_line(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "CROP", 128)
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy(photos / "train" / "0.png", few)
