@@ -204,15 +204,22 @@ def cache_inspect(path: Annotated[Path, typer.Argument(help="The store.")], out:
 
 
 @cache_app.command("verify")
-def cache_verify(path: Annotated[Path, typer.Argument(help="The store.")]) -> None:
+def cache_verify(
+    path: Annotated[Path, typer.Argument(help="The store.")],
+    forget: Annotated[bool, typer.Option("--forget", help="Let the next build write faulty shards again.")] = False,
+) -> None:
     """Read everything again; name each shard and array that is missing, zero, torn or altered."""
+    from lic_dist.cache.store import forget as forget_shard
     from lic_dist.cache.verify import verify
 
     findings = verify(path)
     for finding in findings:
         typer.echo(f"shard {finding.shard}: {finding.array}: {finding.what}")
+        if forget:
+            forget_shard(path, finding.shard, finding.group or None)
     if findings:
-        raise LicError(f"{len(findings)} faults in {path}", hint="build again: faulty shards are rebuilt")
+        hint = "build again to write them anew" if forget else "`verify --forget`, then build again, mends them"
+        raise LicError(f"{len(findings)} faults in {path}", hint=hint)
     typer.echo(f"{path}: whole")
 
 

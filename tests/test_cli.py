@@ -116,6 +116,11 @@ def test_a_cache_of_another_encoder_is_refused_with_the_field(base: Path, photos
     torn = lic_dist("cache", "verify", tmp_path / "x.zarr")
     assert "shard 0: latents/z: torn" in torn.stdout
     refused(torn, 1, "faults")
+    bits = next((tmp_path / "x.zarr" / "quantized" / "a" / "bits" / "c").iterdir())
+    bits.write_bytes(bits.read_bytes()[:-1] + b"?")  # of the right length: only its checksum tells
+    refused(lic_dist("cache", "verify", tmp_path / "x.zarr", "--forget"), 1, "2 faults")
+    assert "1 of 2 shards built now" in lic_dist("cache", "build", first).stdout
+    assert "whole" in lic_dist("cache", "verify", tmp_path / "x.zarr").stdout
 
 
 def test_a_picture_goes_there_and_back(base: Path, photos: Path, tmp_path: Path) -> None:
