@@ -94,7 +94,8 @@ def find(folder: Path) -> list[str]:
         found += [(base / name).as_posix() for name in files if Path(name).suffix.lower() in SUFFIXES]
     if not found:
         raise LicError(f"no photos in {folder}", hint=f"looked for {' '.join(sorted(SUFFIXES))}, in subfolders too")
-    return sorted(found)
+    # A name that is not UTF-8 cannot be recorded as it is: escaped, it opens no file, and is counted as unreadable.
+    return sorted(os.fsencode(path).decode("utf-8", "backslashreplace") for path in found)
 
 
 def decode(data: bytes, name: str = "image") -> NDArray[np.uint8]:

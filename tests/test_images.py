@@ -110,6 +110,15 @@ def test_scan_finds_photos_in_subfolders_and_records_faults(tmp_path: Path) -> N
     assert images.read_manifest(tmp_path / "m.parquet") == found
 
 
+def test_a_name_that_is_not_utf_8_is_counted(tmp_path: Path) -> None:
+    Image.fromarray(picture(1, 30, 40)).save(tmp_path / "a b.png")
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))).write_bytes((tmp_path / "a b.png").read_bytes())
+    found = images.scan(tmp_path)
+    assert [(photo.path, photo.fault) for photo in found] == [("\\xff.png", "unreadable"), ("a b.png", "")]
+    images.write_manifest(found, tmp_path / "m.parquet")
+    assert images.read_manifest(tmp_path / "m.parquet") == found
+
+
 def test_a_missing_an_empty_and_a_hopeless_folder(tmp_path: Path) -> None:
     for folder, text in ((tmp_path / "none", "no such folder"), (tmp_path, "no photos in")):
         with pytest.raises(LicError, match=text):
