@@ -136,7 +136,9 @@ class Evaluate(Section):
 
     images: Path
     checkpoints: tuple[str, ...] = ()  # empty: the model section's
-    quantizers: tuple[str, ...] = ("sq",)  # sq | sq-adapted style names carried by the checkpoint | a record's path
+    quantizers: tuple[str, ...] = Field(
+        ("sq",), min_length=1
+    )  # sq | sq-adapted style names carried by the checkpoint | a record's path
     out: Path = Path("runs/evaluation.json")
 
 
@@ -185,13 +187,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 def expand(path: Path, overrides: Sequence[str] = ()) -> Iterator[Experiment]:
     """Yield one experiment for each combination of `sweep`, or the file itself where there is none.
 
-    Each combination's `name` gets its values as a suffix, and so does every path that the commands write: a path that
-    holds the old name is renamed wherever it stands, so that a later section finds what an earlier one wrote.
+    Each combination's `name` gets its values as a suffix, and so does every path that the commands write, wherever it
+    stands in the file, so that a later section finds what an earlier one wrote.
     """
     document = _apply(_read(path), overrides)
     sweep = document.pop("sweep", None) or {}
-    if not isinstance(sweep, dict) or not all(isinstance(values, list) for values in sweep.values()):
-        raise UsageError("sweep must map keys to lists", hint="sweep: {train.lmbda: [0.0067, 0.013]}")
+    if not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
+        raise UsageError("sweep must map keys to lists with values", hint="sweep: {train.lmbda: [0.0067, 0.013]}")
     if not sweep:
         yield parse(document, str(path))
         return
@@ -204,23 +206,27 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Iterator[Experiment]:
 
 
 def _rename(document: dict[str, Any], suffix: str) -> dict[str, Any]:
-    old = str(document.get("name", "experiment"))
+    moved: dict[str, str] = {}
     for section, key in (("train", "out"), ("cache", "path"), ("finetune", "out"), ("evaluate", "out")):
         part = document.get(section)
-        if isinstance(part, dict) and isinstance(where := part.get(key), str) and old not in where:
-            path = Path(where)
-            part[key] = str(path.with_name(f"{path.stem}-{suffix}{path.suffix}"))
-    renamed: dict[str, Any] = _replace_paths(document, old, f"{old}-{suffix}")
-    return {**renamed, "name": f"{old}-{suffix}"}
+        if isinstance(part, dict) and isinstance(part.get(key), str):
+            path = Path(part[key])
+            moved[part[key].rstrip("/")] = str(path.with_name(f"{path.stem}-{suffix}{path.suffix}"))
+    renamed: dict[str, Any] = _follow(document, moved)
+    return {**renamed, "name": f"{document.get('name', 'experiment')}-{suffix}"}
 
 
-def _replace_paths(value: Any, old: str, new: str) -> Any:
-    """Put the new name for the old one in every string below that is a path."""
+def _follow(value: Any, moved: dict[str, str]) -> Any:
+    """Replace every path below that is one of the moved ones, or lies in one."""
     if isinstance(value, dict):
-        return {key: _replace_paths(one, old, new) for key, one in value.items()}
+        return {key: _follow(one, moved) for key, one in value.items()}
     if isinstance(value, list):
-        return [_replace_paths(one, old, new) for one in value]
-    return value.replace(old, new) if isinstance(value, str) and "/" in value else value
+        return [_follow(one, moved) for one in value]
+    if isinstance(value, str):
+        for old, new in moved.items():
+            if f"{value}/".startswith(f"{old}/"):
+                return new + value.rstrip("/")[len(old) :]
+    return value
 
 
 def _labels(values: list[Any]) -> list[str]:

@@ -116,7 +116,7 @@ def decode(data: bytes, name: str = "image") -> NDArray[np.uint8]:
                 grey = np.asarray(upright).astype(np.int64)
                 pixels = np.clip((grey * 255 + 32767) // 65535, 0, 255).astype(np.uint8)
                 return np.repeat(pixels[:, :, None], 3, axis=2)
-            return np.ascontiguousarray(upright.convert("RGB"))
+            return np.array(upright.convert("RGB"))
     except PhotoError:
         raise
     except UnidentifiedImageError:
@@ -139,6 +139,8 @@ def files_digest(folder: Path, names: Sequence[str]) -> str:
 
 
 def _bytes(path: Path, name: str) -> bytes:
+    if not path.is_file():  # a pipe would be waited for
+        raise PhotoError(name, "unreadable")
     try:
         return path.read_bytes()
     except OSError:

@@ -155,6 +155,16 @@ def test_build_takes_the_record_that_adapt_left(base: Path, photos: Path, tmp_pa
     assert QuantizerRecord.from_json(LatentCache.open(tmp_path / "a.zarr").record_json("tcq8")).digest == made.digest
 
 
+def test_a_shard_whose_latents_were_forgotten_is_built_again(
+    store: Path, base: Path, photos: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "hole.zarr"
+    shutil.copytree(store, path)
+    building.store.forget(path, 1)
+    assert build(experiment(base, photos, path)).shards_built == 1
+    assert objects(path) == objects(store)
+
+
 def test_a_half_built_cache_is_refused(store: Path, base: Path, tmp_path: Path) -> None:
     path = tmp_path / "half.zarr"
     shutil.copytree(store, path)

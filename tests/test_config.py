@@ -50,6 +50,7 @@ def test_unknown_key_names_the_nearest(tmp_path: Path, document: dict, near: str
         "quantizer: {step: 0}",
         "quantizer: {group: sq}",
         "sweep: {5: [1]}",
+        "evaluate: {images: x, quantizers: []}",
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str) -> None:
@@ -91,14 +92,16 @@ def test_a_sweep_renames_paths_wherever_they_stand_and_tells_equal_names_apart(t
         "name": "p",
         "cache": {"path": "runs/p.zarr"},
         "finetune": {"out": "runs/p/finetuned"},
+        "images": {"path": "runs/photos"},
         "evaluate": {"images": "kodak", "checkpoints": ["runs/p/finetuned"], "quantizers": ["sq", "runs/p.zarr/q"]},
         "sweep": {"model.checkpoint": ["runs/a/checkpoint.pth.tar", "runs/b/checkpoint.pth.tar"]},
     }
     one, two = config.expand(write(tmp_path / "a.yaml", document))
     assert one.evaluate is not None and one.finetune is not None and two.cache is not None
-    assert one.evaluate.checkpoints == (str(one.finetune.out),) == ("runs/p-checkpoint-0/finetuned",)
+    assert one.evaluate.checkpoints == (str(one.finetune.out),) == ("runs/p/finetuned-checkpoint-0",)
     assert one.evaluate.quantizers == ("sq", "runs/p-checkpoint-0.zarr/q")
     assert str(two.cache.path) == "runs/p-checkpoint-1.zarr"
+    assert two.images is not None and str(two.images.path) == "runs/photos"
     assert [e.model.checkpoint for e in (one, two) if e.model] == [
         "runs/a/checkpoint.pth.tar",
         "runs/b/checkpoint.pth.tar",

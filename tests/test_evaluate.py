@@ -54,6 +54,8 @@ def test_a_run_is_measured_resumed_and_reported(
         patch.setattr(running, "_run_point", lambda *_: pytest.fail("measured again"))
         evaluate(experiment(base, photos, tmp_path / "r.json", "sq", str(tmp_path / "mine")))
         assert read_points(out) == points
+        evaluate(experiment(base, photos, tmp_path / "r.json", "sq"))
+        assert read_points(out) == points  # what this run does not name stays
     report([out], "e base sq", tmp_path / "report")
     assert "e base mine" in (tmp_path / "report" / "results.md").read_text()
     with pytest.raises(UsageError):

@@ -98,6 +98,7 @@ def test_scan_finds_photos_in_subfolders_and_records_faults(tmp_path: Path) -> N
     Image.fromarray(picture(1, 30, 40)).save(tmp_path / "a" / "b" / "x.PNG")
     Image.fromarray(picture(2, 30, 40)).save(tmp_path / "y.jpeg")
     (tmp_path / "z.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "zz.png")
     (tmp_path / "notes.txt").write_text("no photo")
     os.symlink(tmp_path, tmp_path / "a" / "loop")
     found = images.scan(tmp_path)
@@ -105,6 +106,7 @@ def test_scan_finds_photos_in_subfolders_and_records_faults(tmp_path: Path) -> N
         ("a/b/x.PNG", 40, 30, ""),
         ("y.jpeg", 40, 30, ""),
         ("z.png", 0, 0, "not an image"),
+        ("zz.png", 0, 0, "unreadable"),
     ]
     images.write_manifest(found, tmp_path / "m.parquet")
     assert images.read_manifest(tmp_path / "m.parquet") == found

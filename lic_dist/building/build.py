@@ -279,11 +279,15 @@ def build(experiment: config.Experiment) -> BuildReport:
     started = time.monotonic()
     job = prepare(experiment)
     path, group = job.cache.path, job.quantizer.group
-    store.create(path, job.plan, job.cache.store_y, provenance())
+    if path.exists():  # refuse another job's store before the pilot; leave none behind where the pilot fails
+        store.create(path, job.plan, job.cache.store_y)
     record = adapt(job)
+    store.create(path, job.plan, job.cache.store_y, provenance())
     store.create_group(path, group, record.to_json(), group_identity(job.parent, record), provenance())
-    pending = store.pending(path, job.plan, group)
-    without_latents = set(store.pending(path, job.plan)) if job.cache.store_y else set(pending)
+    without_latents = set(store.pending(path, job.plan))
+    pending = sorted(without_latents.union(store.pending(path, job.plan, group)))
+    if not job.cache.store_y:
+        without_latents.update(pending)
     reports = _run(job, record, [number for number in pending if number in without_latents], requantize=False)
     reports += _run(job, record, [number for number in pending if number not in without_latents], requantize=True)
     faults = _faults(job)
@@ -294,7 +298,9 @@ def build(experiment: config.Experiment) -> BuildReport:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(faults.items()))
         raise ToleranceError(
             f"{path} is built, but {set_aside} of {asked} samples were set aside: {reasons}",
-            hint="raise images.tolerate if that is expected",
+            hint="photos changed since the scan: `lic-dist cache scan`, then build at another cache.path"
+            if "changed" in faults
+            else "raise images.tolerate if that is expected",
         )
     return BuildReport(
         path, job.plan.num_samples, len(pending), job.plan.num_shards, faults, bpp, time.monotonic() - started

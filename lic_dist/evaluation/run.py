@@ -52,7 +52,7 @@ def evaluate(experiment: Experiment) -> Path:
     """Run every checkpoint with every quantizer over the images; returns the result file.
 
     The file is written after each point; points that it already holds, of the same tensors, record and images, are
-    not measured again.
+    not measured again, and those of other checkpoints and quantizers stay.
 
     Raises:
         LicError: no images, or a decoder that does not give the encoder's picture.
@@ -67,9 +67,11 @@ def evaluate(experiment: Experiment) -> Path:
     jobs = [Job.of(one, quantizer, experiment) for one in chosen for quantizer in section.quantizers]
     before = {(point.quantizer, point.record, point.model, point.pictures): point for point in read_points(section.out)}
     known = {job: before.get((short_name(job.quantizer), job.record, job.model, pictures)) for job in jobs}
+    named = {(job.checkpoint, short_name(job.quantizer)) for job in jobs}
+    others = [point for point in before.values() if (point.checkpoint, point.quantizer) not in named]
     for job in jobs:
         known[job] = known[job] or _run_point(job, section.images, names, pictures, experiment.engine)
-        write_points(section.out, experiment.name, [point for point in known.values() if point])
+        write_points(section.out, experiment.name, [*(point for point in known.values() if point), *others])
     return section.out
 
 

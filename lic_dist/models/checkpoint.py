@@ -105,7 +105,7 @@ def read(path: Path) -> dict[str, Any]:
     """The raw content of a checkpoint file, on the CPU, loaded with `weights_only=True`."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise LicError(f"{path} is not a checkpoint: {reason}") from None
     if not isinstance(content, dict):
