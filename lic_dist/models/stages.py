@@ -67,6 +67,12 @@ def to_input(pixels: Tensor, device: torch.device) -> Tensor:
     return pixels.to(device).float().div(255).contiguous(memory_format=torch.channels_last)
 
 
+def hyper_analyse(model: nn.Module, y: Tensor) -> Tensor:
+    """z before rounding: CompressAI's scale hyperprior feeds |y| to h_a, the mean-scale one feeds y."""
+    z: Tensor = model.h_a(torch.abs(y) if type(model).__name__ == "ScaleHyperprior" else y)  # type: ignore[operator]
+    return z
+
+
 @torch.no_grad()
 def analyse(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """x float32 [B, 3, H, W] in [0, 1] -> (y float16 [B, M, h, w] as caches store it, z int32 about the medians).
@@ -74,16 +80,10 @@ def analyse(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     Raises nothing for an overflow of float16: infinities stand for it, and the caller records them.
     """
     y = model.g_a(x)  # type: ignore[operator]
-    hidden = torch.abs(y) if _takes_magnitudes(model) else y
-    z = torch.round(model.h_a(hidden) - medians(model))  # type: ignore[operator]
+    z = torch.round(hyper_analyse(model, y) - medians(model))
     return y.half(), z.int()
 
 
 def dequantize_z(model: nn.Module, z: Tensor) -> Tensor:
     """z_hat = z + medians, float32."""
     return z.float() + medians(model)
-
-
-def _takes_magnitudes(model: nn.Module) -> bool:
-    """CompressAI's scale hyperprior feeds |y| to h_a; the mean-scale one feeds y."""
-    return type(model).__name__ == "ScaleHyperprior"

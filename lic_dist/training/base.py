@@ -21,7 +21,7 @@ from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.stages import to_input
+from lic_dist.models.stages import hyper_analyse, to_input
 from lic_dist.training import photos as photo_crops
 from lic_dist.training.distributed import Ranks, ranks
 from lic_dist.training.loop import Course, learning_rate
@@ -50,7 +50,7 @@ class Relaxed(nn.Module):
             out = model(x)
             return out["x_hat"], bits_of(out["likelihoods"]["y"]) + bits_of(out["likelihoods"]["z"])
         y = model.g_a(x)
-        z = model.h_a(torch.abs(y) if type(model).__name__ == "ScaleHyperprior" else y)
+        z = hyper_analyse(model, y)
         _, z_likelihoods = model.entropy_bottleneck(z)
         medians = model.entropy_bottleneck._get_medians().detach().reshape(1, -1, 1, 1)
         parameters = model.h_s(_round(z - medians) + medians)
