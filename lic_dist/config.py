@@ -74,12 +74,13 @@ class Images(Section):
 class Quantizer(Section):
     """A quantizer and what is fixed of it; `auto` is calibrated on held-out training crops."""
 
-    name: Literal["sq", "tcq"] = "tcq"
-    states: Literal[4, 8] = 8
+    name: Literal["sq", "deadzone", "rdoq", "tcq"] = "tcq"
+    states: Literal[4, 8, 16, 32] = 8  # of tcq
     step: Annotated[float, Field(gt=0)] | Auto = "auto"
     rates: Literal["adapted", "analytic"] = "adapted"
     weights: Literal["sensitivity", "uniform"] = "sensitivity"
-    lambda_scale: Annotated[float, Field(gt=0)] | Auto = "auto"
+    lambda_scale: Annotated[float, Field(gt=0)] | Auto = "auto"  # g, of rdoq and tcq
+    rounding: Annotated[float, Field(gt=0, le=0.5)] | Auto = "auto"  # xi, of deadzone
     adapt_rounds: int = Field(3, ge=1)
     pilot: int = Field(256, ge=1)  # training samples that rates are adapted on
     calibration: int = Field(48, ge=1)  # held-out training samples that (g, D) are calibrated on

@@ -15,11 +15,12 @@ from lic_dist.building import build as building
 from lic_dist.building.build import build, calibration_samples, check_cache, prepare
 from lic_dist.building.calibrate import calibrate, measure, z_bits
 from lic_dist.building.latents import encode, view
-from lic_dist.building.records import adapt, analytic_record, compressai_record, fits, named_record
+from lic_dist.building.records import analytic_record, compressai_record, fits, named_record
 from lic_dist.cache.reader import LatentCache
 from lic_dist.errors import LicError, ToleranceError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.quantization.adaptation import adapted as adapted_records
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 
@@ -226,7 +227,7 @@ def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store:
     pilot, held_out = calibration_samples(cache, section)
     record = calibrate(loaded, section, pilot, held_out, 4)
     table = record.notes["calibration"]
-    losses = {(g, step): loss for g, step, loss, *_ in table}
+    losses = {(one["strength"], one["step"]): one["L"] for one in table}
     assert losses[(record.lambda_scale, record.step)] == min(losses.values()) <= losses[(0.2, 0.66)]
     measured = measure(loaded, record, held_out, view(loaded.model, held_out.y, held_out.z, 4))
     assert pytest.approx(record.notes["L"], abs=1e-12) == measured.L
@@ -239,7 +240,7 @@ def test_adapted_tables_cost_less_on_what_they_were_adapted_to(store: Path, base
     pilot, _ = calibration_samples(cache, config.Quantizer(pilot=12))
     seen = view(loaded.model, pilot.y, pilot.z, 4)
     plain = analytic_record(loaded, "sq", 1, 1.0, 1.0, np.ones(12))
-    adapted = adapt(plain, seen, 1)
+    (adapted,) = adapted_records(plain, [(seen.residual, seen.level)], rounds=3)
     k = Quantizer(plain).quantize(seen.residual, seen.level)
     assert np.array_equal(k, Quantizer(adapted).quantize(seen.residual, seen.level))
     assert Quantizer(adapted).bits(k, seen.level).sum() < Quantizer(plain).bits(k, seen.level).sum()

@@ -13,7 +13,8 @@ from lic_dist.codec import rans
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.errors import LicError
 from lic_dist.models.compat import import_compressai
-from lic_dist.quantization.rates import LEVELS, CdfTables, analytic_pmf, tables_from_pmf
+from lic_dist.quantization.distributions import analytic_pmf
+from lic_dist.quantization.rates import LEVELS, CdfTables, tables_from_pmf
 from lic_dist.quantization.trellis import ECM8, SCALAR, VVC4, Trellis, trellis
 
 ASYMMETRIC = CdfTables(  # the shapes that a factorized prior may take: skewed, narrow, far from zero

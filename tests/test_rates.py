@@ -9,14 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lic_dist.models.compat import import_compressai
+from lic_dist.quantization.distributions import adapted_pmf, analytic_pmf, count
 from lic_dist.quantization.rates import (
     LEVELS,
     SCALES,
     CdfTables,
-    adapted_pmf,
-    analytic_pmf,
     bits_table,
-    count,
     level_index,
     search_rates,
     tables_from_pmf,

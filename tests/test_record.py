@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from lic_dist.errors import LicError
-from lic_dist.quantization.rates import CdfTables, analytic_pmf, tables_from_pmf
+from lic_dist.quantization.distributions import analytic_pmf
+from lic_dist.quantization.rates import CdfTables, tables_from_pmf
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.quantization.trellis import ECM8
+from lic_dist.quantization.trellis import ECM8, SCALAR, VVC4
 
 Z_TABLES = CdfTables(
     cdf=np.array([[0, 10, 65530, 65536, 0], [0, 5, 400, 65000, 65536]]),
@@ -25,7 +26,7 @@ Z_TABLES = CdfTables(
 def record() -> QuantizerRecord:
     return QuantizerRecord(
         name="tcq",
-        states=8,
+        trellis=ECM8,
         step=0.56,
         lmbda=0.013,
         lambda_scale=0.5,
@@ -60,7 +61,8 @@ def test_notes_are_no_part_of_the_digest_and_everything_else_is(record: Quantize
         replace(record, level_rule="above"),
         replace(record, weights=record.weights * 2),
         replace(record, z_tables=z_tables),
-        replace(record, states=4),
+        replace(record, trellis=VVC4),
+        replace(record, trellis=replace(ECM8, name="other")),
     ]
     assert len({record.digest, *(other.digest for other in others)}) == 1 + len(others)
 
@@ -69,10 +71,10 @@ def test_digest_is_golden(record: QuantizerRecord) -> None:
     small = replace(
         record,
         name="sq",
-        states=1,
+        trellis=SCALAR,
         y_tables=CdfTables(cdf=np.tile([[0, 1, 65535, 65536]], (64, 1)), size=np.full(64, 4), offset=np.full(64, -1)),
     )
-    assert small.digest == "ffb123228229376da9e09d2c8030c99016b6bb9b17bf4a7f73d6834fd7a06a02"
+    assert small.digest == "cfd12abfa9d826addf613e78562e6b274310bc1807f220f598bc7117f3af9af2"
 
 
 def _set(plain: dict, key: str, value: object) -> None:
@@ -86,8 +88,15 @@ def _set(plain: dict, key: str, value: object) -> None:
         lambda plain: _set(plain, "step", "0.56"),
         lambda plain: _set(plain, "step", -1.0),
         lambda plain: _set(plain, "step", 0.57),
-        lambda plain: _set(plain, "states", True),
-        lambda plain: _set(plain, "states", 7),
+        lambda plain: plain.pop("trellis"),
+        lambda plain: _set(plain["trellis"], "quantizer", [0, 1]),
+        lambda plain: _set(plain["trellis"], "quantizer", [0, True] * 4),
+        lambda plain: _set(plain["trellis"], "next_state", [[0, 1]] * 8),
+        lambda plain: _set(plain["trellis"], "next_state", [[0, 1, 2]] * 8),
+        lambda plain: _set(plain["trellis"], "next_state", [[0, 100]] * 8),
+        lambda plain: _set(plain["trellis"], "next_state", []),
+        lambda plain: _set(plain, "rounding", 0.4),
+        lambda plain: _set(plain, "shift", "0"),
         lambda plain: _set(plain, "format", "something else"),
         lambda plain: _set(plain["weights"], "shape", [10**12]),
         lambda plain: _set(plain["weights"], "shape", [4]),

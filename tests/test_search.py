@@ -1,6 +1,13 @@
-"""The trellis search: brute force, reference, kernel; quantizers at work; what TCQ brings on latents."""
+"""The searches: brute force, the reference, and every engine against it: same indices, same cost."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,25 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lic_dist.errors import LicError
-from lic_dist.quantization import reference
-from lic_dist.quantization.quantize import Quantizer, active, adapted_tables, search
-from lic_dist.quantization.rates import (
-    LEVELS,
-    SCALES,
-    CdfTables,
-    analytic_pmf,
-    level_index,
-    search_rates,
-    tables_from_pmf,
-)
-from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.quantization.sensitivity import sensitivities
+from lic_dist.quantization import reference, tensors, viterbi
+from lic_dist.quantization.distributions import analytic_pmf
+from lic_dist.quantization.quantize import active, rdoq, search
+from lic_dist.quantization.rates import LEVELS, CdfTables, level_index, search_rates, tables_from_pmf
 from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Trellis, levels
+from tests.test_trellis import NNCODEC8
 
 STEP = 0.56
 TABLES = tables_from_pmf(analytic_pmf(STEP, ECM8))
 FLAT = tables_from_pmf(np.tile([[0.5, 0.125, 0.0625, 0.03125, 0.0]], (2 * LEVELS, 1)))  # whole bits: many ties
+SCALAR_TABLES = tables_from_pmf(analytic_pmf(0.5, SCALAR))
+SCALAR_FLAT = tables_from_pmf(np.tile([[0.5, 0.125, 0.0625, 0.03125, 0.0]], (LEVELS, 1)))
 MACHINES = [VVC4, ECM8, CODE16, CODE32]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def latents(lanes: int, steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,7 +70,7 @@ def test_kernel_is_the_reference(machine: Trellis, shape: tuple[int, int]) -> No
     st.integers(0, 10_000),
     st.floats(0.05, 2.0),
     st.sampled_from([0.0, 1.0, 1024.0, 3e5, 1e30]),
-    st.sampled_from([VVC4, ECM8]),
+    st.sampled_from(MACHINES),
     st.booleans(),
 )
 def test_kernel_is_the_reference_for_any_step_and_weight(
@@ -127,88 +129,128 @@ def test_bad_latents_end_in_one_line() -> None:
     assert search(at_the_edge, level, weight, STEP, TABLES, ECM8)[0].min() > 32_000
 
 
-def record(machine: Trellis, step: float, channels: int) -> QuantizerRecord:
-    return QuantizerRecord(
-        name="sq" if machine is SCALAR else "tcq",
-        states=machine.states,
-        step=step,
-        lmbda=0.013,
-        lambda_scale=0.5,
-        weights=np.linspace(0.01, 0.03, channels, dtype=np.float32),
-        level_rule="nearest",
-        y_tables=tables_from_pmf(analytic_pmf(step, machine)),
-        z_tables=FLAT,
-    )
+@pytest.mark.parametrize("tables", [SCALAR_TABLES, SCALAR_FLAT], ids=["analytic", "ties"])
+@pytest.mark.parametrize("shape", [(0, 7), (3, 0), (1, 1), (40, 65)])
+def test_rdoq_is_the_reference_in_every_engine(tables: CdfTables, shape: tuple[int, int]) -> None:
+    r, level, weight = latents(*shape, seed=sum(shape))
+    if tables is SCALAR_FLAT:
+        r, weight = np.rint(r / 0.25).astype(np.float32) * np.float32(0.25), np.full(len(r), 1024, np.float32)
+    r[:, :1] *= 40  # escapes
+    expected = reference.rdoq(r, level, weight, 0.5, tables)
+    rates = tensors.DeviceRates.of(search_rates(tables), torch.device("cpu"), trellis=False)
+    in_torch = tensors.rdoq(*map(torch.from_numpy, (r, level, weight)), float(reference.inverse(0.5)), rates)
+    for k, cost in (rdoq(r, level, weight, 0.5, tables), rdoq(r, level, weight, 0.5, tables, threads=2), in_torch):
+        assert np.array_equal(np.asarray(k), expected[0]) and np.array_equal(np.asarray(cost), expected[1])
+    if r.size:
+        plain = np.rint(r * reference.inverse(0.5))
+        bits = tables.bits(plain.astype(np.int32), level.astype(np.int32)) * 256
+        rounded = bits + weight[:, None] * (r / 0.5 - plain).astype(np.float64) ** 2
+        assert np.all(expected[1] <= rounded.sum(axis=1) + 2 * r.shape[1] + 512)  # never dearer than rounding
 
 
-def test_scalar_quantizer_rounds_half_to_even() -> None:
-    quantizer = Quantizer(record(SCALAR, 1.0, 2))
-    r = np.array([[0.5, 1.5, -0.5, -2.5], [2.51, -0.49, 7.0, 1e4]], np.float32)
-    k = quantizer.quantize(r, np.zeros((2, 4), np.uint8))
-    assert k.tolist() == [[0, 2, 0, -2], [3, 0, 7, 10_000]] and k.dtype == np.int16
-    assert np.array_equal(quantizer.dequantize(k), k.astype(np.float32))
-    with pytest.raises(LicError):
-        quantizer.quantize(r * 1e4, np.zeros((2, 4), np.uint8))
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("shape", [(2, 1), (3, 64), (40, 131)])
+def test_the_torch_engine_is_the_reference(machine: Trellis, shape: tuple[int, int]) -> None:
+    r, level, weight = latents(*shape, seed=sum(shape))
+    r[:, 0] *= 500  # beyond every table
+    k, cost = _in_torch(tensors.search, r, level, weight, machine)
+    expected_k, expected_cost = search(r, level, weight, STEP, TABLES, machine)
+    assert np.array_equal(cost, expected_cost) and np.array_equal(k, expected_k)
+    q = tensors.active(torch.from_numpy(k), machine)
+    assert np.array_equal(q.numpy(), active(k, machine))
 
 
-def test_trellis_quantizer_takes_the_records_weights() -> None:
-    quantizer = Quantizer(record(ECM8, STEP, 3))
-    r, level, _ = latents(6, 40)
-    weight = quantizer.record.lane_weights(2)
-    expected = 256 * 0.03 * STEP**2 / (0.5 * 3 / (0.013 * 255**2))
-    assert weight.shape == (6,) and weight.dtype == np.float32 and weight[5] == pytest.approx(expected)
-    k = quantizer.quantize(r, level)
-    assert np.array_equal(k, reference.search(r, level, weight, STEP, quantizer.record.y_tables, ECM8)[0])
-    rows = quantizer.rows(k, level)
-    assert rows.dtype == np.int32 and np.array_equal(rows, quantizer.active(k) * 64 + level.astype(np.int32))
-    assert np.allclose(quantizer.bits(k, level), quantizer.record.y_tables.bits(k, rows).sum(axis=1))
-    with pytest.raises(ValueError, match="whole images"):
-        quantizer.quantize(r[:4], level[:4])
+def test_blocks_of_lanes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    r, level, weight = latents(50, 70)
+    whole = _in_torch(tensors.search, r, level, weight, ECM8)
+    monkeypatch.setattr(tensors, "LANES", 7)
+    split = _in_torch(tensors.search, r, level, weight, ECM8)
+    assert all(np.array_equal(one, other) for one, other in zip(whole, split, strict=True))
 
 
-def test_adapted_tcq_saves_a_good_eighth_against_sq_at_equal_error() -> None:
-    """METHOD section 2: -13 to -14 % rate for 8 states; here few latents, nine (D, c), lower hull."""
-    rng = np.random.default_rng(0)
-    sigma = np.exp(rng.normal(-0.5, 1.0, (512, 256))).astype(np.float32)
-    latent, scale_level = (sigma * rng.standard_normal(sigma.shape)).astype(np.float32), level_index(sigma)
-    pilot, rest = slice(0, 256), slice(256, 512)  # tables are adapted on one half and charged on the other
-
-    def point(machine: Trellis, step: float, price: float) -> tuple[float, float]:
-        weight = np.full(256, 256 / price, np.float32)
-        tables = adapted_tables(latent[pilot], scale_level[pilot], weight, step, machine, passes=2)
-        r, level = latent[rest], scale_level[rest]
-        if machine is SCALAR:
-            k = np.rint(r / np.float32(step)).astype(np.int16)
-        else:
-            k = search(r, level, weight, step, tables, machine)[0]
-        q = active(k, machine)
-        error = levels(k, q, step, machine) - r
-        bits = tables.bits(k, q.astype(np.int32) * LEVELS + level)
-        return float(bits.mean()), float(np.mean(error.astype(np.float64) ** 2))
-
-    scalar_rate, scalar_error = point(SCALAR, 1.0, 1.0)
-    points = np.array([point(ECM8, step, price) for step in (0.5, 0.56, 0.63) for price in (0.5, 0.8, 1.2)])
-    slopes = np.exp(np.linspace(np.log(1), np.log(30), 200))
-    hull_rate = max((points @ [1.0, slope]).min() - slope * scalar_error for slope in slopes)
-    assert -0.155 < hull_rate / scalar_rate - 1 < -0.115
+def _in_torch(engine: Any, r: np.ndarray, level: np.ndarray, weight: np.ndarray, machine: Trellis) -> Any:
+    rates = tensors.DeviceRates.of(search_rates(TABLES), torch.device("cpu"), trellis=True)
+    inputs = map(torch.from_numpy, (r, level, weight))
+    return [one.numpy() for one in engine(*inputs, float(reference.inverse(STEP)), rates, machine)]
 
 
-def test_sensitivity_of_a_linear_decoder_is_its_columns_square() -> None:
-    torch.manual_seed(0)
-    gain = torch.tensor([1.0, 2.0, 0.5, 0.0])
-    matrix = torch.randn(3 * 64, 4 * 4, dtype=torch.float32) / 8
-
-    def g_s(y_hat: torch.Tensor) -> torch.Tensor:
-        scaled = y_hat * gain.view(1, -1, 1, 1)
-        return (scaled.flatten(1) @ matrix.T).reshape(-1, 3, 8, 8)
-
-    exact = (matrix.square().sum(0).reshape(4, 4).mean(1) * gain**2).numpy()
-    mean, error = sensitivities(g_s, torch.randn(40, 4, 2, 2), probes=8, generator=torch.Generator(), batch=16)
-    assert mean.dtype == np.float64 and np.all(np.abs(mean - exact) <= 4 * error)
-    assert np.all(error[:3] < 0.1 * exact[:3]) and error[3] == 0
-    with pytest.raises(ValueError, match="standard error"):
-        sensitivities(g_s, torch.randn(1, 4, 2, 2), probes=1, generator=torch.Generator())
+@pytest.mark.parametrize("machine", MACHINES)
+def test_memory_is_a_bit_a_state_and_four_bits_a_latent_of_a_block(machine: Trellis) -> None:
+    for lanes in (1, 100, 128, 129, 100_000):
+        width = viterbi.block_width(lanes)
+        assert width <= viterbi.BLOCK and width - 16 < -(-lanes // -(-lanes // width)) <= width
+        held = sum(array.nbytes for array in viterbi.decision_memory(width, 512, machine.states))
+        assert 8 * held == (machine.states + 4) * 512 * width
 
 
-def test_levels_cover_the_scales() -> None:
-    assert level_index(SCALES[-1:] * 100).tolist() == [63]
+def test_compiled_searches_are_kept_apart_and_on_disk() -> None:
+    one, other = (viterbi.compiled(machine).__name__ for machine in (ECM8, replace(ECM8, next_state=NNCODEC8)))
+    assert one.startswith("search_8_") and one != other
+    assert viterbi.compiled(ECM8) is viterbi.compiled(ECM8)
+
+
+TRITON = """
+import numpy as np, torch
+from lic_dist.quantization import reference, tensors, triton_search
+from lic_dist.quantization.quantize import search
+from lic_dist.quantization.rates import search_rates
+from tests.test_search import MACHINES, STEP, TABLES, latents
+
+for machine, shape in zip([*MACHINES, MACHINES[1]], [(3, 66), (70, 65), (2, 33), (3, 32), (1, 1)], strict=True):
+    r, level, weight = latents(*shape, seed=3)
+    r[:, 0] *= 500
+    rates = tensors.DeviceRates.of(search_rates(TABLES), torch.device("cpu"), trellis=True)
+    inputs = map(torch.from_numpy, (r, level, weight))
+    k, cost = triton_search.search(*inputs, float(reference.inverse(STEP)), rates, machine)
+    expected_k, expected_cost = search(r, level, weight, STEP, TABLES, machine)
+    assert np.array_equal(k.numpy(), expected_k) and np.array_equal(cost.numpy(), expected_cost), machine.name
+print("the same")
+"""
+
+
+def test_tritons_interpreter_gives_the_reference() -> None:
+    """In a process of its own: Triton decides at import whether it interprets."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", TRITON]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert done.stdout.strip() == "the same", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_triton_compiles_for_a_gpu_and_fuses_no_product_with_a_sum(machine: Trellis, monkeypatch: Any) -> None:
+    """For Hopper, without one: down to its machine code."""
+    compiler = pytest.importorskip("triton.compiler")
+    backends = pytest.importorskip("triton.backends.compiler")
+    import triton
+
+    from lic_dist.quantization import triton_search
+
+    kernel = triton_search.kernel(machine)
+    kind = {4: "u8", 8: "u8", 16: "i16", 32: "i32"}[machine.states]
+    pointers = {"position": "fp32", "level": "u8", "weight": "fp32", "quads": "i64", "decisions": kind, "zeros": "u8"}
+    pointers |= {"magnitude": "i16", "cost": "i64"} | dict.fromkeys(("zero_pairs", "reach", "flag", "branches"), "i32")
+    signature = {
+        name: "constexpr" if name == "THREADS" else f"*{pointers[name]}" if name in pointers else "i32"
+        for name in kernel.arg_names
+    }
+    source = compiler.ASTSource(fn=kernel, signature=signature, constexprs={"THREADS": triton_search.THREADS})
+    made = triton.compile(source, target=backends.GPUTarget("cuda", 90, 32), options={"num_warps": 2})
+    assert len(made.asm["cubin"]) > 10_000 and "fma.rn.f32" not in made.asm["ptx"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_gpu_gives_the_reference(machine: Trellis) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    r, level, weight = latents(3000, 131)
+    r[:, 0] *= 500
+    expected = search(r, level, weight, STEP, TABLES, machine)
+    on_gpu = [torch.from_numpy(array).cuda() for array in (r, level, weight)]
+    rates = tensors.DeviceRates.of(search_rates(TABLES), on_gpu[0].device, trellis=True)
+    in_torch = tensors.search(*on_gpu, float(reference.inverse(STEP)), rates, machine)
+    for k, cost in (search(*on_gpu, STEP, TABLES, machine), in_torch):
+        assert k.is_cuda and np.array_equal(k.cpu().numpy(), expected[0])
+        assert np.array_equal(cost.cpu().numpy(), expected[1])
+    assert np.array_equal(active(k, machine).cpu().numpy(), active(expected[0], machine))

@@ -38,7 +38,7 @@ from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import encoder_digest, entropy_digest
 from lic_dist.progress import Progress
-from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.quantization.record import SEARCHED, QuantizerRecord
 
 Y_STRIDE, Z_STRIDE = 16, 64
 
@@ -258,8 +258,10 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
     }
     if section.step != "auto":
         expected["step"] = section.step
-    if section.lambda_scale != "auto" and section.name == "tcq":
+    if section.lambda_scale != "auto" and section.name in SEARCHED:
         expected["lambda_scale"] = section.lambda_scale
+    if section.rounding != "auto" and section.name == "deadzone":
+        expected["rounding"] = section.rounding
     found = {key: record.notes.get(key) if key == "rates" else getattr(record, key) for key in expected}
     lines = differences(found, expected)
     if lines or not fits(record, parent.model):

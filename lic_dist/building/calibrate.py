@@ -1,17 +1,21 @@
-"""Calibration of (g, D): the pair of lowest measured L on held-out training crops.
+"""Calibration: the step and the strength of least measured L on held-out training crops.
 
 The search weighs squared errors of the latents by S_c and bits by lambda_q = g * 3 / (lmbda * 255^2). Errors chosen
 by rate-distortion optimization are not independent, so that g = 1 is not the optimum, and a coarser step with a
-milder search can win (METHOD.md section 1). Each trial adapts its tables on the pilot, searches the held-out crops
-and runs the decoder on them: a pattern search in (log g, log D) whose steps are halved where no neighbour is better.
+milder search can win (METHOD.md section 1). Each trial adapts its tables on the pilot, quantizes the held-out crops
+and runs the decoder on them: a pattern search in (log strength, log step) whose steps are halved where no neighbour
+is better. The strength is g for RDOQ and TCQ, the rounding offset xi for the dead zone.
+
+The record's notes keep what was measured: every trial, the rounds of adaptation at the chosen pair, and how the
+change of the picture's MSE that the sensitivities predict compares with the real one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,37 +23,59 @@ import torch
 
 from lic_dist import config
 from lic_dist.building.latents import Latents, View, squared_error, view
-from lic_dist.building.records import adapt, analytic_record
+from lic_dist.building.records import analytic_record
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
+from lic_dist.quantization.adaptation import adapted, centred
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.sensitivity import sensitivities
 
-START = (0.2, 0.66)  # (g, D)
-G_RANGE, D_RANGE = (0.02, 2.0), (0.4, 1.2)
-FACTORS = ((2.0, 1.15), (2**0.5, 1.07))  # of one step in g and in D, coarse then fine
+FACTORS = ((2.0, 1.15), (2**0.5, 1.07))  # of one step in strength and in step, coarse then fine
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 
 
 @dataclass(frozen=True)
+class Axes:
+    """Where the search of a quantizer starts, (strength, step), and how far it may go."""
+
+    start: tuple[float, float]
+    strengths: tuple[float, float]
+    steps: tuple[float, float]
+
+
+AXES = {
+    "sq": Axes((1.0, 1.0), (1.0, 1.0), (0.5, 2.0)),
+    "deadzone": Axes((0.4, 1.0), (0.1, 0.5), (0.5, 2.0)),
+    "rdoq": Axes((0.2, 1.0), (0.02, 2.0), (0.5, 2.0)),
+    "tcq": Axes((0.2, 0.66), (0.02, 2.0), (0.4, 1.2)),
+}
+
+
+@dataclass(frozen=True)
 class Measured:
-    """Means over crops: L = lmbda * 255^2 * mse + bpp, bpp of y and z by the integer tables."""
+    """Means over crops: L = lmbda * 255^2 * mse + bpp, bpp of y and z by the integer tables.
+
+    `predicted` is the change of the mse against latents that are not quantized, as the weights S_c foresee it.
+    """
 
     L: float
     bpp: float
     mse: float
+    predicted: float
 
 
 def measure(checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, seen: View) -> Measured:
     """Quantize, count bits, decode: what a quantizer costs on these samples."""
     quantizer = Quantizer(record)
     k = quantizer.quantize(seen.residual, seen.level)
-    y_hat = seen.means + quantizer.dequantize(k).reshape(seen.means.shape)
+    level = quantizer.dequantize(k)
     bits = float(quantizer.bits(k, seen.level).sum()) + z_bits(record, samples.z).sum()
     bpp = bits / (len(samples) * samples.pixels.shape[2] * samples.pixels.shape[3])
-    mse = squared_error(checkpoint.model, y_hat, samples.pixels)
-    return Measured(checkpoint.spec.lmbda * 255**2 * mse + bpp, bpp, mse)
+    mse = squared_error(checkpoint.model, seen.means + level.reshape(seen.means.shape), samples.pixels)
+    error = np.square(seen.residual.astype(np.float64) - level).sum(axis=1)
+    predicted = float(error @ np.tile(record.weights.astype(np.float64), len(samples))) / samples.pixels.size
+    return Measured(checkpoint.spec.lmbda * 255**2 * mse + bpp, bpp, mse, predicted)
 
 
 def z_bits(record: QuantizerRecord, z: np.ndarray) -> np.ndarray:
@@ -58,9 +84,9 @@ def z_bits(record: QuantizerRecord, z: np.ndarray) -> np.ndarray:
     return record.z_tables.bits(z.astype(np.int32), rows).sum(axis=(1, 2, 3))
 
 
-def channel_weights(checkpoint: Checkpoint, section: config.Quantizer, pilot: Latents, seen: View) -> Any:
+def channel_weights(checkpoint: Checkpoint, section: config.Quantizer, seen: View) -> tuple[Any, dict[str, Any]]:
     """(S_c float32 [M], notes): the decoder's squared gain of each channel with its standard error, or ones."""
-    if section.name == "sq" or section.weights == "uniform":
+    if section.weights == "uniform":
         return np.ones(checkpoint.spec.M, np.float32), {}
     y_hat = torch.from_numpy((np.rint(seen.residual).reshape(seen.means.shape) + seen.means)[:PROBED])
     generator = torch.Generator().manual_seed(0)
@@ -83,56 +109,79 @@ def _one_thread() -> Iterator[None]:
 def calibrate(
     checkpoint: Checkpoint, section: config.Quantizer, pilot: Latents, held_out: Latents, batch: int = 8
 ) -> QuantizerRecord:
-    """Make the quantizer record of a checkpoint: sensitivities, (g, D) where they are `auto`, adapted tables.
+    """Make the quantizer record of a checkpoint: sensitivities, step and strength where `auto`, adapted tables.
 
-    The notes carry every trial of the search: [g, D, L, bpp, mse].
+    Notes: `calibration`, a list of {strength, step, L, bpp, mse, predicted}; `rounds`, {L, bpp} from the analytic
+    tables on; `mse_unquantized`; `weights_standard_error`.
     """
-    model = checkpoint.model
-    pilot_view = view(model, pilot.y, pilot.z, batch)
-    held_view = view(model, held_out.y, held_out.z, batch)
-    weights, notes = channel_weights(checkpoint, section, pilot, pilot_view)
-    fixed_g = _fixed(section.lambda_scale if section.name == "tcq" else 1.0)
-    fixed_step = _fixed(1.0 if section.name == "sq" and section.step == "auto" else section.step)
-    trials: dict[tuple[float, float], tuple[Measured, QuantizerRecord]] = {}
+    pilot_view = view(checkpoint.model, pilot.y, pilot.z, batch)
+    held_view = view(checkpoint.model, held_out.y, held_out.z, batch)
+    weights, notes = channel_weights(checkpoint, section, pilot_view)
+    part = (pilot_view.residual, pilot_view.level)
+    trials: dict[tuple[float, float], tuple[Measured, list[QuantizerRecord]]] = {}
 
-    def trial(g: float, step: float) -> float:
-        key = (round(g, 6), round(step, 6))
+    def records(strength: float, step: float) -> list[QuantizerRecord]:
+        """The analytic record, and the one after each round of adaptation."""
+        record = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
+        if section.name == "deadzone":
+            record = centred(record, [part])
+        rounds = section.adapt_rounds if section.rates == "adapted" else 0
+        return [record, *adapted(record, [part], rounds)]
+
+    def trial(strength: float, step: float) -> float:
+        key = (round(strength, 6), round(step, 6))
         if key not in trials:
-            record = analytic_record(checkpoint, section.name, section.states, key[1], key[0], weights)
-            if section.rates == "adapted":
-                record = adapt(record, pilot_view, section.adapt_rounds)
-            trials[key] = measure(checkpoint, record, held_out, held_view), record
-            bar.advance(1, g=key[0], D=key[1], L=trials[key][0].L)
+            made = records(*key)
+            trials[key] = measure(checkpoint, made[-1], held_out, held_view), made
+            bar.advance(1, strength=key[0], step=key[1], L=trials[key][0].L)
         return trials[key][0].L
 
-    expected = 16 if fixed_g is None and fixed_step is None else 8 if None in (fixed_g, fixed_step) else 1
-    with Progress(f"calibrating {section.name}", expected, "trial") as bar:
-        best = _pattern_search(trial, fixed_g, fixed_step)
-    measured, record = trials[(round(best[0], 6), round(best[1], 6))]
-    table = [[*key, one.L, one.bpp, one.mse] for key, (one, _) in sorted(trials.items())]
-    notes |= {"calibration": table, "calibration_samples": len(held_out), "L": measured.L}
-    return replace(record, notes={**record.notes, **notes})
+    fixed = _fixed(section)
+    with Progress(f"calibrating {section.name}", (1, 8, 16)[fixed.count(None)], "trial") as bar:
+        strength, step = _pattern_search(trial, AXES[section.name], *fixed)
+    measured, made = trials[(round(strength, 6), round(step, 6))]
+    course = [measure(checkpoint, record, held_out, held_view) for record in made[:-1]] + [measured]
+    notes |= {
+        "calibration": [
+            {"strength": key[0], "step": key[1], **asdict(one)} for key, (one, _) in sorted(trials.items())
+        ],
+        "calibration_samples": len(held_out),
+        "rounds": [{"L": one.L, "bpp": one.bpp} for one in course],
+        "mse_unquantized": squared_error(checkpoint.model, held_out.y.astype(np.float32), held_out.pixels),
+        "L": measured.L,
+        "mse": measured.mse,
+        "mse_predicted": measured.predicted,
+    }
+    return replace(made[-1], notes={**made[-1].notes, **notes})
 
 
-def _fixed(value: float | str) -> float | None:
-    return None if value == "auto" else float(value)
+def _fixed(section: config.Quantizer) -> tuple[float | None, float | None]:
+    """What the section fixes of (strength, step). SQ's strength is none, and its `auto` step CompressAI's 1."""
+    step = None if section.step == "auto" else section.step
+    if section.name == "sq":
+        return 1.0, step or 1.0
+    strength = section.rounding if section.name == "deadzone" else section.lambda_scale
+    return None if strength == "auto" else float(strength), step
 
 
-def _pattern_search(trial: Any, fixed_g: float | None, fixed_step: float | None) -> tuple[float, float]:
-    best = (START[0] if fixed_g is None else fixed_g, START[1] if fixed_step is None else fixed_step)
+def _pattern_search(
+    trial: Callable[[float, float], float], axes: Axes, fixed_strength: float | None, fixed_step: float | None
+) -> tuple[float, float]:
+    best = (fixed_strength or axes.start[0], fixed_step or axes.start[1])
     lowest = trial(*best)
-    for g_factor, step_factor in FACTORS:
+    for strength_factor, step_factor in FACTORS:
         moved = True
         while moved:
             moved = False
-            g, step = best
+            strength, step = best
             neighbours = []
             if fixed_step is None:
-                neighbours += [(g, step * step_factor), (g, step / step_factor)]
-            if fixed_g is None:
-                neighbours += [(g * g_factor, step), (g / g_factor, step)]
+                neighbours += [(strength, step * step_factor), (strength, step / step_factor)]
+            if fixed_strength is None:
+                neighbours += [(strength * strength_factor, step), (strength / strength_factor, step)]
             for one in neighbours:
-                inside = G_RANGE[0] <= one[0] <= G_RANGE[1] and D_RANGE[0] <= one[1] <= D_RANGE[1]
+                bounds = zip(one, (axes.strengths, axes.steps), strict=True)
+                inside = all(low <= value <= high for value, (low, high) in bounds)
                 if inside and (value := trial(*one)) < lowest - 1e-9:
                     best, lowest, moved = one, value, True
                     break

@@ -1,21 +1,19 @@
-"""Where quantizer records come from: CompressAI's own tables, or analytic ones to adapt."""
+"""Where the quantizer records of a checkpoint come from: CompressAI's own tables, the checkpoint itself, or a file."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from lic_dist.building.latents import View
 from lic_dist.errors import UsageError
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.quantization.quantize import adapted_tables
-from lic_dist.quantization.rates import CdfTables, analytic_pmf, tables_from_pmf
-from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.quantization.trellis import trellis
+from lic_dist.quantization.adaptation import gaussian_record
+from lic_dist.quantization.rates import CdfTables
+from lic_dist.quantization.record import SEARCHED, QuantizerRecord
+from lic_dist.quantization.trellis import SCALAR, trellis
 
 
 def coder_tables(entropy_model: Any) -> CdfTables:
@@ -32,7 +30,6 @@ def compressai_record(checkpoint: Checkpoint) -> QuantizerRecord:
     model: Any = checkpoint.model
     return QuantizerRecord(
         name="sq",
-        states=1,
         step=1.0,
         lmbda=checkpoint.spec.lmbda,
         lambda_scale=1.0,
@@ -45,32 +42,22 @@ def compressai_record(checkpoint: Checkpoint) -> QuantizerRecord:
 
 
 def analytic_record(
-    checkpoint: Checkpoint, name: str, states: int, step: float, lambda_scale: float, weights: np.ndarray
+    checkpoint: Checkpoint, name: str, states: int, step: float, strength: float, weights: np.ndarray
 ) -> QuantizerRecord:
-    """A quantizer with the Gaussian's own index distributions: what adaptation starts from."""
-    states = states if name == "tcq" else 1
-    return QuantizerRecord(
-        name=name,
-        states=states,
-        step=float(step),
-        lmbda=checkpoint.spec.lmbda,
-        lambda_scale=float(lambda_scale),
-        weights=weights.astype(np.float32),
-        level_rule="nearest",
-        y_tables=tables_from_pmf(analytic_pmf(step, trellis(states))),
-        z_tables=coder_tables(checkpoint.model.entropy_bottleneck),
-        notes={"rates": "analytic"},
-    )
+    """A quantizer for this checkpoint with the Gaussian's own rates: what adaptation starts from.
 
-
-def adapt(record: QuantizerRecord, pilot: View, rounds: int) -> QuantizerRecord:
-    """Re-estimate P(k | level, Q) from what the search chose on a pilot, and search again, `rounds` times.
-
-    For SQ one round is enough: its indices do not depend on the tables.
+    `strength` is g of rdoq and tcq, the rounding offset xi of deadzone.
     """
-    weight = record.lane_weights(len(pilot.residual) // len(record.weights))
-    tables = adapted_tables(pilot.residual, pilot.level, weight, record.step, record.trellis, rounds)
-    return replace(record, y_tables=tables, notes={**record.notes, "rates": "adapted", "rounds": rounds})
+    return gaussian_record(
+        name,
+        step,
+        weights,
+        checkpoint.spec.lmbda,
+        lambda_scale=strength if name in SEARCHED else 1.0,
+        trellis=trellis(states) if name == "tcq" else SCALAR,
+        rounding=strength if name == "deadzone" else 0.5,
+        z_tables=coder_tables(checkpoint.model.entropy_bottleneck),
+    )
 
 
 def named_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:

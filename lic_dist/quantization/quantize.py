@@ -1,28 +1,29 @@
-"""Quantizers at work: search, the state machine walked, levels, bits; and the adaptation of rate tables.
+"""Quantizers at work: searches, the state machine walked, levels, bits.
 
     r = y - means --quantize--> k --dequantize--> level, y_hat = means + level
                                  \\--rows--> table rows --> bits, or the entropy coder
 
-Layout everywhere: [lanes, steps]. A lane is one channel of one image (image-major), its steps are the
-positions in raster order, and every lane starts in state 0.
+Layout everywhere: [lanes, steps]. A lane is one channel of one image (image-major), its steps are the positions in
+raster order, and every lane starts in state 0.
+
+Arrays and tensors are served alike, and the same kind comes back. Arrays and tensors of the CPU go through the
+compiled kernels; tensors of a GPU stay there (Triton where it is installed, else torch). All give the same integers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any
+
 import numpy as np
+import torch
 
 from lic_dist.errors import LicError
-from lic_dist.quantization import kernels
-from lic_dist.quantization.rates import (
-    LEVELS,
-    CdfTables,
-    SearchRates,
-    adapted_pmf,
-    analytic_pmf,
-    count,
-    search_rates,
-    tables_from_pmf,
-)
+from lic_dist.quantization import kernels, scalar, tensors, viterbi
+from lic_dist.quantization.rates import LEVELS, CdfTables, SearchRates, search_rates
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.reference import inverse
 from lic_dist.quantization.trellis import Trellis, levels
@@ -31,150 +32,200 @@ _LARGEST_INDEX = 32767  # indices are int16
 
 
 def search(
-    r: np.ndarray,
-    level: np.ndarray,
-    weight: np.ndarray,
-    step: float,
-    tables: CdfTables | SearchRates,
-    trellis: Trellis,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of least cost, int16 [lanes, steps], and their cost, int64 [lanes], in 1/256 bit.
+    r: Any, level: Any, weight: Any, step: float, tables: CdfTables | SearchRates, trellis: Trellis, threads: int = 1
+) -> tuple[Any, Any]:
+    """The path of least cost through a trellis: indices int16 [lanes, steps], costs int64 [lanes] in 1/256 bit.
 
-    r float32 [lanes, steps]; level uint8 [lanes, steps], the scale level; weight float32 [lanes], the cost
-    in 1/256 bit of a squared error of one step D (`QuantizerRecord.lane_weights`); step D. Bit-identical to
-    `reference.search`. LicError where r is not finite or an index would not fit; ValueError for a machine
-    with one state.
+    r float32 [lanes, steps]; level, unsigned, [lanes, steps], the scale level; weight float32 [lanes], the cost in
+    1/256 bit of a squared error of one step D (`QuantizerRecord.lane_weights`); step D; tables of rows Q * levels +
+    level. The lanes are shared out over `threads` of the CPU. Bit-identical to `reference.search`. LicError where r is
+    not finite or an index would not fit; ValueError for a machine without a trellis.
     """
-    if trellis.quantizers != 2:
-        raise ValueError(f"{trellis.name} has no trellis to search")
+    if trellis.quantizers != 2 or trellis.states > viterbi.MOST_STATES:
+        raise ValueError(f"{trellis.name} has no trellis to search: two quantizers, 2 to {viterbi.MOST_STATES} states")
     rates = tables if isinstance(tables, SearchRates) else search_rates(tables)
-    r = np.ascontiguousarray(r, np.float32)
-    level = _checked_levels(level, r.shape)
-    weight = np.ascontiguousarray(weight, np.float32)
-    if weight.shape != r.shape[:1] or not (np.isfinite(weight) & (weight >= 0)).all():
+
+    def on_cpu(r: np.ndarray, level: np.ndarray, weight: np.ndarray, k: np.ndarray, cost: np.ndarray) -> None:
+        arrays = (rates.quads, rates.zero_pairs, rates.reach, rates.flag)
+        viterbi.search_lanes(r, level, weight, inverse(step), *arrays, trellis, k, cost)
+
+    def on_device(r: torch.Tensor, level: torch.Tensor, weight: torch.Tensor) -> tuple[Any, Any]:
+        held = tensors.DeviceRates.of(rates, r.device, trellis=True)
+        if r.is_cuda and find_spec("triton"):
+            from lic_dist.quantization import triton_search
+
+            return triton_search.search(r, level, weight, float(inverse(step)), held, trellis)
+        return tensors.search(r, level, weight, float(inverse(step)), held, trellis)
+
+    return _searched(r, level, weight, step, rates, 2, 2 * _LARGEST_INDEX - 2, threads, on_cpu, on_device)
+
+
+def rdoq(
+    r: Any, level: Any, weight: Any, step: float, tables: CdfTables | SearchRates, threads: int = 1
+) -> tuple[Any, Any]:
+    """Rate-distortion optimized scalar quantization: arguments, results and errors as `search`, rows = levels."""
+    rates = tables if isinstance(tables, SearchRates) else search_rates(tables)
+
+    def on_cpu(r: np.ndarray, level: np.ndarray, weight: np.ndarray, k: np.ndarray, cost: np.ndarray) -> None:
+        scalar.rdoq(r, level, weight, inverse(step), rates.costs, rates.reach, rates.flag, k, cost)
+
+    def on_device(r: torch.Tensor, level: torch.Tensor, weight: torch.Tensor) -> tuple[Any, Any]:
+        held = tensors.DeviceRates.of(rates, r.device, trellis=False)
+        return tensors.rdoq(r, level, weight, float(inverse(step)), held)
+
+    return _searched(r, level, weight, step, rates, 1, _LARGEST_INDEX, threads, on_cpu, on_device)
+
+
+def _searched(
+    r: Any,
+    level: Any,
+    weight: Any,
+    step: float,
+    rates: SearchRates,
+    quantizers: int,
+    largest: int,
+    threads: int,
+    on_cpu: Callable[..., None],
+    on_device: Callable[..., tuple[Any, Any]],
+) -> tuple[Any, Any]:
+    """Check the arguments of a search and run it where r lives."""
+    if not _on_cpu(r):
+        r, weight = r.float(), torch.as_tensor(weight, dtype=torch.float32, device=r.device)
+    else:
+        kind = type(r)
+        r, weight = _contiguous(r, np.float32), _contiguous(weight, np.float32)
+    level = _checked_levels(level, r.shape, len(rates.costs) // quantizers)
+    if len(rates.costs) % quantizers or tuple(weight.shape) != tuple(r.shape[:1]):
+        raise ValueError(f"{len(rates.costs)} rows of tables and weights {tuple(weight.shape)} do not fit {r.shape}")
+    if weight.shape[0] and not (bool((weight >= 0).all()) and float(weight.max()) < np.inf):
         raise ValueError("weight is one finite number >= 0 a lane")
-    if len(rates.costs) != 2 * LEVELS:
-        raise ValueError(f"the tables have {len(rates.costs)} rows, not {2 * LEVELS}")
-    inverse_step = inverse(step)
-    _check_range(r, inverse_step, 2 * _LARGEST_INDEX - 2)
-    predecessors = np.array(trellis.predecessors(), np.int32)
-    residue = _class_residues(trellis)[predecessors[..., 0], predecessors[..., 1]]
-    k = np.empty(r.shape, np.int16)
-    cost = np.empty(len(r), np.int64)
-    kernels.search_lanes(
-        r,
-        level,
-        weight,
-        inverse_step,
-        rates.union_costs,
-        rates.costs[:LEVELS, 0] | (rates.costs[LEVELS:, 0] << 16),
-        rates.reach,
-        rates.flag,
-        np.ascontiguousarray(predecessors[..., 0]),
-        residue,
-        k,
-        cost,
-    )
-    return k, cost
+    _check_range(r, step, largest)
+    if not isinstance(r, np.ndarray):
+        found: tuple[Any, Any] = on_device(r, level, weight)
+        return found
+    k, cost = np.empty(r.shape, np.int16), np.zeros(len(r), np.int64)
+    if threads == 1:
+        on_cpu(r, level, weight, k, cost)
+    else:
+        share = max(1, -(-len(r) // (4 * threads * viterbi.BLOCK))) * viterbi.BLOCK  # a few pieces a thread: balance
+        pieces = [slice(first, first + share) for first in range(0, len(r), share)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda piece: on_cpu(r[piece], level[piece], weight[piece], k[piece], cost[piece]), pieces))
+    return (torch.from_numpy(k), torch.from_numpy(cost)) if issubclass(kind, torch.Tensor) else (k, cost)
 
 
-def _class_residues(trellis: Trellis) -> np.ndarray:
-    """Int32 [states, parity]: the residue modulo 4 of the union levels that a state's branch takes."""
-    by_class = np.array([[0, 2], [3, 1]], np.int32)  # [Q, parity]: Q0 has m = 2k, Q1 has m = 2k - 1
-    return by_class[list(trellis.quantizer)]
+def _contiguous(values: Any, dtype: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().numpy()
+    return np.ascontiguousarray(values, dtype)
 
 
-def _checked_levels(level: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    level = np.ascontiguousarray(level, np.uint8)
-    if level.shape != shape or len(shape) != 2:
-        raise ValueError(f"level has shape {level.shape}, not the [lanes, steps] {shape}")
-    if level.size and level.max() >= LEVELS:
-        raise ValueError(f"scale levels are below {LEVELS}")
+def _checked_levels(level: Any, shape: Any, count: int) -> Any:
+    """Levels beside values of this shape, unsigned, below `count`: contiguous on the CPU; ValueError otherwise."""
+    if _on_cpu(level):
+        level = _contiguous(level, None)
+        if level.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"levels are uint8 or uint16, not {level.dtype}")
+    if tuple(level.shape) != tuple(shape) or len(shape) != 2:
+        raise ValueError(f"level has shape {tuple(level.shape)}, not the [lanes, steps] {tuple(shape)}")
+    if 0 not in shape and int(level.max()) >= count:
+        raise ValueError(f"scale levels are below {count}")
     return level
 
 
-def _check_range(r: np.ndarray, inverse_step: np.float32, limit: int) -> None:
+def _check_range(r: Any, step: float, limit: int) -> None:
     """LicError unless |r| / step is finite and at most `limit`."""
-    peak = np.abs(r).max(initial=np.float32(0))
+    if 0 in r.shape:
+        return
+    peak = kernels.peak(_contiguous(r, np.float32).ravel()) if _on_cpu(r) else float(r.abs().max())
     if not np.isfinite(peak):
         raise LicError("a latent is not finite", hint="check the checkpoint of the encoder")
-    if float(peak) * float(inverse_step) > limit:
-        step = 1.0 / float(inverse_step)
+    if peak * float(inverse(step)) > limit:
         raise LicError(
-            f"a latent of {float(peak):.6g} does not fit 16-bit indices at step {step:.6g}",
+            f"a latent of {peak:.6g} does not fit 16-bit indices at step {step:.6g}",
             hint="take a larger step, or check the encoder",
         )
 
 
 class Quantizer:
-    """A quantizer record put to work: stateless, safe to share between threads, cheap to pickle."""
+    """A quantizer record put to work: stateless, safe to share between threads, cheap to pickle.
+
+    Every method takes arrays or tensors [lanes, steps] and returns the same kind.
+    """
 
     def __init__(self, record: QuantizerRecord) -> None:
         self.record = record
         self.trellis = record.trellis
-        self._rates = search_rates(record.y_tables) if self.trellis.quantizers == 2 else None
 
-    def quantize(self, r: np.ndarray, level: np.ndarray) -> np.ndarray:
+    @cached_property
+    def _rates(self) -> SearchRates:
+        return search_rates(self.record.y_tables)
+
+    def quantize(self, r: Any, level: Any, threads: int = 1) -> Any:
         """Indices int16 of residuals r = y - means, float32 [lanes, steps]; level uint8, the same shape.
 
-        SQ rounds r / step half to even; TCQ searches. The lanes are whole images of the record's M
-        channels. LicError where r is not finite or an index does not fit 16 bits.
+        SQ and the dead zone round; RDOQ and TCQ search (`threads` of the CPU). The lanes are whole images of the
+        record's M channels. LicError where r is not finite or an index does not fit 16 bits.
         """
-        r = np.ascontiguousarray(r, np.float32)
-        if self._rates is None:
-            _checked_levels(level, r.shape)
-            _check_range(r, inverse(self.record.step), _LARGEST_INDEX)
-            return np.rint(r / np.float32(self.record.step)).astype(np.int16)
-        channels = len(self.record.weights)
+        record = self.record
+        if record.name in ("sq", "deadzone"):
+            r = r.float() if isinstance(r, torch.Tensor) else _contiguous(r, np.float32)
+            _checked_levels(level, r.shape, LEVELS)
+            _check_range(r, record.step, _LARGEST_INDEX)
+            if record.name == "sq":
+                return scalar.rounded(r, record.step)
+            return scalar.dead_zone(r, record.step, record.rounding)
+        channels = len(record.weights)
         if len(r) % channels:
             raise ValueError(f"{len(r)} lanes are not whole images of {channels} channels")
-        weight = self.record.lane_weights(len(r) // channels)
-        return search(r, level, weight, self.record.step, self._rates, self.trellis)[0]
+        weight = record.lane_weights(len(r) // channels)
+        if record.name == "rdoq":
+            return rdoq(r, level, weight, record.step, self._rates, threads)[0]
+        return search(r, level, weight, record.step, self._rates, self.trellis, threads)[0]
 
-    def active(self, k: np.ndarray) -> np.ndarray:
+    def active(self, k: Any) -> Any:
         """The active quantizer of each index, uint8 [lanes, steps]."""
         return active(k, self.trellis)
 
-    def rows(self, k: np.ndarray, level: np.ndarray) -> np.ndarray:
+    def rows(self, k: Any, level: Any) -> Any:
         """The table row of each index, int32 [lanes, steps]: Q * 64 + level."""
-        level = _checked_levels(level, k.shape)
-        return self.active(k).astype(np.int32) * LEVELS + level
+        return table_rows(k, level, self.trellis, LEVELS)
 
-    def dequantize(self, k: np.ndarray) -> np.ndarray:
+    def dequantize(self, k: Any) -> Any:
         """Reconstruction levels, float32 [lanes, steps]: y_hat = means + level."""
-        return levels(k, self.active(k), self.record.step, self.trellis)
+        return levels(k, self.active(k), self.record.step, self.trellis, self.record.shift)
 
-    def bits(self, k: np.ndarray, level: np.ndarray) -> np.ndarray:
+    def bits(self, k: Any, level: Any) -> Any:
         """Estimated bits of each lane, float64 [lanes], escapes included."""
-        return self.record.y_tables.bits(k, self.rows(k, level)).sum(axis=1)
+        lanes: Any = self.record.y_tables.bits(_on_host(k), _on_host(self.rows(k, level))).sum(axis=1)
+        return torch.from_numpy(lanes).to(k.device) if isinstance(k, torch.Tensor) else lanes
 
 
-def active(k: np.ndarray, trellis: Trellis) -> np.ndarray:
-    """The active quantizer of each index k int16 [lanes, steps]: uint8, same shape."""
+def _on_cpu(values: Any) -> bool:
+    return not isinstance(values, torch.Tensor) or values.device.type == "cpu"
+
+
+def _on_host(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
+def active(k: Any, trellis: Trellis) -> Any:
+    """The active quantizer of each index k int16 [lanes, steps]: uint8, same shape and kind."""
+    if not _on_cpu(k):
+        return tensors.active(k, trellis)
     if trellis.states == 1:
-        return np.zeros(k.shape, np.uint8)
-    quantizer = np.array(trellis.quantizer, np.uint8)
-    next_state = np.array(trellis.next_state, np.int32)
-    return kernels.active_quantizers(np.ascontiguousarray(k, np.int16), quantizer, next_state)
+        found = np.zeros(tuple(k.shape), np.uint8)
+    else:
+        quantizer = np.array(trellis.quantizer, np.uint8)
+        next_state = np.array(trellis.next_state, np.int32)
+        found = kernels.active_quantizers(_contiguous(k, np.int16), quantizer, next_state)
+    return torch.from_numpy(found) if isinstance(k, torch.Tensor) else found
 
 
-def adapted_tables(
-    r: np.ndarray, level: np.ndarray, weight: np.ndarray, step: float, trellis: Trellis, passes: int = 3
-) -> CdfTables:
-    """Tables re-estimated from what a search over real data chooses, starting from the analytic ones.
-
-    Arguments as `search`. Each pass searches with the tables so far and counts; for SQ, whose indices do
-    not depend on the tables, one pass is enough. Watch the rate-distortion cost, not the bits: every
-    adaptation makes zeros cheaper.
-    """
-    prior = analytic_pmf(step, trellis)
-    tables = tables_from_pmf(prior)
-    for _ in range(passes if trellis.quantizers == 2 else 1):
-        if trellis.quantizers == 2:
-            k, _ = search(r, level, weight, step, tables, trellis)
-        else:
-            _check_range(np.asarray(r, np.float32), inverse(step), _LARGEST_INDEX)
-            k = np.rint(r / np.float32(step)).astype(np.int16)
-        rows = active(k, trellis).astype(np.int32) * LEVELS + _checked_levels(level, k.shape)
-        tables = tables_from_pmf(adapted_pmf(count(k, rows, (len(prior), prior.shape[1])), prior))
-    return tables
+def table_rows(k: Any, level: Any, trellis: Trellis, count: int) -> Any:
+    """The table row of each index of so many levels, int32 [lanes, steps]: Q * count + level; array or tensor."""
+    _checked_levels(level, k.shape, count)
+    q = active(k, trellis)
+    if isinstance(k, torch.Tensor):
+        return q.int() * count + level.int()
+    return q.astype(np.int32) * count + level

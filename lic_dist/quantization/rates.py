@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from lic_dist.quantization import kernels
-from lic_dist.quantization.trellis import Trellis
 
 LEVELS = 64
 TOTAL = 1 << 16  # frequencies of a row sum to this (16-bit precision)
@@ -49,12 +48,10 @@ _THRESHOLDS = {
 }
 LEVEL_RULES = tuple(_THRESHOLDS)
 
-_WIDEST_REACH = 4095  # no row holds larger |k|: beyond, escapes
+WIDEST_REACH = 4095  # no row holds larger |k|: beyond, escapes
 _SMALLEST_REACH = 1  # every row holds 0 and +-1: two spare counts buy safety against a wrong scale
 # +-k stays in the row while P(k) 2^16 >= this: an escape costs some 6 bits more than count 1
 _LEAST_COUNT = 0.25
-_LEAST_PROBABILITY = 1e-12
-_TAIL_SIGMAS = 6.2  # |r| beyond this many sigmas has a probability below 1e-9
 
 
 def level_index(scales: Any, rule: str = "nearest") -> Any:
@@ -176,8 +173,8 @@ def bits_table(tables: CdfTables, largest: int) -> np.ndarray:
 class SearchRates:
     """What a search reads: costs in 1/256 bit by |k| up to `largest`, and what continues them without an end.
 
-    costs int32 [rows, largest+1]; reach int32 [rows]; flag int32 [rows], the cost of the escape's flag. The
-    table ends past every row's reach, so beyond it an index costs `flag` and its bypass bits.
+    costs int32 [rows, largest+1]; reach int32 [rows]; flag int32 [rows], the cost of the escape's flag. The table ends
+    past every row's reach, so beyond it an index costs `flag` and its bypass bits. No cost exceeds 15 bits.
     """
 
     costs: np.ndarray
@@ -191,14 +188,29 @@ class SearchRates:
 
     @cached_property
     def union_costs(self) -> np.ndarray:
-        """Costs of the union levels m = 0..2 largest, int32 [LEVELS, .]: of |k| = (m+1)//2 in quantizer m &
-        1.
+        """Costs of the union levels m = 0..2 largest, int32 [levels, .]: of |k| = (m+1)//2 in quantizer m & 1.
 
         Zero is in both quantizers: column 0 is Q0's.
         """
         m = np.arange(2 * self.largest + 1)
-        by_quantizer = self.costs.reshape(2, LEVELS, self.largest + 1)
+        by_quantizer = self.costs.reshape(2, -1, self.largest + 1)
         return np.ascontiguousarray(by_quantizer[m & 1, :, (m + 1) >> 1].T)
+
+    @cached_property
+    def quads(self) -> np.ndarray:
+        """Costs of the candidates m0..m0+3, by level and m0: int64 [levels, .], 16 bits each at 16 (m modulo 4)."""
+        smallest = np.arange(self.union_costs.shape[1] - 3)
+        packed = np.zeros((len(self.union_costs), len(smallest)), np.int64)
+        for number in range(4):
+            m = smallest + ((number - smallest) & 3)
+            packed |= self.union_costs[:, m].astype(np.int64) << (16 * number)
+        return packed
+
+    @cached_property
+    def zero_pairs(self) -> np.ndarray:
+        """Costs of the index 0 in Q0 and, 16 bits higher, in Q1: int32 [levels]."""
+        in_q0, in_q1 = self.costs[:, 0].reshape(2, -1)
+        return np.ascontiguousarray(in_q0 | in_q1 << 16)
 
     def cost(self, row: int, magnitude: int) -> int:
         """Cost of |k| = magnitude in a row, whatever its size."""
@@ -211,35 +223,13 @@ class SearchRates:
 def search_rates(tables: CdfTables) -> SearchRates:
     """The rates of a search from the coder's tables (symmetric ones; ValueError otherwise)."""
     reach = tables.reach()
-    largest = max(int(reach.max()) + 1, 2)
+    largest = int(reach.max()) + 3  # whole candidate sets of the table's edge
     flag_bits = np.take_along_axis(tables.symbol_bits, tables.size[:, None] - 2, axis=1)[:, 0]
     return SearchRates(
         costs=tables.costs(largest),
         reach=reach.astype(np.int32),
         flag=np.rint(COST_UNIT * flag_bits).astype(np.int32),
     )
-
-
-def analytic_pmf(step: float, trellis: Trellis) -> np.ndarray:
-    """P(k | sigma, Q) of a zero-mean Gaussian by |k|, of one sign each: float64 [Q * LEVELS, K+1].
-
-    A row's first entry plus twice the others is 1 (up to 1e-9). The density is integrated over the cell of
-    the active quantizer, in steps: SQ |k| -+ 1/2; Q0 2|k| -+ 1; Q1: 0 in -+1/2, |k| = 1 from 1/2 to 2, |k|
-    >= 2 from 2|k|-2 to 2|k|.
-    """
-    spacing = step * trellis.quantizers
-    largest = min(int(np.ceil(_TAIL_SIGMAS * float(SCALES[-1]) / spacing)) + 2, 2 * _WIDEST_REACH)
-    magnitude = np.arange(largest + 1, dtype=np.float64)
-    if trellis.quantizers == 1:
-        uppers = [magnitude + 0.5]
-    else:
-        uppers = [2 * magnitude + 1, np.where(magnitude == 0, 0.5, 2 * magnitude)]
-    sigmas = SCALES.astype(np.float64)[:, None]
-    blocks = []
-    for upper in uppers:
-        tails = torch.erfc(torch.from_numpy(upper * step / (np.sqrt(2.0) * sigmas))).numpy()  # P(|r| > edge)
-        blocks.append(np.hstack([1.0 - tails[:, :1], 0.5 * (tails[:, :-1] - tails[:, 1:])]))
-    return np.concatenate(blocks)
 
 
 def tables_from_pmf(pmf: np.ndarray) -> CdfTables:
@@ -266,7 +256,7 @@ def _row_frequencies(pmf: np.ndarray) -> np.ndarray:
     """Integers [f_0, f_1, .., f_reach, f_escape], f_0 + 2 (f_1 + .. + f_reach) + f_escape = 65536."""
     worthwhile = np.flatnonzero(pmf[1:] * TOTAL >= _LEAST_COUNT) + 1
     reach = int(worthwhile[-1]) if len(worthwhile) else 0
-    reach = min(max(reach, _SMALLEST_REACH), _WIDEST_REACH, len(pmf) - 2)
+    reach = min(max(reach, _SMALLEST_REACH), WIDEST_REACH, len(pmf) - 2)
     tail = 1.0 - pmf[0] - 2.0 * pmf[1 : reach + 1].sum()
     shares = np.append(pmf[: reach + 1], max(tail, 0.0))
     weight = np.full(len(shares), 2)
@@ -287,35 +277,3 @@ def _row_frequencies(pmf: np.ndarray) -> np.ndarray:
         frequencies[best] += 1
         left -= int(weight[best])
     return frequencies
-
-
-def count(k: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """How often |k| occurred in each row, both signs together: int64 [rows, K+1]; the last column is "K or
-    more".
-
-    `k` int16 and `rows` int32 of one shape; `shape` is (rows, K+1). Counts of shards add up.
-    """
-    k16, rows32 = np.ascontiguousarray(k, np.int16), np.ascontiguousarray(rows, np.int32)
-    if k16.shape != rows32.shape:
-        raise ValueError(f"k has shape {k16.shape}, rows {rows32.shape}")
-    if rows32.size and (rows32.min() < 0 or rows32.max() >= shape[0]):
-        raise ValueError(f"rows lie outside 0..{shape[0] - 1}")
-    return kernels.count_magnitudes(k16.ravel(), rows32.ravel(), shape[0], shape[1])
-
-
-def adapted_pmf(counts: np.ndarray, analytic_pmf: np.ndarray, strength: float = 1.0) -> np.ndarray:
-    """P by |k| of one sign from counts, shrunk towards the analytic one: float64 of the counts' shape,
-    never zero.
-
-    The analytic row weighs as much as `strength` observations for each of its effective symbols (2 to the
-    entropy): a wide row has more to learn from its counts than a narrow one.
-    """
-    if counts.shape != analytic_pmf.shape:
-        raise ValueError(f"counts have shape {counts.shape}, the analytic pmf {analytic_pmf.shape}")
-    both_signs = np.full(counts.shape[1], 2.0)
-    both_signs[0] = 1.0
-    prior = np.maximum(analytic_pmf, _LEAST_PROBABILITY)
-    entropy = -(both_signs * prior * np.log2(prior)).sum(axis=1, keepdims=True)
-    pseudo = strength * np.exp2(entropy)
-    seen = counts.sum(axis=1, keepdims=True)
-    return np.maximum((counts / both_signs + pseudo * prior) / (seen + pseudo), _LEAST_PROBABILITY)

@@ -17,50 +17,65 @@ import numpy as np
 
 from lic_dist.errors import LicError
 from lic_dist.quantization.rates import LEVEL_RULES, LEVELS, CdfTables
-from lic_dist.quantization.trellis import SCALAR, Trellis, trellis
+from lic_dist.quantization.trellis import SCALAR, Trellis
 
-FORMAT = "lic_dist quantizer record 1"
-NAMES = ("sq", "tcq")
+FORMAT = "lic_dist quantizer record 2"
+NAMES = ("sq", "deadzone", "rdoq", "tcq")
+SEARCHED = ("rdoq", "tcq")  # the quantizers that weigh rate against distortion
 _MOST_BYTES = 1 << 28  # no array of a record is larger: what a broken one may claim
 _DTYPES = ("<i4", "<f4")
+_UNIFORM = CdfTables(np.array([[0, 1 << 15, 1 << 16]]), np.array([3]), np.array([0]))
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizerRecord:
     """A quantizer, and the rates it counts with. Two records with the same digest write the same bits.
 
-    name          "sq" or "tcq"; `states` is 1 for sq, 4 to 32 for tcq
-    step          Delta of SQ, D of TCQ's union lattice, in units of the latent
-    lmbda         lambda of the loss lmbda 255^2 MSE + bpp; lambda_scale is g, with lambda_q = g 3 / (lmbda
-    255^2) weights       float32 [M]: S_c, squared change of the picture for a unit change of a latent of
-    channel c level_rule    "nearest" or "above": how a scale becomes a level y_tables      rows Q * 64 +
-    level; z_tables: rows are channels of z notes         provenance, plain JSON: standard errors,
-    calibration curve; not part of the digest
+    name          "sq", "deadzone", "rdoq" or "tcq"
+    step          Delta of the scalar quantizers, D of TCQ's union lattice, in units of the latent
+    lmbda         lambda of the loss lmbda 255^2 MSE + bpp
+    lambda_scale  g of the price of a bit, lambda_q = g 3 / (lmbda 255^2); the searches' alone
+    weights       float32 [M]: S_c, squared change of the picture for a unit change of a latent of channel c
+    level_rule    "nearest" or "above": how a scale becomes a level
+    y_tables      rows Q * 64 + level
+    trellis       TCQ's state machine; SCALAR for the others
+    rounding      xi of the dead zone, up to 1/2
+    shift         delta of the dead zone: its levels lie at (|k| + delta) steps
+    z_tables      rows are channels of z; a quantizer that codes no z may leave them out
+    notes         provenance, plain JSON: standard errors, calibration curve; not part of the digest
 
     Raises ValueError where a field cannot be.
     """
 
     name: str
-    states: int
     step: float
     lmbda: float
     lambda_scale: float
     weights: np.ndarray
     level_rule: str
     y_tables: CdfTables
-    z_tables: CdfTables
+    trellis: Trellis = SCALAR
+    rounding: float = 0.5
+    shift: float = 0.0
+    z_tables: CdfTables = _UNIFORM
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             raise ValueError(f"no quantizer {self.name!r}: there are {', '.join(NAMES)}")
-        if (self.name == "sq") != (self.states == 1):
-            raise ValueError(f"{self.name} does not have {self.states} states")
+        if (self.name == "tcq") != (self.trellis.quantizers == 2):
+            raise ValueError(f"{self.name} does not go with the trellis {self.trellis.name}")
         for name in ("step", "lmbda", "lambda_scale"):
             value = float(getattr(self, name))
             if not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is a positive number, not {value}")
             object.__setattr__(self, name, value)
+        for name in ("rounding", "shift"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if not (0 <= self.rounding <= 0.5 and -0.5 < self.shift < 0.5):
+            raise ValueError(f"a dead zone has 0 <= rounding <= 1/2, |shift| < 1/2: not {self.rounding}, {self.shift}")
+        if self.name != "deadzone" and (self.rounding, self.shift) != (0.5, 0):
+            raise ValueError(f"rounding and shift are the dead zone's, not {self.name}'s")
         weights = np.array(self.weights, np.float32)
         if weights.ndim != 1 or not len(weights) or not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError("weights are one finite number >= 0 a channel")
@@ -70,13 +85,13 @@ class QuantizerRecord:
             raise ValueError(f"no level rule {self.level_rule!r}: there are {', '.join(LEVEL_RULES)}")
         if self.y_tables.rows != LEVELS * self.trellis.quantizers:
             raise ValueError(f"y_tables have {self.y_tables.rows} rows, not {LEVELS * self.trellis.quantizers}")
-        if self.name == "tcq" and not self.y_tables.symmetric:
-            raise ValueError("a trellis search needs symmetric y_tables")
+        if self.name in SEARCHED and not self.y_tables.symmetric:
+            raise ValueError(f"{self.name} needs symmetric y_tables")
 
     @property
-    def trellis(self) -> Trellis:
-        """The state machine; SCALAR for sq."""
-        return SCALAR if self.states == 1 else trellis(self.states)
+    def states(self) -> int:
+        """How many states the trellis has: 1 for the scalar quantizers."""
+        return self.trellis.states
 
     @property
     def lambda_q(self) -> float:
@@ -106,13 +121,15 @@ class QuantizerRecord:
                 raise ValueError(f"it does not state the format {FORMAT!r}")
             record = QuantizerRecord(
                 name=_typed(plain, "name", str),
-                states=_typed(plain, "states", int),
                 step=_typed(plain, "step", float),
                 lmbda=_typed(plain, "lmbda", float),
                 lambda_scale=_typed(plain, "lambda_scale", float),
                 weights=_unpack(_typed(plain, "weights", dict)),
                 level_rule=_typed(plain, "level_rule", str),
                 y_tables=_unpack_tables(_typed(plain, "y_tables", dict)),
+                trellis=_unpack_trellis(_typed(plain, "trellis", dict)),
+                rounding=_typed(plain, "rounding", float),
+                shift=_typed(plain, "shift", float),
                 z_tables=_unpack_tables(_typed(plain, "z_tables", dict)),
                 notes=_typed(plain, "notes", dict),
             )
@@ -152,12 +169,18 @@ class QuantizerRecord:
         return {
             "format": FORMAT,
             "name": self.name,
-            "states": self.states,
+            "trellis": {
+                "name": self.trellis.name,
+                "quantizer": list(self.trellis.quantizer),
+                "next_state": [list(pair) for pair in self.trellis.next_state],
+            },
             "step": self.step,
             "lmbda": self.lmbda,
             "lambda_scale": self.lambda_scale,
             "weights": array(self.weights),
             "level_rule": self.level_rule,
+            "rounding": self.rounding,
+            "shift": self.shift,
             "y_tables": tables(self.y_tables),
             "z_tables": tables(self.z_tables),
         }
@@ -206,6 +229,15 @@ def _unpack(plain: dict[str, Any]) -> np.ndarray:
 
 def _unpack_tables(plain: dict[str, Any]) -> CdfTables:
     return CdfTables(**{name: _unpack(_typed(plain, name, dict)) for name in ("cdf", "size", "offset")})
+
+
+def _unpack_trellis(plain: dict[str, Any]) -> Trellis:
+    pairs = _typed(plain, "next_state", list)
+    quantizer = _typed(plain, "quantizer", list)
+    flat = [one for pair in pairs if isinstance(pair, list) and len(pair) == 2 for one in pair]
+    if len(flat) != 2 * len(pairs) or not 1 <= len(pairs) <= 64 or {type(one) for one in [*flat, *quantizer]} != {int}:
+        raise ValueError("a trellis is a quantizer (0 or 1) and a pair of next states for each of 1 to 64 states")
+    return Trellis(_typed(plain, "name", str), tuple(quantizer), tuple((even, odd) for even, odd in pairs))
 
 
 def _typed(plain: dict[str, Any], key: str, kind: type) -> Any:

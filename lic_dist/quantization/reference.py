@@ -1,5 +1,4 @@
-"""The trellis search in plain numpy and python: the definition that the compiled kernel must meet bit for
-bit.
+"""The searches in plain numpy and python: the definition that every engine must meet bit for bit.
 
 Costs are integers in 1/256 bit: the coder's rate table plus one rounded float32 distortion. See METHOD,
 "Search".
@@ -36,6 +35,24 @@ def search(
         ]
         magnitudes, cost[lane] = _search_lane(choices, trellis)
         k[lane] = np.where(r[lane] < 0, -magnitudes, magnitudes)
+    return k, cost
+
+
+def rdoq(
+    r: np.ndarray, level: np.ndarray, weight: np.ndarray, step: float, tables: CdfTables
+) -> tuple[np.ndarray, np.ndarray]:
+    """RDOQ: of round(|r| / Delta), one less, and 0 the cheapest, the smallest on a tie; as `quantize.rdoq`."""
+    rates = search_rates(tables)
+    k, cost = np.zeros(r.shape, np.int16), np.zeros(len(r), np.int64)
+    for (lane, at), value in np.ndenumerate(r):
+        position = np.abs(value) * inverse(step)
+        nearest = int(np.rint(position))
+        least, magnitude = min(
+            (distortion(position, m, weight[lane]) + rates.cost(int(level[lane, at]), m), m)
+            for m in {0, max(nearest - 1, 0), nearest}
+        )
+        k[lane, at] = -magnitude if value < 0 else magnitude
+        cost[lane] += least
     return k, cost
 
 

@@ -10,7 +10,13 @@ Two scalar quantizers share a union lattice of step D, and both contain 0:
 A scalar quantizer is the machine with one state and one quantizer, whose level is k times its step.
 
 Sources: VVC's dependent quantization (Schwarz et al., DCC 2019) for 4 states, ECM for 8, and generator
-polynomials in the manner of Ungerboeck's codes for 8, 16 and 32.
+polynomials in the manner of Ungerboeck's codes for 8, 16 and 32. Another machine is three lines away:
+
+    from lic_dist.quantization.trellis import Trellis, register
+    two = Trellis("tcq2", quantizer=(0, 1), next_state=((0, 1), (1, 0)))
+    register(two)
+
+The searches are generated from these tables, compiled at first use.
 """
 
 from __future__ import annotations
@@ -36,7 +42,7 @@ class Trellis:
 
     def __post_init__(self) -> None:
         states = len(self.quantizer)
-        if len(self.next_state) != states or not set(self.quantizer) <= {0, 1}:
+        if not states or len(self.next_state) != states or not set(self.quantizer) <= {0, 1}:
             raise ValueError(f"{self.name}: a quantizer (0 or 1) and a pair of next states for each state")
         entered = sorted(state for pair in self.next_state for state in pair)
         if entered != sorted(2 * list(range(states))):
@@ -61,6 +67,14 @@ class Trellis:
             for parity, successor in enumerate(pair):
                 branches[successor].append((state, parity))
         return tuple((first, second) for first, second in branches)
+
+    def branch_class(self, state: int, parity: int) -> int:
+        """Which union levels a branch out of `state` takes: m modulo 4.
+
+        Union level m is |k| = (m + 1) // 2 of quantizer m & 1, so 0 is Q0 with an even index, 2 Q0 odd, 1 Q1 odd,
+        3 Q1 even.
+        """
+        return ((0, 2), (3, 1))[self.quantizer[state]][parity]
 
 
 def from_generators(states: int, h1: int, h0: int) -> Trellis:
@@ -93,31 +107,46 @@ ECM8 = Trellis("tcq8", (0, 1, 0, 1, 0, 1, 0, 1), ((0, 2), (5, 7), (1, 3), (6, 4)
 CODE16 = from_generators(16, h1=0o04, h0=0o23)
 CODE32 = from_generators(32, h1=0o10, h0=0o45)
 
-_BY_NAME = {machine.name: machine for machine in (SCALAR, VVC4, ECM8, CODE16, CODE32)}
-_BY_STATES = {machine.states: machine for machine in _BY_NAME.values()}
+_BUILT_IN = (SCALAR, VVC4, ECM8, CODE16, CODE32)
+_BY_NAME = {machine.name: machine for machine in _BUILT_IN}
+_BY_STATES = {machine.states: machine for machine in _BUILT_IN}
+
+
+def register(machine: Trellis) -> None:
+    """Make a machine known to `trellis` by its name; ValueError where that name is another machine's."""
+    if _BY_NAME.setdefault(machine.name, machine) != machine:
+        raise ValueError(f"{machine.name} is another machine already: give this one another name")
 
 
 def trellis(name_or_states: str | int) -> Trellis:
-    """The machine named "sq", "tcq4", .. "tcq32", or of that many states; ValueError if there is none."""
+    """The machine of that name ("sq", "tcq4", .. "tcq32", or registered), or the built-in one of that many states.
+
+    ValueError if there is none.
+    """
     known: dict[Any, Trellis] = {**_BY_NAME, **_BY_STATES}
     if name_or_states not in known:
         raise ValueError(f"no trellis {name_or_states!r}: there are {', '.join(_BY_NAME)}")
     return known[name_or_states]
 
 
-def levels(k: Any, q: Any, step: float, trellis: Trellis) -> Any:
-    """Reconstruction levels, float32, of indices k under active quantizers q (same shape, 0 or 1; unused by
-    SQ).
+def levels(k: Any, q: Any, step: float, trellis: Trellis, shift: float = 0.0) -> Any:
+    """Reconstruction levels, float32, of indices k under active quantizers q (same shape, 0 or 1; unused by SQ).
 
-    Arrays or tensors, integer; the same kind comes back. One rounding: the multiple of the step is an exact
-    integer.
+    Arrays or tensors, integer; the same kind comes back. The multiple of the step is an exact integer, so there is
+    one rounding; a `shift` (the dead zone's delta, in steps, away from zero) adds a second.
     """
     if isinstance(k, torch.Tensor):
         multiple = k.to(torch.int32)
         if trellis.quantizers == 2:
             multiple = 2 * multiple - torch.sign(multiple) * q.to(torch.int32)
-        return multiple.to(torch.float32) * float(np.float32(step))
-    units = np.asarray(k).astype(np.int32)
+        units = multiple.to(torch.float32)
+        if shift:
+            units = units + torch.sign(units) * float(np.float32(shift))
+        return units * float(np.float32(step))
+    whole = np.asarray(k).astype(np.int32)
     if trellis.quantizers == 2:
-        units = 2 * units - np.sign(units) * np.asarray(q).astype(np.int32)
-    return units.astype(np.float32) * np.float32(step)
+        whole = 2 * whole - np.sign(whole) * np.asarray(q).astype(np.int32)
+    scaled: np.ndarray = whole.astype(np.float32)
+    if shift:
+        scaled = scaled + np.sign(scaled) * np.float32(shift)
+    return scaled * np.float32(step)

@@ -1,0 +1,90 @@
+"""Rate tables re-estimated from what a quantizer chose on real latents: count, tables, search again.
+
+    record --search every shard--> counts, added up --> P(k | level, Q) --> tables --> the next record
+
+Counts of shards add up, wherever they were made. Every adaptation makes zeros cheaper, so watch the loss L on latents
+that were not counted, never the bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lic_dist.quantization.distributions import adapted_pmf, analytic_pmf, count
+from lic_dist.quantization.quantize import Quantizer
+from lic_dist.quantization.rates import CdfTables, tables_from_pmf
+from lic_dist.quantization.record import SEARCHED, QuantizerRecord
+from lic_dist.quantization.trellis import SCALAR, Trellis
+
+Part = tuple[np.ndarray, np.ndarray]  # r float32, level uint8, both [lanes, steps]
+
+
+def gaussian_record(
+    name: str,
+    step: float,
+    weights: np.ndarray,
+    lmbda: float,
+    lambda_scale: float = 1.0,
+    trellis: Trellis = SCALAR,
+    rounding: float = 0.5,
+    z_tables: CdfTables | None = None,
+) -> QuantizerRecord:
+    """A quantizer with the Gaussian's own index distributions, which adaptation starts from; see `QuantizerRecord`."""
+    record = QuantizerRecord(
+        name=name,
+        step=step,
+        lmbda=lmbda,
+        lambda_scale=lambda_scale,
+        weights=weights,
+        level_rule="nearest",
+        y_tables=tables_from_pmf(analytic_pmf(step, trellis, rounding)),
+        trellis=trellis,
+        rounding=rounding,
+        notes={"rates": "analytic"},
+    )
+    return record if z_tables is None else replace(record, z_tables=z_tables)
+
+
+def counts_of(quantizer: Quantizer, part: Part, threads: int = 1) -> np.ndarray:
+    """How often a quantizer chooses each |k| in each row on a shard: int64 [rows, K+1]. Counts of shards add up."""
+    record, (r, level) = quantizer.record, part
+    k = quantizer.quantize(r, level, threads)
+    rows, width = analytic_pmf(record.step, record.trellis, record.rounding).shape
+    return count(k, quantizer.rows(k, level), (rows, width))
+
+
+def with_counts(record: QuantizerRecord, counts: np.ndarray) -> QuantizerRecord:
+    """The record with tables re-estimated from counts, shrunk towards the analytic ones (`adapted_pmf`)."""
+    prior = analytic_pmf(record.step, record.trellis, record.rounding)
+    tables = tables_from_pmf(adapted_pmf(counts, prior))
+    rounds = int(record.notes.get("rounds", 0)) + 1
+    return replace(record, y_tables=tables, notes={**record.notes, "rates": "adapted", "rounds": rounds})
+
+
+def adapted(record: QuantizerRecord, parts: Sequence[Part], rounds: int, threads: int = 1) -> Iterator[QuantizerRecord]:
+    """Yield the record of each round. Quantizers that do not search choose the same at any rates: one round."""
+    for _ in range(rounds if record.name in SEARCHED else 1):
+        quantizer = Quantizer(record)
+        record = with_counts(record, sum_counts(counts_of(quantizer, part, threads) for part in parts))
+        yield record
+
+
+def sum_counts(counts: Iterable[np.ndarray]) -> np.ndarray:
+    """The sum of the counts of one or more shards."""
+    first, *others = counts
+    return sum(others, first)
+
+
+def centred(record: QuantizerRecord, parts: Iterable[Part]) -> QuantizerRecord:
+    """A dead-zone record with the shift of least weighted error: the mean of |r| / Delta - |k| where k is not 0."""
+    quantizer = Quantizer(record)
+    excess = total = 0.0
+    for r, level in parts:
+        k = quantizer.quantize(r, level)
+        weight = np.where(k != 0, record.lane_weights(len(r) // len(record.weights)).astype(np.float64)[:, None], 0.0)
+        excess += float((weight * (np.abs(r) / record.step - np.abs(k.astype(np.int32)))).sum())
+        total += float(weight.sum())
+    return replace(record, shift=float(np.clip(excess / total, -0.49, 0.49)) if total else 0.0)

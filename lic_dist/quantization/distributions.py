@@ -1,0 +1,70 @@
+"""P(k | sigma, Q): what a Gaussian gives, and what counts of real indices say.
+
+Both are by |k|, of one sign each, a row for each active quantizer and scale level; `rates.tables_from_pmf` makes the
+coder's integers of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lic_dist.quantization import kernels
+from lic_dist.quantization.rates import SCALES, WIDEST_REACH
+from lic_dist.quantization.trellis import Trellis
+
+_LEAST_PROBABILITY = 1e-12
+_TAIL_SIGMAS = 6.2  # |r| beyond this many sigmas has a probability below 1e-9
+
+
+def analytic_pmf(step: float, trellis: Trellis, rounding: float = 0.5) -> np.ndarray:
+    """P(k | sigma, Q) of a zero-mean Gaussian by |k|, of one sign each: float64 [Q * LEVELS, K+1].
+
+    A row's first entry plus twice the others is 1 (up to 1e-9). The density is integrated over the cell of the active
+    quantizer, in steps: scalar from |k| - xi to |k| + 1 - xi (xi = `rounding`); Q0 2|k| -+ 1; Q1: 0 in -+1/2, |k| = 1
+    from 1/2 to 2, |k| >= 2 from 2|k|-2 to 2|k|.
+    """
+    spacing = step * trellis.quantizers
+    largest = min(int(np.ceil(_TAIL_SIGMAS * float(SCALES[-1]) / spacing)) + 2, 2 * WIDEST_REACH)
+    magnitude = np.arange(largest + 1, dtype=np.float64)
+    if trellis.quantizers == 1:
+        uppers = [magnitude + 1 - rounding]
+    else:
+        uppers = [2 * magnitude + 1, np.where(magnitude == 0, 0.5, 2 * magnitude)]
+    sigmas = SCALES.astype(np.float64)[:, None]
+    blocks = []
+    for upper in uppers:
+        tails = torch.erfc(torch.from_numpy(upper * step / (np.sqrt(2.0) * sigmas))).numpy()  # P(|r| > edge)
+        blocks.append(np.hstack([1.0 - tails[:, :1], 0.5 * (tails[:, :-1] - tails[:, 1:])]))
+    return np.concatenate(blocks)
+
+
+def count(k: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """How often |k| occurred in each row, both signs together: int64 [rows, K+1]; the last column is "K or
+    more".
+
+    `k` int16 and `rows` int32 of one shape; `shape` is (rows, K+1). Counts of shards add up.
+    """
+    k16, rows32 = np.ascontiguousarray(k, np.int16), np.ascontiguousarray(rows, np.int32)
+    if k16.shape != rows32.shape:
+        raise ValueError(f"k has shape {k16.shape}, rows {rows32.shape}")
+    if rows32.size and (rows32.min() < 0 or rows32.max() >= shape[0]):
+        raise ValueError(f"rows lie outside 0..{shape[0] - 1}")
+    return kernels.count_magnitudes(k16.ravel(), rows32.ravel(), shape[0], shape[1])
+
+
+def adapted_pmf(counts: np.ndarray, prior: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    """P by |k| of one sign from counts, shrunk towards a prior: float64 of the counts' shape, never zero.
+
+    The prior row weighs as much as `strength` observations for each of its effective symbols (2 to the
+    entropy): a wide row has more to learn from its counts than a narrow one.
+    """
+    if counts.shape != prior.shape:
+        raise ValueError(f"counts have shape {counts.shape}, the prior {prior.shape}")
+    both_signs = np.full(counts.shape[1], 2.0)
+    both_signs[0] = 1.0
+    prior = np.maximum(prior, _LEAST_PROBABILITY)
+    entropy = -(both_signs * prior * np.log2(prior)).sum(axis=1, keepdims=True)
+    pseudo = strength * np.exp2(entropy)
+    seen = counts.sum(axis=1, keepdims=True)
+    return np.maximum((counts / both_signs + pseudo * prior) / (seen + pseudo), _LEAST_PROBABILITY)

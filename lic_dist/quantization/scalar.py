@@ -1,0 +1,92 @@
+"""Scalar quantizers of residuals r, arrays or tensors: rounding, rounding with a dead zone, and RDOQ.
+
+    SQ          k = round(r / Delta), half to even              CompressAI's inference
+    dead zone   k = sgn r floor(|r| / Delta + xi)               xi <= 1/2; Delta-delta reconstruction in `levels`
+    RDOQ        k in {round, one towards zero, 0} of least cost  w (r - k Delta)^2 + lambda_q bits(k)
+
+RDOQ counts as the trellis search does: integers in 1/256 bit, one rounded and saturated float32 distortion, the
+coder's own rates. On a tie the smaller |k| is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+
+from lic_dist.quantization.viterbi import BIT, SATURATION, rint
+
+
+def rounded(r: Any, step: float) -> Any:
+    """SQ: int16 indices of r float32, array or tensor, any shape; the caller has checked the range."""
+    if isinstance(r, torch.Tensor):
+        return torch.round(r / _divisor(step, r.device)).to(torch.int16)
+    return np.rint(r / np.float32(step)).astype(np.int16)
+
+
+def dead_zone(r: Any, step: float, rounding: float) -> Any:
+    """Dead-zone SQ with rounding offset xi: int16 indices of r float32, array or tensor, any shape."""
+    offset = float(np.float32(rounding))
+    if isinstance(r, torch.Tensor):
+        magnitude = torch.floor(r.abs() / _divisor(step, r.device) + offset)
+        return (torch.sign(r) * magnitude).to(torch.int16)
+    magnitude = np.floor(np.abs(r) / np.float32(step) + np.float32(rounding))
+    return (np.sign(r) * magnitude).astype(np.int16)
+
+
+def _divisor(step: float, device: torch.device) -> torch.Tensor:
+    """On the device: a division by a number of the host becomes a product with its inverse there."""
+    return torch.tensor(step, dtype=torch.float32, device=device)
+
+
+@njit(cache=True, nogil=True)
+def rdoq(
+    r: np.ndarray,
+    level: np.ndarray,
+    weight: np.ndarray,
+    inverse_step: np.float32,
+    costs: np.ndarray,
+    reach: np.ndarray,
+    flag: np.ndarray,
+    k: np.ndarray,
+    cost: np.ndarray,
+) -> None:
+    """RDOQ of [lanes, steps]; fills k int16 [lanes, steps] and cost int64 [lanes]; arguments as `SearchRates`."""
+    last = costs.shape[1] - 1
+    for lane in range(len(r)):
+        total = np.int64(0)
+        for step in range(r.shape[1]):
+            position = abs(r[lane, step]) * inverse_step
+            row = level[lane, step]
+            nearest = int(rint(position))
+            best = 0
+            least = _rounded_distortion(position, weight[lane]) + costs[row, 0]
+            for magnitude in range(max(nearest - 1, 1), nearest + 1):
+                if magnitude <= last:
+                    rate = costs[row, magnitude]
+                else:
+                    rate = flag[row] + _bypass_cost(magnitude - reach[row] - 1)
+                candidate = _rounded_distortion(position - np.float32(magnitude), weight[lane]) + rate
+                if candidate < least:
+                    best, least = magnitude, candidate
+            k[lane, step] = -best if r[lane, step] < 0 else best
+            total += least
+        cost[lane] = total
+
+
+@njit(nogil=True)
+def _rounded_distortion(difference: np.float32, weight: np.float32) -> int:
+    distortion = difference * difference * weight
+    return int(rint(distortion if distortion < SATURATION else SATURATION))
+
+
+@njit(nogil=True)
+def _bypass_cost(beyond: int) -> int:
+    """The bypass bits of an escape by beyond >= 1, in 1/256 bit."""
+    value, nibbles = 2 * beyond, 0
+    while value != 0:
+        nibbles += 1
+        value >>= 4
+    return BIT * (4 + 4 * nibbles)
