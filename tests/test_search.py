@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lic_dist.errors import LicError
-from lic_dist.quantization import reference, tensors, viterbi
+from lic_dist.quantization import candidates, reference, tensors, viterbi
 from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import active, rdoq, search
 from lic_dist.quantization.rates import LEVELS, CdfTables, level_index, search_rates, tables_from_pmf
@@ -178,7 +178,7 @@ def _in_torch(engine: Any, r: np.ndarray, level: np.ndarray, weight: np.ndarray,
 def test_memory_is_a_bit_a_state_and_four_bits_a_latent_of_a_block(machine: Trellis) -> None:
     for lanes in (1, 100, 128, 129, 100_000):
         width = viterbi.block_width(lanes)
-        assert width <= viterbi.BLOCK and width - 16 < -(-lanes // -(-lanes // width)) <= width
+        assert width <= candidates.BLOCK and width - 16 < -(-lanes // -(-lanes // width)) <= width
         held = sum(array.nbytes for array in viterbi.decision_memory(width, 512, machine.states))
         assert 8 * held == (machine.states + 4) * 512 * width
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from lic_dist.errors import LicError
-from lic_dist.quantization import kernels, scalar, tensors, viterbi
+from lic_dist.quantization import candidates, kernels, scalar, tensors, viterbi
 from lic_dist.quantization.rates import LEVELS, CdfTables, SearchRates, search_rates
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.reference import inverse
@@ -107,7 +107,9 @@ def _searched(
     if threads == 1:
         on_cpu(r, level, weight, k, cost)
     else:
-        share = max(1, -(-len(r) // (4 * threads * viterbi.BLOCK))) * viterbi.BLOCK  # a few pieces a thread: balance
+        share = (
+            max(1, -(-len(r) // (4 * threads * candidates.BLOCK))) * candidates.BLOCK
+        )  # a few pieces a thread: balance
         pieces = [slice(first, first + share) for first in range(0, len(r), share)]
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(lambda piece: on_cpu(r[piece], level[piece], weight[piece], k[piece], cost[piece]), pieces))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from lic_dist.quantization.viterbi import BIT, SATURATION, rint
+from lic_dist.quantization.candidates import BIT, distortion, rint
 
 
 def rounded(r: Any, step: float) -> Any:
@@ -62,24 +62,18 @@ def rdoq(
             row = level[lane, step]
             nearest = int(rint(position))
             best = 0
-            least = _rounded_distortion(position, weight[lane]) + costs[row, 0]
+            least = distortion(position, weight[lane]) + costs[row, 0]
             for magnitude in range(max(nearest - 1, 1), nearest + 1):
                 if magnitude <= last:
                     rate = costs[row, magnitude]
                 else:
                     rate = flag[row] + _bypass_cost(magnitude - reach[row] - 1)
-                candidate = _rounded_distortion(position - np.float32(magnitude), weight[lane]) + rate
+                candidate = distortion(position - np.float32(magnitude), weight[lane]) + rate
                 if candidate < least:
                     best, least = magnitude, candidate
             k[lane, step] = -best if r[lane, step] < 0 else best
             total += least
         cost[lane] = total
-
-
-@njit(nogil=True)
-def _rounded_distortion(difference: np.float32, weight: np.float32) -> int:
-    distortion = difference * difference * weight
-    return int(rint(distortion if distortion < SATURATION else SATURATION))
 
 
 @njit(nogil=True)

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lic_dist.quantization.candidates import BIT, SATURATION, TILE
 from lic_dist.quantization.rates import SearchRates
 from lic_dist.quantization.trellis import Trellis
-from lic_dist.quantization.viterbi import BIT, INTERVAL, SATURATION, UNREACHED
+from lic_dist.quantization.viterbi import UNREACHED
 
 LANES = 1 << 16  # of a block
 
@@ -109,8 +110,8 @@ def _search_block(
     metric[0] = 0
     cost = torch.zeros(lanes, dtype=torch.int64, device=r.device)
     decisions, zeros = [], []  # a tile each: packed
-    for start in range(0, steps, INTERVAL):
-        branch, taken = _branch_costs(position[start : start + INTERVAL], row[start : start + INTERVAL], weight, rates)
+    for start in range(0, steps, TILE):
+        branch, taken = _branch_costs(position[start : start + TILE], row[start : start + TILE], weight, rates)
         chosen = []
         for one in branch:
             both = (metric[previous] + one[number]).view(trellis.states, 2, lanes)
@@ -125,8 +126,8 @@ def _search_block(
     state = (metric == final).int().argmax(dim=0)  # the lowest state of least metric
     magnitude = torch.empty((steps, lanes), dtype=torch.int32, device=r.device)
     for tile in range(len(decisions) - 1, -1, -1):
-        start = tile * INTERVAL
-        length = min(INTERVAL, steps - start)
+        start = tile * TILE
+        length = min(TILE, steps - start)
         chosen_tile, taken = _unpacked(decisions[tile], trellis.states, length), _unpacked(zeros[tile], 4, length)
         m0 = _smallest(position[start : start + length])
         for step in range(length - 1, -1, -1):

@@ -18,9 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lic_dist.quantization.candidates import BIT, SATURATION
 from lic_dist.quantization.tensors import DeviceRates
 from lic_dist.quantization.trellis import Trellis
-from lic_dist.quantization.viterbi import BIT, SATURATION, UNREACHED
+from lic_dist.quantization.viterbi import UNREACHED
 
 THREADS = 64  # lanes a program searches
 FLIGHT = 1 << 18  # lanes whose decisions lie in memory at once

@@ -18,29 +18,34 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
+from lic_dist.quantization import candidates
+from lic_dist.quantization.candidates import (
+    BLOCK,
+    PANEL,
+    TILE,
+    branch_costs,
+    look_up,
+    look_up_escapes,
+    member,
+    smallest_level,
+    tile_candidates,
+)
 from lic_dist.quantization.trellis import Trellis
 
-BLOCK = 128  # lanes searched side by side at most
-TILE = 16  # steps of one transposition
-INTERVAL = 64  # steps between two reductions of the path metrics
-SATURATION = np.float32(1 << 20)  # a distortion in 1/256 bit never counts for more
 UNREACHED = 1 << 29  # path metric of a state that no path has entered yet
-BIT = 256  # cost units in a bit
 MOST_STATES = 32
 _PACKED = 8  # states whose branches fit 32-bit words
 _FUSED = 16  # states up to which two steps in one loop are the faster
 _SIMD = 16  # a block is padded to a multiple of this many lanes
 
-_I = np.int32  # numba widens int32 arithmetic to int64, which halves the SIMD width: every result is narrowed again
-_U = np.uint32
+_I, _U = np.int32, np.uint32  # numba widens 32-bit arithmetic: every result is narrowed again, for SIMD's sake
 
 
 def search_lanes(
@@ -97,13 +102,14 @@ def compiled(trellis: Trellis) -> Callable[..., None]:
 
 
 def _njit(function: Any, name: str) -> Any:
-    """Compile with a cache on disk: numba tells functions apart by their qualified name, which holds the tables."""
+    """Compile with a cache on disk: numba tells functions apart by this file's age and their name, which holds the
+    tables and the other file's text."""
     function.__name__ = function.__qualname__ = name
     return njit(cache=True, nogil=True)(function)
 
 
 def _identity(trellis: Trellis) -> str:
-    tables = repr((trellis.quantizer, trellis.next_state))
+    tables = repr((trellis.quantizer, trellis.next_state)) + Path(candidates.__file__).read_text()
     return f"{trellis.states}_{hashlib.sha256(tables.encode()).hexdigest()[:16]}"
 
 
@@ -179,14 +185,13 @@ def _search(
     width = zeros.shape[1]
     metric = np.empty(STATES * BLOCK, np.int32)
     branch = np.empty(8 * BLOCK, np.int32)
-    scaled = np.zeros((TILE, width), np.float32)
-    low, high = np.zeros((TILE, width), np.int32), np.zeros((TILE, width), np.int32)
-    zero = np.zeros((TILE, width), np.int32)
-    classes = np.empty((TILE, width), np.uint8)
+    position, index = np.zeros((BLOCK, TILE), np.float32), np.zeros((BLOCK, TILE), np.int32)
+    row = np.zeros((BLOCK, TILE), level.dtype)
+    scaled, zero = np.zeros((PANEL, BLOCK), np.float32), np.zeros((PANEL, BLOCK), np.int32)
+    low, high = np.zeros((PANEL, BLOCK), np.int32), np.zeros((PANEL, BLOCK), np.int32)
+    by_step, by_lane = np.empty((TILE, width), np.uint8), np.empty((width, TILE), np.uint8)
     state = np.zeros(width, np.uint32)
     block_weight = np.zeros(width, np.float32)
-    position, index = np.zeros(TILE, np.float32), np.zeros(TILE, np.int32)
-    level_row = np.zeros(TILE, level.dtype)
     for first in range(0, lanes, width):
         size = min(width, lanes - first)
         block_r, block_level = r[first : first + size], level[first : first + size]
@@ -195,180 +200,40 @@ def _search(
         metric[BLOCK:] = UNREACHED
         cost[first : first + size] = 0
         for start in range(0, steps, TILE):
-            length = min(TILE, steps - start)
-            _look_up(
-                block_r, block_level, start, length, inverse_step, quads, zero_pairs, reach, flag,
-                position, index, level_row, scaled, low, high, zero,
-            )  # fmt: skip
-            for step in range(start, start + length, 2):
-                at, half = step - start, step >> 1
-                _branch_costs(
-                    scaled[at : at + 2],
-                    low[at : at + 2],
-                    high[at : at + 2],
-                    zero[at : at + 2],
-                    block_weight,
-                    branch,
-                    zeros[half],
-                )
-                row = half if STATES <= 4 else step
-                if step + 1 == steps:
-                    select_one(metric, branch, decisions[row], decisions[row])
-                elif STATES <= _FUSED:
-                    select_two(metric, branch, decisions[row], decisions[row + (STATES > 4)])
-                else:
-                    select_one(metric, branch, decisions[step], decisions[step])
-                    select_one(metric, branch[4 * BLOCK :], decisions[step + 1], decisions[step + 1])
-            if (start + length) % INTERVAL == 0:
-                _reduce(metric, cost[first : first + size])
+            end = min(start + TILE, steps)
+            last = tile_candidates(block_r, block_level, start, end, inverse_step, quads, position, index, row)
+            for panel in range(start, end, PANEL):
+                look_up(position, index, row, panel - start, size, quads, zero_pairs, scaled, low, high, zero)
+                if last:
+                    look_up_escapes(position, row, panel - start, size, quads, reach, flag, low, high)
+                for step in range(panel, min(panel + PANEL, end), 2):
+                    at, half = step - panel, step >> 1
+                    branch_costs(
+                        scaled[at : at + 2],
+                        low[at : at + 2],
+                        high[at : at + 2],
+                        zero[at : at + 2],
+                        block_weight,
+                        branch,
+                        zeros[half],
+                    )
+                    taken = half if STATES <= 4 else step
+                    if step + 1 == steps:
+                        select_one(metric, branch, decisions[taken], decisions[taken])
+                    elif STATES <= _FUSED:
+                        select_two(metric, branch, decisions[taken], decisions[taken + (STATES > 4)])
+                    else:
+                        select_one(metric, branch, decisions[step], decisions[step])
+                        select_one(metric, branch[4 * BLOCK :], decisions[step + 1], decisions[step + 1])
+            _reduce(metric, cost[first : first + size])
         _best_final(metric, state, cost[first : first + size])
         for start in range((steps - 1) // TILE * TILE, -1, -TILE):
-            length = min(TILE, steps - start)
-            for step in range(start + length - 1, start - 1, -1):
+            end = min(start + TILE, steps)
+            for step in range(end - 1, start - 1, -1):
                 nibble = 4 * (step & 1)
-                row, shift = (step >> 1, nibble) if STATES <= 4 else (step, 0)
-                trace(decisions[row], shift, zeros[step >> 1], nibble, branches, state, classes[step - start])
-            _indices(block_r, start, length, inverse_step, classes, k[first : first + size])
-
-
-@njit(nogil=True)
-def _look_up(
-    r: np.ndarray,
-    level: np.ndarray,
-    start: int,
-    length: int,
-    inverse_step: np.float32,
-    quads: np.ndarray,
-    zero_pairs: np.ndarray,
-    reach: np.ndarray,
-    flag: np.ndarray,
-    position: np.ndarray,
-    index: np.ndarray,
-    row: np.ndarray,
-    scaled: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    zero: np.ndarray,
-) -> None:
-    """Transpose a tile into [step, lane]: |r|/D, and the rates of its candidates and of zero."""
-    columns = _I(quads.shape[1])
-    last = _I(columns - 1)
-    flat_quads, flat_r, flat_level = quads.ravel(), r.ravel(), level.ravel()
-    width = scaled.shape[1]
-    flat_scaled, flat_zero, flat_low, flat_high = scaled.ravel(), zero.ravel(), low.ravel(), high.ravel()
-    for lane in range(len(r)):
-        base = lane * r.shape[1] + start
-        highest = _I(0)
-        for offset in range(length):
-            at = np.uint64(base + offset)
-            position[offset] = abs(flat_r[at]) * inverse_step
-            smallest = _smallest(position[offset])
-            highest = max(highest, smallest)
-            index[offset] = _I(_I(flat_level[at]) * columns) + min(smallest, last)
-            row[offset] = flat_level[at]
-        for offset in range(TILE):
-            at = np.uint64(offset * width + lane)
-            flat_scaled[at] = position[offset]
-            quad = flat_quads[np.uint32(index[offset])]
-            flat_low[at], flat_high[at] = quad, quad >> 32
-            flat_zero[at] = zero_pairs[np.uint32(row[offset])]
-        if highest > last:  # far beyond every table: each candidate is an escape
-            for offset in range(length):
-                smallest = _smallest(position[offset])
-                if smallest > last:
-                    quad = _escaped(smallest, level[lane, start + offset], len(quads), reach, flag)
-                    low[offset, lane], high[offset, lane] = quad, quad >> 32
-
-
-@njit(nogil=True)
-def _smallest(position: np.float32) -> np.int32:
-    """The smallest union level of the candidates, m0."""
-    return max(_I(_I(position) - _I(1)), _I(1))
-
-
-@njit(nogil=True)
-def _member(smallest: np.int32, number: np.int32) -> np.int32:
-    """The union level of a branch class among m0..m0+3."""
-    return _I(_I(_I(smallest + _I(3) - number) & _I(-4)) + number)
-
-
-@njit(nogil=True)
-def _escaped(smallest: np.int32, level: int, levels: int, reach: np.ndarray, flag: np.ndarray) -> np.int64:
-    """Rates of four escapes, packed by class: the flag's cost, and the nibbles after their number."""
-    packed = np.int64(0)
-    for number in range(4):
-        m = _member(_I(smallest), _I(number))
-        row = (m & 1) * levels + level
-        value = 2 * (((m + 1) >> 1) - reach[row] - 1)
-        nibbles = 0
-        while value != 0:
-            nibbles += 1
-            value >>= 4
-        packed |= np.int64(flag[row] + BIT * (4 + 4 * nibbles)) << (16 * number)
-    return packed
-
-
-def _rint(typing: Any, value: Any) -> Any:
-    """Round half to even, as one instruction: numba's own `np.rint` is a call, which keeps loops from being SIMD."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        function = builder.module.declare_intrinsic("llvm.rint", [ir.FloatType()])
-        return builder.call(function, arguments)
-
-    return types.float32(types.float32), generate
-
-
-rint: Any = intrinsic(_rint)
-
-
-@njit(nogil=True)
-def _distortion(difference: np.float32, weight: np.float32) -> np.int32:
-    """Rounded distortion in 1/256 bit of a difference in steps D."""
-    distortion = difference * difference * weight
-    return _I(rint(distortion if distortion < SATURATION else SATURATION))
-
-
-@njit(nogil=True)
-def _step_costs(
-    position: np.float32, weight: np.float32, low: np.int32, high: np.int32, zero: np.int32
-) -> tuple[np.int32, np.int32, np.int32, np.int32, np.uint8]:
-    """Costs of the four branch classes of one latent, and a nibble: which of them take zero (0 and 3 can)."""
-    smallest = _smallest(position)
-    cost0 = _I(_distortion(position - np.float32(_member(smallest, _I(0))), weight) + _I(low & _I(0xFFFF)))
-    cost1 = _I(_distortion(position - np.float32(_member(smallest, _I(1))), weight) + _I(low >> _I(16)))
-    cost2 = _I(_distortion(position - np.float32(_member(smallest, _I(2))), weight) + _I(high & _I(0xFFFF)))
-    cost3 = _I(_distortion(position - np.float32(_member(smallest, _I(3))), weight) + _I(high >> _I(16)))
-    none = _distortion(position, weight)
-    zero0, zero1 = _I(none + _I(zero & _I(0xFFFF))), _I(none + _I(zero >> _I(16)))
-    taken = np.uint8(np.uint8(zero0 <= cost0) | np.uint8(np.uint8(zero1 <= cost3) * np.uint8(8)))
-    return min(zero0, cost0), cost1, cost2, min(zero1, cost3), taken
-
-
-@njit(nogil=True)
-def _branch_costs(
-    scaled: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    zero: np.ndarray,
-    weight: np.ndarray,
-    branch: np.ndarray,
-    zeros: np.ndarray,
-) -> None:
-    """Branch costs of two steps, [2, 4, lane], and the two nibbles of what took zero, in a byte."""
-    width = len(weight)
-    first_low, second_low, first_high, second_high = low[0], low[1], high[0], high[1]
-    first_scaled, second_scaled, first_zero, second_zero = scaled[0], scaled[1], zero[0], zero[1]
-    for lane in range(width):
-        a, b, c, d, even = _step_costs(
-            first_scaled[lane], weight[lane], first_low[lane], first_high[lane], first_zero[lane]
-        )
-        branch[lane], branch[lane + BLOCK], branch[lane + 2 * BLOCK], branch[lane + 3 * BLOCK] = a, b, c, d
-        a, b, c, d, odd = _step_costs(
-            second_scaled[lane], weight[lane], second_low[lane], second_high[lane], second_zero[lane]
-        )
-        branch[lane + 4 * BLOCK], branch[lane + 5 * BLOCK] = a, b
-        branch[lane + 6 * BLOCK], branch[lane + 7 * BLOCK] = c, d
-        zeros[lane] = np.uint8(even | np.uint8(odd * np.uint8(16)))
+                taken, shift = (step >> 1, nibble) if STATES <= 4 else (step, 0)
+                trace(decisions[taken], shift, zeros[step >> 1], nibble, branches, state, by_step[step - start])
+            _indices(block_r, start, end, inverse_step, by_step, by_lane, k[first : first + size])
 
 
 @njit(nogil=True)
@@ -397,23 +262,34 @@ def _best_final(metric: np.ndarray, state: np.ndarray, cost: np.ndarray) -> None
 
 @njit(nogil=True)
 def _trace(
-    taken: np.ndarray, shift: int, zeros: np.ndarray, zero_shift: int, branches: np.ndarray, state: np.ndarray,
+    taken: np.ndarray,
+    shift: int,
+    zeros: np.ndarray,
+    zero_shift: int,
+    branches: np.ndarray,
+    state: np.ndarray,
     classes: np.ndarray,
-) -> None:  # fmt: skip
-    """One step back in each lane, along the branch that entered its state; classes: nibble << 2 | class."""
+) -> None:
+    """One step back in each lane, along the branch that entered its state; classes: and 4 where it takes zero."""
     for lane in range(len(state)):
         current = np.uint64(state[lane])
         bit = (np.uint64(taken[lane]) >> (current + np.uint64(shift))) & np.uint64(1)
         entered = branches[current + current + bit]
         state[lane] = entered >> 2
-        classes[lane] = np.uint8((entered & 3) | ((np.int64(zeros[lane]) >> zero_shift) << 2))
+        number = entered & 3
+        classes[lane] = np.uint8(number | (((np.int64(zeros[lane]) >> (zero_shift + number)) & 1) << 2))
 
 
 @njit(nogil=True)
 def _trace_packed(
-    taken: np.ndarray, shift: int, zeros: np.ndarray, zero_shift: int, packed: np.ndarray, state: np.ndarray,
+    taken: np.ndarray,
+    shift: int,
+    zeros: np.ndarray,
+    zero_shift: int,
+    packed: np.ndarray,
+    state: np.ndarray,
     classes: np.ndarray,
-) -> None:  # fmt: skip
+) -> None:
     """As `_trace` for up to eight states, whose branches fit four words, looked up by a shift: SIMD along the lanes."""
     lower, upper, lower_class, upper_class = packed[0], packed[1], packed[2], packed[3]
     state_shift, nibble_shift = _U(shift), _U(zero_shift)
@@ -421,25 +297,60 @@ def _trace_packed(
         bit = _U(_U(_U(taken[lane]) >> _U(state[lane] + state_shift)) & _U(1))
         at = _U(state[lane] << _U(2))
         before = _U(_U(upper if bit else lower) >> at)
-        number = _U(_U(upper_class if bit else lower_class) >> at)
+        number = _U(_U(_U(upper_class if bit else lower_class) >> at) & _U(3))
+        zero = _U(_U(_U(zeros[lane]) >> _U(number + nibble_shift)) & _U(1))
         state[lane] = _U(before & _U(7))
-        classes[lane] = np.uint8(_U(_U(number & _U(3)) | _U(_U(_U(zeros[lane]) >> nibble_shift) << _U(2))))
+        classes[lane] = np.uint8(_U(number | _U(zero << _U(2))))
 
 
 @njit(nogil=True)
 def _indices(
-    r: np.ndarray, start: int, length: int, inverse_step: np.float32, classes: np.ndarray, k: np.ndarray
+    r: np.ndarray,
+    start: int,
+    end: int,
+    inverse_step: np.float32,
+    by_step: np.ndarray,
+    by_lane: np.ndarray,
+    k: np.ndarray,
 ) -> None:
-    """Indices of a tile from r and the classes [step, lane] of each lane's path."""
-    flat, width = classes.ravel(), classes.shape[1]
-    row_classes = np.empty(TILE, np.uint8)
+    """Indices of a tile from r and the classes of each lane's path, 4 more where it takes zero.
+
+    The classes come as bytes [step, lane], eight to a word, and are transposed on the way.
+    """
+    _transpose(by_step.view(np.uint64), by_lane.view(np.uint64))
     for lane in range(len(r)):
-        row_r, row_k = r[lane, start : start + length], k[lane, start : start + length]
-        for offset in range(TILE):
-            row_classes[offset] = flat[np.uint64(offset * width + lane)]
-        for offset in range(length):
-            number = _I(row_classes[offset] & np.uint8(3))
-            zero = _I(_I(_I(row_classes[offset]) >> _I(number + _I(2))) & _I(1))
-            m = _member(_smallest(abs(row_r[offset]) * inverse_step), number)
-            magnitude = _I(_I(_I(m + _I(1)) >> _I(1)) * _I(_I(1) - zero))
+        row_r, row_k, classes = r[lane, start:end], k[lane, start:end], by_lane[lane]
+        for offset in range(end - start):
+            number = _I(_I(classes[offset]) & _I(3))
+            m = member(smallest_level(abs(row_r[offset]) * inverse_step), number)
+            magnitude = _I(0) if classes[offset] > number else _I(_I(m + _I(1)) >> _I(1))
             row_k[offset] = -magnitude if row_r[offset] < 0 else magnitude
+
+
+@njit(nogil=True)
+def _transpose(by_step: np.ndarray, by_lane: np.ndarray) -> None:
+    """Bytes [step, lane] to [lane, step], as words: eight by eight, by exchanging halves, quarters, eighths."""
+    bytes_, pairs, halves = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF), np.uint64(0x00000000FFFFFFFF)
+    for step in range(by_lane.shape[1]):
+        rows = by_step[8 * step : 8 * step + 8]
+        for lane in range(by_step.shape[1]):
+            a, b = _exchange(rows[0, lane], rows[1, lane], np.uint64(8), bytes_)
+            c, d = _exchange(rows[2, lane], rows[3, lane], np.uint64(8), bytes_)
+            e, f = _exchange(rows[4, lane], rows[5, lane], np.uint64(8), bytes_)
+            g, h = _exchange(rows[6, lane], rows[7, lane], np.uint64(8), bytes_)
+            a, c = _exchange(a, c, np.uint64(16), pairs)
+            b, d = _exchange(b, d, np.uint64(16), pairs)
+            e, g = _exchange(e, g, np.uint64(16), pairs)
+            f, h = _exchange(f, h, np.uint64(16), pairs)
+            first = 8 * lane
+            by_lane[first, step], by_lane[first + 4, step] = _exchange(a, e, np.uint64(32), halves)
+            by_lane[first + 1, step], by_lane[first + 5, step] = _exchange(b, f, np.uint64(32), halves)
+            by_lane[first + 2, step], by_lane[first + 6, step] = _exchange(c, g, np.uint64(32), halves)
+            by_lane[first + 3, step], by_lane[first + 7, step] = _exchange(d, h, np.uint64(32), halves)
+
+
+@njit(nogil=True)
+def _exchange(a: np.uint64, b: np.uint64, shift: np.uint64, mask: np.uint64) -> tuple[np.uint64, np.uint64]:
+    """Exchange the upper parts of a with the lower parts of b: the 2x2 blocks that they are, transposed."""
+    changed = ((a >> shift) ^ b) & mask
+    return a ^ (changed << shift), b ^ changed

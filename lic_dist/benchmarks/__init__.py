@@ -1,0 +1,1 @@
+"""Benchmarks: each claim of speed or quality measured beside a named baseline, in one run."""

@@ -1,0 +1,92 @@
+"""What the quantizers are measured on: latents of a real model, a Gaussian, and a mixture of Gaussians."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lic_dist import images
+from lic_dist.building.calibrate import PROBES
+from lic_dist.building.latents import encode, view
+from lic_dist.errors import LicError
+from lic_dist.models import checkpoint as checkpoints
+from lic_dist.quantization.rates import level_index
+from lic_dist.quantization.sensitivity import sensitivities
+
+BASE = "base-small"
+PICTURES = ("astronaut.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "rocket.jpg")
+HEIGHT, WIDTH = 384, 512  # of the window cut from the centre of a picture
+SIGMAS = (0.11, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0)
+SHARES = (0.45, 0.1, 0.08, 0.08, 0.07, 0.06, 0.05, 0.04, 0.035, 0.02, 0.015)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Residuals r float32 and scale levels uint8, [lanes, steps]; weights S_c float32 [M] of their channels."""
+
+    r: NDArray[np.float32]
+    level: NDArray[np.uint8]
+    weights: NDArray[np.float32]
+
+    def repeated(self, times: int) -> Sources:
+        """The same lanes several times over."""
+        return Sources(np.tile(self.r, (times, 1)), np.tile(self.level, (times, 1)), self.weights)
+
+    def cut(self, steps: int) -> Sources:
+        """Lanes of so many steps: each lane in pieces, the rest left out."""
+        count = self.r.shape[1] // steps
+        pieces = [slice(first * steps, (first + 1) * steps) for first in range(count)]
+        channels = len(self.weights)
+
+        def regrouped(values: NDArray[np.generic]) -> NDArray[np.generic]:
+            parts = np.stack([values[:, piece].reshape(-1, channels, steps) for piece in pieces], axis=1)
+            return np.ascontiguousarray(parts.reshape(-1, steps))
+
+        return Sources(regrouped(self.r), regrouped(self.level), self.weights)  # type: ignore[arg-type]
+
+
+def real(folder: Path | None) -> Sources:
+    """Latents of the shipped model on photographs: those of scikit-image, or a folder's (the first twelve).
+
+    Raises:
+        LicError: no picture of the folder is as large as the window.
+    """
+    if folder is None:
+        import skimage
+
+        folder, names = Path(skimage.__file__).parent / "data", list(PICTURES)
+    else:
+        names = images.find(folder)
+    windows: list[NDArray[np.uint8]] = []
+    for name in names:
+        picture = images.read(folder / name)
+        top, left = (picture.shape[0] - HEIGHT) // 2, (picture.shape[1] - WIDTH) // 2
+        if min(top, left) >= 0 and len(windows) < 12:
+            windows.append(picture[top : top + HEIGHT, left : left + WIDTH].transpose(2, 0, 1))
+    if not windows:
+        raise LicError(f"{folder} has no picture of {WIDTH}x{HEIGHT} pixels or more", hint="give another folder")
+    model = checkpoints.load(BASE).model
+    latents, _ = encode(model, np.stack(windows), 1)
+    seen = view(model, latents.y, latents.z, 1)
+    y_hat = torch.from_numpy(np.rint(seen.residual).reshape(seen.means.shape) + seen.means)
+    weights, _ = sensitivities(model.g_s, y_hat, PROBES, torch.Generator().manual_seed(0), 1)  # type: ignore[arg-type]
+    return Sources(seen.residual, seen.level, weights.astype(np.float32))
+
+
+def gaussian(lanes: int, steps: int, sigma: float = 1.0, seed: int = 0) -> Sources:
+    """Independent samples of one sigma; one channel a lane of equal weight."""
+    r = sigma * np.random.default_rng(seed).standard_normal((lanes, steps))
+    level = np.full((lanes, steps), int(level_index(np.float32(sigma))), np.uint8)
+    return Sources(r.astype(np.float32), level, np.ones(1, np.float32))
+
+
+def mixture(lanes: int, steps: int, seed: int = 0) -> tuple[Sources, NDArray[np.float32]]:
+    """A mixture of Gaussians with many small sigmas, as latents have, and the sigma of each sample."""
+    generator = np.random.default_rng(seed)
+    sigma = generator.choice(SIGMAS, (lanes, steps), p=SHARES).astype(np.float32)
+    r = (sigma * generator.standard_normal(sigma.shape)).astype(np.float32)
+    return Sources(r, level_index(sigma), np.ones(1, np.float32)), sigma

@@ -1,0 +1,197 @@
+"""What a step of the trellis search costs: candidates, their rates, branch costs; compiled, SIMD along the lanes.
+
+An element's candidates are the union levels m0..m0+3, m0 = max(1, floor(|r|/D) - 1), and zero. The four fall into the
+four branch classes, m modulo 4: the quantizer and the parity of the index. Zero competes in the classes 0 and 3.
+
+    r, level [lane, step] --tile_candidates--> |r|/D, where the rates stand --look_up, transposed--> [step, lane]
+                          --branch_costs--> costs [class, lane] of two steps, and what took zero
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+BLOCK = 128  # lanes searched side by side at most
+TILE = 64  # steps between two reductions of the path metrics; r is read in runs of so many
+PANEL = 16  # steps of one transposition
+SATURATION = np.float32(1 << 20)  # a distortion in 1/256 bit never counts for more
+BIT = 256  # cost units in a bit
+
+_I = np.int32  # numba widens int32 arithmetic to int64, which halves the SIMD width: every result is narrowed again
+
+
+@njit(nogil=True)
+def tile_candidates(
+    r: np.ndarray,
+    level: np.ndarray,
+    start: int,
+    end: int,
+    inverse_step: np.float32,
+    quads: np.ndarray,
+    position: np.ndarray,
+    index: np.ndarray,
+    row: np.ndarray,
+) -> bool:
+    """Of a tile, [lane, step]: |r|/D, where the rates of its candidates stand in quads, and the level.
+
+    Returns whether some candidates lie beyond the table: their index is that of its last column.
+    """
+    columns = _I(quads.shape[1])
+    last = _I(columns - 1)
+    flat_r, flat_level = r.ravel(), level.ravel()
+    flat_position, flat_index, flat_row = position.ravel(), index.ravel(), row.ravel()
+    highest = _I(0)
+    for lane in range(len(r)):
+        base, to = lane * r.shape[1] + start, lane * TILE
+        for offset in range(end - start):
+            value = abs(flat_r[np.uint64(base + offset)]) * inverse_step
+            smallest = smallest_level(value)
+            highest = max(highest, smallest)
+            flat_position[np.uint64(to + offset)] = value
+            at = flat_level[np.uint64(base + offset)]
+            flat_index[np.uint64(to + offset)] = _I(_I(_I(at) * columns) + min(smallest, last))
+            flat_row[np.uint64(to + offset)] = at
+    return bool(highest > last)
+
+
+@njit(nogil=True)
+def look_up(
+    position: np.ndarray,
+    index: np.ndarray,
+    row: np.ndarray,
+    start: int,
+    size: int,
+    quads: np.ndarray,
+    zero_pairs: np.ndarray,
+    scaled: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    zero: np.ndarray,
+) -> None:
+    """Transpose a panel of a tile into [step, lane]: |r|/D, the rates of its candidates by class, those of zero."""
+    flat_position, flat_index, flat_row, flat_quads = position.ravel(), index.ravel(), row.ravel(), quads.ravel()
+    flat_scaled, flat_zero, flat_low, flat_high = scaled.ravel(), zero.ravel(), low.ravel(), high.ravel()
+    for lane in range(size):
+        for offset in range(PANEL):
+            at, to = np.uint64(lane * TILE + start + offset), np.uint64(offset * BLOCK + lane)
+            flat_scaled[to] = flat_position[at]
+            quad = flat_quads[np.uint32(flat_index[at])]
+            flat_low[to], flat_high[to] = quad, quad >> 32
+            flat_zero[to] = zero_pairs[np.uint32(flat_row[at])]
+
+
+@njit(nogil=True)
+def look_up_escapes(
+    position: np.ndarray,
+    row: np.ndarray,
+    start: int,
+    size: int,
+    quads: np.ndarray,
+    reach: np.ndarray,
+    flag: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> None:
+    """Put right the rates of candidates beyond the table, all four of them escapes."""
+    for lane in range(size):
+        for offset in range(PANEL):
+            smallest = smallest_level(position[lane, start + offset])
+            if smallest >= quads.shape[1]:
+                quad = _escaped(smallest, row[lane, start + offset], len(quads), reach, flag)
+                low[offset, lane], high[offset, lane] = quad, quad >> 32
+
+
+@njit(nogil=True)
+def smallest_level(position: np.float32) -> np.int32:
+    """The smallest union level of the candidates, m0."""
+    return max(_I(_I(position) - _I(1)), _I(1))
+
+
+@njit(nogil=True)
+def member(smallest: np.int32, number: np.int32) -> np.int32:
+    """The union level of a branch class among m0..m0+3."""
+    return _I(_I(_I(smallest + _I(3) - number) & _I(-4)) + number)
+
+
+@njit(nogil=True)
+def _escaped(smallest: np.int32, level: int, levels: int, reach: np.ndarray, flag: np.ndarray) -> np.int64:
+    """Rates of four escapes, packed by class: the flag's cost, and the nibbles after their number."""
+    packed = np.int64(0)
+    for number in range(4):
+        m = member(_I(smallest), _I(number))
+        row = (m & 1) * levels + level
+        value = 2 * (((m + 1) >> 1) - reach[row] - 1)
+        nibbles = 0
+        while value != 0:
+            nibbles += 1
+            value >>= 4
+        packed |= np.int64(flag[row] + BIT * (4 + 4 * nibbles)) << (16 * number)
+    return packed
+
+
+def _rint(typing: Any, value: Any) -> Any:
+    """Round half to even, as one instruction: numba's own `np.rint` is a call, which keeps loops from being SIMD."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        function = builder.module.declare_intrinsic("llvm.rint", [ir.FloatType()])
+        return builder.call(function, arguments)
+
+    return types.float32(types.float32), generate
+
+
+rint: Any = intrinsic(_rint)
+
+
+@njit(nogil=True)
+def distortion(difference: np.float32, weight: np.float32) -> np.int32:
+    """Rounded distortion in 1/256 bit of a difference in steps D."""
+    distortion = difference * difference * weight
+    return _I(rint(distortion if distortion < SATURATION else SATURATION))
+
+
+@njit(nogil=True)
+def _step_costs(
+    position: np.float32, weight: np.float32, low: np.int32, high: np.int32, zero: np.int32
+) -> tuple[np.int32, np.int32, np.int32, np.int32, np.uint8]:
+    """Costs of the four branch classes of one latent, and a nibble: which of them take zero (0 and 3 can)."""
+    smallest = smallest_level(position)
+    cost0 = _I(distortion(position - np.float32(member(smallest, _I(0))), weight) + _I(low & _I(0xFFFF)))
+    cost1 = _I(distortion(position - np.float32(member(smallest, _I(1))), weight) + _I(low >> _I(16)))
+    cost2 = _I(distortion(position - np.float32(member(smallest, _I(2))), weight) + _I(high & _I(0xFFFF)))
+    cost3 = _I(distortion(position - np.float32(member(smallest, _I(3))), weight) + _I(high >> _I(16)))
+    none = distortion(position, weight)
+    zero0, zero1 = _I(none + _I(zero & _I(0xFFFF))), _I(none + _I(zero >> _I(16)))
+    taken = np.uint8(np.uint8(zero0 <= cost0) | np.uint8(np.uint8(zero1 <= cost3) * np.uint8(8)))
+    return min(zero0, cost0), cost1, cost2, min(zero1, cost3), taken
+
+
+@njit(nogil=True)
+def branch_costs(
+    scaled: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    zero: np.ndarray,
+    weight: np.ndarray,
+    branch: np.ndarray,
+    zeros: np.ndarray,
+) -> None:
+    """Branch costs of two steps, [2, 4, lane], and the two nibbles of what took zero, in a byte."""
+    width = len(weight)
+    first_low, second_low, first_high, second_high = low[0], low[1], high[0], high[1]
+    first_scaled, second_scaled, first_zero, second_zero = scaled[0], scaled[1], zero[0], zero[1]
+    for lane in range(width):
+        a, b, c, d, even = _step_costs(
+            first_scaled[lane], weight[lane], first_low[lane], first_high[lane], first_zero[lane]
+        )
+        branch[lane], branch[lane + BLOCK], branch[lane + 2 * BLOCK], branch[lane + 3 * BLOCK] = a, b, c, d
+        a, b, c, d, odd = _step_costs(
+            second_scaled[lane], weight[lane], second_low[lane], second_high[lane], second_zero[lane]
+        )
+        branch[lane + 4 * BLOCK], branch[lane + 5 * BLOCK] = a, b
+        branch[lane + 6 * BLOCK], branch[lane + 7 * BLOCK] = c, d
+        zeros[lane] = np.uint8(even | np.uint8(odd * np.uint8(16)))
