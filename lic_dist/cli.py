@@ -27,8 +27,10 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="Build and look after the latent cache.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at experiment files.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure, beside named baselines, in one run.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 app.add_typer(config_app, name="config")
+app.add_typer(bench_app, name="bench")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key; may be repeated.")]
@@ -310,6 +312,22 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
         experiment.model_dump(mode="json", exclude_none=True) for experiment in _experiments(config, overrides)
     ]
     typer.echo(yaml.safe_dump_all(documents, sort_keys=False).rstrip())
+
+
+@bench_app.command("quantization")
+def bench_quantization(
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help="speed, gap, mixture, lanes or candidates; may be repeated.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Photos for the real latents; default: scikit-image's.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of which medians are taken.")] = 9,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples: under a minute.")] = False,
+    out: JsonFile = None,
+) -> None:
+    """Speed of every quantizer, gap to Shannon's bound, gain on a mixture, loss by lanes and candidates."""
+    from lic_dist.benchmarks.quantization import bench
+
+    _write_json(out, bench(parts or (), images, rounds, quick))
 
 
 @app.command()

@@ -78,8 +78,9 @@ def real(folder: Path | None) -> Sources:
 
 
 def gaussian(lanes: int, steps: int, sigma: float = 1.0, seed: int = 0) -> Sources:
-    """Independent samples of one sigma; one channel a lane of equal weight."""
-    r = sigma * np.random.default_rng(seed).standard_normal((lanes, steps))
+    """Independent samples of one sigma (and just that power); one channel a lane of equal weight."""
+    drawn = np.random.default_rng(seed).standard_normal((lanes, steps))
+    r = sigma * drawn / np.sqrt(np.square(drawn).mean())
     level = np.full((lanes, steps), int(level_index(np.float32(sigma))), np.uint8)
     return Sources(r.astype(np.float32), level, np.ones(1, np.float32))
 

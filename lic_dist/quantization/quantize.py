@@ -22,13 +22,14 @@ import numpy as np
 import torch
 
 from lic_dist.errors import LicError
-from lic_dist.quantization import candidates, kernels, scalar, tensors, viterbi
+from lic_dist.quantization import kernels, scalar, tensors, viterbi
 from lic_dist.quantization.rates import LEVELS, CdfTables, SearchRates, search_rates
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.reference import inverse
 from lic_dist.quantization.trellis import Trellis, levels
 
 _LARGEST_INDEX = 32767  # indices are int16
+PIECES = 2  # of the lanes, for each thread
 
 
 def search(
@@ -99,20 +100,22 @@ def _searched(
         raise ValueError(f"{len(rates.costs)} rows of tables and weights {tuple(weight.shape)} do not fit {r.shape}")
     if weight.shape[0] and not (bool((weight >= 0).all()) and float(weight.max()) < np.inf):
         raise ValueError("weight is one finite number >= 0 a lane")
-    _check_range(r, step, largest)
     if not isinstance(r, np.ndarray):
+        _check_range(r, step, largest)
         found: tuple[Any, Any] = on_device(r, level, weight)
         return found
     k, cost = np.empty(r.shape, np.int16), np.zeros(len(r), np.int64)
+
+    def work(piece: slice) -> None:
+        _check_range(r[piece], step, largest)
+        on_cpu(r[piece], level[piece], weight[piece], k[piece], cost[piece])
+
     if threads == 1:
-        on_cpu(r, level, weight, k, cost)
+        work(slice(None))
     else:
-        share = (
-            max(1, -(-len(r) // (4 * threads * candidates.BLOCK))) * candidates.BLOCK
-        )  # a few pieces a thread: balance
-        pieces = [slice(first, first + share) for first in range(0, len(r), share)]
+        share = max(viterbi.SIMD, -(-len(r) // (threads * PIECES * viterbi.SIMD)) * viterbi.SIMD)
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda piece: on_cpu(r[piece], level[piece], weight[piece], k[piece], cost[piece]), pieces))
+            list(pool.map(work, [slice(first, first + share) for first in range(0, len(r), share)]))
     return (torch.from_numpy(k), torch.from_numpy(cost)) if issubclass(kind, torch.Tensor) else (k, cost)
 
 

@@ -43,7 +43,7 @@ UNREACHED = 1 << 29  # path metric of a state that no path has entered yet
 MOST_STATES = 32
 _PACKED = 8  # states whose branches fit 32-bit words
 _FUSED = 16  # states up to which two steps in one loop are the faster
-_SIMD = 16  # a block is padded to a multiple of this many lanes
+SIMD = 16  # a block is padded to a multiple of this many lanes
 
 _I, _U = np.int32, np.uint32  # numba widens 32-bit arithmetic: every result is narrowed again, for SIMD's sake
 
@@ -79,7 +79,7 @@ def search_lanes(
 def block_width(lanes: int) -> int:
     """How many lanes are searched side by side: even shares of at most BLOCK, a multiple of the SIMD width."""
     blocks = max(1, -(-lanes // BLOCK))
-    return max(1, -(-lanes // (blocks * _SIMD))) * _SIMD
+    return max(1, -(-lanes // (blocks * SIMD))) * SIMD
 
 
 def decision_memory(width: int, steps: int, states: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,145 @@
+"""`lic-dist bench quantization`: speed, gain and limits of the quantizers, in tables, a plot and JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lic_dist.benchmarks import data, speed, theory
+from lic_dist.errors import UsageError
+from lic_dist.quantization.viterbi import block_width, decision_memory
+
+PARTS = ("speed", "gap", "mixture", "lanes", "candidates")
+REAL_STEP, REAL_PRICE = 0.7, 0.6  # D, and c of the real latents: what calibration finds for the shipped model
+GAUSSIAN_STEP, GAUSSIAN_PRICE = 0.49, 0.6  # two bits a sample
+
+
+def bench(parts: Sequence[str], images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
+    """Run the parts (all of PARTS where none is named), print their tables, return their figures.
+
+    `quick` takes fewer samples: figures of quality are then a few hundredths off. Raises UsageError for a part that is
+    none.
+    """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise UsageError(f"no part '{unknown[0]}' of this benchmark", hint=f"there are {', '.join(PARTS)}")
+    console = Console()
+    figures: dict[str, Any] = {"machine": machine(), "quick": quick}
+    runs: dict[str, Callable[[], Any]] = {
+        "speed": lambda: _speed(images, rounds, quick),
+        "gap": lambda: theory.gap((32, 2048) if quick else (64, 8192)),
+        "mixture": lambda: theory.mixed((64, 1024) if quick else (256, 2048)),
+        "lanes": lambda: theory.lanes(data.real(images)),
+        "candidates": lambda: theory.candidates((16, 128) if quick else (64, 256)),
+    }
+    for part in parts or PARTS:
+        figures[part] = runs[part]()
+        for table in _TABLES[part](figures[part]):
+            console.print(table)
+    console.print(f"machine: {figures['machine']}")
+    return figures
+
+
+def machine() -> dict[str, Any]:
+    """The hardware and the packages that figures were measured with."""
+    from importlib.metadata import version
+
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    return {"cpu": model, "cores": os.cpu_count(), **{name: version(name) for name in ("numpy", "numba", "torch")}}
+
+
+def _speed(images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
+    real = data.real(images).repeated(1 if quick else 3)
+    two_bits = data.gaussian(256 if quick else 1728, 768)
+    width = block_width(len(real.r))
+    memory = {
+        str(one.states): 8 * sum(array.nbytes for array in decision_memory(width, 768, one.states)) / (768 * width)
+        for one in speed.SEARCHES
+    }
+    figures: dict[str, Any] = {"memory_bits": memory, "lanes_in_flight": width}
+    for name, sources, step, price in (
+        ("real", real, REAL_STEP, REAL_PRICE),
+        ("two_bits", two_bits, GAUSSIAN_STEP, GAUSSIAN_PRICE),
+    ):
+        tcq8 = speed.Quantizer(speed.record("tcq", speed.ECM8, step, price, sources))
+        bits = float(tcq8.bits(tcq8.quantize(sources.r, sources.level), sources.level).sum()) / sources.r.size
+        figures[name] = {
+            "bits_a_latent": bits,
+            "latents": sources.r.size,
+            "arms": speed.timed(speed.arms(sources, step, price), rounds, f"speed, {bits:.2f} bit a latent"),
+            "threads": speed.threads(sources.repeated(4), step, price, rounds),
+        }
+    return figures
+
+
+def _speed_tables(figures: dict[str, Any]) -> list[Table]:
+    titles = {"real": "latents of the shipped model", "two_bits": "Gaussian"}
+    tables = []
+    for name, title in titles.items():
+        one = figures[name]
+        table = Table(title=f"Speed on one core: {title}, {one['bits_a_latent']:.2f} bit a latent with tcq8")
+        _columns(table, "", "ns a latent", "M latents/s", "time against tcq8")
+        for arm, row in one["arms"].items():
+            table.add_row(arm, f"{row['ns']:.2f}", f"{row['millions_per_second']:.2f}", f"{row['times_tcq8']:.2f}")
+        for cores, ratio in one["threads"].items():
+            table.add_row(f"tcq8, {cores} threads", "", "", f"{1 / ratio:.2f} (speed-up {ratio:.2f})")
+        tables.append(table)
+    memory = Table(title=f"Memory of the search, bits a latent of the {figures['lanes_in_flight']} lanes in flight")
+    _columns(memory, *(f"{states} states" for states in figures["memory_bits"]))
+    memory.add_row(*(f"{bits:.1f}" for bits in figures["memory_bits"].values()))
+    return [*tables, memory]
+
+
+def _gap_tables(figures: dict[str, list[float]]) -> list[Table]:
+    table = Table(title="Unit Gaussian: dB above Shannon's R(D), ideal entropy coding")
+    _columns(table, "", *(f"{rate} bit" for rate in theory.RATES))
+    for name, gaps in figures.items():
+        table.add_row(name, *(f"{gap:.3f}" for gap in gaps))
+    return [table]
+
+
+def _mixture_tables(figures: dict[str, Any]) -> list[Table]:
+    table = Table(title="Mixture of Gaussians: rate at the mean squared error of SQ, step 1")
+    _columns(table, "", "bit a sample", "against SQ with CompressAI's rates")
+    for name, row in figures.items():
+        table.add_row(name, f"{row['bits']:.4f}", f"{100 * row['against_sq']:+.2f} %" if "against_sq" in row else "")
+    return [table]
+
+
+def _lane_tables(figures: dict[str, Any]) -> list[Table]:
+    table = Table(title="TCQ-8 on latents of the shipped model: lanes against one long trellis")
+    _columns(table, "steps of a lane", "cost D + lambda R", "bits alone")
+    for steps, row in figures.items():
+        table.add_row(steps, f"{100 * row['cost']:+.3f} %", f"{100 * row['bits']:+.3f} %")
+    return [table]
+
+
+def _candidate_tables(figures: dict[str, Any]) -> list[Table]:
+    table = Table(title="TCQ-8: cost above a search of every level (mixture, D = .56)")
+    _columns(table, "c", "matched tables", "adapted tables")
+    for price, row in figures.items():
+        table.add_row(price, f"{100 * row['matched']:.4f} %", f"{100 * row['adapted']:.4f} %")
+    return [table]
+
+
+_TABLES: dict[str, Callable[[Any], list[Table]]] = {
+    "speed": _speed_tables,
+    "gap": _gap_tables,
+    "mixture": _mixture_tables,
+    "lanes": _lane_tables,
+    "candidates": _candidate_tables,
+}
+
+
+def _columns(table: Table, *names: str) -> None:
+    for index, name in enumerate(names):
+        table.add_column(name, justify="right" if index else "left")

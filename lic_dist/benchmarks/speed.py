@@ -1,0 +1,150 @@
+"""Latents per second of each quantizer, costs, search and traceback included, beside other searches of the same data.
+
+Every arm of a table runs once a round, in turn, so that ratios hold while the machine's speed drifts; figures are
+medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+
+from lic_dist.benchmarks import exhaustive
+from lic_dist.benchmarks.data import Sources
+from lic_dist.progress import Progress
+from lic_dist.quantization import tensors
+from lic_dist.quantization.adaptation import adapted, gaussian_record
+from lic_dist.quantization.quantize import Quantizer
+from lic_dist.quantization.rates import search_rates
+from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.quantization.reference import inverse
+from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Trellis
+
+LMBDA = 0.013
+SEARCHES: tuple[Trellis, ...] = (VVC4, ECM8, CODE16, CODE32)
+BASELINE_LANES = 72  # of the slow baselines' share of the data
+NNCODEC_DENSITY = 2  # of its steps: four an octave
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is timed: a call that handles so many latents."""
+
+    name: str
+    latents: int
+    run: Callable[[], Any]
+
+
+def record(name: str, machine: Trellis, step: float, price: float, sources: Sources) -> QuantizerRecord:
+    """An adapted quantizer whose bit costs `price` squared steps (the mean over channels)."""
+    weights = sources.weights / sources.weights.mean() * np.float32(3 / (LMBDA * 255**2 * step**2 * price))
+    start = gaussian_record(name, step, weights, LMBDA, trellis=machine, rounding=0.35 if name == "deadzone" else 0.5)
+    *_, last = adapted(start, [(sources.r, sources.level)], rounds=2)
+    return last
+
+
+def arms(sources: Sources, step: float, price: float) -> list[Arm]:
+    """Every quantizer on one core, then the baselines of TCQ-8 on a part of the lanes."""
+    made: list[Arm] = []
+    for name, machine in [("sq", SCALAR), ("deadzone", SCALAR), ("rdoq", SCALAR), *(("tcq", one) for one in SEARCHES)]:
+        scalar_step = step if name == "tcq" else 1.6 * step  # about the same rate
+        quantizer = Quantizer(record(name, machine, scalar_step, price if name == "tcq" else price / 2.5, sources))
+        label = machine.name if name == "tcq" else name
+
+        def run(quantizer: Quantizer = quantizer) -> Any:
+            return quantizer.quantize(sources.r, sources.level)
+
+        made.append(Arm(label, sources.r.size, run))
+    return made + _baselines(sources, record("tcq", ECM8, step, price, sources))
+
+
+def _baselines(sources: Sources, tcq8: QuantizerRecord) -> list[Arm]:
+    weight = tcq8.lane_weights(len(sources.r) // len(tcq8.weights))
+    r_torch, level_torch, weight_torch = map(torch.from_numpy, (sources.r, sources.level, weight))
+    rates = tensors.DeviceRates.of(search_rates(tcq8.y_tables), torch.device("cpu"), trellis=True)
+    part = slice(0, min(BASELINE_LANES, len(sources.r)))
+    r, level = sources.r[part], sources.level[part]
+    inside = np.abs(r) / tcq8.step < 2 * search_rates(tcq8.y_tables).largest - 8
+    r = np.where(inside, r, 0).astype(np.float32)
+
+    def torch_viterbi() -> Any:
+        return tensors.search(r_torch, level_torch, weight_torch, float(inverse(tcq8.step)), rates, ECM8)
+
+    def scalar_reference() -> Any:
+        return exhaustive.search(r, level, weight[part], tcq8.step, tcq8.y_tables, ECM8, every=False)
+
+    made = [
+        Arm("baseline: torch Viterbi, 8 states", sources.r.size, torch_viterbi),
+        Arm("baseline: scalar reference compiled, 8 states", r.size, scalar_reference),
+    ]
+    return made + (
+        [Arm("baseline: NNCodec C++, 8 states", r.size, _nncodec(r, tcq8.step))] if find_spec("nncodec") else []
+    )
+
+
+def _nncodec(r: np.ndarray, step: float) -> Callable[[], Any]:
+    """NNCodec's search at the nearest of its steps, (4 + (qp & 3)) / 4 * 2^(qp >> 2), with its defaults."""
+    from nncodec.extensions import deepCABAC
+
+    steps = {qp: (4 + (qp & 3)) / 4 * 2.0 ** (qp >> 2) for qp in range(-24, 9)}
+    qp = min(steps, key=lambda one: abs(np.log(steps[one] / step)))
+
+    def run() -> Any:
+        encoder = deepCABAC.Encoder()
+        encoder.initCtxModels(10, 0)
+        k = np.zeros(r.shape, np.int32)
+        encoder.quantLayer(r, k, 1, NNCODEC_DENSITY, qp, 0.1, 10, 0, 0)
+        return k
+
+    return run
+
+
+def timed(made: list[Arm], rounds: int, title: str) -> dict[str, dict[str, float]]:
+    """By arm: ns a latent and M latents a second (medians), and the median ratio of its time to tcq8's in a round."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds: dict[str, list[float]] = {arm.name: [] for arm in made}
+    try:
+        for arm in made:  # compiled, and warm
+            arm.run()
+        with Progress(title, rounds, "round") as bar:
+            for _ in range(rounds):
+                for arm in made:
+                    started = time.perf_counter()
+                    arm.run()
+                    seconds[arm.name].append((time.perf_counter() - started) / arm.latents)
+                bar.advance()
+    finally:
+        torch.set_num_threads(threads)
+    by_arm = {name: np.array(values) for name, values in seconds.items()}
+    return {
+        name: {
+            "ns": 1e9 * float(np.median(values)),
+            "millions_per_second": 1e-6 / float(np.median(values)),
+            "times_tcq8": float(np.median(values / by_arm["tcq8"])),
+        }
+        for name, values in by_arm.items()
+    }
+
+
+def threads(sources: Sources, step: float, price: float, rounds: int) -> dict[str, float]:
+    """How many times as fast TCQ-8 is on two cores, and on all: medians of ratios in a round of three calls each."""
+    quantizer = Quantizer(record("tcq", ECM8, step, price, sources))
+    counts = sorted({1, min(2, os.cpu_count() or 1), os.cpu_count() or 1})
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    for number in range(rounds + 1):
+        for count in counts:
+            started = time.perf_counter()
+            for _ in range(3):  # a core that slept takes milliseconds to wake
+                quantizer.quantize(sources.r, sources.level, threads=count)
+            if number:
+                seconds[count].append(time.perf_counter() - started)
+    one = np.array(seconds[1])
+    return {str(count): float(np.median(one / np.array(seconds[count]))) for count in counts[1:]}

@@ -1,0 +1,101 @@
+"""The benchmarks: facts of theory that they must find, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from lic_dist.benchmarks import data, exhaustive, quantization, speed, theory
+from lic_dist.cli import app
+from lic_dist.errors import LicError, UsageError
+from lic_dist.quantization.adaptation import adapted
+from lic_dist.quantization.quantize import search
+from lic_dist.quantization.trellis import CODE16, ECM8, VVC4, Trellis
+
+
+def test_the_gap_of_rounding_at_a_high_rate_is_that_of_theory() -> None:
+    """pi e / 6 (1 + Delta^2 / 12): 1.53 dB in the limit. Trellises close part of it, more with more states."""
+    sources = data.gaussian(64, 1024)
+    steps = np.geomspace(0.2, 0.4, 6)
+    curve = [theory._entropy_point(theory.at_price("sq", theory.SCALAR, float(step), 1.0), sources) for step in steps]
+    step = np.sqrt(2 * np.pi * np.e) / 2**3.5
+    expected = 10 * np.log10(np.pi * np.e / 6 * (1 + step**2 / 12))
+    assert theory._gap_at(curve, 3.5) == pytest.approx(expected, abs=0.015)
+    assert theory._gap_at(curve, 1.0) == float("inf")
+    found = []
+    for machine in (VVC4, ECM8, CODE16):
+        points = [
+            theory._entropy_point(theory.at_price("tcq", machine, float(step), 0.5), sources)
+            for step in np.geomspace(0.22, 0.34, 5)
+        ]
+        found.append(theory._gap_at(points, 3.0))
+    assert 0.68 > found[0] > found[1] > found[2] > 0.4
+
+
+def test_hull_between_two_points_is_their_mixture() -> None:
+    points = [theory.Point(1.0, 0.1), theory.Point(0.5, 0.2), theory.Point(0.9, 0.2)]
+    assert theory._hull_rate(points, 0.15) == pytest.approx(0.75, abs=1e-3)
+    assert theory._hull_rate(points[:1], 0.3) == 1.0
+
+
+@pytest.mark.parametrize("machine", [VVC4, ECM8])
+@pytest.mark.parametrize("price", [0.25, 1.0])
+def test_the_candidates_lose_nothing_at_matched_statistics(machine: Trellis, price: float) -> None:
+    sources, _ = data.mixture(12, 96)
+    record = theory.at_price("tcq", machine, 0.56, price)
+    weight = record.lane_weights(12)
+    k, cost = search(sources.r, sources.level, weight, record.step, record.y_tables, machine)
+    for every in (False, True):
+        plain = exhaustive.search(sources.r, sources.level, weight, record.step, record.y_tables, machine, every)
+        assert np.array_equal(plain[1], cost)
+        assert every or np.array_equal(plain[0], k)
+
+
+def test_lanes_lose_cost_against_a_long_trellis_and_more_when_they_are_short() -> None:
+    mixed, _ = data.mixture(24, 512)
+    figures = theory.lanes(data.Sources(mixed.r, mixed.level, np.full(12, 0.02, np.float32)))
+    assert list(figures) == ["512", "256", "64"]
+    assert 0 < figures["512"]["cost"] < figures["256"]["cost"] < figures["64"]["cost"] < 0.1
+
+
+def test_cut_keeps_channels_together() -> None:
+    values = np.arange(2 * 3 * 8, dtype=np.float32).reshape(6, 8)  # two pictures of three channels
+    cut = data.Sources(values, values.astype(np.uint8), np.ones(3, np.float32)).cut(4)
+    assert cut.r[:, 0].tolist() == [0, 8, 16, 4, 12, 20, 24, 32, 40, 28, 36, 44]
+
+
+def test_every_arm_is_timed_beside_its_baselines() -> None:
+    sources, _ = data.mixture(32, 128)
+    made = speed.arms(sources, 0.56, 0.6)
+    names = [arm.name for arm in made]
+    assert names[:7] == ["sq", "deadzone", "rdoq", "tcq4", "tcq8", "tcq16", "tcq32"]
+    assert [name for name in names if "baseline" in name][:2] == names[7:9]
+    figures = speed.timed(made[4:5] + made[7:9], rounds=1, title="test")
+    assert figures["tcq8"]["times_tcq8"] == 1 and all(row["ns"] > 0 for row in figures.values())
+    reference = made[8].run()
+    *_, record = adapted(theory.at_price("tcq", ECM8, 0.56, 0.6), [(sources.r, sources.level)], 2)
+    assert reference[0].shape == (32, 128) and record.states == 8
+
+
+@pytest.mark.slow
+def test_the_command_prints_tables_and_writes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(theory, "ROUNDS", 1)
+    out = tmp_path / "figures.json"
+    parts = ["--part", "candidates", "--part", "lanes", "--part", "mixture", "--part", "speed"]
+    result = CliRunner().invoke(app, ["bench", "quantization", *parts, "--quick", "--rounds", "1", "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(out.read_text())
+    assert set(figures) == {"machine", "quick", "candidates", "lanes", "mixture", "speed"}
+    assert figures["mixture"]["tcq8"]["against_sq"] < -0.11 and "tcq32" in result.output
+    assert figures["speed"]["memory_bits"] == {"4": 8, "8": 12, "16": 20, "32": 36}
+
+
+def test_unknown_parts_and_small_pictures_are_one_line(photos: Path) -> None:
+    with pytest.raises(UsageError, match="no part 'warp'"):
+        quantization.bench(["warp"], None, 1, True)
+    with pytest.raises(LicError, match="no picture of 512x384"):
+        data.real(photos)
