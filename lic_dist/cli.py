@@ -158,15 +158,18 @@ def cache_adapt(
     out: Annotated[Path | None, typer.Option(help="The record's file; default: beside the store.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Calibrate (g, D) and adapt the tables on the pilot; write the quantizer record."""
+    """Calibrate step and strength and adapt the tables on the pilot; write the quantizer record and its curve."""
     from lic_dist.building.build import adapt, prepare, record_path
+    from lic_dist.building.calibrate import describe
+    from lic_dist.evaluation.plots import calibration_plot
 
     for experiment in _experiments(config, overrides):
         job = prepare(experiment)
         record = adapt(job)
         path = out or record_path(job)
         record.save(path)
-        typer.echo(f"{record.name} {record.states} states: D {record.step:.4g}, g {record.lambda_scale:.4g}: {path}")
+        calibration_plot(record.notes, path.with_suffix(".png"), job.quantizer.group)
+        typer.echo("\n".join([*describe(record), f"{path}, {path.with_suffix('.png')}"]))
 
 
 @cache_app.command("build")

@@ -31,22 +31,22 @@ from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.sensitivity import sensitivities
 
-FACTORS = ((2.0, 1.15), (2**0.5, 1.07))  # of one step in strength and in step, coarse then fine
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 
 
 @dataclass(frozen=True)
 class Axes:
-    """Where the search of a quantizer starts, (strength, step), and how far it may go."""
+    """Where the search of a quantizer starts, (strength, step), how far it may go, and the factors of its moves."""
 
     start: tuple[float, float]
     strengths: tuple[float, float]
     steps: tuple[float, float]
+    factors: tuple[tuple[float, float], ...] = ((2.0, 1.15), (2**0.5, 1.07))  # of (strength, step): coarse, then fine
 
 
 AXES = {
     "sq": Axes((1.0, 1.0), (1.0, 1.0), (0.5, 2.0)),
-    "deadzone": Axes((0.4, 1.0), (0.1, 0.5), (0.5, 2.0)),
+    "deadzone": Axes((0.45, 1.0), (0.1, 0.5), (0.5, 2.0), ((1.2, 1.15), (1.1, 1.07))),
     "rdoq": Axes((0.2, 1.0), (0.02, 2.0), (0.5, 2.0)),
     "tcq": Axes((0.2, 0.66), (0.02, 2.0), (0.4, 1.2)),
 }
@@ -123,8 +123,9 @@ def calibrate(
     def records(strength: float, step: float) -> list[QuantizerRecord]:
         """The analytic record, and the one after each round of adaptation."""
         record = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
-        if section.name == "deadzone":
-            record = centred(record, [part])
+        return with_rounds(record)
+
+    def with_rounds(record: QuantizerRecord) -> list[QuantizerRecord]:
         rounds = section.adapt_rounds if section.rates == "adapted" else 0
         return [record, *adapted(record, [part], rounds)]
 
@@ -140,6 +141,10 @@ def calibrate(
     with Progress(f"calibrating {section.name}", (1, 8, 16)[fixed.count(None)], "trial") as bar:
         strength, step = _pattern_search(trial, AXES[section.name], *fixed)
     measured, made = trials[(round(strength, 6), round(step, 6))]
+    if section.name == "deadzone":  # levels at the centroids: less error of the latents, not always of the picture
+        moved = with_rounds(centred(made[0], [part]))
+        if (other := measure(checkpoint, moved[-1], held_out, held_view)).L < measured.L:
+            measured, made = other, moved
     course = [measure(checkpoint, record, held_out, held_view) for record in made[:-1]] + [measured]
     notes |= {
         "calibration": [
@@ -153,6 +158,32 @@ def calibrate(
         "mse_predicted": measured.predicted,
     }
     return replace(made[-1], notes={**made[-1].notes, **notes})
+
+
+def describe(record: QuantizerRecord) -> list[str]:
+    """What a calibrated record's notes say, in plain lines: the pair chosen, the gain of each round, the prediction."""
+    notes = record.notes
+    strength = record.rounding if record.name == "deadzone" else record.lambda_scale
+    symbols = {"sq": "", "deadzone": f", xi {strength:.4g}"}.get(record.name, f", g {strength:.4g}")
+    states = f" with {record.states} states" if record.name == "tcq" else ""
+    lines = [
+        f"{record.name}{states}: step {record.step:.4g}{symbols}, L {notes['L']:.4f} on {notes['calibration_samples']} "
+        f"held-out crops, the least of {len(notes['calibration'])} trials"
+    ]
+    first, *later = notes["rounds"]
+    lines.append(f"tables: {'analytic':<19} bpp {first['bpp']:.4f} {'':10} L {first['L']:.4f}")
+    for number, (before, one) in enumerate(zip(notes["rounds"], later, strict=False), start=1):
+        bits, loss = (100 * (one[key] / before[key] - 1) for key in ("bpp", "L"))
+        title = f"adapted, round {number}"
+        lines.append(f"        {title:<19} bpp {one['bpp']:.4f} ({bits:+.2f} %)   L {one['L']:.4f} ({loss:+.2f} %)")
+    if errors := notes.get("weights_standard_error"):
+        relative = np.median(np.array(errors) / np.maximum(record.weights, 1e-30))
+        change = notes["mse"] - notes["mse_unquantized"]
+        lines.append(
+            f"change of the MSE by quantization: predicted {notes['mse_predicted']:.3e}, real {change:.3e} "
+            f"(ratio {change / notes['mse_predicted']:.2f}); sensitivities +- {100 * relative:.1f} % (median)"
+        )
+    return lines
 
 
 def _fixed(section: config.Quantizer) -> tuple[float | None, float | None]:
@@ -169,7 +200,7 @@ def _pattern_search(
 ) -> tuple[float, float]:
     best = (fixed_strength or axes.start[0], fixed_step or axes.start[1])
     lowest = trial(*best)
-    for strength_factor, step_factor in FACTORS:
+    for strength_factor, step_factor in axes.factors:
         moved = True
         while moved:
             moved = False

@@ -104,6 +104,33 @@ def training_plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+def calibration_plot(notes: dict[str, Any], path: Path, name: str) -> None:
+    """A calibration's trials: L over the step, a line for each strength; predicted against real change of the MSE."""
+    trials, base = notes["calibration"], notes["mse_unquantized"]
+    figure = _figure(11.0, 4.2)
+    left, right = figure.subplots(1, 2)
+    best = min(trials, key=lambda trial: trial["L"])
+    for number, strength in enumerate(sorted({trial["strength"] for trial in trials})):
+        line = sorted((trial for trial in trials if trial["strength"] == strength), key=lambda trial: trial["step"])
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
+        left.plot([one["step"] for one in line], [one["L"] for one in line], label=f"{strength:.3g}", **style)
+        right.plot(
+            [1e4 * one["predicted"] for one in line], [1e4 * (one["mse"] - base) for one in line], linestyle="", **style
+        )
+    left.plot(best["step"], best["L"], "o", markersize=11, mfc="none", mec=ANCHOR_COLOUR)
+    left.set_title(f"{name}: L on {notes['calibration_samples']} held-out crops", fontsize=10, loc="left")
+    left.set_title(f"least {best['L']:.4f} at {best['strength']:.3g}, {best['step']:.3g}", fontsize=9, loc="right")
+    left.set_xlabel("step")
+    left.legend(title="strength", fontsize=8, frameon=False)
+    limit = 1.05e4 * max(max(trial["predicted"], trial["mse"] - base) for trial in trials)
+    right.plot([0, limit], [0, limit], color="#999999", linewidth=1, linestyle=":")
+    right.set_title("change of the MSE by quantization, 1e-4: real over predicted", fontsize=10, loc="left")
+    right.set_xlabel("predicted from the sensitivities")
+    for axes in (left, right):
+        _clean(axes)
+    _save(figure, path)
+
+
 def _curves(axes: Axes, curves: Sequence[Curve], anchor: str, name: str, value: Any) -> None:
     others = [curve for curve in curves if curve.name != anchor]
     limit = _rate_limit(curves, anchor)
