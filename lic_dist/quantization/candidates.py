@@ -16,9 +16,9 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-BLOCK = 128  # lanes searched side by side at most
+BLOCK = 96  # lanes searched side by side at most
 TILE = 64  # steps between two reductions of the path metrics; r is read in runs of so many
-PANEL = 16  # steps of one transposition
+PANEL = 32  # steps of one transposition
 SATURATION = np.float32(1 << 20)  # a distortion in 1/256 bit never counts for more
 BIT = 256  # cost units in a bit
 
@@ -36,27 +36,30 @@ def tile_candidates(
     position: np.ndarray,
     index: np.ndarray,
     row: np.ndarray,
-) -> bool:
+) -> np.int32:
     """Of a tile, [lane, step]: |r|/D, where the rates of its candidates stand in quads, and the level.
 
-    Returns whether some candidates lie beyond the table: their index is that of its last column.
+    Returns the largest |r|/D as its bits, which sort as the numbers do, infinity and NaN last. Candidates beyond the
+    table have the index of its last column.
     """
     columns = _I(quads.shape[1])
     last = _I(columns - 1)
     flat_r, flat_level = r.ravel(), level.ravel()
     flat_position, flat_index, flat_row = position.ravel(), index.ravel(), row.ravel()
-    highest = _I(0)
+    bits = position.view(np.int32).ravel()
+    largest = _I(0)
     for lane in range(len(r)):
         base, to = lane * r.shape[1] + start, lane * TILE
         for offset in range(end - start):
             value = abs(flat_r[np.uint64(base + offset)]) * inverse_step
             smallest = smallest_level(value)
-            highest = max(highest, smallest)
             flat_position[np.uint64(to + offset)] = value
             at = flat_level[np.uint64(base + offset)]
             flat_index[np.uint64(to + offset)] = _I(_I(_I(at) * columns) + min(smallest, last))
             flat_row[np.uint64(to + offset)] = at
-    return bool(highest > last)
+        for offset in range(end - start):
+            largest = max(largest, bits[np.uint64(to + offset)])
+    return largest
 
 
 @njit(nogil=True)
@@ -127,7 +130,7 @@ def _escaped(smallest: np.int32, level: int, levels: int, reach: np.ndarray, fla
         row = (m & 1) * levels + level
         value = 2 * (((m + 1) >> 1) - reach[row] - 1)
         nibbles = 0
-        while value != 0:
+        while value > 0:  # NaN has come this far: a negative number, which the caller refuses afterwards
             nibbles += 1
             value >>= 4
         packed |= np.int64(flag[row] + BIT * (4 + 4 * nibbles)) << (16 * number)

@@ -46,11 +46,15 @@ def search(
         raise ValueError(f"{trellis.name} has no trellis to search: two quantizers, 2 to {viterbi.MOST_STATES} states")
     rates = tables if isinstance(tables, SearchRates) else search_rates(tables)
 
+    largest = 2 * _LARGEST_INDEX - 2  # of |r|/D
+
     def on_cpu(r: np.ndarray, level: np.ndarray, weight: np.ndarray, k: np.ndarray, cost: np.ndarray) -> None:
         arrays = (rates.quads, rates.zero_pairs, rates.reach, rates.flag)
-        viterbi.search_lanes(r, level, weight, inverse(step), *arrays, trellis, k, cost)
+        if not viterbi.search_lanes(r, level, weight, inverse(step), *arrays, trellis, k, cost) <= largest:
+            _check_range(r, step, largest)
 
     def on_device(r: torch.Tensor, level: torch.Tensor, weight: torch.Tensor) -> tuple[Any, Any]:
+        _check_range(r, step, largest)
         held = tensors.DeviceRates.of(rates, r.device, trellis=True)
         if r.is_cuda and find_spec("triton"):
             from lic_dist.quantization import triton_search
@@ -58,7 +62,7 @@ def search(
             return triton_search.search(r, level, weight, float(inverse(step)), held, trellis)
         return tensors.search(r, level, weight, float(inverse(step)), held, trellis)
 
-    return _searched(r, level, weight, step, rates, 2, 2 * _LARGEST_INDEX - 2, threads, on_cpu, on_device)
+    return _searched(r, level, weight, rates, 2, threads, on_cpu, on_device)
 
 
 def rdoq(
@@ -68,23 +72,23 @@ def rdoq(
     rates = tables if isinstance(tables, SearchRates) else search_rates(tables)
 
     def on_cpu(r: np.ndarray, level: np.ndarray, weight: np.ndarray, k: np.ndarray, cost: np.ndarray) -> None:
+        _check_range(r, step, _LARGEST_INDEX)
         scalar.rdoq(r, level, weight, inverse(step), rates.costs, rates.reach, rates.flag, k, cost)
 
     def on_device(r: torch.Tensor, level: torch.Tensor, weight: torch.Tensor) -> tuple[Any, Any]:
+        _check_range(r, step, _LARGEST_INDEX)
         held = tensors.DeviceRates.of(rates, r.device, trellis=False)
         return tensors.rdoq(r, level, weight, float(inverse(step)), held)
 
-    return _searched(r, level, weight, step, rates, 1, _LARGEST_INDEX, threads, on_cpu, on_device)
+    return _searched(r, level, weight, rates, 1, threads, on_cpu, on_device)
 
 
 def _searched(
     r: Any,
     level: Any,
     weight: Any,
-    step: float,
     rates: SearchRates,
     quantizers: int,
-    largest: int,
     threads: int,
     on_cpu: Callable[..., None],
     on_device: Callable[..., tuple[Any, Any]],
@@ -101,13 +105,11 @@ def _searched(
     if weight.shape[0] and not (bool((weight >= 0).all()) and float(weight.max()) < np.inf):
         raise ValueError("weight is one finite number >= 0 a lane")
     if not isinstance(r, np.ndarray):
-        _check_range(r, step, largest)
         found: tuple[Any, Any] = on_device(r, level, weight)
         return found
     k, cost = np.empty(r.shape, np.int16), np.zeros(len(r), np.int64)
 
     def work(piece: slice) -> None:
-        _check_range(r[piece], step, largest)
         on_cpu(r[piece], level[piece], weight[piece], k[piece], cost[piece])
 
     if threads == 1:

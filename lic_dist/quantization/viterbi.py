@@ -60,20 +60,22 @@ def search_lanes(
     trellis: Trellis,
     k: np.ndarray,
     cost: np.ndarray,
-) -> None:
+) -> float:
     """Search every lane; fills k int16 [lanes, steps] and cost int64 [lanes] (1/256 bit).
 
     r float32 [lanes, steps]; level, unsigned, [lanes, steps]; weight float32 [lanes]; quads int64 [levels, width]:
     at the smallest candidate m0 the rates of the four candidates by branch class, 16 bits each; zero_pairs int32
     [levels]: the rate of zero in Q0 and, 16 bits higher, in Q1; reach, flag int32 [2 levels], of each row: the largest
     |k| not escaped, the cost of the escape's flag.
+    Returns the largest |r|/D: where it is not finite, or too large for int16 indices, k and cost mean nothing.
     """
     lanes, steps = r.shape
     width = block_width(lanes)
     decisions, zeros = decision_memory(width, steps, trellis.states)
-    compiled(trellis)(
-        r, level, weight, inverse_step, quads, zero_pairs, reach, flag, _branches(trellis), decisions, zeros, k, cost
-    )
+    search = compiled(trellis)
+    tables = (quads, zero_pairs, reach, flag, _branches(trellis))
+    peak = search(r, level, weight, inverse_step, *tables, decisions, zeros, k, cost)
+    return float(np.array(peak, np.int32).view(np.float32))
 
 
 def block_width(lanes: int) -> int:
@@ -91,7 +93,7 @@ def decision_memory(width: int, steps: int, states: int) -> tuple[np.ndarray, np
 
 
 @lru_cache(maxsize=64)
-def compiled(trellis: Trellis) -> Callable[..., None]:
+def compiled(trellis: Trellis) -> Callable[..., np.int32]:
     """The search of a machine, compiled at its first call and kept in numba's cache on disk."""
     if trellis.quantizers != 2 or trellis.states > MOST_STATES:
         raise ValueError(f"{trellis.name} has no trellis to search: two quantizers, 2 to {MOST_STATES} states")
@@ -180,7 +182,7 @@ def _search(
     zeros: np.ndarray,
     k: np.ndarray,
     cost: np.ndarray,
-) -> None:
+) -> np.int32:
     lanes, steps = r.shape
     width = zeros.shape[1]
     metric = np.empty(STATES * BLOCK, np.int32)
@@ -190,8 +192,9 @@ def _search(
     scaled, zero = np.zeros((PANEL, BLOCK), np.float32), np.zeros((PANEL, BLOCK), np.int32)
     low, high = np.zeros((PANEL, BLOCK), np.int32), np.zeros((PANEL, BLOCK), np.int32)
     by_step, by_lane = np.empty((TILE, width), np.uint8), np.empty((width, TILE), np.uint8)
-    state = np.zeros(width, np.uint32)
+    state, least = np.zeros(width, np.uint32), np.zeros(BLOCK, np.int32)
     block_weight = np.zeros(width, np.float32)
+    peak, tile_peak = _I(0), np.zeros(1, np.int32)
     for first in range(0, lanes, width):
         size = min(width, lanes - first)
         block_r, block_level = r[first : first + size], level[first : first + size]
@@ -201,10 +204,12 @@ def _search(
         cost[first : first + size] = 0
         for start in range(0, steps, TILE):
             end = min(start + TILE, steps)
-            last = tile_candidates(block_r, block_level, start, end, inverse_step, quads, position, index, row)
+            tile_peak[0] = tile_candidates(block_r, block_level, start, end, inverse_step, quads, position, index, row)
+            peak = max(peak, tile_peak[0])
+            escapes = smallest_level(tile_peak.view(np.float32)[0]) >= quads.shape[1]
             for panel in range(start, end, PANEL):
                 look_up(position, index, row, panel - start, size, quads, zero_pairs, scaled, low, high, zero)
-                if last:
+                if escapes:
                     look_up_escapes(position, row, panel - start, size, quads, reach, flag, low, high)
                 for step in range(panel, min(panel + PANEL, end), 2):
                     at, half = step - panel, step >> 1
@@ -225,7 +230,7 @@ def _search(
                     else:
                         select_one(metric, branch, decisions[step], decisions[step])
                         select_one(metric, branch[4 * BLOCK :], decisions[step + 1], decisions[step + 1])
-            _reduce(metric, cost[first : first + size])
+            _reduce(metric, least, cost[first : first + size])
         _best_final(metric, state, cost[first : first + size])
         for start in range((steps - 1) // TILE * TILE, -1, -TILE):
             end = min(start + TILE, steps)
@@ -234,18 +239,23 @@ def _search(
                 taken, shift = (step >> 1, nibble) if STATES <= 4 else (step, 0)
                 trace(decisions[taken], shift, zeros[step >> 1], nibble, branches, state, by_step[step - start])
             _indices(block_r, start, end, inverse_step, by_step, by_lane, k[first : first + size])
+    return peak
 
 
 @njit(nogil=True)
-def _reduce(metric: np.ndarray, cost: np.ndarray) -> None:
+def _reduce(metric: np.ndarray, least: np.ndarray, cost: np.ndarray) -> None:
     """Subtract the least path metric of each lane from its states and add it to the lane's cost."""
+    least[:] = metric[:BLOCK]
+    for state in range(BLOCK, len(metric), BLOCK):
+        row = metric[state : state + BLOCK]
+        for lane in range(BLOCK):
+            least[lane] = min(least[lane], row[lane])
+    for state in range(0, len(metric), BLOCK):
+        row = metric[state : state + BLOCK]
+        for lane in range(BLOCK):
+            row[lane] = _I(row[lane] - least[lane])
     for lane in range(len(cost)):
-        least = metric[lane]
-        for state in range(BLOCK, len(metric), BLOCK):
-            least = min(least, metric[lane + state])
-        for state in range(0, len(metric), BLOCK):
-            metric[lane + state] -= least
-        cost[lane] += least
+        cost[lane] += least[lane]
 
 
 @njit(nogil=True)
