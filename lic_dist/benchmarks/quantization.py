@@ -76,7 +76,7 @@ def _speed(images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
             "bits_a_latent": bits,
             "latents": sources.r.size,
             "arms": speed.timed(speed.arms(sources, step, price), rounds, f"speed, {bits:.2f} bit a latent"),
-            "threads": speed.threads(sources.repeated(4), step, price, rounds),
+            "threads": speed.threads(sources, step, price, rounds),
         }
     return figures
 

@@ -29,6 +29,7 @@ from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Tr
 
 LMBDA = 0.013
 SEARCHES: tuple[Trellis, ...] = (VVC4, ECM8, CODE16, CODE32)
+THREADED = 1 << 24  # latents that are shared out over threads
 BASELINE_LANES = 72  # of the slow baselines' share of the data
 NNCODEC_DENSITY = 2  # of its steps: four an octave
 
@@ -135,15 +136,18 @@ def timed(made: list[Arm], rounds: int, title: str) -> dict[str, dict[str, float
 
 
 def threads(sources: Sources, step: float, price: float, rounds: int) -> dict[str, float]:
-    """How many times as fast TCQ-8 is on two cores, and on all: medians of ratios in a round of three calls each."""
+    """How many times as fast TCQ-8 is on two cores, and on all: medians of ratios within a round.
+
+    On a tenth of a second's work: a scheduler takes up to ten milliseconds to give a new thread its own core.
+    """
     quantizer = Quantizer(record("tcq", ECM8, step, price, sources))
+    sources = sources.repeated(max(1, THREADED // sources.r.size))
     counts = sorted({1, min(2, os.cpu_count() or 1), os.cpu_count() or 1})
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     for number in range(rounds + 1):
         for count in counts:
             started = time.perf_counter()
-            for _ in range(3):  # a core that slept takes milliseconds to wake
-                quantizer.quantize(sources.r, sources.level, threads=count)
+            quantizer.quantize(sources.r, sources.level, threads=count)
             if number:
                 seconds[count].append(time.perf_counter() - started)
     one = np.array(seconds[1])
