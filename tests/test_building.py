@@ -13,11 +13,12 @@ import torch
 from lic_dist import config, images
 from lic_dist.building import build as building
 from lic_dist.building.build import build, calibration_samples, check_cache, prepare
-from lic_dist.building.calibrate import calibrate, measure, z_bits
+from lic_dist.building.calibrate import calibrate, describe, measure, z_bits
 from lic_dist.building.latents import encode, view
 from lic_dist.building.records import analytic_record, compressai_record, fits, named_record
 from lic_dist.cache.reader import LatentCache
 from lic_dist.errors import LicError, ToleranceError, UsageError
+from lic_dist.evaluation.plots import calibration_plot
 from lic_dist.models import checkpoint
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.adaptation import adapted as adapted_records
@@ -233,6 +234,40 @@ def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store:
     assert pytest.approx(record.notes["L"], abs=1e-12) == measured.L
     fixed = calibrate(loaded, config.Quantizer(name="tcq", step=0.7, lambda_scale=0.1), pilot, held_out, 4)
     assert (fixed.step, fixed.lambda_scale, len(fixed.notes["calibration"])) == (0.7, 0.1, 1)
+
+
+@pytest.mark.parametrize("name", ["deadzone", "rdoq", "tcq"])
+def test_calibration_reports_its_rounds_and_its_prediction(store: Path, base: Path, name: str, tmp_path: Path) -> None:
+    cache, loaded = LatentCache.open(store), checkpoint.load(str(base))
+    section = config.Quantizer.model_validate({"name": name, "states": 16, "pilot": 8, "calibration": 4, "step": 0.8})
+    pilot, held_out = calibration_samples(cache, section)
+    record = calibrate(loaded, section, pilot, held_out, 4)
+    notes = record.notes
+    assert (record.name, record.states) == (name, 16 if name == "tcq" else 1)
+    assert len(notes["rounds"]) == 1 + (1 if name == "deadzone" else section.adapt_rounds)
+    assert notes["rounds"][-1]["L"] == notes["L"] and notes["rounds"][1] != notes["rounds"][0]
+    assert min(one["L"] for one in notes["calibration"]) >= notes["L"] - 1e-12
+    seen = view(loaded.model, held_out.y, held_out.z, 4)
+    level = Quantizer(record).dequantize(Quantizer(record).quantize(seen.residual, seen.level))
+    error = ((seen.residual.astype(np.float64) - level) ** 2).reshape(4, 12, -1)
+    predicted = (error * record.weights[:, None]).sum() / (4 * 3 * 64 * 64)
+    assert notes["mse_predicted"] == pytest.approx(predicted) and min(notes["weights_standard_error"]) > 0
+    lines = describe(record)
+    assert len(lines) == 3 + len(notes["rounds"][1:]) and "adapted, round 1" in lines[2] and "predicted" in lines[-1]
+    calibration_plot(notes, tmp_path / "curve.png", name)
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["deadzone", "rdoq"])
+def test_scalar_quantizers_build_groups_too(store: Path, base: Path, photos: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "more.zarr"
+    shutil.copytree(store, path)
+    section = {"name": name, "group": name, "step": 0.9}
+    assert build(experiment(base, photos, path, quantizer=section)).shards_built == 3
+    cache = LatentCache.open(path)
+    record = QuantizerRecord.from_json(cache.record_json(name))
+    k = cache.load((f"quantized/{name}/k",))[f"quantized/{name}/k"]
+    assert record.name == name and record.step == 0.9 and np.abs(k).max() > 1
 
 
 def test_adapted_tables_cost_less_on_what_they_were_adapted_to(store: Path, base: Path) -> None:

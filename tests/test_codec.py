@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,13 @@ def loaded(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return checkpoint.load(str(path))
 
 
-@pytest.fixture(scope="module", params=["sq", "tcq"])
+@pytest.fixture(scope="module", params=["sq", "deadzone", "rdoq", "tcq4", "tcq8", "tcq16", "tcq32"])
 def codec(request: pytest.FixtureRequest, loaded: Checkpoint) -> ImageCodec:
     if request.param == "sq":
         return ImageCodec(loaded.model, compressai_record(loaded))
-    weights = np.full(12, 30.0)
-    return ImageCodec(loaded.model, analytic_record(loaded, "tcq", 8, 0.6, 0.2, weights))
+    name, states = request.param.rstrip("0123456789"), int(request.param.lstrip("abcdefghijklmnopqrstuvwxyz") or 1)
+    record = analytic_record(loaded, name, states, 0.6, 0.2, np.full(12, 30.0))
+    return ImageCodec(loaded.model, replace(record, shift=-0.05) if name == "deadzone" else record)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (64, 64), (65, 63), (30, 200), (130, 97)])
