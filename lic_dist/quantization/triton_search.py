@@ -67,6 +67,7 @@ def search(position, level, weight, quads, zero_pairs, reach, flag, branches, de
     final = m_0
 {final}
     tl.store(cost + lane, total + final.to(tl.int64), mask=live)
+    tl.debug_barrier()  # what one thread wrote another may read
     for back in range(0, steps):
         step = steps - 1 - back
         p = tl.load(position + step * stride + lane, mask=live, other=0.0)
