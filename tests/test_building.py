@@ -244,8 +244,8 @@ def test_calibration_reports_its_rounds_and_its_prediction(store: Path, base: Pa
     record = calibrate(loaded, section, pilot, held_out, 4)
     notes = record.notes
     assert (record.name, record.states) == (name, 16 if name == "tcq" else 1)
-    assert len(notes["rounds"]) == 1 + (1 if name == "deadzone" else section.adapt_rounds)
-    assert notes["rounds"][-1]["L"] == notes["L"] and notes["rounds"][1] != notes["rounds"][0]
+    assert len(notes["adaptation"]) == 1 + (1 if name == "deadzone" else section.adapt_rounds)
+    assert notes["adaptation"][-1]["L"] == notes["L"] and notes["adaptation"][1] != notes["adaptation"][0]
     assert min(one["L"] for one in notes["calibration"]) >= notes["L"] - 1e-12
     seen = view(loaded.model, held_out.y, held_out.z, 4)
     level = Quantizer(record).dequantize(Quantizer(record).quantize(seen.residual, seen.level))
@@ -253,7 +253,9 @@ def test_calibration_reports_its_rounds_and_its_prediction(store: Path, base: Pa
     predicted = (error * record.weights[:, None]).sum() / (4 * 3 * 64 * 64)
     assert notes["mse_predicted"] == pytest.approx(predicted) and min(notes["weights_standard_error"]) > 0
     lines = describe(record)
-    assert len(lines) == 3 + len(notes["rounds"][1:]) and "adapted, round 1" in lines[2] and "predicted" in lines[-1]
+    assert (
+        len(lines) == 3 + len(notes["adaptation"][1:]) and "adapted, round 1" in lines[2] and "predicted" in lines[-1]
+    )
     calibration_plot(notes, tmp_path / "curve.png", name)
     assert (tmp_path / "curve.png").stat().st_size > 10_000
 

@@ -183,10 +183,30 @@ def test_memory_is_a_bit_a_state_and_four_bits_a_latent_of_a_block(machine: Trel
         assert 8 * held == (machine.states + 4) * 512 * width
 
 
-def test_compiled_searches_are_kept_apart_and_on_disk() -> None:
+def test_compiled_searches_are_kept_apart() -> None:
     one, other = (viterbi.compiled(machine).__name__ for machine in (ECM8, replace(ECM8, next_state=NNCODEC8)))
     assert one.startswith("search_8_") and one != other
     assert viterbi.compiled(ECM8) is viterbi.compiled(ECM8)
+
+
+CACHED = """
+import numpy as np
+from lic_dist.quantization import viterbi
+from lic_dist.quantization.quantize import search
+from tests.test_search import ECM8, STEP, TABLES, latents
+search(*latents(2, 9), STEP, TABLES, ECM8)
+stats = viterbi.compiled(ECM8).stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+@pytest.mark.slow
+def test_a_search_is_compiled_once_for_all_processes(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for expected in ("0 1", "1 0"):
+        command = [sys.executable, "-c", CACHED]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=250)
+        assert done.stdout.strip() == expected, done.stderr[-2000:]
 
 
 TRITON = """

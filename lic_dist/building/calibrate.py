@@ -111,7 +111,7 @@ def calibrate(
 ) -> QuantizerRecord:
     """Make the quantizer record of a checkpoint: sensitivities, step and strength where `auto`, adapted tables.
 
-    Notes: `calibration`, a list of {strength, step, L, bpp, mse, predicted}; `rounds`, {L, bpp} from the analytic
+    Notes: `calibration`, a list of {strength, step, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the analytic
     tables on; `mse_unquantized`; `weights_standard_error`.
     """
     pilot_view = view(checkpoint.model, pilot.y, pilot.z, batch)
@@ -151,7 +151,7 @@ def calibrate(
             {"strength": key[0], "step": key[1], **asdict(one)} for key, (one, _) in sorted(trials.items())
         ],
         "calibration_samples": len(held_out),
-        "rounds": [{"L": one.L, "bpp": one.bpp} for one in course],
+        "adaptation": [{"L": one.L, "bpp": one.bpp} for one in course],
         "mse_unquantized": squared_error(checkpoint.model, held_out.y.astype(np.float32), held_out.pixels),
         "L": measured.L,
         "mse": measured.mse,
@@ -170,9 +170,9 @@ def describe(record: QuantizerRecord) -> list[str]:
         f"{record.name}{states}: step {record.step:.4g}{symbols}, L {notes['L']:.4f} on {notes['calibration_samples']} "
         f"held-out crops, the least of {len(notes['calibration'])} trials"
     ]
-    first, *later = notes["rounds"]
+    first, *later = notes["adaptation"]
     lines.append(f"tables: {'analytic':<19} bpp {first['bpp']:.4f} {'':10} L {first['L']:.4f}")
-    for number, (before, one) in enumerate(zip(notes["rounds"], later, strict=False), start=1):
+    for number, (before, one) in enumerate(zip(notes["adaptation"], later, strict=False), start=1):
         bits, loss = (100 * (one[key] / before[key] - 1) for key in ("bpp", "L"))
         title = f"adapted, round {number}"
         lines.append(f"        {title:<19} bpp {one['bpp']:.4f} ({bits:+.2f} %)   L {one['L']:.4f} ({loss:+.2f} %)")
