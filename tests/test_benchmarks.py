@@ -21,7 +21,7 @@ def test_the_gap_of_rounding_at_a_high_rate_is_that_of_theory() -> None:
     """pi e / 6 (1 + Delta^2 / 12): 1.53 dB in the limit. Trellises close part of it, more with more states."""
     sources = data.gaussian(64, 1024)
     steps = np.geomspace(0.2, 0.4, 6)
-    curve = [theory._entropy_point(theory.at_price("sq", theory.SCALAR, float(step), 1.0), sources) for step in steps]
+    curve = [theory._entropy_point(data.priced("sq", theory.SCALAR, float(step), 1.0), sources) for step in steps]
     step = np.sqrt(2 * np.pi * np.e) / 2**3.5
     expected = 10 * np.log10(np.pi * np.e / 6 * (1 + step**2 / 12))
     assert theory._gap_at(curve, 3.5) == pytest.approx(expected, abs=0.015)
@@ -29,7 +29,7 @@ def test_the_gap_of_rounding_at_a_high_rate_is_that_of_theory() -> None:
     found = []
     for machine in (VVC4, ECM8, CODE16):
         points = [
-            theory._entropy_point(theory.at_price("tcq", machine, float(step), 0.5), sources)
+            theory._entropy_point(data.priced("tcq", machine, float(step), 0.5), sources)
             for step in np.geomspace(0.22, 0.34, 5)
         ]
         found.append(theory._gap_at(points, 3.0))
@@ -46,7 +46,7 @@ def test_hull_between_two_points_is_their_mixture() -> None:
 @pytest.mark.parametrize("price", [0.25, 1.0])
 def test_the_candidates_lose_nothing_at_matched_statistics(machine: Trellis, price: float) -> None:
     sources, _ = data.mixture(12, 96)
-    record = theory.at_price("tcq", machine, 0.56, price)
+    record = data.priced("tcq", machine, 0.56, price)
     weight = record.lane_weights(12)
     k, cost = search(sources.r, sources.level, weight, record.step, record.y_tables, machine)
     for every in (False, True):
@@ -77,7 +77,7 @@ def test_every_arm_is_timed_beside_its_baselines() -> None:
     figures = speed.timed(made[4:5] + made[7:9], rounds=1, title="test")
     assert figures["tcq8"]["times_tcq8"] == 1 and all(row["ns"] > 0 for row in figures.values())
     reference = made[8].run()
-    *_, record = adapted(theory.at_price("tcq", ECM8, 0.56, 0.6), [(sources.r, sources.level)], 2)
+    *_, record = adapted(data.priced("tcq", ECM8, 0.56, 0.6), [(sources.r, sources.level)], 2)
     assert reference[0].shape == (32, 128) and record.states == 8
 
 

@@ -14,14 +14,20 @@ from lic_dist.building.calibrate import PROBES
 from lic_dist.building.latents import encode, view
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.quantization.adaptation import gaussian_record
 from lic_dist.quantization.rates import level_index
+from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.sensitivity import sensitivities
+from lic_dist.quantization.trellis import Trellis
 
 BASE = "base-small"
 PICTURES = ("astronaut.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "rocket.jpg")
 HEIGHT, WIDTH = 384, 512  # of the window cut from the centre of a picture
 SIGMAS = (0.11, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0)
 SHARES = (0.45, 0.1, 0.08, 0.08, 0.07, 0.06, 0.05, 0.04, 0.035, 0.02, 0.015)
+
+
+LMBDA = 0.013
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,15 @@ class Sources:
             return np.ascontiguousarray(parts.reshape(-1, steps))
 
         return Sources(regrouped(self.r), regrouped(self.level), self.weights)  # type: ignore[arg-type]
+
+
+def priced(
+    name: str, machine: Trellis, step: float, price: float, weights: NDArray[np.float32] | None = None
+) -> QuantizerRecord:
+    """An analytic record whose bit costs `price` squared steps; the mean over the channels of `weights`, or of one."""
+    shares = np.ones(1) if weights is None else weights / weights.mean()
+    scaled = shares * 3 / (LMBDA * 255**2 * step**2 * price)
+    return gaussian_record(name, step, scaled, LMBDA, trellis=machine, rounding=0.35 if name == "deadzone" else 0.5)
 
 
 def real(folder: Path | None) -> Sources:

@@ -13,6 +13,8 @@ from rich.table import Table
 
 from lic_dist.benchmarks import data, speed, theory
 from lic_dist.errors import UsageError
+from lic_dist.quantization.quantize import Quantizer
+from lic_dist.quantization.trellis import ECM8
 from lic_dist.quantization.viterbi import block_width, decision_memory
 
 PARTS = ("speed", "gap", "mixture", "lanes", "candidates")
@@ -70,7 +72,7 @@ def _speed(images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
         ("real", real, REAL_STEP, REAL_PRICE),
         ("two_bits", two_bits, GAUSSIAN_STEP, GAUSSIAN_PRICE),
     ):
-        tcq8 = speed.Quantizer(speed.record("tcq", speed.ECM8, step, price, sources))
+        tcq8 = Quantizer(speed.record("tcq", ECM8, step, price, sources))
         bits = float(tcq8.bits(tcq8.quantize(sources.r, sources.level), sources.level).sum()) / sources.r.size
         figures[name] = {
             "bits_a_latent": bits,

@@ -17,17 +17,16 @@ import numpy as np
 import torch
 
 from lic_dist.benchmarks import exhaustive
-from lic_dist.benchmarks.data import Sources
+from lic_dist.benchmarks.data import Sources, priced
 from lic_dist.progress import Progress
 from lic_dist.quantization import tensors
-from lic_dist.quantization.adaptation import adapted, gaussian_record
+from lic_dist.quantization.adaptation import adapted
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import search_rates
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.reference import inverse
 from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Trellis
 
-LMBDA = 0.013
 SEARCHES: tuple[Trellis, ...] = (VVC4, ECM8, CODE16, CODE32)
 THREADED = 1 << 24  # latents that are shared out over threads
 BASELINE_LANES = 72  # of the slow baselines' share of the data
@@ -45,8 +44,7 @@ class Arm:
 
 def record(name: str, machine: Trellis, step: float, price: float, sources: Sources) -> QuantizerRecord:
     """An adapted quantizer whose bit costs `price` squared steps (the mean over channels)."""
-    weights = sources.weights / sources.weights.mean() * np.float32(3 / (LMBDA * 255**2 * step**2 * price))
-    start = gaussian_record(name, step, weights, LMBDA, trellis=machine, rounding=0.35 if name == "deadzone" else 0.5)
+    start = priced(name, machine, step, price, sources.weights)
     *_, last = adapted(start, [(sources.r, sources.level)], rounds=2)
     return last
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lic_dist.benchmarks import exhaustive
-from lic_dist.benchmarks.data import Sources, gaussian, mixture
-from lic_dist.benchmarks.speed import LMBDA, SEARCHES
+from lic_dist.benchmarks.data import LMBDA, Sources, gaussian, mixture, priced
+from lic_dist.benchmarks.speed import SEARCHES
 from lic_dist.building.records import coder_tables
 from lic_dist.models.compat import import_compressai
 from lic_dist.progress import Progress
@@ -51,11 +51,6 @@ def label(name: str, machine: Trellis) -> str:
     return machine.name if name == "tcq" else name
 
 
-def at_price(name: str, machine: Trellis, step: float, price: float) -> QuantizerRecord:
-    """An analytic record of one channel, whose bit costs `price` squared steps."""
-    return gaussian_record(name, step, np.array([3 / (LMBDA * 255**2 * step**2 * price)]), LMBDA, trellis=machine)
-
-
 def gap(size: tuple[int, int]) -> dict[str, list[float]]:
     """By quantizer: dB above R(D) at each of RATES, the least over c, between steps by interpolation."""
     sources = gaussian(*size)
@@ -66,7 +61,7 @@ def gap(size: tuple[int, int]) -> dict[str, list[float]]:
         for name, machine in QUANTIZERS:
             curves = [
                 [
-                    _entropy_point(at_price(name, machine, float(step), price), sources)
+                    _entropy_point(priced(name, machine, float(step), price), sources)
                     for step in np.geomspace(*widest[name], 16)
                 ]
                 for price in prices[name]
@@ -119,7 +114,7 @@ def mixed(size: tuple[int, int]) -> dict[str, Any]:
             points = []
             for step in steps[name]:
                 for price in prices[name]:
-                    *_, record = adapted(at_price(name, machine, step, price), [(pilot.r, pilot.level)], ROUNDS)
+                    *_, record = adapted(priced(name, machine, step, price), [(pilot.r, pilot.level)], ROUNDS)
                     quantizer = Quantizer(record)
                     k = quantizer.quantize(rest.r, rest.level)
                     points.append(Point(float(quantizer.bits(k, rest.level).sum()) / k.size, _mse(quantizer, k, rest)))
@@ -175,7 +170,7 @@ def candidates(size: tuple[int, int]) -> dict[str, dict[str, float]]:
     sources, _ = mixture(*size)
     found = {}
     for price in (0.5, 1.0, 2.0, 4.0):
-        matched = at_price("tcq", ECM8, 0.56, price)
+        matched = priced("tcq", ECM8, 0.56, price)
         *_, last = adapted(matched, [(sources.r, sources.level)], ROUNDS)
         found[str(price)] = {"matched": _excess(matched, sources), "adapted": _excess(last, sources)}
     return found
