@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def bench(parts: Sequence[str], images: Path | None, rounds: int, quick: bool) -
         figures[part] = runs[part]()
         for table in _TABLES[part](figures[part]):
             console.print(table)
+    if "speed" in figures and find_spec("nncodec") is None:
+        console.print("NNCodec is not installed: `pip install nncodec` adds it to the table of speeds")
     console.print(f"machine: {figures['machine']}")
     return figures
 

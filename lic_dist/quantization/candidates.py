@@ -76,16 +76,30 @@ def look_up(
     high: np.ndarray,
     zero: np.ndarray,
 ) -> None:
-    """Transpose a panel of a tile into [step, lane]: |r|/D, the rates of its candidates by class, those of zero."""
-    flat_position, flat_index, flat_row, flat_quads = position.ravel(), index.ravel(), row.ravel(), quads.ravel()
-    flat_scaled, flat_zero, flat_low, flat_high = scaled.ravel(), zero.ravel(), low.ravel(), high.ravel()
-    for lane in range(size):
+    """Transpose a panel of a tile into [step, lane]: |r|/D, the rates of its candidates by class, those of zero.
+
+    Two lanes a turn, whose 32-bit values are stored as one word: stores to many lines are what this costs.
+    """
+    flat_position, flat_index = position.view(np.int32).ravel(), index.ravel()
+    flat_row, flat_quads = row.ravel(), quads.ravel()
+    words_scaled, words_zero = scaled.view(np.int64).ravel(), zero.view(np.int64).ravel()
+    words_low, words_high = low.view(np.int64).ravel(), high.view(np.int64).ravel()
+    lower = np.int64(0xFFFFFFFF)
+    for pair in range((size + 1) // 2):
         for offset in range(PANEL):
-            at, to = np.uint64(lane * TILE + start + offset), np.uint64(offset * BLOCK + lane)
-            flat_scaled[to] = flat_position[at]
-            quad = flat_quads[np.uint32(flat_index[at])]
-            flat_low[to], flat_high[to] = quad, quad >> 32
-            flat_zero[to] = zero_pairs[np.uint32(flat_row[at])]
+            at = np.uint64(2 * pair * TILE + start + offset)
+            beside, to = at + np.uint64(TILE), np.uint64(offset * (BLOCK // 2) + pair)
+            one, other = flat_quads[np.uint32(flat_index[at])], flat_quads[np.uint32(flat_index[beside])]
+            words_low[to] = (one & lower) | (other << 32)
+            words_high[to] = ((one >> 32) & lower) | (other & ~lower)
+            words_zero[to] = _word(zero_pairs[np.uint32(flat_row[at])], zero_pairs[np.uint32(flat_row[beside])])
+            words_scaled[to] = _word(flat_position[at], flat_position[beside])
+
+
+@njit(nogil=True)
+def _word(lower: np.int32, upper: np.int32) -> np.int64:
+    """Two 32-bit values in one word, little end first."""
+    return np.int64(np.uint32(lower)) | (np.int64(upper) << 32)
 
 
 @njit(nogil=True)
