@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-BLOCK = 96  # lanes searched side by side at most
+BLOCK = 128  # lanes searched side by side at most
 TILE = 64  # steps between two reductions of the path metrics; r is read in runs of so many
 PANEL = 32  # steps of one transposition
 SATURATION = np.float32(1 << 20)  # a distortion in 1/256 bit never counts for more

@@ -197,6 +197,8 @@ def _search(
     peak, tile_peak = _I(0), np.zeros(1, np.int32)
     for first in range(0, lanes, width):
         size = min(width, lanes - first)
+        padded = (size + SIMD - 1) // SIMD * SIMD
+        taken = decisions[:, :padded]
         block_r, block_level = r[first : first + size], level[first : first + size]
         block_weight[:size] = weight[first : first + size]
         metric[:BLOCK] = 0
@@ -218,26 +220,26 @@ def _search(
                         low[at : at + 2],
                         high[at : at + 2],
                         zero[at : at + 2],
-                        block_weight,
+                        block_weight[:padded],
                         branch,
                         zeros[half],
                     )
-                    taken = half if STATES <= 4 else step
+                    kept = half if STATES <= 4 else step
                     if step + 1 == steps:
-                        select_one(metric, branch, decisions[taken], decisions[taken])
+                        select_one(metric, branch, taken[kept], taken[kept])
                     elif STATES <= _FUSED:
-                        select_two(metric, branch, decisions[taken], decisions[taken + (STATES > 4)])
+                        select_two(metric, branch, taken[kept], taken[kept + (STATES > 4)])
                     else:
-                        select_one(metric, branch, decisions[step], decisions[step])
-                        select_one(metric, branch[4 * BLOCK :], decisions[step + 1], decisions[step + 1])
+                        select_one(metric, branch, taken[step], taken[step])
+                        select_one(metric, branch[4 * BLOCK :], taken[step + 1], taken[step + 1])
             _reduce(metric, least, cost[first : first + size])
         _best_final(metric, state, cost[first : first + size])
         for start in range((steps - 1) // TILE * TILE, -1, -TILE):
             end = min(start + TILE, steps)
             for step in range(end - 1, start - 1, -1):
                 nibble = 4 * (step & 1)
-                taken, shift = (step >> 1, nibble) if STATES <= 4 else (step, 0)
-                trace(decisions[taken], shift, zeros[step >> 1], nibble, branches, state, by_step[step - start])
+                kept, shift = (step >> 1, nibble) if STATES <= 4 else (step, 0)
+                trace(taken[kept], shift, zeros[step >> 1], nibble, branches, state[:padded], by_step[step - start])
             _indices(block_r, start, end, inverse_step, by_step, by_lane, k[first : first + size])
     return peak
 
