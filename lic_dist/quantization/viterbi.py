@@ -198,7 +198,6 @@ def _search(
     for first in range(0, lanes, width):
         size = min(width, lanes - first)
         padded = (size + SIMD - 1) // SIMD * SIMD
-        taken = decisions[:, :padded]
         block_r, block_level = r[first : first + size], level[first : first + size]
         block_weight[:size] = weight[first : first + size]
         metric[:BLOCK] = 0
@@ -226,12 +225,14 @@ def _search(
                     )
                     kept = half if STATES <= 4 else step
                     if step + 1 == steps:
-                        select_one(metric, branch, taken[kept], taken[kept])
+                        select_one(metric, branch, decisions[kept, :padded], decisions[kept, :padded])
                     elif STATES <= _FUSED:
-                        select_two(metric, branch, taken[kept], taken[kept + (STATES > 4)])
+                        select_two(metric, branch, decisions[kept, :padded], decisions[kept + (STATES > 4), :padded])
                     else:
-                        select_one(metric, branch, taken[step], taken[step])
-                        select_one(metric, branch[4 * BLOCK :], taken[step + 1], taken[step + 1])
+                        select_one(metric, branch, decisions[step, :padded], decisions[step, :padded])
+                        select_one(
+                            metric, branch[4 * BLOCK :], decisions[step + 1, :padded], decisions[step + 1, :padded]
+                        )
             _reduce(metric, least, cost[first : first + size])
         _best_final(metric, state, cost[first : first + size])
         for start in range((steps - 1) // TILE * TILE, -1, -TILE):
@@ -239,7 +240,15 @@ def _search(
             for step in range(end - 1, start - 1, -1):
                 nibble = 4 * (step & 1)
                 kept, shift = (step >> 1, nibble) if STATES <= 4 else (step, 0)
-                trace(taken[kept], shift, zeros[step >> 1], nibble, branches, state[:padded], by_step[step - start])
+                trace(
+                    decisions[kept, :padded],
+                    shift,
+                    zeros[step >> 1],
+                    nibble,
+                    branches,
+                    state[:padded],
+                    by_step[step - start],
+                )
             _indices(block_r, start, end, inverse_step, by_step, by_lane, k[first : first + size])
     return peak
 
