@@ -198,6 +198,8 @@ def _search(
     for first in range(0, lanes, width):
         size = min(width, lanes - first)
         padded = (size + SIMD - 1) // SIMD * SIMD
+        taken = decisions.ravel()[: len(decisions) * padded].reshape(len(decisions), padded)
+        weights = block_weight[:padded]
         block_r, block_level = r[first : first + size], level[first : first + size]
         block_weight[:size] = weight[first : first + size]
         metric[:BLOCK] = 0
@@ -219,20 +221,18 @@ def _search(
                         low[at : at + 2],
                         high[at : at + 2],
                         zero[at : at + 2],
-                        block_weight[:padded],
+                        weights,
                         branch,
                         zeros[half],
                     )
                     kept = half if STATES <= 4 else step
                     if step + 1 == steps:
-                        select_one(metric, branch, decisions[kept, :padded], decisions[kept, :padded])
+                        select_one(metric, branch, taken[kept], taken[kept])
                     elif STATES <= _FUSED:
-                        select_two(metric, branch, decisions[kept, :padded], decisions[kept + (STATES > 4), :padded])
+                        select_two(metric, branch, taken[kept], taken[kept + (STATES > 4)])
                     else:
-                        select_one(metric, branch, decisions[step, :padded], decisions[step, :padded])
-                        select_one(
-                            metric, branch[4 * BLOCK :], decisions[step + 1, :padded], decisions[step + 1, :padded]
-                        )
+                        select_one(metric, branch, taken[step], taken[step])
+                        select_one(metric, branch[4 * BLOCK :], taken[step + 1], taken[step + 1])
             _reduce(metric, least, cost[first : first + size])
         _best_final(metric, state, cost[first : first + size])
         for start in range((steps - 1) // TILE * TILE, -1, -TILE):
@@ -241,7 +241,7 @@ def _search(
                 nibble = 4 * (step & 1)
                 kept, shift = (step >> 1, nibble) if STATES <= 4 else (step, 0)
                 trace(
-                    decisions[kept, :padded],
+                    taken[kept],
                     shift,
                     zeros[step >> 1],
                     nibble,
