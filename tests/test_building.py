@@ -234,6 +234,10 @@ def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store:
     assert pytest.approx(record.notes["L"], abs=1e-12) == measured.L
     fixed = calibrate(loaded, config.Quantizer(name="tcq", step=0.7, lambda_scale=0.1), pilot, held_out, 4)
     assert (fixed.step, fixed.lambda_scale, len(fixed.notes["calibration"])) == (0.7, 0.1, 1)
+    outside = calibrate(loaded, config.Quantizer(name="tcq", step=1.50000001), pilot, held_out, 4)
+    assert (
+        outside.step == 1.50000001 and len(outside.notes["calibration"]) > 2
+    )  # the other axis is searched all the same
 
 
 @pytest.mark.parametrize("name", ["deadzone", "rdoq", "tcq"])

@@ -153,6 +153,12 @@ def test_broken_tables_are_refused(tcq_tables: CdfTables) -> None:
     cdf[3, 2] = cdf[3, 1]
     with pytest.raises(ValueError, match="rises"):
         CdfTables(cdf, tcq_tables.size, tcq_tables.offset)
+    wrapped = np.array([[0, 65536, 2**31 - 1, -(2**31), -1, 65536]])  # rises strictly, were it not for 32 bits
+    for table, offset in ((wrapped, 0), (np.array([[0, 3, 9, 70, 99, 65536]]), 2**31 - 1)):
+        with pytest.raises(ValueError, match="between 0 and 65536"):
+            CdfTables(table, np.array([6]), np.array([offset]))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        tables_from_pmf(np.array([[1e20, 0.1, 0.1, 0.1]]))
     with pytest.raises(ValueError, match="rows lie outside"):
         tcq_tables.bits(np.zeros(1, np.int32), np.array([128]))
     with pytest.raises(ValueError, match="symmetric"):

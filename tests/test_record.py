@@ -115,8 +115,18 @@ def test_broken_records_end_in_one_error(record: QuantizerRecord, damage) -> Non
         QuantizerRecord.from_json(json.dumps(plain))
 
 
+def test_numbers_that_leave_their_type_are_refused(record: QuantizerRecord) -> None:
+    for changes in ({"step": 1e-42}, {"step": 1e39}, {"weights": np.full(3, 1e38)}):
+        with pytest.raises(ValueError, match="float32"):
+            replace(record, **changes)
+    text = record.to_json()
+    for broken in (text.replace('"step": 0.56', '"step": 1' + "0" * 400), text.replace("0.1,", "NaN,")):
+        with pytest.raises(LicError, match="quantizer record"):
+            QuantizerRecord.from_json(broken)
+
+
 def test_no_record_at_all(tmp_path: Path) -> None:
-    for text in ("", "[]", "{}", "null", "{"):
+    for text in ("", "[]", "{}", "null", "{", "[" * 200_000):
         with pytest.raises(LicError):
             QuantizerRecord.from_json(text)
     with pytest.raises(LicError, match="cannot read"):

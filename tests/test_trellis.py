@@ -61,6 +61,11 @@ def test_trellis_by_name_and_by_states() -> None:
         trellis(7)
     with pytest.raises(ValueError, match="entered"):
         Trellis("broken", (0, 1), ((0, 0), (0, 1)))
+    for disconnected_or_periodic in (((0, 1), (1, 0), (2, 3), (3, 2)), ((2, 3), (3, 2), (0, 1), (1, 0))):
+        with pytest.raises(ValueError, match="reaches every state"):
+            Trellis("apart", (0, 0, 1, 1), disconnected_or_periodic)
+    with pytest.raises(ValueError, match="one state with quantizer 0"):
+        Trellis("one", (1,), ((0, 0),))
 
 
 def test_levels_of_both_quantizers_and_in_torch() -> None:

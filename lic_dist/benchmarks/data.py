@@ -22,6 +22,7 @@ from lic_dist.quantization.trellis import Trellis
 
 BASE = "base-small"
 PICTURES = ("astronaut.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "rocket.jpg")
+MOST_PICTURES = 12
 HEIGHT, WIDTH = 384, 512  # of the window cut from the centre of a picture
 SIGMAS = (0.11, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0)
 SHARES = (0.45, 0.1, 0.08, 0.08, 0.07, 0.06, 0.05, 0.04, 0.035, 0.02, 0.015)
@@ -78,9 +79,11 @@ def real(folder: Path | None) -> Sources:
         names = images.find(folder)
     windows: list[NDArray[np.uint8]] = []
     for name in names:
+        if len(windows) == MOST_PICTURES:
+            break
         picture = images.read(folder / name)
         top, left = (picture.shape[0] - HEIGHT) // 2, (picture.shape[1] - WIDTH) // 2
-        if min(top, left) >= 0 and len(windows) < 12:
+        if min(top, left) >= 0:
             windows.append(picture[top : top + HEIGHT, left : left + WIDTH].transpose(2, 0, 1))
     if not windows:
         raise LicError(f"{folder} has no picture of {WIDTH}x{HEIGHT} pixels or more", hint="give another folder")

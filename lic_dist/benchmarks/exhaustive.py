@@ -21,7 +21,7 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `quantize.search`; `every` puts all union levels of the cost tables on offer, not four and zero."""
     rates = search_rates(tables)
-    if r.size and np.abs(r).max() * inverse(step) > 2 * rates.largest - 8:
+    if r.size and not np.abs(r).max() * inverse(step) <= 2 * rates.largest - 8:
         raise ValueError("the plain search has no escapes: its latents lie within the tables")
     entering = np.array(trellis.predecessors(), np.int64)
     number = np.array([[trellis.branch_class(*branch) for branch in pair] for pair in trellis.predecessors()], np.int64)

@@ -24,6 +24,7 @@ import torch
 from lic_dist import config
 from lic_dist.building.latents import Latents, View, squared_error, view
 from lic_dist.building.records import analytic_record
+from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
 from lic_dist.quantization.adaptation import adapted, centred
@@ -120,6 +121,15 @@ def calibrate(
     part = (pilot_view.residual, pilot_view.level)
     trials: dict[tuple[float, float], tuple[Measured, list[QuantizerRecord]]] = {}
 
+    fixed = _fixed(section)
+
+    def key_of(strength: float, step: float) -> tuple[float, float]:
+        """What is fixed stays as it is; what is searched has six decimals."""
+        return (
+            round(strength, 6) if fixed[0] is None else strength,
+            round(step, 6) if fixed[1] is None else step,
+        )
+
     def records(strength: float, step: float) -> list[QuantizerRecord]:
         """The analytic record, and the one after each round of adaptation."""
         record = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
@@ -130,17 +140,16 @@ def calibrate(
         return [record, *adapted(record, [part], rounds)]
 
     def trial(strength: float, step: float) -> float:
-        key = (round(strength, 6), round(step, 6))
+        key = key_of(strength, step)
         if key not in trials:
             made = records(*key)
             trials[key] = measure(checkpoint, made[-1], held_out, held_view), made
             bar.advance(1, strength=key[0], step=key[1], L=trials[key][0].L)
         return trials[key][0].L
 
-    fixed = _fixed(section)
     with Progress(f"calibrating {section.name}", (1, 8, 16)[fixed.count(None)], "trial") as bar:
         strength, step = _pattern_search(trial, AXES[section.name], *fixed)
-    measured, made = trials[(round(strength, 6), round(step, 6))]
+    measured, made = trials[key_of(strength, step)]
     if section.name == "deadzone":  # levels at the centroids: less error of the latents, not always of the picture
         moved = with_rounds(centred(made[0], [part]))
         if (other := measure(checkpoint, moved[-1], held_out, held_view)).L < measured.L:
@@ -198,7 +207,10 @@ def _fixed(section: config.Quantizer) -> tuple[float | None, float | None]:
 def _pattern_search(
     trial: Callable[[float, float], float], axes: Axes, fixed_strength: float | None, fixed_step: float | None
 ) -> tuple[float, float]:
-    best = (fixed_strength or axes.start[0], fixed_step or axes.start[1])
+    best = (
+        axes.start[0] if fixed_strength is None else fixed_strength,
+        axes.start[1] if fixed_step is None else fixed_step,
+    )
     lowest = trial(*best)
     for strength_factor, step_factor in axes.factors:
         moved = True
@@ -211,10 +223,11 @@ def _pattern_search(
             if fixed_strength is None:
                 neighbours += [(strength * strength_factor, step), (strength / strength_factor, step)]
             for one in neighbours:
-                bounds = zip(one, (axes.strengths, axes.steps), strict=True)
-                inside = all(low <= value <= high for value, (low, high) in bounds)
+                moves = zip(one, best, (axes.strengths, axes.steps), strict=True)
+                inside = all(low <= value <= high for value, before, (low, high) in moves if value != before)
                 if inside and (value := trial(*one)) < lowest - 1e-9:
                     best, lowest, moved = one, value, True
                     break
-    assert math.isfinite(lowest)
+    if not math.isfinite(lowest):
+        raise LicError("the loss of the calibration is not finite", hint="is this the checkpoint of a trained model?")
     return best

@@ -66,7 +66,7 @@ def with_counts(record: QuantizerRecord, counts: np.ndarray) -> QuantizerRecord:
 
 def adapted(record: QuantizerRecord, parts: Sequence[Part], rounds: int, threads: int = 1) -> Iterator[QuantizerRecord]:
     """Yield the record of each round. Quantizers that do not search choose the same at any rates: one round."""
-    for _ in range(rounds if record.name in SEARCHED else 1):
+    for _ in range(rounds if record.name in SEARCHED else min(rounds, 1)):
         quantizer = Quantizer(record)
         record = with_counts(record, sum_counts(counts_of(quantizer, part, threads) for part in parts))
         yield record

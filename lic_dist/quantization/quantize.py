@@ -40,10 +40,10 @@ def search(
     r float32 [lanes, steps]; level, unsigned, [lanes, steps], the scale level; weight float32 [lanes], the cost in
     1/256 bit of a squared error of one step D (`QuantizerRecord.lane_weights`); step D; tables of rows Q * levels +
     level. The lanes are shared out over `threads` of the CPU. Bit-identical to `reference.search`. LicError where r is
-    not finite or an index would not fit; ValueError for a machine without a trellis.
+    not finite or an index would not fit; ValueError for a machine without a trellis, or arguments that do not fit.
     """
-    if trellis.quantizers != 2 or trellis.states > viterbi.MOST_STATES:
-        raise ValueError(f"{trellis.name} has no trellis to search: two quantizers, 2 to {viterbi.MOST_STATES} states")
+    if trellis.quantizers != 2:
+        raise ValueError(f"{trellis.name} has no trellis to search: it has one quantizer")
     rates = tables if isinstance(tables, SearchRates) else search_rates(tables)
 
     largest = 2 * _LARGEST_INDEX - 2  # of |r|/D
@@ -95,13 +95,15 @@ def _searched(
 ) -> tuple[Any, Any]:
     """Check the arguments of a search and run it where r lives."""
     if not _on_cpu(r):
-        r, weight = r.float(), torch.as_tensor(weight, dtype=torch.float32, device=r.device)
+        r, weight = r.float(), torch.as_tensor(weight, dtype=torch.float32, device=r.device).contiguous()
     else:
         kind = type(r)
         r, weight = _contiguous(r, np.float32), _contiguous(weight, np.float32)
     level = _checked_levels(level, r.shape, len(rates.costs) // quantizers)
     if len(rates.costs) % quantizers or tuple(weight.shape) != tuple(r.shape[:1]):
         raise ValueError(f"{len(rates.costs)} rows of tables and weights {tuple(weight.shape)} do not fit {r.shape}")
+    if threads < 1:
+        raise ValueError(f"{threads} threads")
     if weight.shape[0] and not (bool((weight >= 0).all()) and float(weight.max()) < np.inf):
         raise ValueError("weight is one finite number >= 0 a lane")
     if not isinstance(r, np.ndarray):
@@ -123,7 +125,7 @@ def _searched(
 
 def _contiguous(values: Any, dtype: Any) -> np.ndarray:
     if isinstance(values, torch.Tensor):
-        values = values.detach().numpy()
+        values = (values.detach().float() if values.is_floating_point() else values.detach()).numpy()
     return np.ascontiguousarray(values, dtype)
 
 
@@ -131,11 +133,11 @@ def _checked_levels(level: Any, shape: Any, count: int) -> Any:
     """Levels beside values of this shape, unsigned, below `count`: contiguous on the CPU; ValueError otherwise."""
     if _on_cpu(level):
         level = _contiguous(level, None)
-        if level.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"levels are uint8 or uint16, not {level.dtype}")
+    if str(level.dtype).removeprefix("torch.") not in ("uint8", "uint16"):
+        raise ValueError(f"levels are uint8 or uint16, not {level.dtype}")
     if tuple(level.shape) != tuple(shape) or len(shape) != 2:
         raise ValueError(f"level has shape {tuple(level.shape)}, not the [lanes, steps] {tuple(shape)}")
-    if 0 not in shape and int(level.max()) >= count:
+    if 0 not in shape and int((level if isinstance(level, np.ndarray) else level.int()).max()) >= count:
         raise ValueError(f"scale levels are below {count}")
     return level
 
@@ -147,7 +149,7 @@ def _check_range(r: Any, step: float, limit: int) -> None:
     peak = kernels.peak(_contiguous(r, np.float32).ravel()) if _on_cpu(r) else float(r.abs().max())
     if not np.isfinite(peak):
         raise LicError("a latent is not finite", hint="check the checkpoint of the encoder")
-    if peak * float(inverse(step)) > limit:
+    if not peak * float(inverse(step)) <= limit:
         raise LicError(
             f"a latent of {peak:.6g} does not fit 16-bit indices at step {step:.6g}",
             hint="take a larger step, or check the encoder",
@@ -155,7 +157,7 @@ def _check_range(r: Any, step: float, limit: int) -> None:
 
 
 class Quantizer:
-    """A quantizer record put to work: stateless, safe to share between threads, cheap to pickle.
+    """A quantizer record put to work: stateless, safe to share between threads.
 
     Every method takes arrays or tensors [lanes, steps] and returns the same kind.
     """
@@ -231,8 +233,9 @@ def active(k: Any, trellis: Trellis) -> Any:
 
 def table_rows(k: Any, level: Any, trellis: Trellis, count: int) -> Any:
     """The table row of each index of so many levels, int32 [lanes, steps]: Q * count + level; array or tensor."""
-    _checked_levels(level, k.shape, count)
+    level = _checked_levels(level, k.shape, count)
     q = active(k, trellis)
-    if isinstance(k, torch.Tensor):
-        return q.int() * count + level.int()
-    return q.astype(np.int32) * count + level
+    if not _on_cpu(k):
+        return q.int() * count + torch.as_tensor(level, device=k.device).int()
+    rows = _on_host(q).astype(np.int32) * count + level
+    return torch.from_numpy(rows) if isinstance(k, torch.Tensor) else rows

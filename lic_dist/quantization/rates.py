@@ -86,7 +86,7 @@ class CdfTables:
 
     def __post_init__(self) -> None:
         for name, dimensions in (("cdf", 2), ("size", 1), ("offset", 1)):
-            array = np.ascontiguousarray(getattr(self, name), dtype=np.int32)
+            array = np.array(getattr(self, name), dtype=np.int32, order="C")
             if array.ndim != dimensions or len(array) != len(self.cdf) or len(array) == 0:
                 raise ValueError(f"{name} has shape {array.shape}, not {dimensions}-D with one entry a row")
             array.setflags(write=False)
@@ -94,6 +94,8 @@ class CdfTables:
         width = self.cdf.shape[1]
         if self.size.min() < 3 or self.size.max() > width:
             raise ValueError("sizes lie between 3 and the width of the table")
+        if self.cdf.min() < 0 or self.cdf.max() > TOTAL or np.abs(self.offset.astype(np.int64)).max() > TOTAL:
+            raise ValueError("entries lie between 0 and 65536, offsets within them")
         last = np.take_along_axis(self.cdf, self.size[:, None] - 1, axis=1)[:, 0]
         in_use = np.arange(1, width) < self.size[:, None]
         if (self.cdf[:, 0] != 0).any() or (last != TOTAL).any() or (np.diff(self.cdf)[in_use] <= 0).any():
@@ -240,8 +242,8 @@ def tables_from_pmf(pmf: np.ndarray) -> CdfTables:
     Frequencies minimize the expected code length: proportional ones by bisection, what is left to the
     symbols that gain most.
     """
-    if pmf.ndim != 2 or pmf.shape[1] < 3 or not np.isfinite(pmf).all() or (pmf < 0).any():
-        raise ValueError("pmf is [rows, K+1] with K >= 2, finite and not negative")
+    if pmf.ndim != 2 or pmf.shape[1] < 3 or not ((pmf >= 0) & (pmf <= 1)).all():
+        raise ValueError("pmf is [rows, K+1] with K >= 2, each between 0 and 1")
     frequencies = [_row_frequencies(row) for row in pmf]
     width = max(2 * len(half) - 1 for half in frequencies)
     cdf = np.zeros((len(frequencies), width), np.int32)

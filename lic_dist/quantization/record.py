@@ -22,7 +22,7 @@ from lic_dist.quantization.trellis import SCALAR, Trellis
 FORMAT = "lic_dist quantizer record 2"
 NAMES = ("sq", "deadzone", "rdoq", "tcq")
 SEARCHED = ("rdoq", "tcq")  # the quantizers that weigh rate against distortion
-_MOST_BYTES = 1 << 28  # no array of a record is larger: what a broken one may claim
+_MOST_BYTES = 1 << 25  # no array of a record is larger: what a broken one may claim
 _DTYPES = ("<i4", "<f4")
 _UNIFORM = CdfTables(np.array([[0, 1 << 15, 1 << 16]]), np.array([3]), np.array([0]))
 
@@ -81,6 +81,11 @@ class QuantizerRecord:
             raise ValueError("weights are one finite number >= 0 a channel")
         weights.setflags(write=False)
         object.__setattr__(self, "weights", weights)
+        with np.errstate(over="ignore", divide="ignore"):
+            steps = np.array([self.step, 1 / np.float32(self.step)], np.float32)
+            finite = np.isfinite(steps).all() and steps.all() and np.isfinite(self.lane_weights(1)).all()
+        if not finite:
+            raise ValueError(f"a step of {self.step} with these weights and lambda leaves float32")
         if self.level_rule not in LEVEL_RULES:
             raise ValueError(f"no level rule {self.level_rule!r}: there are {', '.join(LEVEL_RULES)}")
         if self.y_tables.rows != LEVELS * self.trellis.quantizers:
@@ -116,7 +121,7 @@ class QuantizerRecord:
     def from_json(text: str) -> QuantizerRecord:
         """The record of `to_json`; LicError where the text is none, or has not the digest it states."""
         try:
-            plain = json.loads(text)
+            plain = json.loads(text, parse_constant=_no_number)
             if not isinstance(plain, dict) or plain.get("format") != FORMAT:
                 raise ValueError(f"it does not state the format {FORMAT!r}")
             record = QuantizerRecord(
@@ -134,7 +139,7 @@ class QuantizerRecord:
                 notes=_typed(plain, "notes", dict),
             )
             stated = _typed(plain, "digest", str)
-        except (ValueError, zlib.error) as error:
+        except (ValueError, OverflowError, RecursionError, zlib.error) as error:
             raise LicError(f"not a quantizer record: {error}", hint="write it again with `cache adapt`") from error
         if stated != record.digest:
             raise LicError(
@@ -231,12 +236,16 @@ def _unpack_tables(plain: dict[str, Any]) -> CdfTables:
     return CdfTables(**{name: _unpack(_typed(plain, name, dict)) for name in ("cdf", "size", "offset")})
 
 
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def _unpack_trellis(plain: dict[str, Any]) -> Trellis:
     pairs = _typed(plain, "next_state", list)
     quantizer = _typed(plain, "quantizer", list)
     flat = [one for pair in pairs if isinstance(pair, list) and len(pair) == 2 for one in pair]
-    if len(flat) != 2 * len(pairs) or not 1 <= len(pairs) <= 64 or {type(one) for one in [*flat, *quantizer]} != {int}:
-        raise ValueError("a trellis is a quantizer (0 or 1) and a pair of next states for each of 1 to 64 states")
+    if len(flat) != 2 * len(pairs) or not pairs or {type(one) for one in [*flat, *quantizer]} != {int}:
+        raise ValueError("a trellis is a quantizer (0 or 1) and a pair of next states for each state")
     return Trellis(_typed(plain, "name", str), tuple(quantizer), tuple((even, odd) for even, odd in pairs))
 
 

@@ -1,8 +1,7 @@
 """The searches on tensors of any device, operation by operation in torch: what GPUs run where Triton is absent.
 
 The same integers as the compiled searches, to the bit: every float operation is a torch operation of its own, so none
-is fused. The trellis search takes the lanes in blocks, which bounds its memory to one bit a state and four bits a
-latent of a block, and its costs in tiles of steps.
+is fused. The trellis search takes the lanes in blocks, which bounds its memory, and its costs in tiles of steps.
 """
 
 from __future__ import annotations

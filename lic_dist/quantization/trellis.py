@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
+MOST_STATES = 32
+
 
 @dataclass(frozen=True)
 class Trellis:
@@ -43,12 +45,19 @@ class Trellis:
     def __post_init__(self) -> None:
         states = len(self.quantizer)
         if not states or len(self.next_state) != states or not set(self.quantizer) <= {0, 1}:
-            raise ValueError(f"{self.name}: a quantizer (0 or 1) and a pair of next states for each state")
+            raise ValueError(f"{self.name!r}: a quantizer (0 or 1) and a pair of next states for each state")
+        if (states == 1) != (self.quantizer == (0,)) or states > MOST_STATES:
+            raise ValueError(f"{self.name!r}: one state with quantizer 0, or 2 to {MOST_STATES} states")
         entered = sorted(state for pair in self.next_state for state in pair)
         if entered != sorted(2 * list(range(states))):
-            raise ValueError(f"{self.name}: every state is entered by exactly two branches")
+            raise ValueError(f"{self.name!r}: every state is entered by exactly two branches")
         if states > 1 and any(even == odd for even, odd in self.next_state):
-            raise ValueError(f"{self.name}: the two parities of a state lead to two states")
+            raise ValueError(f"{self.name!r}: the two parities of a state lead to two states")
+        reached = {0}
+        for _ in range(states * states):  # some number of steps leads anywhere: searches rely on it
+            reached = {state for before in reached for state in self.next_state[before]}
+        if len(reached) < states:
+            raise ValueError(f"{self.name!r}: from state 0 a path of any great length reaches every state")
 
     @property
     def states(self) -> int:

@@ -112,8 +112,9 @@ def search(
     cost = torch.zeros(lanes, dtype=torch.int64, device=r.device)
     if not lanes or not steps:
         return k, cost
-    for first in range(0, lanes, FLIGHT):
-        block = slice(first, first + FLIGHT)
+    flight = max(THREADS, min(FLIGHT, (2**31 - 1) // steps))  # offsets are 32 bits wide
+    for first in range(0, lanes, flight):
+        block = slice(first, first + flight)
         k[block] = _search_block(r[block], level[block], weight[block], inverse_step, rates, trellis, cost[block])
     return k, cost
 

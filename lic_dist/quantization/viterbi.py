@@ -40,7 +40,6 @@ from lic_dist.quantization.candidates import (
 from lic_dist.quantization.trellis import Trellis
 
 UNREACHED = 1 << 29  # path metric of a state that no path has entered yet
-MOST_STATES = 32
 _PACKED = 8  # states whose branches fit 32-bit words
 _FUSED = 16  # states up to which two steps in one loop are the faster
 SIMD = 16  # a block is padded to a multiple of this many lanes
@@ -95,8 +94,6 @@ def decision_memory(width: int, steps: int, states: int) -> tuple[np.ndarray, np
 @lru_cache(maxsize=64)
 def compiled(trellis: Trellis) -> Callable[..., np.int32]:
     """The search of a machine, compiled at its first call and kept in numba's cache on disk."""
-    if trellis.quantizers != 2 or trellis.states > MOST_STATES:
-        raise ValueError(f"{trellis.name} has no trellis to search: two quantizers, 2 to {MOST_STATES} states")
     two, one = _select(trellis, 2), _select(trellis, 1)
     trace = _trace_packed if trellis.states <= _PACKED else _trace
     own = {**globals(), "STATES": trellis.states, "select_two": two, "select_one": one, "trace": trace}
