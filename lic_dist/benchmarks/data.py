@@ -26,8 +26,6 @@ MOST_PICTURES = 12
 HEIGHT, WIDTH = 384, 512  # of the window cut from the centre of a picture
 SIGMAS = (0.11, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0)
 SHARES = (0.45, 0.1, 0.08, 0.08, 0.07, 0.06, 0.05, 0.04, 0.035, 0.02, 0.015)
-
-
 LMBDA = 0.013
 
 
@@ -54,6 +52,11 @@ class Sources:
             return np.ascontiguousarray(parts.reshape(-1, steps))
 
         return Sources(regrouped(self.r), regrouped(self.level), self.weights)  # type: ignore[arg-type]
+
+
+def label(name: str, machine: Trellis) -> str:
+    """The name a table shows."""
+    return machine.name if name == "tcq" else name
 
 
 def priced(

@@ -1,4 +1,4 @@
-"""`lic-dist bench quantization`: speed, gain and limits of the quantizers, in tables, a plot and JSON."""
+"""`lic-dist bench quantization`: speed, gain and limits of the quantizers, in tables and JSON."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lic_dist.benchmarks import exhaustive
-from lic_dist.benchmarks.data import Sources, priced
+from lic_dist.benchmarks.data import Sources, label, priced
 from lic_dist.progress import Progress
 from lic_dist.quantization import tensors
 from lic_dist.quantization.adaptation import adapted
@@ -55,12 +55,11 @@ def arms(sources: Sources, step: float, price: float) -> list[Arm]:
     for name, machine in [("sq", SCALAR), ("deadzone", SCALAR), ("rdoq", SCALAR), *(("tcq", one) for one in SEARCHES)]:
         scalar_step = step if name == "tcq" else 1.6 * step  # about the same rate
         quantizer = Quantizer(record(name, machine, scalar_step, price if name == "tcq" else price / 2.5, sources))
-        label = machine.name if name == "tcq" else name
 
         def run(quantizer: Quantizer = quantizer) -> Any:
             return quantizer.quantize(sources.r, sources.level)
 
-        made.append(Arm(label, sources.r.size, run))
+        made.append(Arm(label(name, machine), sources.r.size, run))
     return made + _baselines(sources, record("tcq", ECM8, step, price, sources))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lic_dist.benchmarks import exhaustive
-from lic_dist.benchmarks.data import LMBDA, Sources, gaussian, mixture, priced
+from lic_dist.benchmarks.data import LMBDA, Sources, gaussian, label, mixture, priced
 from lic_dist.benchmarks.speed import SEARCHES
 from lic_dist.building.records import coder_tables
 from lic_dist.models.compat import import_compressai
@@ -44,11 +44,6 @@ class Point:
 
     rate: float
     mse: float
-
-
-def label(name: str, machine: Trellis) -> str:
-    """The name a table shows."""
-    return machine.name if name == "tcq" else name
 
 
 def gap(size: tuple[int, int]) -> dict[str, list[float]]:

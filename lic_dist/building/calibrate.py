@@ -120,7 +120,6 @@ def calibrate(
     weights, notes = channel_weights(checkpoint, section, pilot_view)
     part = (pilot_view.residual, pilot_view.level)
     trials: dict[tuple[float, float], tuple[Measured, list[QuantizerRecord]]] = {}
-
     fixed = _fixed(section)
 
     def key_of(strength: float, step: float) -> tuple[float, float]:
@@ -130,19 +129,15 @@ def calibrate(
             round(step, 6) if fixed[1] is None else step,
         )
 
-    def records(strength: float, step: float) -> list[QuantizerRecord]:
-        """The analytic record, and the one after each round of adaptation."""
-        record = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
-        return with_rounds(record)
-
     def with_rounds(record: QuantizerRecord) -> list[QuantizerRecord]:
+        """The record, and the one after each round of adaptation."""
         rounds = section.adapt_rounds if section.rates == "adapted" else 0
         return [record, *adapted(record, [part], rounds)]
 
     def trial(strength: float, step: float) -> float:
         key = key_of(strength, step)
         if key not in trials:
-            made = records(*key)
+            made = with_rounds(analytic_record(checkpoint, section.name, section.states, key[1], key[0], weights))
             trials[key] = measure(checkpoint, made[-1], held_out, held_view), made
             bar.advance(1, strength=key[0], step=key[1], L=trials[key][0].L)
         return trials[key][0].L

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lic_dist.quantization.distributions import adapted_pmf, analytic_pmf, count
+from lic_dist.quantization.distributions import adapted_pmf, analytic_pmf, count, pmf_shape
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import CdfTables, tables_from_pmf
 from lic_dist.quantization.record import SEARCHED, QuantizerRecord
@@ -52,8 +52,7 @@ def counts_of(quantizer: Quantizer, part: Part, threads: int = 1) -> np.ndarray:
     """How often a quantizer chooses each |k| in each row on a shard: int64 [rows, K+1]. Counts of shards add up."""
     record, (r, level) = quantizer.record, part
     k = quantizer.quantize(r, level, threads)
-    rows, width = analytic_pmf(record.step, record.trellis, record.rounding).shape
-    return count(k, quantizer.rows(k, level), (rows, width))
+    return count(k, quantizer.rows(k, level), pmf_shape(record.step, record.trellis))
 
 
 def with_counts(record: QuantizerRecord, counts: np.ndarray) -> QuantizerRecord:

@@ -142,13 +142,18 @@ def _escaped(smallest: np.int32, level: int, levels: int, reach: np.ndarray, fla
     for number in range(4):
         m = member(_I(smallest), _I(number))
         row = (m & 1) * levels + level
-        value = 2 * (((m + 1) >> 1) - reach[row] - 1)
-        nibbles = 0
-        while value > 0:  # NaN has come this far: a negative number, which the caller refuses afterwards
-            nibbles += 1
-            value >>= 4
-        packed |= np.int64(flag[row] + BIT * (4 + 4 * nibbles)) << (16 * number)
+        packed |= np.int64(flag[row] + bypass_cost(((m + 1) >> 1) - reach[row] - 1)) << (16 * number)
     return packed
+
+
+@njit(nogil=True)
+def bypass_cost(beyond: int) -> int:
+    """The bypass bits of an escape by beyond >= 1, in 1/256 bit."""
+    value, nibbles = 2 * beyond, 0
+    while value > 0:  # NaN may come this far as a negative number, which the search's caller refuses afterwards
+        nibbles += 1
+        value >>= 4
+    return BIT * (4 + 4 * nibbles)
 
 
 def _rint(typing: Any, value: Any) -> Any:

@@ -10,11 +10,18 @@ import numpy as np
 import torch
 
 from lic_dist.quantization import kernels
-from lic_dist.quantization.rates import SCALES, WIDEST_REACH
+from lic_dist.quantization.rates import LEVELS, SCALES, WIDEST_REACH
 from lic_dist.quantization.trellis import Trellis
 
 _LEAST_PROBABILITY = 1e-12
 _TAIL_SIGMAS = 6.2  # |r| beyond this many sigmas has a probability below 1e-9
+
+
+def pmf_shape(step: float, trellis: Trellis) -> tuple[int, int]:
+    """Rows and columns of `analytic_pmf`, [Q * LEVELS, K+1], and so of counts."""
+    spacing = step * trellis.quantizers
+    largest = min(int(np.ceil(_TAIL_SIGMAS * float(SCALES[-1]) / spacing)) + 2, 2 * WIDEST_REACH)
+    return trellis.quantizers * LEVELS, largest + 1
 
 
 def analytic_pmf(step: float, trellis: Trellis, rounding: float = 0.5) -> np.ndarray:
@@ -24,9 +31,7 @@ def analytic_pmf(step: float, trellis: Trellis, rounding: float = 0.5) -> np.nda
     quantizer, in steps: scalar from |k| - xi to |k| + 1 - xi (xi = `rounding`); Q0 2|k| -+ 1; Q1: 0 in -+1/2, |k| = 1
     from 1/2 to 2, |k| >= 2 from 2|k|-2 to 2|k|.
     """
-    spacing = step * trellis.quantizers
-    largest = min(int(np.ceil(_TAIL_SIGMAS * float(SCALES[-1]) / spacing)) + 2, 2 * WIDEST_REACH)
-    magnitude = np.arange(largest + 1, dtype=np.float64)
+    magnitude = np.arange(pmf_shape(step, trellis)[1], dtype=np.float64)
     if trellis.quantizers == 1:
         uppers = [magnitude + 1 - rounding]
     else:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from lic_dist.quantization.candidates import BIT, distortion, rint
+from lic_dist.quantization.candidates import bypass_cost, distortion, rint
 
 
 def rounded(r: Any, step: float) -> Any:
@@ -67,20 +67,10 @@ def rdoq(
                 if magnitude <= last:
                     rate = costs[row, magnitude]
                 else:
-                    rate = flag[row] + _bypass_cost(magnitude - reach[row] - 1)
+                    rate = flag[row] + bypass_cost(magnitude - reach[row] - 1)
                 candidate = distortion(position - np.float32(magnitude), weight[lane]) + rate
                 if candidate < least:
                     best, least = magnitude, candidate
             k[lane, step] = -best if r[lane, step] < 0 else best
             total += least
         cost[lane] = total
-
-
-@njit(nogil=True)
-def _bypass_cost(beyond: int) -> int:
-    """The bypass bits of an escape by beyond >= 1, in 1/256 bit."""
-    value, nibbles = 2 * beyond, 0
-    while value != 0:
-        nibbles += 1
-        value >>= 4
-    return BIT * (4 + 4 * nibbles)

@@ -101,9 +101,7 @@ def _search_block(
 ) -> tuple[Tensor, Tensor]:
     lanes, steps = r.shape
     position, row = (r.abs() * inverse_step).T.contiguous(), level.T.contiguous().long()
-    entering = [branch for pair in trellis.predecessors() for branch in pair]
-    previous = torch.tensor([state for state, _ in entering], device=r.device)
-    number = torch.tensor([trellis.branch_class(*branch) for branch in entering], device=r.device)
+    previous, number = torch.tensor(trellis.entering(), device=r.device).flatten(0, 1).T
     bit = torch.arange(trellis.states, dtype=torch.int32, device=r.device)[:, None]
     metric = torch.full((trellis.states, lanes), UNREACHED, dtype=torch.int32, device=r.device)
     metric[0] = 0

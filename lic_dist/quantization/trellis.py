@@ -85,6 +85,13 @@ class Trellis:
         """
         return ((0, 2), (3, 1))[self.quantizer[state]][parity]
 
+    def entering(self) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
+        """For each state its two entering branches as (previous state, class), the lower state first."""
+        return tuple(
+            ((lower, self.branch_class(lower, even)), (upper, self.branch_class(upper, odd)))
+            for (lower, even), (upper, odd) in self.predecessors()
+        )
+
 
 def from_generators(states: int, h1: int, h0: int) -> Trellis:
     """The machine of a systematic feedback code with generators h1 and h0 (integers; the literature writes

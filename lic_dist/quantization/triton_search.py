@@ -29,7 +29,7 @@ FLIGHT = 1 << 18  # lanes whose decisions lie in memory at once
 _SOURCE = """
 @triton.jit
 def search(position, level, weight, quads, zero_pairs, reach, flag, branches, decisions, zeros, magnitude, cost,
-           lanes, steps, stride, columns, levels, THREADS: tl.constexpr):
+           lanes, steps, columns, levels, THREADS: tl.constexpr):
     lane = tl.program_id(0) * THREADS + tl.arange(0, THREADS)
     live = lane < lanes
     w = tl.load(weight + lane, mask=live, other=0.0)
@@ -41,8 +41,8 @@ def search(position, level, weight, quads, zero_pairs, reach, flag, branches, de
         for half in tl.static_range(2):
             step = 2 * pair + half
             inside = live & (lane * 0 + step < steps)
-            p = tl.load(position + step * stride + lane, mask=inside, other=0.0)
-            row = tl.load(level + step * stride + lane, mask=inside, other=0).to(tl.int32)
+            p = tl.load(position + step * lanes + lane, mask=inside, other=0.0)
+            row = tl.load(level + step * lanes + lane, mask=inside, other=0).to(tl.int32)
             m0 = tl.maximum(p.to(tl.int32) - 1, 1)
             quad = tl.load(quads + row.to(tl.int64) * columns + tl.minimum(m0, columns - 1), mask=inside, other=0)
             zero = tl.load(zero_pairs + row, mask=inside, other=0)
@@ -57,7 +57,7 @@ def search(position, level, weight, quads, zero_pairs, reach, flag, branches, de
 {select}
             taken = taken | (nibble << (4 * half))
 {store}
-        tl.store(zeros + pair * stride + lane, taken.to(tl.uint8), mask=live)
+        tl.store(zeros + pair * lanes + lane, taken.to(tl.uint8), mask=live)
 {store_pair}
         if (pair & 31) == 31:
             least = m_0
@@ -70,16 +70,16 @@ def search(position, level, weight, quads, zero_pairs, reach, flag, branches, de
     tl.debug_barrier()  # what one thread wrote another may read
     for back in range(0, steps):
         step = steps - 1 - back
-        p = tl.load(position + step * stride + lane, mask=live, other=0.0)
+        p = tl.load(position + step * lanes + lane, mask=live, other=0.0)
         m0 = tl.maximum(p.to(tl.int32) - 1, 1)
-        bits = tl.load(decisions + {decision_row} * stride + lane, mask=live, other=0).to(tl.int32)
+        bits = tl.load(decisions + {decision_row} * lanes + lane, mask=live, other=0).to(tl.int32)
         entered = tl.load(branches + 2 * state + ((bits >> ({decision_shift} + state)) & 1), mask=live, other=0)
         state = entered >> 2
         number = entered & 3
-        nibble = tl.load(zeros + (step // 2) * stride + lane, mask=live, other=0).to(tl.int32) >> (4 * (step % 2))
+        nibble = tl.load(zeros + (step // 2) * lanes + lane, mask=live, other=0).to(tl.int32) >> (4 * (step % 2))
         m = ((m0 + 3 - number) & -4) + number
         k = tl.where(((nibble >> number) & 1) == 1, 0, (m + 1) >> 1)
-        tl.store(magnitude + step * stride + lane, k.to(tl.int16), mask=live)
+        tl.store(magnitude + step * lanes + lane, k.to(tl.int16), mask=live)
 """
 
 
@@ -129,12 +129,8 @@ def _search_block(
     decisions = torch.empty((pairs if trellis.states <= 4 else steps, lanes), dtype=kind, device=r.device)
     zeros = torch.empty((pairs, lanes), dtype=torch.uint8, device=r.device)
     magnitude = torch.empty((steps, lanes), dtype=torch.int16, device=r.device)
-    entering = [branch for pair in trellis.predecessors() for branch in pair]
-    branches = torch.tensor(
-        [state << 2 | trellis.branch_class(state, parity) for state, parity in entering],
-        dtype=torch.int32,
-        device=r.device,
-    )
+    packed = [state << 2 | number for pair in trellis.entering() for state, number in pair]
+    branches = torch.tensor(packed, dtype=torch.int32, device=r.device)
     kernel(trellis)[(triton.cdiv(lanes, THREADS),)](
         position,
         level.T.contiguous(),
@@ -150,7 +146,6 @@ def _search_block(
         cost,
         lanes,
         steps,
-        lanes,
         rates.quads.shape[1],
         rates.quads.shape[0],
         THREADS=THREADS,
@@ -175,18 +170,18 @@ def kernel(trellis: Trellis) -> Any:
             f"b{number} = distortion(p - m.to(tl.float32), w) + rate",
         ]
     select = ["chosen = tl.zeros([THREADS], tl.int32)"]
-    for s, ((lower, even), (upper, odd)) in enumerate(trellis.predecessors()):
+    for s, ((lower, lower_class), (upper, upper_class)) in enumerate(trellis.entering()):
         select += [
-            f"x = m_{lower} + b{trellis.branch_class(lower, even)}",
-            f"y = m_{upper} + b{trellis.branch_class(upper, odd)}",
+            f"x = m_{lower} + b{lower_class}",
+            f"y = m_{upper} + b{upper_class}",
             f"n_{s} = tl.minimum(x, y)",
             f"chosen = chosen | ((y < x).to(tl.int32) << {s})",
         ]
     select += [f"m_{s} = tl.where(inside, n_{s}, m_{s})" for s in range(states)]
     kind = "tl.uint8" if states <= 8 else "tl.int16" if states <= 16 else "tl.int32"
     one = "packed = packed | (chosen << (4 * half))"
-    store = [one if small else f"tl.store(decisions + step * stride + lane, chosen.to({kind}), mask=inside)"]
-    store_pair = ["tl.store(decisions + pair * stride + lane, packed.to(tl.uint8), mask=live)"] if small else []
+    store = [one if small else f"tl.store(decisions + step * lanes + lane, chosen.to({kind}), mask=inside)"]
+    store_pair = ["tl.store(decisions + pair * lanes + lane, packed.to(tl.uint8), mask=live)"] if small else []
     reduce = [f"least = tl.minimum(least, m_{s})" for s in range(1, states)]
     reduce += [f"m_{s} = m_{s} - least" for s in range(states)]
     final = [

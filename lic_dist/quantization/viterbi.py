@@ -119,8 +119,7 @@ def _branches(trellis: Trellis) -> np.ndarray:
     Int32 [2 states]: at 2 s + bit the previous state << 2 | class. Of up to eight states uint32 [4]: the previous
     states by the first and the second branch, then the classes, four bits for each s.
     """
-    entering = [branch for pair in trellis.predecessors() for branch in pair]
-    table = np.array([state << 2 | trellis.branch_class(state, parity) for state, parity in entering], np.int32)
+    table = np.array([state << 2 | number for pair in trellis.entering() for state, number in pair], np.int32)
     if trellis.states <= _PACKED:
         fields = (table[0::2] >> 2, table[1::2] >> 2, table[0::2] & 3, table[1::2] & 3)
         table = np.array([sum(int(one) << 4 * s for s, one in enumerate(field)) for field in fields], np.uint32)
@@ -138,10 +137,10 @@ def _select(trellis: Trellis, steps: int) -> Any:
     lines += [f"        m{state} = metric[lane + {state * BLOCK}]" for state in range(states)]
     for step in range(steps):
         lines += [f"        b{number} = branch[lane + {(4 * step + number) * BLOCK}]" for number in range(4)]
-        for state, ((lower, even), (upper, odd)) in enumerate(trellis.predecessors()):
+        for state, ((lower, lower_class), (upper, upper_class)) in enumerate(trellis.entering()):
             lines += [
-                f"        x = _I(m{lower} + b{trellis.branch_class(lower, even)})",
-                f"        y = _I(m{upper} + b{trellis.branch_class(upper, odd)})",
+                f"        x = _I(m{lower} + b{lower_class})",
+                f"        y = _I(m{upper} + b{upper_class})",
                 f"        n{state} = min(x, y)",
                 f"        d{state} = np.uint32({1 << state}) if y < x else np.uint32(0)",
             ]
