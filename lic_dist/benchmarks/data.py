@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lic_dist import images
-from lic_dist.building.calibrate import PROBES
+from lic_dist import config, images
+from lic_dist.building.calibrate import channel_weights
 from lic_dist.building.latents import encode, view
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.quantization.adaptation import gaussian_record
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.quantization.sensitivity import sensitivities
 from lic_dist.quantization.trellis import Trellis
 
 BASE = "base-small"
@@ -90,12 +88,11 @@ def real(folder: Path | None) -> Sources:
             windows.append(picture[top : top + HEIGHT, left : left + WIDTH].transpose(2, 0, 1))
     if not windows:
         raise LicError(f"{folder} has no picture of {WIDTH}x{HEIGHT} pixels or more", hint="give another folder")
-    model = checkpoints.load(BASE).model
-    latents, _ = encode(model, np.stack(windows), 1)
-    seen = view(model, latents.y, latents.z, 1)
-    y_hat = torch.from_numpy(np.rint(seen.residual).reshape(seen.means.shape) + seen.means)
-    weights, _ = sensitivities(model.g_s, y_hat, PROBES, torch.Generator().manual_seed(0), 1)  # type: ignore[arg-type]
-    return Sources(seen.residual, seen.level, weights.astype(np.float32))
+    base = checkpoints.load(BASE)
+    latents, _ = encode(base.model, np.stack(windows), 1)
+    seen = view(base.model, latents.y, latents.z, 1)
+    weights, _ = channel_weights(base, config.Quantizer(), seen)
+    return Sources(seen.residual, seen.level, weights)
 
 
 def gaussian(lanes: int, steps: int, sigma: float = 1.0, seed: int = 0) -> Sources:

@@ -91,49 +91,47 @@ def _speed_tables(figures: dict[str, Any]) -> list[Table]:
     tables = []
     for name, title in titles.items():
         one = figures[name]
-        table = Table(title=f"Speed on one core: {title}, {one['bits_a_latent']:.2f} bit a latent with tcq8")
-        _columns(table, "", "ns a latent", "M latents/s", "time against tcq8")
-        for arm, row in one["arms"].items():
-            table.add_row(arm, f"{row['ns']:.2f}", f"{row['millions_per_second']:.2f}", f"{row['times_tcq8']:.2f}")
-        for cores, ratio in one["threads"].items():
-            table.add_row(f"tcq8, {cores} threads", "", "", f"{1 / ratio:.2f} (speed-up {ratio:.2f})")
-        tables.append(table)
-    memory = Table(title=f"Memory of the search, bits a latent of the {figures['lanes_in_flight']} lanes in flight")
-    _columns(memory, *(f"{states} states" for states in figures["memory_bits"]))
-    memory.add_row(*(f"{bits:.1f}" for bits in figures["memory_bits"].values()))
-    return [*tables, memory]
+        rows = [
+            (arm, f"{row['ns']:.2f}", f"{row['millions_per_second']:.2f}", f"{row['times_tcq8']:.2f}")
+            for arm, row in one["arms"].items()
+        ]
+        rows += [
+            (f"tcq8, {cores} threads", "", "", f"{1 / ratio:.2f} (speed-up {ratio:.2f})")
+            for cores, ratio in one["threads"].items()
+        ]
+        title = f"Speed on one core: {title}, {one['bits_a_latent']:.2f} bit a latent with tcq8"
+        tables.append(_table(title, ("", "ns a latent", "M latents/s", "time against tcq8"), rows))
+    title = f"Memory of the search, bits a latent of the {figures['lanes_in_flight']} lanes in flight"
+    memory = figures["memory_bits"]
+    bits = tuple(f"{one:.1f}" for one in memory.values())
+    return [*tables, _table(title, tuple(f"{states} states" for states in memory), [bits])]
 
 
 def _gap_tables(figures: dict[str, list[float]]) -> list[Table]:
-    table = Table(title="Unit Gaussian: dB above Shannon's R(D), ideal entropy coding")
-    _columns(table, "", *(f"{rate} bit" for rate in theory.RATES))
-    for name, gaps in figures.items():
-        table.add_row(name, *(f"{gap:.3f}" for gap in gaps))
-    return [table]
+    title = "Unit Gaussian: dB above Shannon's R(D), ideal entropy coding"
+    rows = [(name, *(f"{gap:.3f}" for gap in gaps)) for name, gaps in figures.items()]
+    return [_table(title, ("", *(f"{rate} bit" for rate in theory.RATES)), rows)]
 
 
 def _mixture_tables(figures: dict[str, Any]) -> list[Table]:
-    table = Table(title="Mixture of Gaussians: rate at the mean squared error of SQ, step 1")
-    _columns(table, "", "bit a sample", "against SQ with CompressAI's rates")
-    for name, row in figures.items():
-        table.add_row(name, f"{row['bits']:.4f}", f"{100 * row['against_sq']:+.2f} %" if "against_sq" in row else "")
-    return [table]
+    title = "Mixture of Gaussians: rate at the mean squared error of SQ, step 1"
+    rows = [
+        (name, f"{row['bits']:.4f}", f"{100 * row['against_sq']:+.2f} %" if "against_sq" in row else "")
+        for name, row in figures.items()
+    ]
+    return [_table(title, ("", "bit a sample", "against SQ with CompressAI's rates"), rows)]
 
 
 def _lane_tables(figures: dict[str, Any]) -> list[Table]:
-    table = Table(title="TCQ-8 on latents of the shipped model: lanes against one long trellis")
-    _columns(table, "steps of a lane", "cost D + lambda R", "bits alone")
-    for steps, row in figures.items():
-        table.add_row(steps, f"{100 * row['cost']:+.3f} %", f"{100 * row['bits']:+.3f} %")
-    return [table]
+    title = "TCQ-8 on latents of the shipped model: lanes against one long trellis"
+    rows = [(steps, f"{100 * row['cost']:+.3f} %", f"{100 * row['bits']:+.3f} %") for steps, row in figures.items()]
+    return [_table(title, ("steps of a lane", "cost D + lambda R", "bits alone"), rows)]
 
 
 def _candidate_tables(figures: dict[str, Any]) -> list[Table]:
-    table = Table(title="TCQ-8: cost above a search of every level (mixture, D = .56)")
-    _columns(table, "c", "matched tables", "adapted tables")
-    for price, row in figures.items():
-        table.add_row(price, f"{100 * row['matched']:.4f} %", f"{100 * row['adapted']:.4f} %")
-    return [table]
+    title = "TCQ-8: cost above a search of every level (mixture, D = .56)"
+    rows = [(c, f"{100 * row['matched']:.4f} %", f"{100 * row['adapted']:.4f} %") for c, row in figures.items()]
+    return [_table(title, ("c", "matched tables", "adapted tables"), rows)]
 
 
 _TABLES: dict[str, Callable[[Any], list[Table]]] = {
@@ -145,6 +143,11 @@ _TABLES: dict[str, Callable[[Any], list[Table]]] = {
 }
 
 
-def _columns(table: Table, *names: str) -> None:
+def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The first column to the left, figures to the right."""
+    table = Table(title=title)
     for index, name in enumerate(names):
         table.add_column(name, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
