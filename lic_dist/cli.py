@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lic_dist import __version__
-from lic_dist.errors import LicError
+from lic_dist.errors import LicError, UsageError
 
 if TYPE_CHECKING:
+    from lic_dist.building.build import BuildReport
+    from lic_dist.cache.place import Place
     from lic_dist.config import Experiment
 
 # Idle OpenMP threads that spin starve their own process where cores are shared; read when torch is loaded.
@@ -37,6 +41,8 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", h
 EngineName = Annotated[str | None, typer.Option("--engine", help="ray or local; overrides engine.name.")]
 Architecture = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say its own.")]
 Lmbda = Annotated[float | None, typer.Option("--lambda", help="Of a checkpoint that does not say its own.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be used.")]
+Target = Annotated[str, typer.Argument(help="The store's path or URL, or the experiment's YAML file.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
 
 
@@ -116,40 +122,32 @@ def finetune(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @cache_app.command("scan")
-def cache_scan(config: ConfigFile, overrides: Overrides = None) -> None:
+def cache_scan(config: ConfigFile, overrides: Overrides = None, strict: Strict = False) -> None:
     """Read every photo once and write the manifest beside the store."""
-    from lic_dist.building.build import manifest_path, scan
-    from lic_dist.config import need
+    from lic_dist.building.job import manifest_of
 
     for experiment in _experiments(config, overrides):
-        photos = scan(experiment, afresh=True)
-        faulty = [photo for photo in photos if photo.fault]
-        for photo in faulty[:20]:
+        photos = manifest_of(experiment, afresh=True, strict=strict)
+        faulty = sum(photos.faults.values())
+        for photo in itertools.islice((photo for photo in photos if photo.fault), 20):
             typer.echo(f"set aside: {photo.path}: {photo.fault}", err=True)
-        path = manifest_path(need(experiment.cache, "cache").path)
-        typer.echo(f"{len(photos) - len(faulty)} photos, {len(faulty)} set aside: {path}")
+        typer.echo(f"{len(photos) - faulty} photos, {faulty} set aside{_reasons(photos.faults)}")
 
 
 @cache_app.command("plan")
-def cache_plan(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Print samples, shards, bytes per array and free space, and build nothing."""
-    import shutil
+def cache_plan(config: ConfigFile, overrides: Overrides = None, out: JsonFile = None) -> None:
+    """Print samples, shards, bytes, free space and an estimate of the time; builds nothing."""
+    from dataclasses import asdict
 
-    from lic_dist.building.build import prepare
-    from lic_dist.cache.layout import raw_bytes
+    from lic_dist.building.estimate import describe, estimate
+    from lic_dist.building.job import prepare
 
+    estimates = []
     for experiment in _experiments(config, overrides):
-        job = prepare(experiment)
-        held_out = sum(crop.held_out for crop in job.plan.crops)
-        typer.echo(
-            f"{job.plan.num_samples} samples ({held_out} held out) in {job.plan.num_shards} shards, "
-            f"fingerprint {job.plan.fingerprint[:12]}"
-        )
-        sizes = raw_bytes(job.plan.num_samples, job.plan.geometry, job.cache.store_y, (job.quantizer.group,))
-        for name, size in sizes.items():
-            typer.echo(f"  {name:<20} {size / 1e6:12.1f} MB uncompressed")
-        parent = next(folder for folder in job.cache.path.resolve().parents if folder.is_dir())
-        typer.echo(f"free: {shutil.disk_usage(parent).free / 1e9:.1f} GB")
+        found = estimate(prepare(experiment))
+        estimates.append(asdict(found))
+        typer.echo("\n".join(describe(found)))
+    _write_json(out, estimates)
 
 
 @cache_app.command("adapt")
@@ -159,73 +157,155 @@ def cache_adapt(
     overrides: Overrides = None,
 ) -> None:
     """Calibrate step and strength and adapt the tables on the pilot; write the quantizer record and its curve."""
-    from lic_dist.building.build import adapt, prepare, record_path
     from lic_dist.building.calibrate import describe
+    from lic_dist.building.job import prepare
+    from lic_dist.building.pilot import adapt, record_beside
+    from lic_dist.cache.folder import Folder
     from lic_dist.evaluation.plots import calibration_plot
 
     for experiment in _experiments(config, overrides):
         job = prepare(experiment)
         record = adapt(job)
-        path = out or record_path(job)
-        record.save(path)
-        calibration_plot(record.notes, path.with_suffix(".png"), job.quantizer.group)
-        typer.echo("\n".join([*describe(record), f"{path}, {path.with_suffix('.png')}"]))
+        around, key = record_beside(job.place, job.quantizer.group)
+        plot = Path(out or key).with_suffix(".png")
+        if out is not None:
+            record.save(out)
+        else:
+            around.put(key, record.to_json().encode())
+            plot = around.root / plot if isinstance(around, Folder) else plot
+        calibration_plot(record.notes, plot, job.quantizer.group)
+        typer.echo("\n".join([*describe(record), f"{out or f'{around}/{key}'}, {plot}"]))
 
 
 @cache_app.command("build")
 def cache_build(
-    config: ConfigFile, overrides: Overrides = None, engine: EngineName = None, out: JsonFile = None
+    config: ConfigFile,
+    overrides: Overrides = None,
+    engine: EngineName = None,
+    strict: Strict = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Remove the store that is there first; asks.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    out: JsonFile = None,
 ) -> None:
     """Build the cache, or what is left of it: scan, plan, pilot and every shard without a marker."""
-    from dataclasses import asdict
-
     from lic_dist.building.build import build
 
-    reports = []
-    for experiment in _experiments(config, overrides, engine):
-        report = build(experiment)
-        reports.append(asdict(report))
-        if report.faults:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.faults.items()))
-            typer.secho(f"warning: samples set aside: {reasons}", fg="yellow", err=True)
-        rate = f", {report.bpp:.4f} bpp" if report.shards_built else ""
-        typer.echo(
-            f"{report.path}: {report.samples} samples, {report.shards_built} of {report.shards} shards built now"
-            f"{rate}, {report.seconds:.0f} s"
-        )
-    _write_json(out, reports)
+    experiments = _experiments(config, overrides, engine)
+    if rebuild and not yes:
+        for experiment in experiments:
+            _ask_to_remove(experiment)
+    _write_json(out, [_show_build(build(experiment, strict, rebuild)) for experiment in experiments])
+
+
+@cache_app.command("requantize")
+def cache_requantize(
+    config: ConfigFile, overrides: Overrides = None, engine: EngineName = None, out: JsonFile = None
+) -> None:
+    """Add a quantizer's group from the stored y: other states, step, lambda, tables or entropy model; no photo is read.
+
+    For example --set quantizer.states=4 --set quantizer.group=tcq4, or --set model.checkpoint=runs/finetuned.
+    """
+    from lic_dist.building.build import requantize
+
+    _write_json(out, [_show_build(requantize(one)) for one in _experiments(config, overrides, engine)])
+
+
+def _show_build(report: BuildReport) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    if report.faults:
+        typer.secho(f"warning: samples set aside{_reasons(report.faults)}", fg="yellow", err=True)
+    rate = f", {report.bpp:.4f} bpp" if report.shards_built else ""
+    typer.echo(
+        f"{report.path}: {report.samples} samples, {report.shards_built} of {report.shards} shards built now"
+        f"{rate}, {report.seconds:.0f} s"
+    )
+    return asdict(report)
+
+
+def _reasons(faults: Mapping[str, int]) -> str:
+    return ": " + ", ".join(f"{count} {reason}" for reason, count in sorted(faults.items())) if faults else ""
+
+
+def _ask_to_remove(experiment: Experiment) -> None:
+    from lic_dist.building.job import place
+    from lic_dist.cache.inspect import inspect
+    from lic_dist.cache.layout import read_attributes
+
+    there = place(experiment)
+    if read_attributes(there) is None:
+        return
+    found = inspect(there)
+    groups = ", ".join(found["groups"]) or "none"
+    typer.echo(
+        f"{there}: {found['shards_written']} of {found['num_shards']} shards, {found['bytes'] / 1e6:.1f} MB, "
+        f"groups: {groups}"
+    )
+    if not sys.stdin.isatty():
+        raise UsageError("--rebuild removes this store", hint="say --yes where nobody can be asked")
+    if not typer.confirm("Remove it and build anew?"):
+        raise typer.Exit(1)
+
+
+def _stores(target: str, overrides: list[str] | None) -> list[tuple[Place, Experiment | None]]:
+    """A store by its path or URL, or those of an experiment's YAML file."""
+    from lic_dist.building.job import place
+    from lic_dist.cache.place import place_of
+
+    if Path(target).suffix in (".yaml", ".yml"):
+        return [(place(experiment), experiment) for experiment in _experiments(Path(target), overrides)]
+    return [(place_of(target), None)]
 
 
 @cache_app.command("inspect")
-def cache_inspect(path: Annotated[Path, typer.Argument(help="The store.")], out: JsonFile = None) -> None:
-    """Show progress, sizes, rate, identity and provenance of a store."""
-    from rich import print as show
+def cache_inspect(
+    target: Target,
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw rates, distortions and sizes to this PNG file.")] = None,
+    out: JsonFile = None,
+) -> None:
+    """Show progress with rate and ETA, sizes, rates and distortions, identity and provenance of a store."""
+    from lic_dist.cache.inspect import describe, inspect
+    from lic_dist.evaluation.plots import cache_plot
 
-    from lic_dist.cache.reader import inspect
-
-    figures = inspect(path)
-    show(figures)
-    _write_json(out, figures)
+    reports = [inspect(place) for place, _ in _stores(target, overrides)]
+    for report in reports:
+        typer.echo("\n".join(describe(report)))
+        if plot is not None:
+            cache_plot(report, plot)
+    _write_json(out, reports[0] if len(reports) == 1 else reports)
 
 
 @cache_app.command("verify")
 def cache_verify(
-    path: Annotated[Path, typer.Argument(help="The store.")],
-    forget: Annotated[bool, typer.Option("--forget", help="Let the next build write faulty shards again.")] = False,
+    target: Target,
+    overrides: Overrides = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Write again just what is damaged; needs the YAML.")] = False,
+    out: JsonFile = None,
 ) -> None:
     """Read everything again; name each shard and array that is missing, zero, torn or altered."""
-    from lic_dist.cache.store import forget as forget_shard
+    from dataclasses import asdict
+
+    from lic_dist.building.build import repair as mend
     from lic_dist.cache.verify import verify
 
-    findings = verify(path)
-    for finding in findings:
-        typer.echo(f"shard {finding.shard}: {finding.array}: {finding.what}")
-        if forget:
-            forget_shard(path, finding.shard, finding.group or None)
-    if findings:
-        hint = "build again to write them anew" if forget else "`verify --forget`, then build again, mends them"
-        raise LicError(f"{len(findings)} faults in {path}", hint=hint)
-    typer.echo(f"{path}: whole")
+    figures, left = [], 0
+    for place, experiment in _stores(target, overrides):
+        findings = verify(place)
+        for finding in findings:
+            shard = f"shard {finding.shard}: " if finding.shard >= 0 else ""
+            typer.echo(f"{shard}{finding.array}: {finding.what}")
+        if findings and repair:
+            if experiment is None:
+                raise UsageError("--repair needs to know how the store is built", hint="give the experiment's YAML")
+            typer.echo(f"{place}: {mend(experiment, findings)} shards written again")
+            findings = verify(place)
+        left += len(findings)
+        figures.append({"path": str(place), "findings": [asdict(finding) for finding in findings]})
+        typer.echo(f"{place}: {f'{len(findings)} faults' if findings else 'whole'}")
+    _write_json(out, figures)
+    if left:
+        raise LicError(f"{left} faults in {target}", hint="`lic-dist cache verify CONFIG --repair` mends them")
 
 
 @app.command()

@@ -97,7 +97,9 @@ class Quantizer(Section):
 class Cache(Section):
     """The Zarr store."""
 
-    path: Path
+    path: str  # a folder, or a URL of an object store: s3://bucket/name.zarr, gs://..., az://...
+    options: dict[str, str] = Field(default_factory=dict)  # of the object store: endpoint, region ... (obstore's names)
+    pipeline: Literal["zarr", "zarrs"] = "zarr"  # what decodes it
     shard: int = Field(64, ge=1)
     batch: int = Field(8, ge=1)  # crops that the encoder sees at once: part of the plan, so that bytes repeat
     store_y: bool = True
@@ -211,8 +213,8 @@ def _rename(document: dict[str, Any], suffix: str) -> dict[str, Any]:
     for section, key in (("train", "out"), ("cache", "path"), ("finetune", "out"), ("evaluate", "out")):
         part = document.get(section)
         if isinstance(part, dict) and isinstance(part.get(key), str):
-            path = Path(part[key])
-            moved[part[key].rstrip("/")] = str(path.with_name(f"{path.stem}-{suffix}{path.suffix}"))
+            around, slash, name = part[key].rstrip("/").rpartition("/")  # a path, or a URL
+            moved[part[key].rstrip("/")] = f"{around}{slash}{Path(name).stem}-{suffix}{Path(name).suffix}"
     renamed: dict[str, Any] = _follow(document, moved)
     return {**renamed, "name": f"{document.get('name', 'experiment')}-{suffix}"}
 

@@ -21,8 +21,9 @@ from rich.table import Table
 from lic_dist import config, images
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import calibrate
+from lic_dist.building.job import open_cache
+from lic_dist.building.pilot import calibration_samples
 from lic_dist.building.records import compressai_record
-from lic_dist.cache.reader import LatentCache
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.errors import LicError
 from lic_dist.evaluation.metrics import psnr8
@@ -30,7 +31,7 @@ from lic_dist.evaluation.plots import Picture, comparison_sheet, training_plot
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.training.finetune import calibration_samples, finetune
+from lic_dist.training.finetune import finetune
 from lic_dist.training.loop import read_log
 
 BASE = "base-small"
@@ -94,7 +95,7 @@ def _experiment(out: Path, engine: str) -> config.Experiment:
         model=config.Model(checkpoint=BASE),
         images=config.Images(path=out / "photos", crop=CROP, variations=VARIATIONS, held_out="held_out", tolerate=0.5),
         quantizer=config.Quantizer(name="tcq", states=8, group="tcq8", pilot=96, calibration=32),
-        cache=config.Cache(path=out / "tcq8.zarr", shard=32),
+        cache=config.Cache(path=str(out / "tcq8.zarr"), shard=32),
         engine=config.Engine(name=engine, encoders=1, searchers=1, readers=1, num_cpus=3),  # type: ignore[arg-type]
         finetune=config.Finetune(
             recipe="decoder", steps=STEPS, batch=4, lr=1e-5, evaluate_every=25, out=out / "finetuned"
@@ -150,7 +151,7 @@ def _lay_out(parts: dict[str, dict[str, Path]], out: Path) -> None:
 def _close(experiment: config.Experiment, finetuned: Path, out: Path, console: Console) -> dict[str, Any]:
     base = checkpoints.load(BASE)
     retrained = checkpoints.load(str(finetuned))
-    cache = LatentCache.open(config.need(experiment.cache, "cache").path)
+    cache = open_cache(experiment)
     tcq = QuantizerRecord.from_json(cache.record_json("tcq8"))
     section = config.Quantizer(name="sq", group="sq-adapted", pilot=96, calibration=32)
     adapted = calibrate(base, section, *calibration_samples(cache, section))

@@ -19,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lic_dist.cache import layout, markers, plan, store
+from lic_dist.cache.folder import Folder
+from lic_dist.cache.inspect import describe, inspect, pace
 from lic_dist.cache.plan import Geometry, Plan, differences, fingerprint
-from lic_dist.cache.reader import LatentCache, inspect, size_on_disk
+from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import Finding, verify
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError
@@ -62,7 +64,7 @@ def make_builder(path: Path, planned: Plan):
     def build(shard: int) -> int:
         count = len(planned.crops_of(shard))
         arrays = synthetic(count, shard, faulty=1 if shard == 1 else None)
-        store.write_shard(str(path), planned, shard, arrays, 0.1)
+        store.write_shard(str(path), planned.fingerprint, shard, arrays, planned.crops_of(shard), 0.1)
         return count
 
     return build
@@ -75,7 +77,7 @@ def create(path: Path, planned: Plan) -> None:
 
 def build(path: Path, planned: Plan, **engine) -> list[tuple[int, int]]:
     stage = Stage("build", partial(make_builder, path, planned), workers=2)
-    return list(run([stage], store.pending(path, planned), **engine))
+    return list(run([stage], store.pending(path), **engine))
 
 
 def objects(path: Path) -> dict[str, str]:
@@ -168,7 +170,7 @@ def test_only_codecs_of_every_reader(built):
     document = json.loads((built / "pixels" / "zarr.json").read_text())
     (sharding,) = document["codecs"]
     assert sharding["name"] == "sharding_indexed"
-    assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == ["bytes", "zstd"]
+    assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == ["bytes", "blosc", "crc32c"]
     assert document["chunk_key_encoding"]["configuration"]["separator"] == "/"
 
 
@@ -181,9 +183,9 @@ def test_all_zero_shards_have_objects(tmp_path):
     planned = make_plan(4)
     store.create(tmp_path / "z.zarr", planned)
     zeros = {name: np.zeros_like(array) for name, array in synthetic(4, 0, group=None).items()}
-    store.write_shard(tmp_path / "z.zarr", planned, 0, zeros)
+    store.write_shard(tmp_path / "z.zarr", planned.fingerprint, 0, zeros, planned.crops)
     assert (tmp_path / "z.zarr/pixels/c/0/0/0/0").is_file()
-    assert verify(tmp_path / "z.zarr") == [] and store.pending(tmp_path / "z.zarr", planned) == []
+    assert verify(tmp_path / "z.zarr") == [] and store.pending(tmp_path / "z.zarr") == []
 
 
 # identity
@@ -198,13 +200,11 @@ def test_create_is_idempotent_and_leaves_nothing_beside(built):
 
 def test_another_identity_is_refused_naming_the_fields(built):
     other = make_plan(model={"architecture": "mbt2018-mean", "encoder_sha256": "cd" * 32}, crop=64)
-    for refused in (
-        lambda: store.create(built, other),
-        lambda: store.write_shard(built, other, 0, synthetic(4, 0)),
-    ):
-        with pytest.raises(LicError) as caught:
-            refused()
-        assert "crop: store has 32, this job has 64; model.encoder_sha256: store has abab" in caught.value.message
+    with pytest.raises(LicError) as caught:
+        store.create(built, other)
+    assert "crop: store has 32, this job has 64; model.encoder_sha256: store has abab" in caught.value.message
+    with pytest.raises(LicError, match="holds another cache: fingerprint"):
+        store.write_shard(built, other.fingerprint, 0, synthetic(4, 0), other.crops_of(0))
     with pytest.raises(LicError, match="num_samples: store has 10, this job has 11"):
         store.create(built, make_plan(11))
     with pytest.raises(LicError, match="store_y: store has true, this job has false"):
@@ -218,7 +218,7 @@ def test_what_is_not_a_cache_is_refused(tmp_path):
         LatentCache.open(tmp_path / "absent.zarr")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "precious.txt").write_text("mine")
-    with pytest.raises(LicError, match="no cache at"):
+    with pytest.raises(LicError, match="holds precious.txt"):
         store.create(tmp_path / "notes", make_plan())
     assert (tmp_path / "notes" / "precious.txt").read_text() == "mine"
     zarr.create_group(str(tmp_path / "other.zarr"))
@@ -250,30 +250,32 @@ def test_shards_are_written_whole(tmp_path):
     ]
     for arrays in broken:
         with pytest.raises(ValueError):
-            store.write_shard(tmp_path / "a.zarr", planned, 0, arrays)
+            store.write_shard(tmp_path / "a.zarr", planned.fingerprint, 0, arrays, planned.crops_of(0))
+    with pytest.raises(ValueError, match="3 crops for the 4 samples"):
+        store.write_shard(tmp_path / "a.zarr", planned.fingerprint, 0, whole, planned.crops[:3])
     with pytest.raises(LicError, match="no group 'sq'"):
-        store.write_shard(tmp_path / "a.zarr", planned, 0, synthetic(4, 0, group="sq"))
-    assert store.pending(tmp_path / "a.zarr", planned, "tcq8") == [0, 1, 2]
+        store.write_shard(tmp_path / "a.zarr", planned.fingerprint, 0, synthetic(4, 0, group="sq"), planned.crops_of(0))
+    assert store.pending(tmp_path / "a.zarr", "tcq8") == [0, 1, 2]
 
 
 def test_faulty_samples_are_zeros_and_not_counted(built):
     cache = LatentCache.open(built)
     rows = cache.shard(1, ("pixels", "latents/y", "quantized/tcq8/k", "quantized/tcq8/bits"))
     assert all(not array[1].any() and array[0].any() for array in rows.values())
-    marker = markers.read_marker(built, cache.fingerprint, 1)
+    marker = markers.read_marker(Folder(built), cache.fingerprint, 1)
     assert (marker.samples, marker.faulty, marker.bits) == (4, 1, None)
-    marker = markers.read_marker(built, cache.group_attributes("tcq8")["fingerprint"], 1)
+    marker = markers.read_marker(Folder(built), cache.group_attributes("tcq8")["fingerprint"], 1)
     assert (marker.bits, marker.distortion, marker.seconds) == (3 * 1024.0, 1.5, 0.1)
 
 
 def test_groups_are_added_later_with_markers_of_their_own(built):
-    planned = LatentCache.open(built).plan()
-    assert planned == make_plan()
+    planned = make_plan()
+    assert [crop for shard in range(3) for crop in LatentCache.open(built).crops_of(shard)] == list(planned.crops)
     store.create_group(built, "sq", RECORD, {"record": "ef" * 32})
-    assert store.pending(built, planned) == [] and store.pending(built, planned, "sq") == [0, 1, 2]
+    assert store.pending(built) == [] and store.pending(built, "sq") == [0, 1, 2]
     arrays = {name: array for name, array in synthetic(4, 1, group="sq").items() if name.startswith("quantized")}
-    store.write_shard(built, planned, 1, arrays)
-    assert store.pending(built, planned, "sq") == [0, 2] and store.pending(built, planned, "tcq8") == []
+    store.write_shard(built, planned.fingerprint, 1, arrays)
+    assert store.pending(built, "sq") == [0, 2] and store.pending(built, "tcq8") == []
     k = LatentCache.open(built).shard(1, ["quantized/sq/k"])["quantized/sq/k"]
     assert not k[1].any() and k[0].any()  # the base says that sample 1 is faulty
     assert LatentCache.open(built).groups == ("sq", "tcq8")
@@ -284,7 +286,7 @@ def test_a_group_needs_its_latents(tmp_path):
     create(tmp_path / "a.zarr", planned)
     arrays = {name: array for name, array in synthetic(4, 0).items() if name.startswith("quantized")}
     with pytest.raises(LicError, match="holds no latents yet"):
-        store.write_shard(tmp_path / "a.zarr", planned, 0, arrays)
+        store.write_shard(tmp_path / "a.zarr", planned.fingerprint, 0, arrays)
 
 
 # resume
@@ -312,11 +314,11 @@ def test_the_same_bytes_from_every_way_of_building(tmp_path, monkeypatch):
 
     make_builder(paths["resumed"], planned)(3)
     make_builder(paths["resumed"], planned)(1)
-    assert store.pending(paths["resumed"], planned) == [0, 2, 4]
+    assert store.pending(paths["resumed"]) == [0, 2, 4]
     build(paths["resumed"], planned)
 
     die_while_writing(paths["killed"], planned, shard=2)
-    assert store.pending(paths["killed"], planned) == [0, 1, 2, 3, 4]
+    assert store.pending(paths["killed"]) == [0, 1, 2, 3, 4]
     build(paths["killed"], planned)
 
     expected = objects(paths["local"])
@@ -327,30 +329,29 @@ def test_the_same_bytes_from_every_way_of_building(tmp_path, monkeypatch):
 
 
 def die_while_writing(path: Path, planned: Plan, shard: int) -> None:
-    """A process writes a shard and is gone before its last object: no marker, a torn object, a free lock."""
+    """A process writes a shard and is gone before its last object: no marker, an unfinished file, a free lock."""
     code = f"""
 import os, pickle, sys
 sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
 import test_cache
 from lic_dist.cache import markers
 count = 0
-def hash_object(file, original=markers.hash_object):
+def fsync(handle, original=os.fsync):
     global count
     count += 1
-    if count == 9:
-        file.write_bytes(file.read_bytes()[:-7])
+    if count == 17:
         os._exit(9)
-    return original(file)
-markers.hash_object = hash_object
+    return original(handle)
+os.fsync = fsync
 test_cache.make_builder(*pickle.loads(bytes.fromhex({pickle.dumps((path, planned)).hex()!r})))({shard})
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 9
-    assert list((path / markers.FOLDER).rglob("*.lock"))
+    assert list((path / markers.FOLDER).rglob("*.lock")) and list(path.rglob("*.part"))
 
 
 def test_pending_reads_markers_not_names(built):
     planned = make_plan()
-    marker = markers.marker_path(built, planned.fingerprint, 0)
+    marker = built / markers.marker_key(planned.fingerprint, 0)
     text = marker.read_text()
     for broken in (
         "",
@@ -361,11 +362,11 @@ def test_pending_reads_markers_not_names(built):
         text.replace(": 0", ": 5"),
     ):
         marker.write_text(broken)
-        assert store.pending(built, planned) == [0]
+        assert store.pending(built) == [0]
     marker.write_text(text)
-    assert store.pending(built, planned) == []
+    assert store.pending(built) == []
     (built / "latents/z/c/2/0/0/0").write_bytes(b"")
-    assert store.pending(built, planned) == [2]
+    assert store.pending(built) == [2]
     build(built, planned)
     assert verify(built) == []
 
@@ -374,12 +375,12 @@ def test_the_lock_excludes_a_second_writer(built):
     code = f"""
 import sys
 sys.path.insert(0, {str(HERE.parent)!r})
-from pathlib import Path
 from lic_dist.cache import markers
-with markers.owner(Path({str(built)!r}), "f" * 64, 0):
+from lic_dist.cache.place import place_of
+with markers.owner(place_of({str(built)!r}), "f" * 64, 0):
     print("mine")
 """
-    with markers.owner(built, "f" * 64, 0):
+    with markers.owner(Folder(built), "f" * 64, 0):
         other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(1.0)
@@ -429,15 +430,16 @@ def test_verify_tells_damages_apart_and_building_heals_them(built, how, what):
     ]
     for finding in verify(built):
         store.forget(built, finding.shard, finding.group or None)
-    assert store.pending(built, make_plan()) == [1, 2] and store.pending(built, make_plan(), "tcq8") == [0]
+    assert store.pending(built) == [1, 2] and store.pending(built, "tcq8") == [0]
     for shard in range(3):
         make_builder(built, make_plan())(shard)
     assert verify(built) == [] and objects(built) == before
 
 
 def test_verify_sees_what_was_written_over(built):
-    layout.open_array(built, "pixels", "r+")[4:8] = 0
-    layout.open_array(built, "latents/z", "r+")[5, 0] = 77
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        zarr.open_array(str(built), path="pixels", mode="r+")[4:8] = 0
+        zarr.open_array(str(built), path="latents/z", mode="r+")[5, 0] = 77
     zarr.open_array(str(built), path="quantized/tcq8/k", mode="r+")[8:12] = 0  # the default: object dropped
     assert [(finding.shard, finding.array, finding.what) for finding in verify(built)] == [
         (1, "pixels", "zero"),
@@ -449,7 +451,7 @@ def test_verify_sees_what_was_written_over(built):
 def test_verify_reports_unwritten_shards_and_broken_markers(built):
     store.forget(built, 1)
     key = make_plan().fingerprint
-    markers.marker_path(built, key, 2).write_text("{")
+    (built / markers.marker_key(key, 2)).write_text("{")
     folder = f"_progress/{key[:8]}"
     assert verify(built) == [Finding(1, folder, "missing"), Finding(2, folder, "torn")]
 
@@ -508,10 +510,19 @@ def test_unwritten_shards_are_not_read_as_zeros(tmp_path):
     for read in (lambda: cache.shard(1), lambda: cache.load(["pixels"]), lambda: cache[5]):
         with pytest.raises(LicError, match="is not written"):
             read()
-    assert cache.plan() == planned  # the samples are known before they are built
     (tmp_path / "a.zarr/latents/z/c/0/0/0/0").write_bytes(b"")  # Zarr itself reads zeros here
-    with pytest.raises(LicError, match="has lost an object"):
+    with pytest.raises(LicError, match="shard 0 of .*latents/z, has lost its object"):
         cache.shard(0)
+    with pytest.raises(LicError, match="has lost an object"):
+        LatentCache.open(tmp_path / "a.zarr").shard(0)
+
+
+@pytest.mark.parametrize("how", ["cut", "zero tail", "flip"])
+def test_damage_met_while_reading_names_shard_and_array(built, how):
+    damage(built / "quantized/tcq8/k/c/1/0/0/0", how)
+    match = "is not written" if how == "cut" else "shard 1 of .*, array quantized/tcq8/k, does not decode"
+    with pytest.raises(LicError, match=match):
+        LatentCache.open(built).load(["quantized/tcq8/k"])
 
 
 def test_stores_without_y(tmp_path):
@@ -519,7 +530,7 @@ def test_stores_without_y(tmp_path):
     store.create(tmp_path / "a.zarr", planned, store_y=False)
     arrays = synthetic(4, 0, group=None)
     del arrays["latents/y"]
-    store.write_shard(tmp_path / "a.zarr", planned, 0, arrays)
+    store.write_shard(tmp_path / "a.zarr", planned.fingerprint, 0, arrays, planned.crops_of(0))
     assert sorted(LatentCache.open(tmp_path / "a.zarr")[0]) == ["latents/z", "pixels", "samples/status"]
 
 
@@ -534,19 +545,24 @@ def test_inspect_counts(built):
     assert group["identity"] == {"group": "tcq8", "cache": make_plan().fingerprint, "record": "cd" * 32}
     assert report["identity"] == IDENTITY and report["fingerprint"] == make_plan().fingerprint
     assert report["arrays"]["pixels"]["raw_bytes"] == 10 * 3 * 32 * 32
-    assert report["bytes"] == size_on_disk(built) > report["arrays"]["pixels"]["bytes"] > 0.9 * 30720
+    on_disk = sum(file.stat().st_size for file in built.rglob("*") if file.is_file())
+    assert report["bytes"] == on_disk > report["arrays"]["pixels"]["bytes"] > 0.9 * 30720
+    assert group["histogram_samples"] == sum(group["bits_per_pixel_histogram"]["counts"]) == 9
+    text = "\n".join(describe(report))
+    for shown in ("10 samples", "3 of 3 shards", "1 truncated", "1.0000 bpp", "median 0.5", "mbt2018-mean"):
+        assert shown in text
 
 
-def test_raw_bytes_are_those_of_the_arrays():
-    assert layout.raw_bytes(10, GEOMETRY, True, ("tcq8",)) == {
-        "pixels": 30720,
-        "latents/y": 480,
-        "latents/z": 80,
-        "samples/status": 10,
-        "quantized/tcq8/k": 480,
-        "quantized/tcq8/bits": 40,
-        "quantized/tcq8/distortion": 40,
-    }
+def test_inspect_tells_pace_and_eta_of_the_running_build():
+    steady = [100.0 + 10 * n for n in range(6)]
+    told = pace(steady, now=154.0, left=320, shard=32)
+    assert told == {"samples_per_second": 3.2, "eta_seconds": pytest.approx(96.0), "idle_seconds": 4.0}
+    resumed = [0.0, 1.0, *(5000.0 + 10 * n for n in range(3))]  # the pause of the night is no work
+    assert pace(resumed, 5020.0, 32, 32)["samples_per_second"] == 3.2
+    assert pace(steady, 1000.0, 320, 32)["eta_seconds"] is None  # stopped
+    assert pace(steady, 151.0, 0, 32)["eta_seconds"] is None  # done
+    for few in ([], [3.0], [3.0, 3.0]):
+        assert pace(few, 5.0, 32, 32)["samples_per_second"] is None
 
 
 def test_a_plan_is_plain_data():

@@ -1,75 +1,43 @@
-"""From an experiment file to a finished cache: scan, plan, pilot, build.
-
-A job is a pure function of the experiment and the photos: every command computes it alike, and the store's identity
-says whether it is the same job. The pilot (calibration and adapted tables) writes the quantizer record once; all
-later steps take it as frozen input.
-"""
+"""Building a store and looking after it: build or go on, add a quantizer from stored y, repair what is damaged."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from lic_dist import __version__, config, images
+from lic_dist import config
 from lic_dist.building.calibrate import calibrate
-from lic_dist.building.latents import Latents, encode
-from lic_dist.building.records import fits
-from lic_dist.building.shards import (
-    Shard,
-    ShardReport,
-    make_encoder,
-    make_reader,
-    make_searcher,
-    make_viewer,
+from lic_dist.building.job import (
+    Job,
+    check_encoder,
+    check_group,
+    faults,
+    group_identity,
+    load_parent,
+    open_cache,
+    place,
+    prepare,
+    provenance,
 )
-from lic_dist.cache import store
-from lic_dist.cache.plan import Geometry, Plan, differences
-from lic_dist.cache.reader import LatentCache
+from lic_dist.building.pilot import adapt, calibration_samples, found_record, record_beside
+from lic_dist.building.shards import Shard, ShardReport, make_encoder, make_reader, make_searcher, make_viewer
+from lic_dist.cache import layout, markers, store
+from lic_dist.cache.plan import Plan
+from lic_dist.cache.verify import Finding
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, ToleranceError, UsageError
-from lic_dist.images import Crop, Photo
 from lic_dist.models import checkpoint as checkpoints
-from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.parts import encoder_digest, entropy_digest
 from lic_dist.progress import Progress
-from lic_dist.quantization.record import SEARCHED, QuantizerRecord
-
-Y_STRIDE, Z_STRIDE = 16, 64
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a cache build works on."""
-
-    experiment: config.Experiment
-    parent: Checkpoint
-    photos: list[Photo]
-    plan: Plan
-
-    @property
-    def images(self) -> config.Images:
-        return config.need(self.experiment.images, "images")
-
-    @property
-    def quantizer(self) -> config.Quantizer:
-        return config.need(self.experiment.quantizer, "quantizer")
-
-    @property
-    def cache(self) -> config.Cache:
-        return config.need(self.experiment.cache, "cache")
+from lic_dist.quantization.record import QuantizerRecord
 
 
 @dataclass(frozen=True)
 class BuildReport:
     """A finished build: samples in all, those set aside by reason, bits per pixel of the shards built now."""
 
-    path: Path
+    path: str
     samples: int
     shards_built: int
     shards: int
@@ -78,287 +46,225 @@ class BuildReport:
     seconds: float
 
 
-def manifest_path(cache: Path) -> Path:
-    """Where a cache's manifest lies: beside the store."""
-    return cache.with_name(f"{cache.stem}.manifest.parquet")
+class _Units(Sequence[Shard]):
+    """The shards of these numbers, each laid out when it is asked for: a plan may have millions of samples."""
+
+    def __init__(self, numbers: Sequence[int], plan: Plan | None = None) -> None:
+        self.numbers, self.plan = numbers, plan
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Shard:  # type: ignore[override]
+        number = self.numbers[index]
+        return Shard(number, tuple(self.plan.crops_of(number)) if self.plan else ())
 
 
-def scan(experiment: config.Experiment, afresh: bool = False) -> list[Photo]:
-    """The manifest of the experiment's photos: read where one is there and lists the same files, else scanned."""
-    section = config.need(experiment.images, "images")
-    path = manifest_path(config.need(experiment.cache, "cache").path)
-    found = images.find(section.path)
-    if path.is_file() and not afresh:
-        photos = images.read_manifest(path)
-        if [photo.path for photo in photos] == found:
-            return photos
-    photos = images.scan(section.path)
-    images.write_manifest(photos, path)
-    return photos
-
-
-def prepare(experiment: config.Experiment, afresh: bool = False) -> Job:
-    """Load the model, scan the photos and lay out the plan.
-
-    Raises:
-        LicError: no photos, none large enough, a checkpoint that does not load.
-    """
-    section, cache = config.need(experiment.images, "images"), config.need(experiment.cache, "cache")
-    model_section = config.need(experiment.model, "model")
-    parent = checkpoints.load(model_section.checkpoint, model_section.architecture, model_section.lmbda)
-    photos = scan(experiment, afresh)
-    crops = images.plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
-    if not crops:
-        raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
-    geometry = Geometry(section.crop, parent.spec.M, section.crop // Y_STRIDE, parent.spec.N, section.crop // Z_STRIDE)
-    identity = {
-        "format": 1,
-        "model": model_identity(parent),
-        "precision": "float32",
-        "images": {
-            "manifest_sha256": images.manifest_digest(photos),
-            "crop": section.crop,
-            "variations": section.variations,
-            "seed": section.seed,
-            "held_out": section.held_out,
-        },
-        "shard": cache.shard,
-        "batch": cache.batch,
-        "store_y": cache.store_y,
-    }
-    return Job(experiment, parent, photos, Plan(tuple(crops), geometry, cache.shard, cache.batch, identity))
-
-
-def model_identity(parent: Checkpoint) -> dict[str, Any]:
-    """What cached latents depend on of a model."""
-    spec = parent.spec
-    return {
-        "architecture": spec.architecture,
-        "N": spec.N,
-        "M": spec.M,
-        "encoder_sha256": encoder_digest(parent.model),
-    }
-
-
-def group_identity(parent: Checkpoint, record: QuantizerRecord) -> dict[str, Any]:
-    """What cached indices depend on besides the latents."""
-    return {"record_sha256": record.digest, "entropy_sha256": entropy_digest(parent.model)}
-
-
-def check_cache(cache: LatentCache, parent: Checkpoint, group: str) -> None:
-    """Refuse a cache of another encoder, or a group of another entropy model; each differing field is named.
-
-    Raises:
-        LicError: they differ, the cache has no such group, or not all of its shards are written.
-    """
-    found = differences({"model": cache.identity["model"]}, {"model": model_identity(parent)})
-    if found:
-        raise LicError(f"{cache.path} holds latents of another model: {'; '.join(found)}", hint="build a new cache")
-    if group not in cache.groups:
-        raise LicError(f"{cache.path} has no group '{group}'", hint=f"it has: {', '.join(cache.groups) or 'none'}")
-    expected = group_identity(parent, QuantizerRecord.from_json(cache.record_json(group)))
-    identity = cache.group_attributes(group)["identity"]
-    found = differences({key: identity.get(key) for key in expected}, expected)
-    if found:
-        raise LicError(f"group '{group}' of {cache.path} does not fit: {'; '.join(found)}", hint="build a new group")
-    written = len(cache.written(group))
-    if written < cache.num_shards:
-        raise LicError(
-            f"group '{group}' of {cache.path} has {written} of {cache.num_shards} shards",
-            hint="`lic-dist cache build` goes on where it stopped",
-        )
-
-
-def pilot_latents(job: Job) -> tuple[Latents, Latents]:
-    """The pilot (the plan's first training samples) and the first held-out samples, encoded here and now.
-
-    Raises:
-        LicError: no held-out samples to calibrate on.
-    """
-    wanted: dict[str, list[Crop]] = {
-        "pilot": [crop for crop in job.plan.crops if not crop.held_out][: job.quantizer.pilot],
-        "held-out": [crop for crop in job.plan.crops if crop.held_out][: job.quantizer.calibration],
-    }
-    made = []
-    for name, crops in wanted.items():
-        if not crops:
-            raise LicError(
-                f"the plan has no {name} samples to calibrate on", hint="add photos or raise images.held_out"
-            )
-        pixels, status = images.read_crops(job.images.path, crops, job.images.crop)
-        parts = []
-        with Progress(f"encoding {name} crops", len(pixels), "crop") as bar:
-            for first in range(0, len(pixels), job.plan.batch):
-                chosen = status[first : first + job.plan.batch] == 0
-                if not chosen.any():
-                    continue
-                part, overflow = encode(
-                    job.parent.model, pixels[first : first + job.plan.batch][chosen], job.plan.batch
-                )
-                parts.append(Latents(part.pixels[~overflow], part.y[~overflow], part.z[~overflow]))
-                bar.advance(int(chosen.sum()))
-        if not parts:
-            raise LicError(
-                f"every {name} photo changed or became unreadable since the scan", hint="`lic-dist cache scan`"
-            )
-        made.append(
-            Latents(
-                np.concatenate([part.pixels for part in parts]),
-                np.concatenate([part.y for part in parts]),
-                np.concatenate([part.z for part in parts]),
-            )
-        )
-    return made[0], made[1]
-
-
-def calibration_samples(cache: LatentCache, section: config.Quantizer) -> tuple[Latents, Latents]:
-    """The pilot (first training samples) and the first held-out samples of a cache, as a build calibrates on them.
-
-    Raises:
-        UsageError: the cache does not keep y.
-    """
-    if not cache.header.store_y:
-        raise UsageError("calibration needs y, which this cache does not keep", hint="build it with store_y: true")
-    parts = []
-    for held_out, most in ((False, section.pilot), (True, section.calibration)):
-        read = cache.load(("pixels", "latents/y", "latents/z"), cache.indices(held_out)[:most])
-        parts.append(Latents(read["pixels"], read["latents/y"], read["latents/z"]))
-    return parts[0], parts[1]
-
-
-def adapt(job: Job) -> QuantizerRecord:
-    """The quantizer record of the job: the store's own, that of `cache adapt` beside it, else made on the pilot.
-
-    Raises:
-        LicError: the record found is not what the experiment asks for; each differing field is named.
-    """
-    group, beside = job.quantizer.group, record_path(job)
-    if job.cache.path.exists() and group in (cache := LatentCache.open(job.cache.path)).groups:
-        record, where = QuantizerRecord.from_json(cache.record_json(group)), f"group '{group}' of {job.cache.path}"
-    elif beside.is_file():
-        record, where = QuantizerRecord.load(beside), str(beside)
-    else:
-        return calibrate(job.parent, job.quantizer, *pilot_latents(job), batch=job.plan.batch)
-    check_record(record, job.quantizer, job.parent, where)
-    return record
-
-
-def record_path(job: Job) -> Path:
-    """Where `cache adapt` leaves the record of a job for its build."""
-    return job.cache.path.with_name(f"{job.cache.path.stem}.{job.quantizer.group}.json")
-
-
-def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Checkpoint, where: str) -> None:
-    """Refuse a record that is not what the quantizer section and the checkpoint ask for; each field is named."""
-    expected: dict[str, Any] = {
-        "name": section.name,
-        "states": section.states if section.name == "tcq" else 1,
-        "lmbda": parent.spec.lmbda,
-        "rates": section.rates,
-    }
-    if section.step != "auto":
-        expected["step"] = section.step
-    if section.lambda_scale != "auto" and section.name in SEARCHED:
-        expected["lambda_scale"] = section.lambda_scale
-    if section.rounding != "auto" and section.name == "deadzone":
-        expected["rounding"] = section.rounding
-    found = {key: record.notes.get(key) if key == "rates" else getattr(record, key) for key in expected}
-    lines = differences(found, expected)
-    if lines or not fits(record, parent.model):
-        why = "; ".join(lines) or "it was made for another prior of z or number of channels"
-        raise LicError(f"{where} is another quantizer: {why}", hint="give quantizer.group another name")
-
-
-def build(experiment: config.Experiment) -> BuildReport:
+def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = False) -> BuildReport:
     """Build a cache, or what is left of it: scan, plan, pilot, every shard without a verified marker.
 
-    Shards whose latents are there, but not this quantizer's indices, are quantized from the stored y.
+    Shards whose latents are there, but not this quantizer's indices, are quantized from the stored y. `strict` stops
+    at the first photo that cannot be used. `rebuild` removes the store that is there first.
 
     Raises:
         LicError: the path holds a store of another identity; each differing field is named.
         ToleranceError: the store is whole, but more samples were set aside than `images.tolerate` allows.
     """
     started = time.monotonic()
-    job = prepare(experiment)
-    path, group = job.cache.path, job.quantizer.group
-    if path.exists():  # refuse another job's store before the pilot; leave none behind where the pilot fails
-        store.create(path, job.plan, job.cache.store_y)
+    job = prepare(experiment, strict=strict)
+    there, plan, group = job.place, job.plan, job.quantizer.group
+    if layout.read_attributes(there) is not None:
+        if rebuild:
+            layout.read_header(there)
+            there.clear()
+        else:  # refuse another job's store before the pilot; leave none behind where the pilot fails
+            store.create(there, plan, job.cache.store_y)
     record = adapt(job)
-    store.create(path, job.plan, job.cache.store_y, provenance())
-    store.create_group(path, group, record.to_json(), group_identity(job.parent, record), provenance())
-    without_latents = set(store.pending(path, job.plan))
-    pending = sorted(without_latents.union(store.pending(path, job.plan, group)))
+    store.create(there, plan, job.cache.store_y, provenance())
+    store.create_group(there, group, record.to_json(), group_identity(job.parent, record), provenance())
+    without_latents = set(store.pending(there))
+    without_indices = set(store.pending(there, group))
     if not job.cache.store_y:
-        without_latents.update(pending)
-    reports = _run(job, record, [number for number in pending if number in without_latents], requantize=False)
-    reports += _run(job, record, [number for number in pending if number not in without_latents], requantize=True)
-    faults = _faults(job)
-    pixels = sum(report.pixels for report in reports)
-    bpp = sum(report.bits for report in reports) / pixels if pixels else float("nan")
-    set_aside, asked = sum(faults.values()), len(job.photos) * job.images.variations
-    if set_aside > job.images.tolerate * asked:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(faults.items()))
-        raise ToleranceError(
-            f"{path} is built, but {set_aside} of {asked} samples were set aside: {reasons}",
-            hint="photos changed since the scan: `lic-dist cache scan`, then build at another cache.path"
-            if "changed" in faults
-            else "raise images.tolerate if that is expected",
+        without_latents |= without_indices
+    reports = _run(job.experiment, _encoding(job, (group, record)), _Units(sorted(without_latents), plan), strict)
+    left = sorted(without_indices - without_latents)
+    reports += _run(job.experiment, _requantizing(job.experiment, group, record), _Units(left), strict)
+    return _report(job, reports, started)
+
+
+def requantize(experiment: config.Experiment) -> BuildReport:
+    """Add a group, or what is left of it, to a finished store from its stored y: no encoder runs, no photo is read.
+
+    The quantizer is calibrated on the store's own samples unless `cache adapt` left a record beside it. The model may
+    be a finetuned one: its encoder must be the store's, its entropy model is the group's.
+
+    Raises:
+        LicError: another encoder, a group of another identity, or latents that are not all written.
+        UsageError: the store does not keep y.
+    """
+    started = time.monotonic()
+    section = config.need(experiment.quantizer, "quantizer")
+    cache, parent = open_cache(experiment), load_parent(experiment)
+    check_encoder(cache, parent)
+    if not cache.header.store_y:
+        raise UsageError(f"{cache.place} does not keep y", hint="build with cache.store_y: true to quantize it again")
+    written = len(cache.written())
+    if written < cache.num_shards:
+        raise LicError(
+            f"{cache.place} has latents of {written} of {cache.num_shards} shards",
+            hint="`lic-dist cache build` goes on where it stopped",
         )
+    record = found_record(cache.place, section, parent)
+    if record is None:
+        record = calibrate(parent, section, *calibration_samples(cache, section), batch=cache.header.batch)
+    store.create_group(cache.place, section.group, record.to_json(), group_identity(parent, record), provenance())
+    numbers = store.pending(cache.place, section.group)
+    reports = _run(experiment, _requantizing(experiment, section.group, record), _Units(numbers))
     return BuildReport(
-        path, job.plan.num_samples, len(pending), job.plan.num_shards, faults, bpp, time.monotonic() - started
+        str(cache.place),
+        cache.num_samples,
+        len(reports),
+        cache.num_shards,
+        cache.fault_counts(),
+        _bpp(reports),
+        time.monotonic() - started,
     )
 
 
-def provenance() -> dict[str, Any]:
-    """Where and with what a store is made: kept beside the identity, never compared."""
-    import platform
-    import sys
-    from importlib.metadata import version
+def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
+    """Write again what `verify` found damaged, and nothing else; returns the number of shards written.
 
-    packages = ("torch", "compressai", "numpy", "numba", "zarr", "ray")
-    return {
-        "lic_dist": __version__,
-        "packages": {name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "argv": sys.argv,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    Latents come from the photos, indices of every group from y with the group's own record and this experiment's model.
+
+    Raises:
+        LicError: another job's store, a group of another entropy model, or a group whose record is lost or altered and
+        not to be had beside the store.
+    """
+    job = prepare(experiment)
+    there = job.place
+    store.create(there, job.plan, job.cache.store_y)
+    lost = sorted({finding.shard for finding in findings if not finding.group and finding.shard >= 0})
+    key = layout.read_header(there).fingerprint
+    before = {shard: _digest_of_y(markers.read_marker(there, key, shard)) for shard in lost}
+    for shard in lost:
+        store.forget(there, shard)
+    written = len(_run(experiment, _encoding(job, None), _Units(lost, job.plan)))
+    changed = {
+        shard
+        for shard in lost
+        if before[shard] is None or _digest_of_y(markers.read_marker(there, key, shard)) != before[shard]
     }
+    for group in layout.group_names(there):
+        if any(finding.group == group and finding.array.endswith("record.json") for finding in findings):
+            _put_record_back(job, group)
+        cache = open_cache(experiment)
+        text = cache.record_json(group)
+        store.create_group(there, group, text, cache.group_attributes(group)["identity"])
+        damaged = {finding.shard for finding in findings if finding.group == group and finding.shard >= 0} | changed
+        if damaged:
+            check_group(cache, job.parent, group)
+            for shard in damaged:
+                store.forget(there, shard, group)
+            stages = _requantizing(experiment, group, QuantizerRecord.from_json(text))
+            written += len(_run(experiment, stages, _Units(sorted(damaged))))
+    return written
 
 
-def _faults(job: Job) -> dict[str, int]:
-    """Samples set aside by reason: those of the store, and those of photos that the plan could not take."""
-    status = LatentCache.open(job.cache.path).samples["status"]
-    codes, counts = np.unique(status[status != 0], return_counts=True)
-    faults = {images.FAULTS[code]: int(count) for code, count in zip(codes, counts, strict=True)}
-    for photo in job.photos:
-        reason = photo.fault or ("smaller than a crop" if min(photo.width, photo.height) < job.images.crop else "")
-        if reason:
-            faults[reason] = faults.get(reason, 0) + job.images.variations
-    return faults
+def _digest_of_y(marker: markers.Marker | None) -> str | None:
+    """What a group's indices were made from: the sha256 of the shard's y."""
+    if marker is None:
+        return None
+    return next((entry["sha256"] for key, entry in marker.objects.items() if key.startswith("latents/y/")), None)
 
 
-def _run(job: Job, record: QuantizerRecord, numbers: list[int], requantize: bool) -> list[ShardReport]:
-    if not numbers:
-        return []
-    engine, model = job.experiment.engine, config.need(job.experiment.model, "model")
-    source = (checkpoints.absolute(model.checkpoint), model.architecture, model.lmbda, job.plan.batch)
-    path, group = str(job.cache.path.resolve()), job.quantizer.group
-    stages = [
-        Stage("read", partial(make_reader, str(job.images.path.resolve()), job.images.crop), engine.readers),
-        Stage("encode", partial(make_encoder, *source), engine.encoders, engine.gpus_per_encoder),
-        Stage("search", partial(make_searcher, path, job.plan, group, record.to_json()), engine.searchers),
+def _put_record_back(job: Job, group: str) -> None:
+    attributes = layout.read_attributes(job.place, f"quantized/{group}") or {}
+    around, key = record_beside(job.place, group)
+    if around.entry(key) is not None:
+        text = QuantizerRecord.from_json(around.get(key).decode("utf-8", "replace")).to_json()
+        if markers.describe(text.encode())["sha256"] == attributes.get("record_json_sha256"):
+            job.place.put(f"quantized/{group}/record.json", text.encode())
+            return
+    raise LicError(
+        f"the record of group '{group}' of {job.place} is lost", hint=f"put it at {around}/{key}, or remove the group"
+    )
+
+
+def _encoding(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> list[Stage]:
+    """From photos: read, encode, search and write; without a quantizer the latents alone."""
+    engine, folder = job.experiment.engine, str(job.images.path.resolve())
+    return [
+        Stage("read", partial(make_reader, folder, job.images.crop), engine.readers),
+        Stage(
+            "encode",
+            partial(make_encoder, *_model(job.experiment), job.plan.batch),
+            engine.encoders,
+            engine.gpus_per_encoder,
+        ),
+        Stage("search", _searcher(job.experiment, job.plan.fingerprint, quantizer), engine.searchers),
     ]
-    if requantize:
-        stages[:2] = [Stage("view", partial(make_viewer, path, *source), engine.encoders, engine.gpus_per_encoder)]
-    units = [Shard(number, tuple(job.plan.crops_of(number))) for number in numbers]
-    reports = []
-    left = sum(len(unit.crops) for unit in units)
-    title = "quantizing the cache" if requantize else "building the cache"
-    with Progress(title, job.plan.num_samples, "crop", done=job.plan.num_samples - left) as bar:
+
+
+def _requantizing(experiment: config.Experiment, group: str, record: QuantizerRecord) -> list[Stage]:
+    """From stored latents: the hyper-decoder, then search and write."""
+    engine = experiment.engine
+    there = place(experiment).absolute()
+    header = layout.read_header(there)
+    viewer = partial(make_viewer, there, *_model(experiment), header.batch)
+    return [
+        Stage("view", viewer, engine.encoders, engine.gpus_per_encoder),
+        Stage("search", _searcher(experiment, header.fingerprint, (group, record)), engine.searchers),
+    ]
+
+
+def _model(experiment: config.Experiment) -> tuple[str, str | None, float | None]:
+    section = config.need(experiment.model, "model")
+    return checkpoints.absolute(section.checkpoint), section.architecture, section.lmbda
+
+
+def _searcher(
+    experiment: config.Experiment, fingerprint: str, quantizer: tuple[str, QuantizerRecord] | None
+) -> Callable[[], Callable[..., ShardReport]]:
+    named = (quantizer[0], quantizer[1].to_json()) if quantizer else None
+    return partial(make_searcher, place(experiment).absolute(), fingerprint, named)
+
+
+def _run(experiment: config.Experiment, stages: list[Stage], units: _Units, strict: bool = False) -> list[ShardReport]:
+    if not len(units):
+        return []
+    engine = experiment.engine
+    header = layout.read_header(place(experiment))
+    left = sum(header.count(number) for number in units.numbers)
+    title = {"read": "building the cache", "view": "quantizing the cache"}[stages[0].name]
+    reports: list[ShardReport] = []
+    bits = pixels = faulty = 0.0
+    with Progress(title, header.num_samples, "crop", done=header.num_samples - left) as bar:
         for _, report in run(stages, units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus):
             reports.append(report)
-            pixels = sum(one.pixels for one in reports)
-            bar.advance(report.samples, bpp=sum(one.bits for one in reports) / max(pixels, 1))
+            bits, pixels, faulty = bits + report.bits, pixels + report.pixels, faulty + len(report.faulty)
+            bar.advance(report.samples, bpp=bits / max(pixels, 1), **({"set aside": faulty} if faulty else {}))
+            if strict and report.faulty:
+                source, reason = report.faulty[0]
+                raise LicError(f"{source}: {reason}", hint="--strict stops here; what is written is kept")
     return reports
+
+
+def _bpp(reports: Sequence[ShardReport]) -> float:
+    pixels = sum(report.pixels for report in reports)
+    return sum(report.bits for report in reports) / pixels if pixels else float("nan")
+
+
+def _report(job: Job, reports: Sequence[ShardReport], started: float) -> BuildReport:
+    found = faults(job)
+    set_aside, asked = sum(found.values()), len(job.photos) * job.images.variations
+    if set_aside > job.images.tolerate * asked:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items()))
+        raise ToleranceError(
+            f"{job.place} is built, but {set_aside} of {asked} samples were set aside: {reasons}",
+            hint="photos changed since the scan: `lic-dist cache scan`, then build at another cache.path"
+            if "changed" in found
+            else "raise images.tolerate if that is expected",
+        )
+    seconds = time.monotonic() - started
+    shards = len({report.number for report in reports})
+    return BuildReport(str(job.place), job.plan.num_samples, shards, job.plan.num_shards, found, _bpp(reports), seconds)

@@ -96,8 +96,8 @@ def channel_weights(checkpoint: Checkpoint, section: config.Quantizer, seen: Vie
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """A record's bytes are to repeat: sums over several threads would not."""
+def one_thread() -> Iterator[None]:
+    """Compute on one torch thread: a record's bytes are to repeat, sums over several threads would not."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -106,7 +106,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@_one_thread()
+@one_thread()
 def calibrate(
     checkpoint: Checkpoint, section: config.Quantizer, pilot: Latents, held_out: Latents, batch: int = 8
 ) -> QuantizerRecord:

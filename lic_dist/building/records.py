@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lic_dist.cache.place import place_of
 from lic_dist.errors import UsageError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.adaptation import gaussian_record
@@ -70,11 +71,9 @@ def named_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
         return QuantizerRecord.from_json(checkpoint.quantizers[name])
     if name == "sq":
         return compressai_record(checkpoint)
-    path = Path(name)
-    if path.is_dir():
-        path = path / "record.json"
-    if path.is_file():
-        record = QuantizerRecord.load(path)
+    text = _text(name)
+    if text is not None:
+        record = QuantizerRecord.from_json(text)
         if not fits(record, checkpoint.model) or record.lmbda != checkpoint.spec.lmbda:
             raise UsageError(
                 f"the quantizer {name} was made for another model than {checkpoint.source}",
@@ -83,6 +82,19 @@ def named_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
         return record
     known = ", ".join(["sq", *checkpoint.quantizers])
     raise UsageError(f"no quantizer '{name}' with {checkpoint.source}", hint=f"one of: {known}; or a record.json")
+
+
+def _text(name: str) -> str | None:
+    """The text of a record's file, or of the record of a group in a store, by path or URL; None where there is none."""
+    place, _, key = name.rstrip("/").rpartition("/")
+    try:
+        if "://" in name:
+            suffix = "" if key.endswith(".json") else "/record.json"
+            return place_of(place).get(f"{key}{suffix}").decode("utf-8", "replace")
+        path = Path(name)
+        return (path / "record.json" if path.is_dir() else path).read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return None
 
 
 def fits(record: QuantizerRecord, model: nn.Module) -> bool:

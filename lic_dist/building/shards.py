@@ -1,6 +1,7 @@
 """The work on one shard, as three stages that an engine runs in one process or spread over a cluster:
 
     read and crop (CPU) -> encode (GPU or CPU, the frozen g_a, h_a, h_s) -> search and write (CPU)
+                             view (the stored y, z; h_s)                -> search and write (CPU)
 
 Each stage is a factory, called once in a worker, that returns the function for one shard. The bytes written depend on
 the plan alone: encoder batches are the plan's, each worker computes on one thread.
@@ -22,8 +23,8 @@ from torch import nn
 from lic_dist import images
 from lic_dist.building.calibrate import z_bits
 from lic_dist.building.latents import Latents, encode, view
-from lic_dist.cache import store
-from lic_dist.cache.plan import Plan
+from lic_dist.cache import layout, store
+from lic_dist.cache.place import Place
 from lic_dist.cache.reader import LatentCache
 from lic_dist.images import FAULTS, Crop
 from lic_dist.models import checkpoint
@@ -33,20 +34,23 @@ from lic_dist.quantization.record import QuantizerRecord
 
 @dataclass(frozen=True)
 class Shard:
-    """A unit of work: a shard's number and its samples."""
+    """A unit of work: a shard's number and its samples; none where its latents are stored."""
 
     number: int
     crops: tuple[Crop, ...]
 
+    def __str__(self) -> str:
+        return f"shard {self.number}"
+
 
 @dataclass(frozen=True)
 class Pixels:
-    """A shard that was read: uint8 [n, 3, s, s], status uint8 [n]; seconds so far."""
+    """A shard that was read: uint8 [n, 3, s, s], status uint8 [n]; seconds by stage."""
 
     shard: Shard
     pixels: NDArray[np.uint8]
     status: NDArray[np.uint8]
-    seconds: float
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,19 @@ class Coded:
     residual: NDArray[np.float32]
     level: NDArray[np.uint8]
     status: NDArray[np.uint8]
-    seconds: float
+    seconds: dict[str, float]
     stored: bool = False
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What was written: samples, how many of them are faulty and why, estimated bits, pixels, seconds of work."""
+    """What was written: samples, (source, reason) of the faulty ones, estimated bits, pixels of the good ones."""
 
     number: int
     samples: int
-    faults: dict[str, int]
+    faulty: tuple[tuple[str, str], ...]
     bits: float
     pixels: int
-    seconds: float
 
 
 def make_reader(folder: str, size: int) -> Callable[[Shard], Pixels]:
@@ -80,7 +83,7 @@ def make_reader(folder: str, size: int) -> Callable[[Shard], Pixels]:
     def work(shard: Shard) -> Pixels:
         started = time.perf_counter()
         pixels, status = images.read_crops(Path(folder), shard.crops, size)
-        return Pixels(shard, pixels, status, time.perf_counter() - started)
+        return Pixels(shard, pixels, status, {"read": time.perf_counter() - started})
 
     return work
 
@@ -97,25 +100,25 @@ def make_encoder(source: str, architecture: str | None, lmbda: float | None, bat
         for array in (latents.y, latents.z):  # the pixels are read-only on Ray; `write_shard` zeroes those
             array[status != 0] = 0
         seen = view(model, latents.y, latents.z, batch)
-        seconds = read.seconds + time.perf_counter() - started
+        seconds = {**read.seconds, "encode": time.perf_counter() - started}
         return Coded(read.shard, latents, seen.residual, seen.level, status, seconds)
 
     return work
 
 
 def make_viewer(
-    path: str, source: str, architecture: str | None, lmbda: float | None, batch: int
+    place: Place, source: str, architecture: str | None, lmbda: float | None, batch: int
 ) -> Callable[[Shard], Coded]:
     """Instead of the first two stages, for a shard whose latents are stored: read them and run the hyper-decoder."""
     model = _load(source, architecture, lmbda)
-    cache = LatentCache.open(path)
+    cache = LatentCache.open(place)
 
     def work(shard: Shard) -> Coded:
         started = time.perf_counter()
         read = cache.shard(shard.number, ("pixels", "latents/y", "latents/z", "samples/status"))
         latents = Latents(read["pixels"], read["latents/y"], read["latents/z"])
         seen = view(model, latents.y, latents.z, batch)
-        seconds = time.perf_counter() - started
+        seconds = {"view": time.perf_counter() - started}
         return Coded(shard, latents, seen.residual, seen.level, read["samples/status"], seconds, stored=True)
 
     return work
@@ -129,27 +132,35 @@ def _load(source: str, architecture: str | None, lmbda: float | None) -> nn.Modu
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_searcher(path: str, plan: Plan, group: str, record_json: str) -> Callable[[Coded], ShardReport]:
-    """The third stage: the search, then the whole shard of every array, then its marker."""
+def make_searcher(place: Place, fingerprint: str, quantizer: tuple[str, str] | None) -> Callable[[Coded], ShardReport]:
+    """The third stage: the search, then the whole shard of every array, then its marker.
+
+    `fingerprint` is the store's; `quantizer` the group's name and its record's JSON, None to write the latents alone.
+    """
     torch.set_num_threads(1)
-    quantizer = Quantizer(QuantizerRecord.from_json(record_json))
-    store_y = bool(plan.identity["store_y"])
+    group = quantizer[0] if quantizer else ""
+    search = Quantizer(QuantizerRecord.from_json(quantizer[1])) if quantizer else None
+    store_y = layout.read_header(place).store_y
 
     def work(coded: Coded) -> ShardReport:
         started = time.perf_counter()
         latents, faulty = coded.latents, coded.status != 0
-        arrays = quantized_arrays(quantizer, latents, coded.residual, coded.level, faulty)
-        seconds = coded.seconds + time.perf_counter() - started
-        written: dict[str, NDArray[Any]] = {f"quantized/{group}/{name}": array for name, array in arrays.items()}
+        written: dict[str, NDArray[Any]] = {}
+        bits = 0.0
+        if search is not None:
+            arrays = quantized_arrays(search, latents, coded.residual, coded.level, faulty)
+            written = {f"quantized/{group}/{name}": array for name, array in arrays.items()}
+            bits = float(arrays["bits"].sum())
         if not coded.stored:
             written |= {"pixels": latents.pixels, "latents/z": latents.z, "samples/status": coded.status}
             if store_y:
                 written["latents/y"] = latents.y
-        store.write_shard(path, plan, coded.shard.number, written, seconds=seconds)
-        names, counts = np.unique(coded.status[faulty], return_counts=True)
-        faults = {FAULTS[name]: int(number) for name, number in zip(names, counts, strict=True)}
+        seconds = {**coded.seconds, "search": time.perf_counter() - started}
+        store.write_shard(place, fingerprint, coded.shard.number, written, coded.shard.crops, seconds)
+        sources = [crop.source for crop in coded.shard.crops]
+        named = [(sources[index], FAULTS[coded.status[index]]) for index in np.flatnonzero(faulty)] if sources else []
         pixels = int((~faulty).sum()) * latents.pixels.shape[2] * latents.pixels.shape[3]
-        return ShardReport(coded.shard.number, len(faulty), faults, float(arrays["bits"].sum()), pixels, seconds)
+        return ShardReport(coded.shard.number, len(faulty), tuple(named), bits, pixels)
 
     return work
 

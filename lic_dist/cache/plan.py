@@ -63,6 +63,11 @@ class Plan:
         return num_shards(len(self.crops), self.shard)
 
     @cached_property
+    def num_held_out(self) -> int:
+        """Samples of the held-out part: the last ones."""
+        return sum(crop.held_out for crop in self.crops)
+
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the identity's canonical JSON, in hex."""
         return fingerprint(self.identity)

@@ -1,10 +1,10 @@
-"""Reading a store: whole shards, single samples, or everything into memory; and what is in it."""
+"""Reading a store: whole shards, single samples, or everything into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from lic_dist.cache import layout, markers
-from lic_dist.cache.layout import ArraySpec
-from lic_dist.cache.plan import Geometry, Plan
-from lic_dist.errors import LicError
+from lic_dist.cache import layout, markers, store
+from lic_dist.cache.layout import ArraySpec, Pipeline
+from lic_dist.cache.place import Place, place_of
+from lic_dist.cache.plan import Geometry
+from lic_dist.errors import LicError, UsageError
 from lic_dist.images import FAULTS, Crop
 
 PLAIN_COLUMNS = ("crop_y", "crop_x", "flip", "held_out", "status")
@@ -26,18 +27,30 @@ class LatentCache:
 
     Reading is by whole shards (`shard`, `load`: fast) or one sample (`cache[i]`: milliseconds). Array names
     are those of layout.py. Samples of unwritten shards and faulty ones are not `usable`; their rows are
-    zero.
+    zero. What cannot be read (a missing, cut or altered object) is an error that names shard and array, never zeros.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self.header = layout.read_header(self.path)
+    def __init__(self, place: Place, pipeline: Pipeline = "zarr") -> None:
+        self.place, self.pipeline = place, pipeline
+        self.header = layout.read_header(place)
         self._arrays: dict[str, zarr.Array] = {}
+        self._done: dict[str, set[int]] = {}  # shards known to be done, by the fingerprint of base or group
 
     @classmethod
-    def open(cls, path: Path | str) -> LatentCache:
-        """Open a store. Raises LicError where there is none, or not one of ours."""
-        return cls(path)
+    def open(
+        cls, path: Path | str | Place, options: Mapping[str, str] | None = None, pipeline: Pipeline = "zarr"
+    ) -> LatentCache:
+        """Open the store of a path or URL (`options`: see `place_of`), decoded by Zarr or by the package zarrs.
+
+        With `zarrs` let loader processes start by `spawn` or `forkserver`: its threads do not survive a fork.
+
+        Raises:
+            LicError: no store there, or not one of ours.
+            UsageError: zarrs is wanted and not installed.
+        """
+        if pipeline == "zarrs" and find_spec("zarrs") is None:
+            raise UsageError("pipeline zarrs needs the package zarrs", hint="pip install 'lic-dist[zarrs]'")
+        return cls(place_of(path, options), pipeline)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -62,7 +75,7 @@ class LatentCache:
     @property
     def groups(self) -> tuple[str, ...]:
         """Names of the quantized groups, sorted."""
-        return layout.group_names(self.path)
+        return layout.group_names(self.place)
 
     def __len__(self) -> int:
         return self.header.num_samples
@@ -75,8 +88,8 @@ class LatentCache:
         status is an index into lic_dist.images.FAULTS, 255 where the shard is not written.
         """
         return {
-            "source": self._text("samples/source"),
-            "digest": self._text("samples/digest"),
+            "source": _text(self._column("samples/source")),
+            "digest": _text(self._column("samples/digest")),
             **{name: self._column(f"samples/{name}") for name in PLAIN_COLUMNS},
         }
 
@@ -89,35 +102,50 @@ class LatentCache:
         """The usable samples of the held-out or of the training part, ascending."""
         return np.flatnonzero(self.usable & (self._column("samples/held_out") == held_out))
 
-    def plan(self) -> Plan:
-        """The plan that the store was created from: to build on, or to add a group without the photos."""
-        columns = [self.samples[name].tolist() for name in Crop.__dataclass_fields__]
-        crops = tuple(Crop(*row) for row in zip(*columns, strict=True))
-        return Plan(crops, self.geometry, self.header.shard, self.header.batch, self.identity)
+    def fault_counts(self) -> dict[str, int]:
+        """Samples set aside, by reason; only shards whose markers count some are read."""
+        counts: dict[str, int] = {}
+        for shard, marker in store.finished(self.place, self.header).items():
+            if marker.faulty:
+                status = self.shard(shard, ("samples/status",))["samples/status"]
+                for code in status[status != 0].tolist():
+                    counts[FAULTS[code]] = counts.get(FAULTS[code], 0) + 1
+        return counts
+
+    def crops_of(self, shard: int) -> tuple[Crop, ...]:
+        """The samples of a written shard, as the plan had them."""
+        rows = self.shard(shard, [f"samples/{name}" for name in Crop.__dataclass_fields__])
+        columns = [rows[f"samples/{name}"] for name in Crop.__dataclass_fields__]
+        columns[:2] = [_text(columns[0]), _text(columns[1])]
+        return tuple(Crop(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
     def group_attributes(self, group: str) -> dict[str, Any]:
         """{"identity", "fingerprint", "provenance"} of a group. Raises LicError for no such group."""
         if group not in self.groups:
             known = ", ".join(self.groups) or "none"
-            raise LicError(f"no group '{group}' in {self.path}", hint=f"it has: {known}")
-        return layout.read_attributes(self.path / "quantized" / group) or {}
+            raise LicError(f"no group '{group}' in {self.place}", hint=f"it has: {known}")
+        return layout.read_attributes(self.place, f"quantized/{group}") or {}
 
     def record_json(self, group: str) -> str:
-        """The quantizer record of a group, as text. Raises LicError where there is no such group."""
+        """The quantizer record of a group, as text. Raises LicError for no such group, or a group without its record."""
         self.group_attributes(group)
-        return (self.path / "quantized" / group / "record.json").read_text()
+        try:
+            return self.place.get(f"quantized/{group}/record.json").decode()
+        except FileNotFoundError:
+            raise LicError(f"group '{group}' of {self.place} has lost its record.json", hint="see `verify`") from None
 
     def written(self, group: str | None = None) -> list[int]:
         """The shards that are done, of the base arrays or of a group."""
-        key = self._fingerprint_of(group)
-        return [shard for shard in range(self.num_shards) if markers.is_done(self.path, key, shard)]
+        done = store.finished(self.place, self.header, group)
+        self._done[self._fingerprint_of(group)] = set(done)
+        return list(done)
 
     def array(self, name: str) -> zarr.Array:
         """The Zarr array itself, rows beyond `num_samples` included."""
         if name not in self._arrays:
-            if not (self.path / name / "zarr.json").is_file():
-                raise LicError(f"no array '{name}' in {self.path}", hint="was it left out, or its group not made?")
-            self._arrays[name] = layout.open_array(self.path, name)
+            if self.place.entry(f"{name}/zarr.json") is None:
+                raise LicError(f"no array '{name}' in {self.place}", hint="was it left out, or its group not made?")
+            self._arrays[name] = layout.open_array(self.place, name, self.pipeline)
         return self._arrays[name]
 
     def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
@@ -125,8 +153,9 @@ class LatentCache:
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        self._require_written(position // self.header.shard, self._names())
-        return {name: np.asarray(self.array(name)[position]) for name in self._names()}
+        names = self.names
+        self._require_written(position // self.header.shard, names)
+        return {name: self._read(name, position, position + 1)[0] for name in names}
 
     def shard(self, shard: int, arrays: Sequence[str] = ("pixels", "latents/z")) -> dict[str, NDArray[Any]]:
         """Whole arrays of one shard, padding cut off: name -> [samples in the shard, ...].
@@ -138,7 +167,8 @@ class LatentCache:
         if not 0 <= shard < self.num_shards:
             raise IndexError(f"shard {shard} of {self.num_shards}")
         self._require_written(shard, arrays)
-        return {name: self._read(name, shard) for name in arrays}
+        first = shard * self.header.shard
+        return {name: self._read(name, first, first + self.header.count(shard)) for name in arrays}
 
     def load(self, arrays: Sequence[str], indices: slice | Iterable[int] | None = None) -> dict[str, NDArray[Any]]:
         """Samples into memory, in the order of `indices` (default all), each shard read once.
@@ -163,7 +193,9 @@ class LatentCache:
                 loaded[name][rows] = values[wanted[rows] - shard * self.header.shard]
         return loaded
 
-    def _names(self) -> list[str]:
+    @property
+    def names(self) -> list[str]:
+        """The large arrays: pixels, latents and those of every group."""
         specs: list[ArraySpec] = list(layout.base_arrays(self.geometry, self.header.store_y))
         specs += [spec for group in self.groups for spec in layout.group_arrays(group, self.geometry)]
         return [spec.name for spec in specs]
@@ -172,88 +204,41 @@ class LatentCache:
         return self.fingerprint if group is None else str(self.group_attributes(group)["fingerprint"])
 
     def _require_written(self, shard: int, arrays: Iterable[str]) -> None:
-        """Zarr reads a missing or empty object as zeros in silence: markers and sizes are looked at first."""
         for group in {name.split("/")[1] if name.startswith("quantized/") else None for name in arrays}:
-            if not markers.is_done(self.path, self._fingerprint_of(group), shard):
-                what = f"shard {shard} of {self.path}" + (f", group '{group}'," if group else "")
-                hint = "`lic-dist cache build` goes on where it stopped"
-                raise LicError(f"{what} is not written, or has lost an object", hint=hint)
+            key = self._fingerprint_of(group)
+            known = self._done.setdefault(key, set())
+            if shard not in known:
+                if not markers.is_done(self.place, key, shard):
+                    what = f"shard {shard} of {self.place}" + (f", group '{group}'," if group else "")
+                    hint = "`lic-dist cache build` goes on where it stopped"
+                    raise LicError(f"{what} is not written, or has lost an object", hint=hint)
+                known.add(shard)
 
-    def _read(self, name: str, shard: int) -> NDArray[Any]:
-        first = shard * self.header.shard
-        return np.asarray(self.array(name)[first : first + self.header.count(shard)])
+    def _read(self, name: str, first: int, end: int) -> NDArray[Any]:
+        """Rows of one shard. Zarr reads a missing object as zeros in silence: zeros are looked at twice."""
+        shard = first // self.header.shard
+        where = f"shard {shard} of {self.place}, array {name},"
+        hint = "`lic-dist cache verify` finds what is damaged, --repair mends it"
+        try:
+            values = np.asarray(self.array(name)[first:end])
+        except LicError:
+            raise
+        except Exception as error:  # which error cut or altered bytes make depends on the codec
+            raise LicError(f"{where} does not decode: {str(error)[:200]}", hint=hint) from error
+        if not values.any():
+            entry = self.place.entry("/".join([name, "c", str(shard), *("0" for _ in values.shape[1:])]))
+            if entry is None or not entry.bytes:
+                raise LicError(f"{where} has lost its object", hint=hint)
+        return values
 
     def _column(self, name: str) -> NDArray[Any]:
         return np.asarray(self.array(name)[: len(self)])
-
-    def _text(self, name: str) -> NDArray[Any]:
-        rows = np.ascontiguousarray(self._column(name))
-        return np.char.decode(rows.view(f"S{rows.shape[1]}").reshape(len(rows)), "utf-8")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
 
 
-def size_on_disk(path: Path | str) -> int:
-    """Bytes of all files below a store."""
-    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
-
-
-def inspect(path: Path | str) -> dict[str, Any]:
-    """What a store holds, as plain JSON: progress, bytes, bits per pixel, distortion, faults, identity ...
-
-    Bits per pixel and distortion are means over the good samples of the written shards.
-    """
-    cache = LatentCache.open(path)
-    header = cache.header
-    status = cache._column("samples/status")
-    base = _progress(cache, None)
-    report: dict[str, Any] = {
-        "path": str(path),
-        "format": layout.FORMAT,
-        "fingerprint": cache.fingerprint,
-        "num_samples": header.num_samples,
-        "num_shards": header.num_shards,
-        "shard": header.shard,
-        "batch": header.batch,
-        "geometry": asdict(header.geometry),
-        "shards_written": base["shards_written"],
-        "seconds": base["seconds"],
-        "usable": int((status == 0).sum()),
-        "unwritten": int((status == layout.UNWRITTEN).sum()),
-        "held_out": int(cache._column("samples/held_out").sum()),
-        "faults": {name: int((status == code).sum()) for code, name in enumerate(FAULTS) if code},
-        "groups": {},
-        "arrays": {},
-        "bytes": size_on_disk(path),
-        "identity": cache.identity,
-        "provenance": header.provenance,
-    }
-    for group in cache.groups:
-        report["groups"][group] = {**cache.group_attributes(group), **_progress(cache, group)}
-    for name in [*cache._names(), *(spec.name for spec in layout.sample_arrays(header.source_bytes))]:
-        array = cache.array(name)
-        raw = header.num_samples * array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
-        report["arrays"][name] = {"bytes": size_on_disk(cache.path / name), "raw_bytes": raw}
-    return report
-
-
-def _progress(cache: LatentCache, group: str | None) -> dict[str, Any]:
-    """Shards written, seconds spent and, of a group, means over its good samples."""
-    key = cache._fingerprint_of(group)
-    found = [markers.read_marker(cache.path, key, shard) for shard in cache.written(group)]
-    done = [marker for marker in found if marker is not None]
-    good = sum(marker.samples - marker.faulty for marker in done)
-    report: dict[str, Any] = {
-        "shards_written": len(done),
-        "seconds": sum(_seconds(marker.seconds) for marker in done),
-    }
-    if group is not None:
-        pixels = good * cache.geometry.crop**2
-        report["bits_per_pixel"] = sum(marker.bits or 0.0 for marker in done) / pixels if good else None
-        report["distortion"] = sum(marker.distortion or 0.0 for marker in done) / good if good else None
-    return report
-
-
-def _seconds(value: Any) -> float:
-    return float(sum(value.values()) if isinstance(value, dict) else value)
+def _text(rows: NDArray[np.uint8]) -> NDArray[Any]:
+    """Rows of bytes as text: [n, L] -> str [n]."""
+    rows = np.ascontiguousarray(rows)
+    return np.char.decode(rows.view(f"S{rows.shape[1]}").reshape(len(rows)), "utf-8")

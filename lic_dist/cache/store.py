@@ -2,27 +2,26 @@
 
     create -> (create_group) -> write_shard for every shard that `pending` lists -> LatentCache
 
-A store and a group are born whole: they are made beside their place and renamed into it, so that
-`zarr.json` is never half there and the first of two planners wins. After that only whole shards are
-written, each by one owner.
+The first planner to put the root's `zarr.json` decides what a store is; everything else in it follows from that, so
+that whoever comes next, or comes again after a kill, completes the same store or is refused. After that only whole
+shards are written, each by one owner: encoded in memory, put whole, hashed, and the marker last.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers
 from lic_dist.cache.layout import ArraySpec, Header
+from lic_dist.cache.place import Place, place_of
 from lic_dist.cache.plan import Plan, differences, fingerprint
 from lic_dist.errors import LicError
 from lic_dist.images import FAULTS, Crop
@@ -30,8 +29,10 @@ from lic_dist.images import FAULTS, Crop
 GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def create(path: Path | str, plan: Plan, store_y: bool = True, provenance: Mapping[str, Any] | None = None) -> None:
-    """Make the store of a plan, all arrays empty but `samples/*`; does nothing where it is there already.
+def create(
+    path: Path | str | Place, plan: Plan, store_y: bool = True, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Make the store of a plan, its arrays empty; completes one that is there already, or does nothing.
 
     `provenance` (versions, host, argv ...) is kept as it is and never compared.
 
@@ -39,81 +40,83 @@ def create(path: Path | str, plan: Plan, store_y: bool = True, provenance: Mappi
         LicError: something else lies at `path`, or a store of another identity or plan; each differing
         field is named.
     """
-    path = Path(path)
-    if not path.exists():
-        temporary = _beside(path)
-        try:
-            _fill(temporary, plan, store_y, dict(provenance or {}))
-            _publish(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    header = layout.read_header(path)
-    _require_same(f"{path} holds another cache", header.identity, plan.identity)
+    place = place_of(path)
+    if layout.read_attributes(place) is None:
+        strange = sorted(set(place.names()) - {markers.FOLDER, "zarr.json.lock"})
+        if strange:
+            raise LicError(f"{place} is no cache and not empty: it holds {strange[0]}", hint="give another cache.path")
+        attributes = {"format": layout.FORMAT, **_planned(plan, store_y), "provenance": dict(provenance or {})}
+        place.put_new("zarr.json", layout.group_document({**attributes, "fingerprint": plan.fingerprint}))
+    header = layout.read_header(place)
+    _require_same(f"{place} holds another cache", header.identity, plan.identity)
     found = {name: value for name, value in asdict(header).items() if name not in ("fingerprint", "provenance")}
-    _require_same(f"{path} follows another plan", found, _planned(plan, store_y))
+    _require_same(f"{place} follows another plan", found, _planned(plan, store_y))
+    _complete(place, {name: layout.group_document() for name in ("latents", "quantized", "samples")})
+    specs = [*layout.base_arrays(header.geometry, header.store_y), *layout.sample_arrays(header.source_bytes)]
+    _complete(place, {spec.name: _document(spec, header) for spec in specs})
 
 
 def create_group(
-    path: Path | str,
+    path: Path | str | Place,
     name: str,
     record_json: str,
     identity: Mapping[str, Any],
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add the group `quantized/<name>` with its quantizer record; does nothing where it is there already.
+    """Add the group `quantized/<name>` with its quantizer record; completes one that is there, or does nothing.
 
     `identity` names what its numbers depend on beyond the store's own identity (the record's digest, the
-    sha256 of the entropy-side tensors). The record's text is written beside the arrays as `record.json`.
+    sha256 of the entropy-side tensors). The record's text is put first, as `record.json`, the group's `zarr.json` last.
 
     Raises:
-        LicError: a bad name, or a group of another identity under this name; each differing field is named.
+        LicError: a bad name, or a group of another identity or record under this name; each differing field is named.
     """
-    path = Path(path)
-    header = layout.read_header(path)
+    place = place_of(path)
+    header = layout.read_header(place)
     if not GROUP_NAME.fullmatch(name):
         raise LicError(f"'{name}' cannot name a group", hint="letters, digits, and . _ - after the first")
+    digest = markers.describe(record_json.encode())["sha256"]
     whole = {"group": name, "cache": header.fingerprint, **identity}
-    target = path / "quantized" / name
-    if not target.exists():
-        temporary = _beside(path)
-        try:
-            attributes = {
-                "identity": whole,
-                "fingerprint": fingerprint(whole),
-                "provenance": dict(provenance or {}),
-            }
-            made = temporary / "quantized" / name
-            zarr.create_group(str(made), attributes=attributes)
-            for spec in layout.group_arrays(name, header.geometry):
-                layout.create_array(temporary, spec, header.num_shards, header.shard)
-            markers.write_atomically(made / "record.json", record_json.encode())
-            _publish(made, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    _require_same(f"group '{name}' of {path} is another one", _group_attributes(path, name)["identity"], whole)
+    node = f"quantized/{name}"
+    attributes = layout.read_attributes(place, node)
+    if attributes is not None:
+        _require_same(f"group '{name}' of {place} is another one", attributes["identity"], whole)
+    if not place.put_new(f"{node}/record.json", record_json.encode()):
+        there = {"record": markers.describe(place.get(f"{node}/record.json"))["sha256"]}
+        _require_same(f"group '{name}' of {place} has another record.json", there, {"record": digest})
+    _complete(place, {spec.name: _document(spec, header) for spec in layout.group_arrays(name, header.geometry)})
+    made = {
+        "identity": whole,
+        "fingerprint": fingerprint(whole),
+        "record_json_sha256": digest,
+        "provenance": dict(provenance or {}),
+    }
+    place.put_new(f"{node}/zarr.json", layout.group_document(made))
+    _require_same(f"group '{name}' of {place} is another one", _group_attributes(place, name)["identity"], whole)
 
 
 def write_shard(
-    path: Path | str,
-    plan: Plan,
+    path: Path | str | Place,
+    key: str,
     shard: int,
     arrays: Mapping[str, NDArray[Any]],
+    crops: Sequence[Crop] = (),
     seconds: float | Mapping[str, float] = 0.0,
 ) -> None:
     """Write one whole shard and then its marker: the base arrays, the arrays of groups, or both at once.
 
-    `arrays` maps names as in layout.py ("pixels", "latents/y", "latents/z", "samples/status";
-    "quantized/<group>/k", "bits", "distortion") to arrays of the shard's samples, without padding and of
-    the exact type. The arrays of the base, and of each group, come all or none. Samples whose status is not
-    0 are written as zeros.
+    `key` is the fingerprint of the store that the caller means. `arrays` maps names as in layout.py ("pixels",
+    "latents/y", "latents/z", "samples/status"; "quantized/<group>/k", "bits", "distortion") to arrays of the shard's
+    samples, without padding and of the exact type. The arrays of the base, and of each group, come all or none; with
+    the base come the `crops` of its samples. Samples whose status is not 0 are written as zeros.
 
     Raises:
-        ValueError: an array that is missing, unknown, not finite, or of another shape or type.
-        LicError: not the plan's store, or a group's shard whose base shard is not written.
+        ValueError: an array that is missing, unknown, not finite, or of another shape or type; crops of another number.
+        LicError: another store, a group's shard whose base shard is not written, a place that cannot be written to.
     """
-    path = Path(path)
-    header = layout.read_header(path)
-    _require_same(f"{path} holds another cache", header.identity, plan.identity)
+    place = place_of(path)
+    header = layout.read_header(place)
+    _require_same(f"{place} holds another cache", {"fingerprint": header.fingerprint}, {"fingerprint": key})
     base = layout.base_arrays(header.geometry, header.store_y)
     grouped = {name.split("/")[1] for name in arrays if name.startswith("quantized/") and name.count("/") == 2}
     groups = {name: layout.group_arrays(name, header.geometry) for name in sorted(grouped)}
@@ -122,36 +125,49 @@ def write_shard(
     _check_arrays(arrays, expected, header.count(shard))
 
     if with_base:
+        if len(crops) != header.count(shard):
+            raise ValueError(f"{len(crops)} crops for the {header.count(shard)} samples of shard {shard}")
         status = arrays["samples/status"]
-        rows = sample_rows(plan.crops_of(shard), header.source_bytes)
+        rows = {**sample_rows(crops, header.source_bytes), **arrays}
         specs = [*layout.sample_arrays(header.source_bytes), *base]
-        _write(path, header, shard, specs, {**rows, **arrays}, status, header.fingerprint, seconds)
-    elif not markers.is_done(path, header.fingerprint, shard):
-        raise LicError(f"shard {shard} of {path} holds no latents yet", hint="`lic-dist cache build` first")
+        _write(place, header, shard, specs, rows, status, header.fingerprint, seconds)
+    elif not markers.is_done(place, header.fingerprint, shard):
+        raise LicError(f"shard {shard} of {place} holds no latents yet", hint="`lic-dist cache build` first")
     else:
-        status = _read_status(path, header, shard)
+        first = shard * header.shard
+        status = np.asarray(layout.open_array(place, "samples/status")[first : first + header.count(shard)])
     for name, group_specs in groups.items():
-        group_fingerprint = _group_attributes(path, name)["fingerprint"]
-        _write(path, header, shard, group_specs, arrays, status, group_fingerprint, seconds)
+        group_key = _group_attributes(place, name)["fingerprint"]
+        _write(place, header, shard, group_specs, arrays, status, group_key, seconds)
 
 
-def pending(path: Path | str, plan: Plan, group: str | None = None) -> list[int]:
-    """The shards to do: the plan minus those whose marker parses and whose objects have its sizes.
+def pending(path: Path | str | Place, group: str | None = None) -> list[int]:
+    """The shards to do, of the base or of a group: those without a marker that parses and whose objects have its sizes.
 
     Raises:
         LicError: no store, or no such group.
     """
-    path = Path(path)
-    key = plan.fingerprint if group is None else _group_attributes(path, group)["fingerprint"]
-    return [shard for shard in range(plan.num_shards) if not markers.is_done(path, key, shard)]
+    place = place_of(path)
+    header = layout.read_header(place)
+    done = finished(place, header, group)
+    return [shard for shard in range(header.num_shards) if shard not in done]
 
 
-def forget(path: Path | str, shard: int, group: str | None = None) -> None:
+def finished(place: Place, header: Header, group: str | None = None) -> dict[int, markers.Marker]:
+    """The markers of the shards that are done, of the base arrays or of a group, by number."""
+    if group is None:
+        specs = (*layout.sample_arrays(header.source_bytes), *layout.base_arrays(header.geometry, header.store_y))
+        return markers.done(place, header.fingerprint, tuple(spec.name for spec in specs))
+    specs = layout.group_arrays(group, header.geometry)
+    return markers.done(place, _group_attributes(place, group)["fingerprint"], tuple(spec.name for spec in specs))
+
+
+def forget(path: Path | str | Place, shard: int, group: str | None = None) -> None:
     """Remove a shard's marker, so that the next job writes it again (what `verify` found damaged, say)."""
-    path = Path(path)
-    header = layout.read_header(path)
-    key = header.fingerprint if group is None else _group_attributes(path, group)["fingerprint"]
-    markers.remove_marker(path, key, shard)
+    place = place_of(path)
+    header = layout.read_header(place)
+    key = header.fingerprint if group is None else _group_attributes(place, group)["fingerprint"]
+    markers.remove_marker(place, key, shard)
 
 
 def sample_rows(crops: Sequence[Crop], source_bytes: int) -> dict[str, NDArray[Any]]:
@@ -171,24 +187,10 @@ def sample_rows(crops: Sequence[Crop], source_bytes: int) -> dict[str, NDArray[A
     }
 
 
-def _fill(temporary: Path, plan: Plan, store_y: bool, provenance: dict[str, Any]) -> None:
-    attributes = {"format": layout.FORMAT, **_planned(plan, store_y), "provenance": provenance}
-    zarr.create_group(str(temporary), attributes={**attributes, "fingerprint": plan.fingerprint})
-    for name in ("latents", "quantized", "samples"):
-        zarr.create_group(str(temporary / name))
-    for spec in layout.base_arrays(plan.geometry, store_y):
-        names = {"names": FAULTS, "unwritten": layout.UNWRITTEN} if spec.name == "samples/status" else {}
-        layout.create_array(temporary, spec, plan.num_shards, plan.shard, names)
-    rows = sample_rows(plan.crops, plan.source_bytes)
-    for spec in layout.sample_arrays(plan.source_bytes):
-        layout.create_array(temporary, spec, plan.num_shards, plan.shard)
-        padded = _padded(rows[spec.name], spec, plan.num_shards * plan.shard)
-        layout.open_array(temporary, spec.name, "r+")[:] = padded
-
-
 def _planned(plan: Plan, store_y: bool) -> dict[str, Any]:
     return {
         "num_samples": plan.num_samples,
+        "num_held_out": plan.num_held_out,
         "shard": plan.shard,
         "batch": plan.batch,
         "geometry": asdict(plan.geometry),
@@ -198,31 +200,37 @@ def _planned(plan: Plan, store_y: bool) -> dict[str, Any]:
     }
 
 
+def _complete(place: Place, documents: Mapping[str, bytes]) -> None:
+    for node, document in documents.items():
+        if place.entry(f"{node}/zarr.json") is None:
+            place.put(f"{node}/zarr.json", document)
+
+
+def _document(spec: ArraySpec, header: Header) -> bytes:
+    names = {"names": FAULTS, "unwritten": layout.UNWRITTEN} if spec.name == "samples/status" else {}
+    return layout.array_document(spec, header.num_shards, header.shard, names)
+
+
+@lru_cache(maxsize=64)
+def _document_there(place: Place, array: str, key: str) -> bytes:
+    """An array's `zarr.json` as the store of this fingerprint has it: what its shards must be encoded by."""
+    try:
+        return place.get(f"{array}/zarr.json")
+    except FileNotFoundError:
+        raise LicError(f"{place} has lost {array}/zarr.json", hint="build again: it is put back") from None
+
+
 def _require_same(refusal: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     if lines := differences(found, expected):
         raise LicError(f"{refusal}: {'; '.join(lines)}", hint="give this one another path or name, or remove it")
 
 
-def _group_attributes(path: Path, name: str) -> dict[str, Any]:
-    attributes = layout.read_attributes(path / "quantized" / name)
+def _group_attributes(place: Place, name: str) -> dict[str, Any]:
+    attributes = layout.read_attributes(place, f"quantized/{name}")
     if attributes is None or "fingerprint" not in attributes:
-        known = ", ".join(layout.group_names(path)) or "none"
-        raise LicError(f"no group '{name}' in {path}", hint=f"it has: {known}")
+        known = ", ".join(layout.group_names(place)) or "none"
+        raise LicError(f"no group '{name}' in {place}", hint=f"it has: {known}")
     return attributes
-
-
-def _beside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.new")
-
-
-def _publish(made: Path, target: Path) -> None:
-    """Rename a folder into place; where another process was first, its folder stands."""
-    try:
-        made.rename(target)
-    except OSError:
-        if not target.exists():
-            raise
 
 
 def _check_arrays(arrays: Mapping[str, NDArray[Any]], expected: Sequence[ArraySpec], count: int) -> None:
@@ -240,7 +248,7 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], expected: Sequence[ArraySp
 
 
 def _write(
-    path: Path,
+    place: Place,
     header: Header,
     shard: int,
     specs: Sequence[ArraySpec],
@@ -250,30 +258,28 @@ def _write(
     seconds: float | Mapping[str, float],
 ) -> None:
     faulty = status != 0
-    with markers.owner(path, key, shard):
-        markers.remove_marker(path, key, shard)
-        objects: dict[str, dict[str, Any]] = {}
-        for spec in specs:
-            values = arrays[spec.name]
-            if faulty.any() and not spec.name.startswith("samples/"):
-                values = values.copy()
-                values[faulty] = 0
-            file = layout.object_path(path, spec, shard)
-            file.unlink(missing_ok=True)  # Zarr must not read, nor merge with, what an interrupted writer left
-            target = layout.open_array(path, spec.name, "r+")
-            target[shard * header.shard : (shard + 1) * header.shard] = _padded(values, spec, header.shard)
-            objects[file.relative_to(path).as_posix()] = markers.hash_object(file)
-        marker = markers.Marker(
-            key,
-            shard,
-            len(status),
-            int(faulty.sum()),
-            objects,
-            _total(specs, arrays, "bits", ~faulty),
-            _total(specs, arrays, "distortion", ~faulty),
-            dict(seconds) if isinstance(seconds, Mapping) else float(seconds),
-        )
-        markers.write_marker(path, marker)
+    objects: dict[str, bytes] = {}
+    for spec in specs:
+        values = arrays[spec.name]
+        if faulty.any() and not spec.name.startswith("samples/"):
+            values = values.copy()
+            values[faulty] = 0
+        document = _document_there(place, spec.name, header.fingerprint)
+        objects[layout.object_key(spec, shard)] = layout.encode(document, shard, _padded(values, spec, header.shard))
+    marker = markers.Marker(
+        key,
+        shard,
+        len(status),
+        int(faulty.sum()),
+        {name: markers.describe(data) for name, data in objects.items()},
+        _total(specs, arrays, "bits", ~faulty),
+        _total(specs, arrays, "distortion", ~faulty),
+        dict(seconds) if isinstance(seconds, Mapping) else float(seconds),
+    )
+    with markers.owner(place, key, shard):
+        markers.remove_marker(place, key, shard)
+        place.put_all(objects)
+        markers.write_marker(place, marker)
 
 
 def _total(
@@ -291,9 +297,3 @@ def _padded(values: NDArray[Any], spec: ArraySpec, length: int) -> NDArray[Any]:
     padded = np.full((length, *spec.shape), spec.fill_value, spec.dtype)
     padded[: len(values)] = values
     return padded
-
-
-def _read_status(path: Path, header: Header, shard: int) -> NDArray[np.uint8]:
-    first = shard * header.shard
-    rows = layout.open_array(path, "samples/status")[first : first + header.count(shard)]
-    return np.asarray(rows)

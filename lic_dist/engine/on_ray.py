@@ -3,7 +3,11 @@
 The driver waits for small tokens and moves references; what a stage returns stays in the object store until
 the next stage reads it, and only the last stage's results are fetched. At most twice the largest pool of
 units is in flight, so that memory is bounded however slow the last stage is. Each actor has one call at a
-time.
+time, and gets its first when it has been placed.
+
+A worker or node that dies takes its units back to the first stage, and is replaced. Where the cluster that is left has
+no CPU free for a stage's only worker, it shares one: less machine is slower, never a halt. A driver that dies takes
+its actors with it.
 
 Ray is handed nothing but pickles of `Stage.make` and the units: the workers import `lic_dist` as installed.
 """
@@ -11,22 +15,26 @@ Ray is handed nothing but pickles of `Stage.make` and the units: the workers imp
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 
-from collections import deque  # noqa: E402
+import time  # noqa: E402
+from collections import Counter, deque  # noqa: E402
 from collections.abc import Iterator, Sequence  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from typing import Any  # noqa: E402
 
 import ray  # noqa: E402
-from ray.exceptions import RayError, RayTaskError  # noqa: E402
+from ray.exceptions import ObjectLostError, RayError, RaySystemError, RayTaskError  # noqa: E402
 
 from lic_dist.engine.stages import Stage, Work  # noqa: E402
 from lic_dist.errors import LicError  # noqa: E402
 
 RETRIES = 3  # of one unit, after its worker, node or an object of its was lost
+GOES_ON = "finished units stay finished: start the job again"
+PATIENCE = 30.0  # seconds that a stage without workers waits for a CPU of its own
 
 
 class _Worker:
@@ -35,6 +43,9 @@ class _Worker:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.work: Work | None = None
+
+    def placed(self) -> None:
+        """Answer, as soon as the actor runs."""
 
     def call(self, value: Any) -> tuple[None, Any]:
         """A token that tells the driver of success or failure, and the result, which it leaves alone."""
@@ -47,21 +58,56 @@ class _Pool:
     """The actors of one stage and the units that wait for one."""
 
     def __init__(self, stage: Stage, cpus: float) -> None:
-        self.actor_class: Any = ray.remote(num_cpus=cpus, num_gpus=stage.gpus, max_restarts=0)(_Worker)
-        self.stage = stage
-        self.actors: list[Any] = [self.actor_class.remote(stage) for _ in range(stage.workers)]
-        self.free = deque(self.actors)
+        self.stage, self.cpus = stage, cpus
+        self.placing: dict[Any, tuple[Any, float]] = {}  # token -> (actor, since when)
+        self.placed: set[Any] = set()
+        self.free: deque[Any] = deque()
         self.waiting: deque[tuple[int, Any]] = deque()  # (position of the unit, argument or reference to it)
+        for _ in range(stage.workers):
+            self.add(cpus)
+
+    def add(self, cpus: float) -> None:
+        """Ask for one more actor."""
+        options = {"num_cpus": cpus, "num_gpus": self.stage.gpus, "max_restarts": 0}
+        actor: Any = ray.remote(**options)(_Worker).remote(self.stage)
+        self.placing[actor.placed.remote()] = (actor, time.monotonic())
+
+    def settle(self, token: Any) -> None:
+        """An actor answered, or died before it could."""
+        actor, _ = self.placing.pop(token)
+        try:
+            ray.get(token)
+        except RayError:
+            ray.kill(actor, no_restart=True)
+            self.add(self.cpus)
+        else:
+            self.placed.add(actor)
+            self.free.append(actor)
 
     def replace(self, actor: Any) -> None:
-        """End an actor for good, should it still live, and put a new one in its place."""
+        """End an actor for good, should it still live, and ask for a new one in its place."""
         ray.kill(actor, no_restart=True)
-        new = self.actor_class.remote(self.stage)
-        self.actors[self.actors.index(actor)] = new
-        self.free.append(new)
+        self.placed.discard(actor)
+        self.add(self.cpus)
+
+    def share(self) -> None:
+        """Where no actor could be placed for long, ask for one that needs no CPU of its own."""
+        if self.placed or not self.placing or not self.cpus:
+            return
+        token, (actor, since) = min(self.placing.items(), key=lambda item: item[1][1])
+        if time.monotonic() - since < PATIENCE:
+            return
+        if self.stage.gpus:
+            print(f"stage '{self.stage.name}' waits for a GPU", file=sys.stderr, flush=True)
+            self.placing[token] = (actor, time.monotonic())
+            return
+        print(f"stage '{self.stage.name}' has no CPU of its own left: it shares one", file=sys.stderr, flush=True)
+        del self.placing[token]
+        ray.kill(actor, no_restart=True)
+        self.add(0)
 
     def close(self) -> None:
-        for actor in self.actors:
+        for actor in [*self.placed, *(actor for actor, _ in self.placing.values())]:
             ray.kill(actor, no_restart=True)
 
 
@@ -82,7 +128,7 @@ class _Run:
         self.pools = [_Pool(stage, share) for stage in stages]
         self.limit = 2 * max(stage.workers for stage in stages)
         self.calls: dict[Any, _Call] = {}
-        self.failures = [0] * len(units)
+        self.failures: Counter[int] = Counter()
         self.admitted = self.finished = 0
 
     def results(self) -> Iterator[tuple[Any, Any]]:
@@ -105,11 +151,22 @@ class _Run:
 
     def _collect(self) -> Iterator[tuple[int, Any]]:
         """Wait for a call to end; hand its unit on, or yield it when that was the last stage."""
-        (token,), _ = ray.wait(list(self.calls), num_returns=1)
-        call = self.calls.pop(token)
+        tokens = [*self.calls, *(token for pool in self.pools for token in pool.placing)]
+        ready, _ = ray.wait(tokens, num_returns=1, timeout=PATIENCE / 3)
+        for pool in self.pools:
+            pool.share()
+        if not ready:
+            return
+        for pool in self.pools:
+            if ready[0] in pool.placing:
+                pool.settle(ready[0])
+                return
+        if ready[0] not in self.calls:  # of an actor that was given up meanwhile
+            return
+        call = self.calls.pop(ready[0])
         last = call.stage == len(self.pools) - 1
         try:
-            ray.get(token)
+            ray.get(ready[0])
             result = ray.get(call.result) if last else call.result
         except RayError as error:
             self._failed(call, error)
@@ -127,13 +184,16 @@ class _Run:
         if type(cause) is RayError:  # what Ray makes of an exception that does not pickle
             raise error
         self.failures[call.position] += 1
+        pool = self.pools[call.stage]
         if self.failures[call.position] > RETRIES:
-            pool = self.pools[call.stage].stage.name
             raise LicError(
-                f"{self.units[call.position]}: its worker in stage '{pool}' died {RETRIES + 1} times",
+                f"{self.units[call.position]}: its worker in stage '{pool.stage.name}' died {RETRIES + 1} times",
                 hint=f"out of memory? Ray says: {' '.join(str(cause).split())[:300]}",
             ) from error
-        self.pools[call.stage].replace(call.actor)
+        if isinstance(cause, ObjectLostError):  # its node is gone; who asked for it is well
+            pool.free.append(call.actor)
+        else:
+            pool.replace(call.actor)
         self.pools[0].waiting.append((call.position, self.units[call.position]))
 
     def close(self) -> None:
@@ -142,9 +202,9 @@ class _Run:
 
 
 def _cpu_share(workers: int) -> float:
-    """CPUs that each actor asks for: one, or less where there are more actors, so that all can start."""
-    cpus = ray.cluster_resources().get("CPU", 0.0)
-    return 1.0 if cpus < 1 else min(1.0, int(1000 * cpus / workers) / 1000)
+    """CPUs that each actor asks for: one, or the largest part of one by which all fit on the nodes together."""
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return 1 / max(1, -(-workers // sum(cpus))) if sum(cpus) else 1.0
 
 
 def _require_gpus(stages: Sequence[Stage]) -> None:
@@ -163,7 +223,10 @@ def _connected(address: str | None, num_cpus: int | None) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError as error:
+            raise LicError(f"no Ray cluster at {address}: {error}", hint="`ray start --head` starts one") from error
     else:
         ray.init(address="local", num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **quiet)
     try:
@@ -183,5 +246,7 @@ def run_on_ray(
         state = _Run(stages, units)
         try:
             yield from state.results()
+        except RaySystemError as error:
+            raise LicError(f"lost the Ray cluster: {' '.join(str(error).split())[:200]}", hint=GOES_ON) from error
         finally:
             state.close()

@@ -131,6 +131,37 @@ def calibration_plot(notes: dict[str, Any], path: Path, name: str) -> None:
     _save(figure, path)
 
 
+def cache_plot(report: dict[str, Any], path: Path) -> None:
+    """What `inspect` found, drawn: rates and distortions of every group's samples, and bytes of each array."""
+    groups = {name: group for name, group in report["groups"].items() if group["bits_per_pixel"] is not None}
+    figure = _figure(15.0, 4.4)
+    rates, distortions, sizes = figure.subplots(1, 3)
+    for axes, key, label in (
+        (rates, "bits_per_pixel_histogram", "bits per pixel"),
+        (distortions, "distortion_histogram", "predicted squared error of a sample"),
+    ):
+        for number, (name, group) in enumerate(groups.items()):
+            histogram, colour = group[key], COLOURS[number % len(COLOURS)]
+            axes.stairs(histogram["counts"], histogram["edges"], color=colour, linewidth=1.6, label=name)
+            axes.axvline(histogram["quantiles"][1], color=colour, linewidth=1, linestyle=":")
+        axes.set_title(label, fontsize=10, loc="left")
+        axes.set_ylabel("samples")
+        _clean(axes)
+        if groups:
+            axes.legend(fontsize=8, frameon=False)
+    arrays = {name: one for name, one in report["arrays"].items() if not name.startswith("samples/") and one["bytes"]}
+    names = list(arrays)[::-1]
+    sizes.barh(names, [arrays[name]["bytes"] / 1e6 for name in names], color=COLOURS[5])
+    for row, name in enumerate(names):
+        share = arrays[name]["bytes"] / arrays[name]["raw_bytes"]
+        sizes.text(0, row, f" {100 * share:.0f} % of its raw bytes", va="center", fontsize=8)
+    sizes.set_title("MB on disk", fontsize=10, loc="left")
+    sizes.spines[["top", "right"]].set_visible(False)
+    written = f"{report['shards_written']} of {report['num_shards']} shards"
+    figure.suptitle(f"{report['path']}: {report['num_samples']} samples, {written}", fontsize=10)
+    _save(figure, path)
+
+
 def _curves(axes: Axes, curves: Sequence[Curve], anchor: str, name: str, value: Any) -> None:
     others = [curve for curve in curves if curve.name != anchor]
     limit = _rate_limit(curves, anchor)

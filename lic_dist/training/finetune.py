@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist import config
-from lic_dist.building.build import calibration_samples, check_cache
 from lic_dist.building.calibrate import calibrate
-from lic_dist.cache.reader import LatentCache
+from lic_dist.building.job import check_cache, load_parent, open_cache
+from lic_dist.building.pilot import calibration_samples
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
@@ -117,8 +117,8 @@ def finetune(experiment: config.Experiment) -> Path:
 def _finetune(experiment: config.Experiment, here: Ranks) -> Path:
     section = config.need(experiment.finetune, "finetune")
     quantizer_section = config.need(experiment.quantizer, "quantizer")
-    parent = _parent(config.need(experiment.model, "model"))
-    cache = LatentCache.open(config.need(experiment.cache, "cache").path)
+    parent = load_parent(experiment)
+    cache = open_cache(experiment)
     group = quantizer_section.group
     check_cache(cache, parent, group)
     record = QuantizerRecord.from_json(cache.record_json(group))
@@ -185,10 +185,6 @@ def _finetune(experiment: config.Experiment, here: Ranks) -> Path:
         )
     here.wait()
     return path
-
-
-def _parent(section: config.Model) -> Checkpoint:
-    return checkpoints.load(section.checkpoint, section.architecture, section.lmbda)
 
 
 def _form(section: config.Finetune, record: QuantizerRecord) -> str:

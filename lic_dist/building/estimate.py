@@ -1,0 +1,115 @@
+"""What a build will take, from one batch of its own crops: bytes of each array, seconds of each stage."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from lic_dist import images
+from lic_dist.building.calibrate import AXES, one_thread
+from lic_dist.building.job import Job
+from lic_dist.building.latents import encode, view
+from lic_dist.building.records import analytic_record
+from lic_dist.building.shards import quantized_arrays
+from lic_dist.cache import layout
+from lic_dist.errors import LicError
+from lic_dist.progress import clock
+from lic_dist.quantization.quantize import Quantizer
+
+TRIED = 8  # crops, at the least
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A plan in figures. `bytes` of the store by array; `seconds` of one worker a stage, for all samples."""
+
+    path: str
+    fingerprint: str
+    samples: int
+    held_out: int
+    shards: int
+    bytes: dict[str, int]
+    seconds: dict[str, float]
+    free: int | None
+    workers: dict[str, int]
+
+    @property
+    def wall(self) -> float:
+        """Seconds until the build is done, with the experiment's workers all at work: the slowest stage's."""
+        return max(seconds / self.workers[name] for name, seconds in self.seconds.items())
+
+
+@one_thread()
+def estimate(job: Job) -> Estimate:
+    """Read, encode, search and compress one batch of the plan's first crops, and scale up.
+
+    Raises:
+        LicError: none of them can be read.
+    """
+    plan, engine = job.plan, job.experiment.engine
+    count = min(plan.num_samples, max(TRIED, plan.batch))
+    started = time.perf_counter()
+    crops = [plan.crops[number] for number in range(count)]
+    pixels, status = images.read_crops(job.images.path, crops, job.images.crop)
+    read = time.perf_counter() - started
+    if not (status == 0).any():
+        raise LicError(f"none of the first {count} crops can be read", hint="`lic-dist cache scan`")
+    encode(job.parent.model, pixels[:1], plan.batch)  # the first call of a model is slower
+    started = time.perf_counter()
+    latents, _ = encode(job.parent.model, pixels, plan.batch)
+    seen = view(job.parent.model, latents.y, latents.z, plan.batch)
+    encoded = time.perf_counter() - started
+    section = job.quantizer
+    strength, step = AXES[section.name].start
+    weights = np.full(job.parent.spec.M, 0.02)
+    quantizer = Quantizer(analytic_record(job.parent, section.name, section.states, step, strength, weights))
+    faulty = status != 0
+    quantized_arrays(quantizer, latents, seen.residual, seen.level, faulty)  # compiles
+    started = time.perf_counter()
+    arrays = quantized_arrays(quantizer, latents, seen.residual, seen.level, faulty)
+    values = {f"quantized/{section.group}/{name}": array for name, array in arrays.items()}
+    values |= {"pixels": pixels, "latents/y": latents.y, "latents/z": latents.z}
+    sizes = {}
+    for spec in (
+        *layout.base_arrays(plan.geometry, job.cache.store_y),
+        *layout.group_arrays(section.group, plan.geometry),
+    ):
+        if spec.name in values:
+            document = layout.array_document(spec, 1, count)
+            sizes[spec.name] = len(layout.encode(document, 0, values[spec.name])) * plan.num_samples // count
+    searched = time.perf_counter() - started
+    scale = plan.num_samples / count
+    return Estimate(
+        str(job.place),
+        plan.fingerprint,
+        plan.num_samples,
+        plan.num_held_out,
+        plan.num_shards,
+        sizes,
+        {"read": read * scale, "encode": encoded * scale, "search": searched * scale},
+        job.place.free(),
+        {"read": engine.readers, "encode": engine.encoders, "search": engine.searchers}
+        if engine.name == "ray"
+        else {"read": 1, "encode": 1, "search": 1},
+    )
+
+
+def describe(found: Estimate) -> list[str]:
+    """The estimate in lines for a terminal."""
+    total = sum(found.bytes.values())
+    lines = [
+        f"{found.path}: {found.samples} samples ({found.held_out} held out) in {found.shards} shards, "
+        f"fingerprint {found.fingerprint[:12]}"
+    ]
+    lines += [f"  {name:<28} {size / 1e6:12.1f} MB" for name, size in found.bytes.items()]
+    free = (
+        ""
+        if found.free is None
+        else f"; free: {found.free / 1e6:.1f} MB" + (" (TOO LITTLE)" if found.free < total else "")
+    )
+    lines.append(f"  {'in all, about':<28} {total / 1e6:12.1f} MB{free}")
+    work = ", ".join(f"{name} {clock(seconds)} / {found.workers[name]}" for name, seconds in found.seconds.items())
+    lines.append(f"time, about {clock(found.wall)} once started (work / workers: {work})")
+    return lines

@@ -1,0 +1,213 @@
+"""A cache job: the experiment's model, photos and plan, and the identities that a store is compared by.
+
+A job is a pure function of the experiment and the photos: every command computes it alike, and the store's identity
+says whether it is the same job.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lic_dist import __version__, config
+from lic_dist.cache.place import Place, place_of
+from lic_dist.cache.plan import Geometry, Plan, differences
+from lic_dist.cache.reader import LatentCache
+from lic_dist.errors import LicError
+from lic_dist.manifest import Manifest, plan_crops, scan
+from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.parts import encoder_digest, entropy_digest
+from lic_dist.quantization.record import QuantizerRecord
+
+Y_STRIDE, Z_STRIDE = 16, 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a cache build works on."""
+
+    experiment: config.Experiment
+    parent: Checkpoint
+    photos: Manifest
+    plan: Plan
+
+    @property
+    def images(self) -> config.Images:
+        return config.need(self.experiment.images, "images")
+
+    @property
+    def quantizer(self) -> config.Quantizer:
+        return config.need(self.experiment.quantizer, "quantizer")
+
+    @property
+    def cache(self) -> config.Cache:
+        return config.need(self.experiment.cache, "cache")
+
+    @property
+    def place(self) -> Place:
+        return place(self.experiment)
+
+
+def place(experiment: config.Experiment) -> Place:
+    """Where the experiment's store lies."""
+    section = config.need(experiment.cache, "cache")
+    return place_of(section.path, section.options)
+
+
+def open_cache(experiment: config.Experiment) -> LatentCache:
+    """The experiment's store, to read. Raises LicError where there is none."""
+    section = config.need(experiment.cache, "cache")
+    return LatentCache.open(section.path, section.options, section.pipeline)
+
+
+def load_parent(experiment: config.Experiment) -> Checkpoint:
+    """The experiment's base model."""
+    section = config.need(experiment.model, "model")
+    return checkpoints.load(section.checkpoint, section.architecture, section.lmbda)
+
+
+def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: bool = False) -> Manifest:
+    """The manifest of the experiment's photos, kept beside the store.
+
+    Photos that it already lists with the same size and time are not read again, unless `afresh`; a scan that was
+    killed goes on. `strict` stops at the first photo that cannot be used.
+    """
+    around, key = place(experiment).beside(".manifest.parquet")
+    known = None
+    if not afresh and around.entry(key) is not None:
+        try:
+            known = Manifest.from_bytes(around.get(key))
+        except LicError as error:
+            raise LicError(f"{around}/{key}: {error.message}", hint="`lic-dist cache scan` writes it anew") from None
+
+    def save(manifest: Manifest) -> None:
+        around.put(key, manifest.to_bytes())
+
+    manifest = scan(config.need(experiment.images, "images").path, known, save, strict=strict)
+    if known is None or manifest != known:
+        save(manifest)
+    return manifest
+
+
+def prepare(experiment: config.Experiment, afresh: bool = False, strict: bool = False) -> Job:
+    """Load the model, scan the photos and lay out the plan.
+
+    Raises:
+        LicError: no photos, none large enough, a checkpoint that does not load.
+    """
+    section, cache = config.need(experiment.images, "images"), config.need(experiment.cache, "cache")
+    parent = load_parent(experiment)
+    photos = manifest_of(experiment, afresh, strict)
+    crops = plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
+    if not crops:
+        raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
+    geometry = Geometry(section.crop, parent.spec.M, section.crop // Y_STRIDE, parent.spec.N, section.crop // Z_STRIDE)
+    identity = {
+        "format": 1,
+        "model": model_identity(parent),
+        "precision": "float32",
+        "images": {
+            "manifest_sha256": photos.digest,
+            "crop": section.crop,
+            "variations": section.variations,
+            "seed": section.seed,
+            "held_out": section.held_out,
+        },
+        "shard": cache.shard,
+        "batch": cache.batch,
+        "store_y": cache.store_y,
+    }
+    return Job(experiment, parent, photos, Plan(crops, geometry, cache.shard, cache.batch, identity))
+
+
+def faults(job: Job) -> dict[str, int]:
+    """Samples set aside by reason: those of the store, and those of photos that the plan could not take."""
+    counts = LatentCache.open(job.place).fault_counts()
+    for photo in job.photos:
+        reason = photo.fault or ("smaller than a crop" if min(photo.width, photo.height) < job.images.crop else "")
+        if reason:
+            counts[reason] = counts.get(reason, 0) + job.images.variations
+    return counts
+
+
+def model_identity(parent: Checkpoint) -> dict[str, Any]:
+    """What cached latents depend on of a model."""
+    spec = parent.spec
+    return {
+        "architecture": spec.architecture,
+        "N": spec.N,
+        "M": spec.M,
+        "encoder_sha256": encoder_digest(parent.model),
+    }
+
+
+def group_identity(parent: Checkpoint, record: QuantizerRecord) -> dict[str, Any]:
+    """What cached indices depend on besides the latents."""
+    return {"record_sha256": record.digest, "entropy_sha256": entropy_digest(parent.model)}
+
+
+def check_encoder(cache: LatentCache, parent: Checkpoint) -> None:
+    """Refuse a cache of another encoder. Raises LicError; each differing field is named."""
+    found = differences({"model": cache.identity["model"]}, {"model": model_identity(parent)})
+    if found:
+        raise LicError(f"{cache.place} holds latents of another model: {'; '.join(found)}", hint="build a new cache")
+
+
+def check_group(cache: LatentCache, parent: Checkpoint, group: str) -> None:
+    """Refuse a group of another quantizer record or entropy model. Raises LicError; each differing field is named."""
+    expected = group_identity(parent, QuantizerRecord.from_json(cache.record_json(group)))
+    identity = cache.group_attributes(group)["identity"]
+    found = differences({key: identity.get(key) for key in expected}, expected)
+    if found:
+        raise LicError(f"group '{group}' of {cache.place} does not fit: {'; '.join(found)}", hint="build a new group")
+
+
+def check_cache(cache: LatentCache, parent: Checkpoint, group: str) -> None:
+    """Refuse a cache of another encoder, or a group of another entropy model; each differing field is named.
+
+    Raises:
+        LicError: they differ, the cache has no such group, or not all of its shards are written.
+    """
+    check_encoder(cache, parent)
+    check_group(cache, parent, group)
+    for part, shards in (("latents", cache.written()), (f"group '{group}'", cache.written(group))):
+        if len(shards) < cache.num_shards:
+            raise LicError(
+                f"{part} of {cache.place}: {len(shards)} of {cache.num_shards} shards are written",
+                hint="`lic-dist cache build` goes on where it stopped",
+            )
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what a store is made: kept beside the identity, never compared."""
+    import platform
+    import sys
+    from importlib.metadata import version
+
+    packages = ("torch", "compressai", "numpy", "numba", "zarr", "ray")
+    return {
+        "lic_dist": __version__,
+        "commit": _commit(),
+        "packages": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "argv": sys.argv,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _commit() -> str | None:
+    """The git commit of a source checkout; None of an installed package."""
+    import subprocess
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    told = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return told.stdout.strip() or None

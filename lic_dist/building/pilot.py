@@ -1,0 +1,132 @@
+"""The pilot: what a quantizer is calibrated on, and where its record comes from.
+
+Calibration and adapted tables are made once, on the plan's first training samples and its first held-out ones; all
+later steps take the record as frozen input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lic_dist import config, images
+from lic_dist.building.calibrate import calibrate, one_thread
+from lic_dist.building.job import Job
+from lic_dist.building.latents import Latents, encode
+from lic_dist.building.records import fits
+from lic_dist.cache.place import Place
+from lic_dist.cache.plan import differences
+from lic_dist.cache.reader import LatentCache
+from lic_dist.errors import LicError, UsageError
+from lic_dist.images import Crop
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.progress import Progress
+from lic_dist.quantization.record import SEARCHED, QuantizerRecord
+
+
+def pilot_latents(job: Job) -> tuple[Latents, Latents]:
+    """The pilot (the plan's first training samples) and the first held-out samples, encoded here and now.
+
+    Raises:
+        LicError: no held-out samples to calibrate on.
+    """
+    training = job.plan.num_samples - job.plan.num_held_out  # the plan's order: training samples first
+    wanted: dict[str, range] = {
+        "pilot": range(min(training, job.quantizer.pilot)),
+        "held-out": range(training, min(job.plan.num_samples, training + job.quantizer.calibration)),
+    }
+    return _encoded(job, "pilot", wanted["pilot"]), _encoded(job, "held-out", wanted["held-out"])
+
+
+@one_thread()
+def _encoded(job: Job, name: str, numbers: range) -> Latents:
+    crops: list[Crop] = [job.plan.crops[number] for number in numbers]
+    if not crops:
+        raise LicError(f"the plan has no {name} samples to calibrate on", hint="add photos or raise images.held_out")
+    pixels, status = images.read_crops(job.images.path, crops, job.images.crop)
+    batch = job.plan.batch
+    parts = []
+    with Progress(f"encoding {name} crops", len(pixels), "crop") as bar:
+        for first in range(0, len(pixels), batch):
+            chosen = status[first : first + batch] == 0
+            bar.advance(len(chosen))
+            if not chosen.any():
+                continue
+            part, overflow = encode(job.parent.model, pixels[first : first + batch][chosen], batch)
+            parts.append(Latents(part.pixels[~overflow], part.y[~overflow], part.z[~overflow]))
+    if not parts:
+        raise LicError(f"every {name} photo changed or became unreadable since the scan", hint="`lic-dist cache scan`")
+    columns = [np.concatenate([getattr(part, field) for part in parts]) for field in ("pixels", "y", "z")]
+    return Latents(*columns)
+
+
+def calibration_samples(cache: LatentCache, section: config.Quantizer) -> tuple[Latents, Latents]:
+    """The pilot (first training samples) and the first held-out samples of a cache, as a build calibrates on them.
+
+    Raises:
+        UsageError: the cache does not keep y.
+        LicError: it has no training or no held-out samples.
+    """
+    if not cache.header.store_y:
+        raise UsageError("calibration needs y, which this cache does not keep", hint="build it with store_y: true")
+    parts = []
+    for held_out, most in ((False, section.pilot), (True, section.calibration)):
+        chosen = cache.indices(held_out)[:most]
+        if not len(chosen):
+            part = "held-out" if held_out else "training"
+            raise LicError(f"{cache.place} has no {part} samples to calibrate on", hint="see images.held_out")
+        read = cache.load(("pixels", "latents/y", "latents/z"), chosen)
+        parts.append(Latents(read["pixels"], read["latents/y"], read["latents/z"]))
+    return parts[0], parts[1]
+
+
+def adapt(job: Job) -> QuantizerRecord:
+    """The quantizer record of the job: the store's own, that of `cache adapt` beside it, else made on the pilot.
+
+    Raises:
+        LicError: the record found is not what the experiment asks for; each differing field is named.
+    """
+    found = found_record(job.place, job.quantizer, job.parent)
+    return found or calibrate(job.parent, job.quantizer, *pilot_latents(job), batch=job.plan.batch)
+
+
+def found_record(place: Place, section: config.Quantizer, parent: Checkpoint) -> QuantizerRecord | None:
+    """The record in the store's group, or that which `cache adapt` left beside the store; None where neither is.
+
+    Raises:
+        LicError: it is not what the experiment asks for; each differing field is named.
+    """
+    around, key = record_beside(place, section.group)
+    for where, name in ((place, f"quantized/{section.group}/record.json"), (around, key)):
+        if where.entry(name) is not None:
+            record = QuantizerRecord.from_json(where.get(name).decode("utf-8", "replace"))
+            check_record(record, section, parent, f"{where}/{name}")
+            return record
+    return None
+
+
+def record_beside(place: Place, group: str) -> tuple[Place, str]:
+    """Where `cache adapt` leaves the record of a group for its build."""
+    return place.beside(f".{group}.json")
+
+
+def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Checkpoint, where: str) -> None:
+    """Refuse a record that is not what the quantizer section and the checkpoint ask for; each field is named."""
+    expected: dict[str, Any] = {
+        "name": section.name,
+        "states": section.states if section.name == "tcq" else 1,
+        "lmbda": parent.spec.lmbda,
+        "rates": section.rates,
+    }
+    if section.step != "auto":
+        expected["step"] = section.step
+    if section.lambda_scale != "auto" and section.name in SEARCHED:
+        expected["lambda_scale"] = section.lambda_scale
+    if section.rounding != "auto" and section.name == "deadzone":
+        expected["rounding"] = section.rounding
+    found = {key: record.notes.get(key) if key == "rates" else getattr(record, key) for key in expected}
+    lines = differences(found, expected)
+    if lines or not fits(record, parent.model):
+        why = "; ".join(lines) or "it was made for another prior of z or number of channels"
+        raise LicError(f"{where} is another quantizer: {why}", hint="give quantizer.group another name")

@@ -1,0 +1,208 @@
+"""A place that is a folder: written beside and renamed, brought to disk first; locked by flock."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lic_dist.cache.place import KEPT, Entry, Place
+from lic_dist.errors import LicError
+
+ABANDONED = 3600.0  # seconds after which another host's unfinished file is taken for dead
+
+
+@dataclass(frozen=True)
+class Folder(Place):
+    """A folder of a local or shared file system."""
+
+    root: Path
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def get(self, key: str) -> bytes:
+        with _reading(self):
+            return (self.root / key).read_bytes()
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self.root / key
+        with _writing(self):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+                _remove_if_stale(left)
+            temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        with _writing(self):
+            self.root.mkdir(parents=True, exist_ok=True)
+        with self.lock(f"{key}.lock"):
+            if (self.root / key).exists():
+                return False
+            self.put(key, data)
+            return True
+
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        for key, data in objects.items():
+            self.put(key, data)
+
+    def delete(self, key: str) -> None:
+        with _writing(self):
+            (self.root / key).unlink(missing_ok=True)
+
+    def entry(self, key: str) -> Entry | None:
+        try:
+            with _reading(self):
+                stat = (self.root / key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Entry(stat.st_size, stat.st_mtime)
+
+    def listing(self, prefix: str = "") -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+        waiting = [self.root / prefix]
+        while waiting:
+            try:
+                with os.scandir(waiting.pop()) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(Path(entry.path))
+                        else:
+                            stat = entry.stat()
+                            found[Path(entry.path).relative_to(self.root).as_posix()] = Entry(
+                                stat.st_size, stat.st_mtime
+                            )
+            except (FileNotFoundError, NotADirectoryError):  # never there, or removed meanwhile
+                continue
+        return found
+
+    def names(self, prefix: str = "") -> list[str]:
+        try:
+            with _reading(self):
+                return sorted(os.listdir(self.root / prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def clear(self) -> None:
+        with _writing(self):
+            shutil.rmtree(self.root)
+
+    def beside(self, suffix: str) -> tuple[Place, str]:
+        return Folder(self.root.parent), f"{self.root.stem}{suffix}"
+
+    def absolute(self) -> Place:
+        return Folder(self.root.resolve())
+
+    def free(self) -> int | None:
+        parent = next(folder for folder in (self.root.resolve(), *self.root.resolve().parents) if folder.is_dir())
+        return shutil.disk_usage(parent).free
+
+    def zarr_store(self) -> Any:
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.root, read_only=True)
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """By flock, which the kernel frees when its holder dies. On a file system without locks: nothing."""
+        path = self.root / key
+        with _writing(self):
+            self.root.stat()  # a store that vanished is not made again by its writers
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = _locked(path)
+        try:
+            yield
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _reading(place: Folder) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise LicError(f"cannot read {error.filename or place}: {error.strerror}") from error
+
+
+@contextmanager
+def _writing(place: Folder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LicError(f"cannot write to {place}: {error.strerror or error}", hint=KEPT) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_if_stale(part: Path) -> None:
+    """Remove what a killed writer left: its process is gone or, on another host, it has not written for an hour."""
+    host, pid, _ = part.name.rsplit(".", 2)
+    if host.endswith(f".{socket.gethostname()}"):
+        stale = not _alive(int(pid))
+    else:
+        try:
+            stale = time.time() - part.stat().st_mtime > ABANDONED
+        except FileNotFoundError:
+            return
+    if stale:
+        part.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _locked(path: Path) -> int:
+    """A handle of the locked file; once more where the former owner has unlinked it meanwhile."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                os.close(handle)
+                raise
+            return handle
+        if _inode(path) == os.fstat(handle).st_ino:
+            return handle
+        os.close(handle)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None

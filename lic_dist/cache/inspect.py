@@ -1,0 +1,191 @@
+"""What a store holds and how far it is, as plain JSON, from its markers and one listing: also while it is built."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from lic_dist.cache import layout, markers, store
+from lic_dist.cache.markers import Marker
+from lic_dist.cache.place import Place
+from lic_dist.cache.reader import LatentCache
+from lic_dist.images import FAULTS
+
+HISTOGRAM_SHARDS = 256  # evenly spaced ones, of a store that has more
+BINS = 24
+PAUSE = 60.0  # seconds, and twenty times the usual: a longer gap between two shards separates two runs
+
+
+def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Progress with rate and ETA, bytes, rates and distortions with histograms, faults, identity, provenance.
+
+    Bits per pixel are sums over the good samples of the written shards; `distortion` is the mean over samples of the
+    squared error that the sensitivities predict (summed over pixels and colours, of values in [0, 1]). Of a store with
+    many shards the histograms take evenly spaced ones: `histogram_samples` says how many samples.
+
+    Raises:
+        LicError: no store there, or not one of ours.
+    """
+    cache = LatentCache.open(path, options)
+    header, place = cache.header, cache.place
+    base = store.finished(place, header)
+    listing = place.listing()
+    faults = cache.fault_counts()
+    written = sum(marker.samples for marker in base.values())
+    report: dict[str, Any] = {
+        "path": str(place),
+        "format": layout.FORMAT,
+        "fingerprint": cache.fingerprint,
+        "num_samples": header.num_samples,
+        "held_out": header.num_held_out,
+        "num_shards": header.num_shards,
+        "shard": header.shard,
+        "batch": header.batch,
+        "geometry": asdict(header.geometry),
+        **_progress(cache, None, base, listing),
+        "usable": written - sum(faults.values()),
+        "unwritten": header.num_samples - written,
+        "faults": {name: faults.get(name, 0) for name in FAULTS if name},
+        "groups": {},
+        "arrays": {},
+        "bytes": sum(entry.bytes for entry in listing.values()),
+        "identity": cache.identity,
+        "provenance": header.provenance,
+    }
+    for group in cache.groups:
+        done = store.finished(place, header, group)
+        report["groups"][group] = {
+            **cache.group_attributes(group),
+            **_progress(cache, group, done, listing),
+            **_rates(cache, group, done),
+        }
+    for name in [*cache.names, *(spec.name for spec in layout.sample_arrays(header.source_bytes))]:
+        array = cache.array(name)
+        objects = [entry.bytes for key, entry in listing.items() if key.startswith(f"{name}/c/")]
+        samples = min(len(objects) * header.shard, header.num_samples)
+        raw = samples * array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
+        report["arrays"][name] = {"bytes": sum(objects), "raw_bytes": raw}
+    return report
+
+
+def _progress(
+    cache: LatentCache, group: str | None, done: Mapping[int, Marker], listing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Shards written, seconds of work, and the pace of the run that wrote the last ones."""
+    key = cache._fingerprint_of(group)
+    times = sorted(listing[name].modified for shard in done if (name := markers.marker_key(key, shard)) in listing)
+    left = cache.num_samples - sum(marker.samples for marker in done.values())
+    report: dict[str, Any] = {
+        "shards_written": len(done),
+        "seconds": sum(_seconds(marker.seconds) for marker in done.values()),
+        **pace(times, time.time(), left, cache.header.shard),
+    }
+    return report
+
+
+def pace(times: list[float], now: float, left: int, shard: int) -> dict[str, Any]:
+    """Samples a second of the latest run, its ETA, and how long ago it wrote, from the times of its markers.
+
+    `times` ascending, in seconds; `left` samples to write, `shard` samples a shard. A run ends where nothing was
+    written for long; `eta_seconds` is None where nothing is left, nothing can be told, or the run has stopped.
+    """
+    nothing = {"samples_per_second": None, "eta_seconds": None, "idle_seconds": now - times[-1] if times else None}
+    if len(times) < 2:
+        return nothing
+    gaps = np.diff(times)
+    limit = max(PAUSE, 20 * median(gaps.tolist()))
+    run = times[int(np.flatnonzero(gaps > limit)[-1]) + 1 :] if (gaps > limit).any() else times
+    if len(run) < 2 or run[-1] <= run[0]:
+        return nothing
+    rate = shard * (len(run) - 1) / (run[-1] - run[0])
+    idle = max(0.0, now - run[-1])
+    eta = max(0.0, left / rate - idle) if left and idle <= limit else None
+    return {"samples_per_second": rate, "eta_seconds": eta, "idle_seconds": idle}
+
+
+def _rates(cache: LatentCache, group: str, done: Mapping[int, Marker]) -> dict[str, Any]:
+    good = sum(marker.samples - marker.faulty for marker in done.values())
+    pixels = good * cache.geometry.crop**2
+    report: dict[str, Any] = {"bits_per_pixel": None, "distortion": None, "histogram_samples": 0}
+    if not good:
+        return report
+    report["bits_per_pixel"] = sum(marker.bits or 0.0 for marker in done.values()) / pixels
+    report["distortion"] = sum(marker.distortion or 0.0 for marker in done.values()) / good
+    chosen = [shard for shard in done if done[shard].samples > done[shard].faulty][:: -(-len(done) // HISTOGRAM_SHARDS)]
+    names = (f"quantized/{group}/bits", f"quantized/{group}/distortion", "samples/status")
+    read = [cache.shard(shard, names) for shard in chosen]
+    status = np.concatenate([one["samples/status"] for one in read])
+    bits, distortion = (np.concatenate([one[name] for one in read])[status == 0] for name in names[:2])
+    report["histogram_samples"] = int((status == 0).sum())
+    report["bits_per_pixel_histogram"] = _histogram(bits / cache.geometry.crop**2)
+    report["distortion_histogram"] = _histogram(distortion)
+    return report
+
+
+def _histogram(values: NDArray[np.float32]) -> dict[str, Any]:
+    counts, edges = np.histogram(values, BINS)
+    quantiles = np.quantile(values, (0.05, 0.5, 0.95))
+    return {"counts": counts.tolist(), "edges": edges.tolist(), "quantiles": quantiles.tolist()}
+
+
+def _seconds(value: Any) -> float:
+    return float(sum(value.values()) if isinstance(value, dict) else value)
+
+
+def describe(report: Mapping[str, Any]) -> list[str]:
+    """The report in lines for a terminal."""
+    from lic_dist.progress import clock
+
+    def progress(part: Mapping[str, Any]) -> str:
+        text = f"{part['shards_written']} of {report['num_shards']} shards"
+        if part["shards_written"] < report["num_shards"]:
+            if part["eta_seconds"] is not None:
+                text += f", {part['samples_per_second']:.3g} samples/s, ETA {clock(part['eta_seconds'])}"
+            elif part["idle_seconds"] is not None:
+                text += f", nothing written for {clock(part['idle_seconds'])}"
+        return text
+
+    def bars(histogram: Mapping[str, Any]) -> str:
+        counts = histogram["counts"]
+        marks = " ▁▂▃▄▅▆▇█"
+        shape = "".join(marks[-(-8 * count // max(counts))] for count in counts)
+        low, middle, high = histogram["quantiles"]
+        edges = histogram["edges"]
+        return f"{edges[0]:9.4g} |{shape}| {edges[-1]:<9.4g} 5 % {low:.4g}, median {middle:.4g}, 95 % {high:.4g}"
+
+    crop, identity, provenance = report["geometry"]["crop"], report["identity"], report["provenance"]
+    faults = ", ".join(f"{count} {name}" for name, count in report["faults"].items() if count)
+    lines = [
+        f"{report['path']}: {report['num_samples']} samples of {crop}x{crop}, fingerprint {report['fingerprint'][:12]}",
+        f"latents: {progress(report)}; {report['usable']} usable" + (f"; set aside: {faults}" if faults else ""),
+    ]
+    for name, group in report["groups"].items():
+        lines.append(f"group {name}: {progress(group)}")
+        if group["bits_per_pixel"] is not None:
+            lines.append(f"  {group['bits_per_pixel']:.4f} bpp, distortion {group['distortion']:.4g} a sample")
+            lines.append(f"  bpp        {bars(group['bits_per_pixel_histogram'])}")
+            lines.append(f"  distortion {bars(group['distortion_histogram'])}")
+    lines.append(f"{report['bytes'] / 1e6:.1f} MB on disk:")
+    for name, size in report["arrays"].items():
+        if not name.startswith("samples/") and size["raw_bytes"]:
+            ratio = size["bytes"] / size["raw_bytes"]
+            lines.append(f"  {name:<28} {size['bytes'] / 1e6:10.2f} MB, {100 * ratio:5.1f} % of its raw bytes")
+    lines.append(f"identity: {_flat(identity)}")
+    if provenance:
+        kept = {key: provenance[key] for key in ("time", "host", "device", "lic_dist") if key in provenance}
+        lines.append(f"made: {_flat(kept)}")
+    return lines
+
+
+def _flat(record: Mapping[str, Any]) -> str:
+    parts = []
+    for key, value in record.items():
+        text = f"({_flat(value)})" if isinstance(value, Mapping) else str(value)
+        parts.append(f"{key} {text[:12] if len(text) == 64 else text}")
+    return ", ".join(parts)
