@@ -149,11 +149,8 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
     for shard in lost:
         store.forget(there, shard)
     written = len(_run(experiment, _encoding(job, None), _Units(lost, job.plan)))
-    changed = {
-        shard
-        for shard in lost
-        if before[shard] is None or _digest_of_y(markers.read_marker(there, key, shard)) != before[shard]
-    }
+    after = {shard: _digest_of_y(markers.read_marker(there, key, shard)) for shard in lost}
+    changed = {shard for shard in lost if before[shard] is None or after[shard] != before[shard]}
     for group in layout.group_names(there):
         if any(finding.group == group and finding.array.endswith("record.json") for finding in findings):
             _put_record_back(job, group)
@@ -165,8 +162,11 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
             check_group(cache, job.parent, group)
             for shard in damaged:
                 store.forget(there, shard, group)
-            stages = _requantizing(experiment, group, QuantizerRecord.from_json(text))
-            written += len(_run(experiment, stages, _Units(sorted(damaged))))
+            record = QuantizerRecord.from_json(text)
+            if job.cache.store_y:
+                written += len(_run(experiment, _requantizing(experiment, group, record), _Units(sorted(damaged))))
+            else:
+                written += len(_run(experiment, _encoding(job, (group, record)), _Units(sorted(damaged), job.plan)))
     return written
 
 
@@ -193,14 +193,10 @@ def _put_record_back(job: Job, group: str) -> None:
 def _encoding(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> list[Stage]:
     """From photos: read, encode, search and write; without a quantizer the latents alone."""
     engine, folder = job.experiment.engine, str(job.images.path.resolve())
+    encoder = partial(make_encoder, *_model(job.experiment), job.plan.batch)
     return [
         Stage("read", partial(make_reader, folder, job.images.crop), engine.readers),
-        Stage(
-            "encode",
-            partial(make_encoder, *_model(job.experiment), job.plan.batch),
-            engine.encoders,
-            engine.gpus_per_encoder,
-        ),
+        Stage("encode", encoder, engine.encoders, engine.gpus_per_encoder),
         Stage("search", _searcher(job.experiment, job.plan.fingerprint, quantizer), engine.searchers),
     ]
 

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.markers import Marker

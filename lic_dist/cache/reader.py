@@ -127,7 +127,7 @@ class LatentCache:
         return layout.read_attributes(self.place, f"quantized/{group}") or {}
 
     def record_json(self, group: str) -> str:
-        """The quantizer record of a group, as text. Raises LicError for no such group, or a group without its record."""
+        """The quantizer record of a group, as text. Raises LicError for no such group, or one without its record."""
         self.group_attributes(group)
         try:
             return self.place.get(f"quantized/{group}/record.json").decode()

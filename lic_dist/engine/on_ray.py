@@ -68,8 +68,8 @@ class _Pool:
 
     def add(self, cpus: float) -> None:
         """Ask for one more actor."""
-        options = {"num_cpus": cpus, "num_gpus": self.stage.gpus, "max_restarts": 0}
-        actor: Any = ray.remote(**options)(_Worker).remote(self.stage)
+        asked: Any = ray.remote(num_cpus=cpus, num_gpus=self.stage.gpus, max_restarts=0)
+        actor: Any = asked(_Worker).remote(self.stage)
         self.placing[actor.placed.remote()] = (actor, time.monotonic())
 
     def settle(self, token: Any) -> None:
