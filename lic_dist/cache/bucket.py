@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import ObjectStore
 
 from lic_dist.cache.place import KEPT, Entry, Place
 from lic_dist.errors import LicError, UsageError
 
 PARALLEL = 16  # requests in flight from one worker
+BODIES = 5  # tries of a transfer that breaks off in its body
 RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=5)}  # of one request, with back-off
 TIMEOUT = timedelta(seconds=60)  # of one try
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,76 +39,49 @@ class Bucket(Place):
     def __str__(self) -> str:
         return self.url
 
-    @property
-    def _store(self) -> Any:
-        return _object_store(self.url, self.options)
-
     def get(self, key: str) -> bytes:
-        import obstore
-
-        with _requesting(self):
-            return bytes(obstore.get(self._store, key).bytes())
+        return self._ask(lambda obstore, there: bytes(obstore.get(there, key).bytes()))
 
     def put(self, key: str, data: bytes) -> None:
-        import obstore
-
-        with _requesting(self, writing=True):
-            obstore.put(self._store, key, data, use_multipart=False)
+        self._ask(lambda obstore, there: obstore.put(there, key, data, use_multipart=False), writing=True)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
-        with _requesting(self, writing=True):
+        def put(obstore: Any, there: Any) -> bool:
             try:
-                obstore.put(self._store, key, data, mode="create", use_multipart=False)
-            except AlreadyExistsError:
+                obstore.put(there, key, data, mode="create", use_multipart=False)
+            except obstore.exceptions.AlreadyExistsError:
                 return self.get(key) == data  # a repeated request meets its own first try
-        return True
+            return True
+
+        return self._ask(put, writing=True)
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
         with ThreadPoolExecutor(PARALLEL) as pool:
             list(pool.map(lambda item: self.put(*item), objects.items()))
 
     def delete(self, key: str) -> None:
-        import obstore
-
-        with _requesting(self, writing=True):
-            obstore.delete(self._store, key)
+        self._ask(lambda obstore, there: obstore.delete(there, key), writing=True)
 
     def entry(self, key: str) -> Entry | None:
-        import obstore
-
         try:
-            with _requesting(self):
-                meta = obstore.head(self._store, key)
+            return _entry(self._ask(lambda obstore, there: obstore.head(there, key)))
         except FileNotFoundError:
             return None
-        return Entry(meta["size"], meta["last_modified"].timestamp())
 
     def listing(self, prefix: str = "") -> dict[str, Entry]:
-        import obstore
+        def listing(obstore: Any, there: Any) -> dict[str, Entry]:
+            return {one["path"]: _entry(one) for batch in obstore.list(there, prefix or None) for one in batch}
 
-        with _requesting(self):
-            batches = obstore.list(self._store, prefix or None)
-            return {
-                one["path"]: Entry(one["size"], one["last_modified"].timestamp()) for batch in batches for one in batch
-            }
+        return self._ask(listing)
 
     def names(self, prefix: str = "") -> list[str]:
-        import obstore
-
-        with _requesting(self):
-            found = obstore.list_with_delimiter(self._store, prefix or None)
+        found = self._ask(lambda obstore, there: obstore.list_with_delimiter(there, prefix or None))
         paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         return sorted(PurePosixPath(path).name for path in paths)
 
     def clear(self) -> None:
-        import obstore
-
-        with _requesting(self, writing=True):
-            for batch in obstore.list(self._store):
-                obstore.delete(self._store, [one["path"] for one in batch])
+        keys = list(self.listing())
+        self._ask(lambda obstore, there: obstore.delete(there, keys), writing=True)
 
     def beside(self, suffix: str) -> tuple[Place, str]:
         around, _, name = self.url.rpartition("/")
@@ -118,9 +98,54 @@ class Bucket(Place):
         return None
 
     def zarr_store(self) -> Any:
-        from zarr.storage import ObjectStore
+        return _PatientStore(_object_store(self.url, self.options), read_only=True)
 
-        return ObjectStore(self._store, read_only=True)
+    def _ask(self, call: Callable[[Any, Any], T], writing: bool = False) -> T:
+        """`call(obstore, store)`, again where a transfer broke off; errors in one line.
+
+        Raises:
+            FileNotFoundError: no such key, when reading.
+        """
+        import obstore
+
+        there = _object_store(self.url, self.options)
+        for tries_left in reversed(range(BODIES)):
+            try:
+                return call(obstore, there)
+            except obstore.exceptions.BaseError as error:
+                if tries_left and _is_cut(error):
+                    continue
+                hint = KEPT if writing else "does the bucket exist, is it reachable, do the credentials allow it?"
+                raise LicError(f"{self}: {_first_line(error)}", hint=hint) from error
+            except FileNotFoundError as error:
+                if not writing:
+                    raise
+                raise LicError(f"{self}: {_first_line(error)}", hint="does the bucket exist?") from error
+        raise AssertionError("unreachable")
+
+
+def _entry(meta: Any) -> Entry:
+    return Entry(meta["size"], meta["last_modified"].timestamp())
+
+
+class _PatientStore(ObjectStore[Any]):
+    """Zarr's store over obstore, that asks again for an object whose transfer broke off."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        from obstore.exceptions import GenericError
+
+        for _ in range(BODIES - 1):
+            try:
+                return await super().get(key, prototype, byte_range)
+            except GenericError as error:
+                if not _is_cut(error):
+                    raise
+        return await super().get(key, prototype, byte_range)
+
+
+def _is_cut(error: Exception) -> bool:
+    """Whether a transfer broke off in its body: what obstore does not repeat by itself, and names in words only."""
+    return "body error" in str(error)
 
 
 @lru_cache(maxsize=16)
@@ -139,20 +164,5 @@ def _object_store(url: str, options: tuple[tuple[str, str], ...]) -> Any:
         raise UsageError(f"no object store answers to {url}: {_first_line(error)}") from None
 
 
-@contextmanager
-def _requesting(place: Bucket, writing: bool = False) -> Iterator[None]:
-    from obstore.exceptions import BaseError
-
-    try:
-        yield
-    except BaseError as error:
-        hint = KEPT if writing else "is it reachable, and do the credentials allow it?"
-        raise LicError(f"{place}: {_first_line(error)}", hint=hint) from error
-    except FileNotFoundError as error:
-        if writing:  # of the bucket itself
-            raise LicError(f"{place}: {_first_line(error)}", hint="does the bucket exist?") from error
-        raise
-
-
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:300]
+    return str(error).splitlines()[0].partition(": <?xml")[0][:300]
