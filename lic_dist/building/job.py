@@ -16,8 +16,9 @@ from lic_dist import __version__, config
 from lic_dist.cache.place import Place, place_of
 from lic_dist.cache.plan import Geometry, Plan, differences
 from lic_dist.cache.reader import LatentCache
+from lic_dist.crops import plan_crops
 from lic_dist.errors import LicError
-from lic_dist.manifest import Manifest, plan_crops, scan
+from lic_dist.manifest import Manifest, scan
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import encoder_digest, entropy_digest
@@ -87,10 +88,7 @@ def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: boo
     def save(manifest: Manifest) -> None:
         around.put(key, manifest.to_bytes())
 
-    manifest = scan(config.need(experiment.images, "images").path, known, save, strict=strict)
-    if known is None or manifest != known:
-        save(manifest)
-    return manifest
+    return scan(config.need(experiment.images, "images").path, known, save, strict=strict)
 
 
 def prepare(experiment: config.Experiment, afresh: bool = False, strict: bool = False) -> Job:
@@ -127,10 +125,8 @@ def prepare(experiment: config.Experiment, afresh: bool = False, strict: bool = 
 def faults(job: Job) -> dict[str, int]:
     """Samples set aside by reason: those of the store, and those of photos that the plan could not take."""
     counts = LatentCache.open(job.place).fault_counts()
-    for photo in job.photos:
-        reason = photo.fault or ("smaller than a crop" if min(photo.width, photo.height) < job.images.crop else "")
-        if reason:
-            counts[reason] = counts.get(reason, 0) + job.images.variations
+    for reason, count in job.photos.set_aside(job.images.crop).items():
+        counts[reason] = counts.get(reason, 0) + count * job.images.variations
     return counts
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lic_dist.crops import Crops
 from lic_dist.errors import LicError
 from lic_dist.images import Crop
 
@@ -65,6 +66,8 @@ class Plan:
     @cached_property
     def num_held_out(self) -> int:
         """Samples of the held-out part: the last ones."""
+        if isinstance(self.crops, Crops):
+            return self.crops.num_held_out
         return sum(crop.held_out for crop in self.crops)
 
     @cached_property
@@ -75,6 +78,8 @@ class Plan:
     @cached_property
     def source_bytes(self) -> int:
         """Bytes of the longest source in UTF-8."""
+        if isinstance(self.crops, Crops):
+            return max(1, self.crops.longest_source)
         return max(1, max(len(crop.source.encode()) for crop in self.crops))
 
     def crops_of(self, shard: int) -> Sequence[Crop]:
