@@ -18,6 +18,7 @@ from lic_dist.errors import LicError, UsageError
 if TYPE_CHECKING:
     from lic_dist.building.build import BuildReport
     from lic_dist.cache.place import Place
+    from lic_dist.cluster.submit import Kind
     from lic_dist.config import Experiment
 
 # Idle OpenMP threads that spin starve their own process where cores are shared; read when torch is loaded.
@@ -32,9 +33,14 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Build and look after the latent cache.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at experiment files.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure, beside named baselines, in one run.", no_args_is_help=True)
+submit_app = typer.Typer(
+    help="Run commands as jobs on a Ray cluster. Ray never starts a job again by itself: submit it again, it resumes.",
+    no_args_is_help=True,
+)
 app.add_typer(cache_app, name="cache")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
+app.add_typer(submit_app, name="submit")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key; may be repeated.")]
@@ -43,6 +49,16 @@ Architecture = Annotated[str | None, typer.Option(help="Of a checkpoint that doe
 Lmbda = Annotated[float | None, typer.Option("--lambda", help="Of a checkpoint that does not say its own.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be used.")]
 Target = Annotated[str, typer.Argument(help="The store's path or URL, or the experiment's YAML file.")]
+Address = Annotated[
+    str,
+    typer.Option(envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"], metavar="URL", help="The cluster's Ray dashboard."),
+]
+Folder = Annotated[str, typer.Option(help="Where on the cluster relative paths begin; default: the present folder.")]
+Follow = Annotated[
+    bool, typer.Option("--follow", help="Show the log and exit as the job does; Ctrl-C leaves it running.")
+]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="As `submit` printed it.")]
+LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
 
 
@@ -425,3 +441,91 @@ def quickstart(
 
     default = Path("runs") / ("quickstart" if images is None else f"quickstart-{images.resolve().name}")
     _write_json(json_file, run(out or default, images, engine))
+
+
+@submit_app.command("cache")
+def submit_cache(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = LOCAL_DASHBOARD,
+    folder: Folder = "",
+    follow: Follow = False,
+) -> None:
+    """Submit `cache build`; its workers spread over the cluster. Only the YAML travels, photos and store are shared."""
+    _submit("cache", config, overrides, address, folder, follow)
+
+
+@submit_app.command("finetune")
+def submit_finetune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=0, help="Ranks, a GPU each, on one node; 0: one rank on a CPU.")] = 0,
+    address: Address = LOCAL_DASHBOARD,
+    folder: Folder = "",
+    follow: Follow = False,
+) -> None:
+    """Submit `finetune`, on one node; under torchrun where it has several ranks."""
+    _submit("finetune", config, overrides, address, folder, follow, gpus)
+
+
+@submit_app.command("evaluate")
+def submit_evaluate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = LOCAL_DASHBOARD,
+    folder: Folder = "",
+    follow: Follow = False,
+) -> None:
+    """Submit `evaluate`; its workers spread over the cluster."""
+    _submit("evaluate", config, overrides, address, folder, follow)
+
+
+def _submit(
+    kind: Kind, path: Path, overrides: list[str] | None, address: str, folder: str, follow: bool, gpus: int = 0
+) -> None:
+    from lic_dist.cluster.submit import submit
+
+    job = submit(kind, path, overrides or (), address, folder, gpus)
+    typer.echo(job)
+    if follow:
+        _follow(address, job)
+
+
+def _follow(address: str, job: str) -> None:
+    from lic_dist.cluster.submit import logs, require_success
+
+    for text in logs(address, job, follow=True):
+        typer.echo(text, nl=False)
+    typer.echo(require_success(address, job), err=True)
+
+
+@submit_app.command("status")
+def submit_status(
+    job: Annotated[str, typer.Argument(metavar="[JOB]", help="Default: every job of the cluster.")] = "",
+    address: Address = LOCAL_DASHBOARD,
+) -> None:
+    """Show the state of a job, or of all."""
+    from lic_dist.cluster.submit import jobs, status
+
+    for state in [status(address, job)] if job else jobs(address):
+        typer.echo(state)
+
+
+@submit_app.command("logs")
+def submit_logs(job: JobName, follow: Follow = False, address: Address = LOCAL_DASHBOARD) -> None:
+    """Show what a job wrote."""
+    from lic_dist.cluster.submit import logs
+
+    if follow:
+        _follow(address, job)
+        return
+    for text in logs(address, job):
+        typer.echo(text, nl=False)
+
+
+@submit_app.command("stop")
+def submit_stop(job: JobName, address: Address = LOCAL_DASHBOARD) -> None:
+    """Stop a job and wait for its end; what it wrote stays and is not built again."""
+    from lic_dist.cluster.submit import stop
+
+    typer.echo(stop(address, job))
