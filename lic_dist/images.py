@@ -1,18 +1,13 @@
-"""Photos: find, check, decode; the manifest; deterministic crops.
-
-A scan reads each photo once and records path, digest, size and, where it cannot be used, the reason. Crops are pure
-functions of (seed, photo digest, variation), and photos are held out by digest: the order of a folder, the number
-of workers and the names of files change nothing.
-"""
+"""Photos: find, check, decode, cut."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,13 +15,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lic_dist.errors import LicError
-from lic_dist.progress import Progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
 LARGEST = 256_000_000  # pixels; a larger picture is set aside as a decompression bomb
+LARGEST_FILE = 2 << 30  # bytes; a larger file is set aside unread
 Image.MAX_IMAGE_PIXELS = None  # ours is the limit
 
 FAULTS = (
@@ -39,18 +34,28 @@ FAULTS = (
     "smaller than a crop",
     "changed",
     "latents overflow",
+    "name is not UTF-8",
 )
-"""Reasons why a photo or sample is set aside; a sample's `status` is the index into this tuple, 0 is good."""
+"""Reasons why a photo or sample is set aside; a sample's `status` is the index into this tuple, 0 is good.
+
+Stores keep the index: only append.
+"""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One row of the manifest: a file below the scanned folder. Sizes are after EXIF orientation."""
+    """One row of the manifest: a file below the scanned folder.
+
+    `digest` is the sha256 of the file in hex, empty where it was not read; width and height in pixels, after EXIF
+    orientation, 0 where there is a fault; `bytes` and `mtime_ns` are the file's own.
+    """
 
     path: str
     digest: str
     width: int
     height: int
+    bytes: int = 0
+    mtime_ns: int = 0
     fault: str = ""
 
 
@@ -74,8 +79,10 @@ class PhotoError(LicError):
         self.fault = fault
 
 
-def find(folder: Path) -> list[str]:
-    """Relative posix paths of all photos below the folder, sorted; links to folders are followed once.
+def walk(folder: Path) -> list[str]:
+    """Relative posix paths of all photos below the folder, as `os.fsdecode` gives them, sorted as `readable` shows.
+
+    Links to folders are followed once, so that a loop ends. A folder that cannot be listed stands for its photos.
 
     Raises:
         LicError: no such folder, or no photo in it.
@@ -84,18 +91,38 @@ def find(folder: Path) -> list[str]:
         raise LicError(f"no such folder of images: {folder}", hint="give the folder that holds the photos")
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        stat = os.stat(parent)
-        if (stat.st_dev, stat.st_ino) in seen:
+
+    def unlisted(error: OSError) -> None:
+        found.append(os.path.relpath(error.filename, folder))
+
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=unlisted):
+        try:
+            status = os.stat(parent)
+        except OSError as error:
+            unlisted(error)
             folders.clear()
             continue
-        seen.add((stat.st_dev, stat.st_ino))
-        base = Path(parent).relative_to(folder)
-        found += [(base / name).as_posix() for name in files if Path(name).suffix.lower() in SUFFIXES]
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()  # which of two links to a folder comes first must not depend on the disk
+        base = os.path.relpath(parent, folder)
+        prefix = "" if base == "." else f"{base}/"
+        found += [prefix + name for name in files if os.path.splitext(name)[1].lower() in SUFFIXES]
     if not found:
         raise LicError(f"no photos in {folder}", hint=f"looked for {' '.join(sorted(SUFFIXES))}, in subfolders too")
-    # A name that is not UTF-8 cannot be recorded as it is: escaped, it opens no file, and is counted as unreadable.
-    return sorted(os.fsencode(path).decode("utf-8", "backslashreplace") for path in found)
+    return sorted(found, key=readable)
+
+
+def readable(name: str) -> str:
+    """A path that can be recorded: one that is not UTF-8 is escaped, and then opens no file."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def find(folder: Path) -> list[str]:
+    """`walk`, with readable paths only."""
+    return [readable(name) for name in walk(folder)]
 
 
 def decode(data: bytes, name: str = "image") -> NDArray[np.uint8]:
@@ -125,125 +152,36 @@ def decode(data: bytes, name: str = "image") -> NDArray[np.uint8]:
         raise PhotoError(name, "truncated") from None
 
 
+def measure(data: bytes, name: str = "image") -> tuple[int, int]:
+    """(width, height) of what `decode` makes of a photo. Raises PhotoError as `decode`."""
+    height, width, _ = decode(data, name).shape
+    return width, height
+
+
 def read(path: Path) -> NDArray[np.uint8]:
     """Decode a file: see `decode`. Raises PhotoError, "unreadable" where the file cannot be read."""
-    return decode(_bytes(path, str(path)), str(path))
+    return decode(contents(path, str(path)), str(path))
 
 
 def files_digest(folder: Path, names: Sequence[str]) -> str:
     """sha256 over the names and contents of a folder's files. Raises PhotoError for one that cannot be read."""
     total = hashlib.sha256()
     for name in names:
-        total.update(f"{name} {hashlib.sha256(_bytes(folder / name, name)).hexdigest()}\n".encode())
+        total.update(f"{name} {hashlib.sha256(contents(folder / name, name)).hexdigest()}\n".encode())
     return total.hexdigest()
 
 
-def _bytes(path: Path, name: str) -> bytes:
-    if not path.is_file():  # a pipe would be waited for
-        raise PhotoError(name, "unreadable")
+def contents(path: Path, name: str) -> bytes:
+    """All of a file. Raises PhotoError: "unreadable", or "too large" above LARGEST_FILE bytes."""
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise PhotoError(name, "unreadable")
+        if status.st_size > LARGEST_FILE:
+            raise PhotoError(name, "too large")
         return path.read_bytes()
     except OSError:
         raise PhotoError(name, "unreadable") from None
-
-
-def _examine(folder: Path, path: str) -> Photo:
-    digest = ""
-    try:
-        data = _bytes(folder / path, path)
-        digest = hashlib.sha256(data).hexdigest()
-        pixels = decode(data, path)
-    except PhotoError as error:
-        return Photo(path, digest, 0, 0, error.fault)
-    return Photo(path, digest, pixels.shape[1], pixels.shape[0])
-
-
-def scan(folder: Path, threads: int | None = None) -> list[Photo]:
-    """The manifest of a folder: every photo read and decoded once, in parallel, in the order of `find`.
-
-    Raises:
-        LicError: no such folder, an empty one, or not one usable photo in it.
-    """
-    paths = find(folder)
-    photos = []
-    with (
-        ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool,
-        Progress("scanning photos", total=len(paths), unit="photo") as bar,
-    ):
-        for photo in pool.map(lambda path: _examine(folder, path), paths):
-            photos.append(photo)
-            bar.advance()
-    if not any(photo.fault == "" for photo in photos):
-        raise LicError(f"none of the {len(photos)} photos in {folder} can be used", hint=photos[0].fault)
-    return photos
-
-
-def manifest_digest(photos: Iterable[Photo]) -> str:
-    """sha256 over the paths and digests of the usable photos: what the crops depend on."""
-    lines = sorted(f"{photo.digest} {photo.path}" for photo in photos if not photo.fault)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def write_manifest(photos: Sequence[Photo], path: Path) -> None:
-    """Write the manifest as Parquet, one row a photo, whole or not at all."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist([asdict(photo) for photo in photos]), temporary)
-    temporary.replace(path)
-
-
-def read_manifest(path: Path) -> list[Photo]:
-    """Read what `write_manifest` wrote."""
-    import pyarrow.parquet as pq
-
-    return [Photo(**row) for row in pq.read_table(path).to_pylist()]
-
-
-def uniform(*key: object) -> float:
-    """A number in [0, 1) that is a pure function of the key (53 bits of sha256)."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
-
-
-def is_held_out(photo: Photo, held_out: float | str) -> bool:
-    """Whether a photo belongs to the held-out part.
-
-    A fraction chooses by the photo's digest alone, so that it is held out in every folder and job; a name holds out
-    the photos of that subfolder.
-    """
-    if isinstance(held_out, str):
-        return photo.path.startswith(f"{held_out.rstrip('/')}/")
-    return uniform("held out", photo.digest) < held_out
-
-
-def plan_crops(photos: Iterable[Photo], crop: int, variations: int, seed: int, held_out: float | str) -> list[Crop]:
-    """The samples of a manifest: `variations` crops of each usable photo that is large enough.
-
-    Training samples come first, in an order shuffled by the seed, then the held-out ones: any first part of either
-    is a fair sample of it. Copies of one photo (equal digests) count once.
-    """
-    usable = (photo for photo in photos if not photo.fault and min(photo.width, photo.height) >= crop)
-    unique: dict[str, Photo] = {}
-    for photo in usable:
-        unique.setdefault(photo.digest, photo)
-    keyed = []
-    for photo in unique.values():
-        for variation in range(variations):
-            key = (seed, photo.digest, variation)
-            sample = Crop(
-                photo.path,
-                photo.digest,
-                int(uniform("y", *key) * (photo.height - crop + 1)),
-                int(uniform("x", *key) * (photo.width - crop + 1)),
-                uniform("flip", *key) < 0.5,
-                is_held_out(photo, held_out),
-            )
-            keyed.append((sample.held_out, uniform("order", *key), sample))
-    keyed.sort(key=lambda row: row[:2])
-    return [sample for _, _, sample in keyed]
 
 
 def cut(pixels: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
@@ -266,7 +204,7 @@ def read_crops(folder: Path, crops: Sequence[Crop], size: int) -> tuple[NDArray[
         by_source.setdefault(crop.source, []).append(index)
     for source, indices in by_source.items():
         try:
-            data = _bytes(folder / source, source)
+            data = contents(folder / source, source)
             if hashlib.sha256(data).hexdigest() != crops[indices[0]].digest:
                 raise PhotoError(source, "changed")
             photo = decode(data, source)

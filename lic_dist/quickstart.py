@@ -27,6 +27,7 @@ from lic_dist.codec.codec import ImageCodec
 from lic_dist.errors import LicError
 from lic_dist.evaluation.metrics import psnr8
 from lic_dist.evaluation.plots import Picture, comparison_sheet, training_plot
+from lic_dist.manifest import scan
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.record import QuantizerRecord
@@ -115,7 +116,7 @@ def _split(source: Path | None) -> dict[str, dict[str, Path]]:
 
         shipped = Path(skimage.__file__).parent / "data"
         return {part: {file: shipped / file for file in files} for part, files in EMBEDDED.items()}
-    usable = [photo for photo in images.scan(source) if not photo.fault and min(photo.width, photo.height) >= CROP]
+    usable = [photo for photo in scan(source) if not photo.fault and min(photo.width, photo.height) >= CROP]
     unique = sorted({photo.digest: photo for photo in usable}.items())
     if len(unique) < 4:
         raise LicError(

@@ -17,8 +17,10 @@ from lic_dist.building.calibrate import calibrate, describe, measure, z_bits
 from lic_dist.building.latents import encode, view
 from lic_dist.building.records import analytic_record, compressai_record, fits, named_record
 from lic_dist.cache.reader import LatentCache
+from lic_dist.crops import plan_crops
 from lic_dist.errors import LicError, ToleranceError, UsageError
 from lic_dist.evaluation.plots import calibration_plot
+from lic_dist.manifest import scan
 from lic_dist.models import checkpoint
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.adaptation import adapted as adapted_records
@@ -65,7 +67,7 @@ def objects(store: Path) -> dict[str, str]:
 def test_the_store_holds_what_the_model_says(store: Path, base: Path, photos: Path) -> None:
     cache = LatentCache.open(store)
     loaded = checkpoint.load(str(base))
-    crops = images.plan_crops(images.scan(photos), 64, 3, 0, "valid")
+    crops = plan_crops(scan(photos), 64, 3, 0, "valid")
     pixels, _ = images.read_crops(photos, crops, 64)
     read = cache.load(("pixels", "latents/y", "latents/z", "quantized/tcq8/k", "quantized/tcq8/bits"))
     assert np.array_equal(read["pixels"], pixels)
@@ -209,17 +211,31 @@ def test_faulty_photos_are_counted_and_tolerated_up_to_a_limit(base: Path, photo
     assert caught.value.exit_code == 3
 
 
-def test_a_photo_that_changes_after_the_scan_is_set_aside(base: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_photo_that_changes_after_the_scan_is_set_aside(
+    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     job = experiment(base, folder, tmp_path / "a.zarr", images={"tolerate": 0.5})
-    prepare(job)
+    prepared = prepare(job)
+    monkeypatch.setattr(building, "prepare", lambda _: prepared)
     shutil.copy(folder / "train" / "1.png", folder / "train" / "0.png")
     assert build(job).faults == {"changed": 3}
     cache = LatentCache.open(tmp_path / "a.zarr")
     assert cache.usable.sum() == 21
     changed = cache.samples["source"] == "train/0.png"
     assert not cache.load(("quantized/tcq8/k",), np.flatnonzero(changed))["quantized/tcq8/k"].any()
+
+
+def test_a_photo_replaced_between_two_builds_is_noticed(base: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    job = experiment(base, folder, tmp_path / "a.zarr")
+    before = prepare(job).plan
+    assert prepare(job).plan == before
+    shutil.copy(folder / "train" / "1.png", folder / "train" / "0.png")
+    after = prepare(job).plan
+    assert after.fingerprint != before.fingerprint and after.num_samples == before.num_samples - 3
 
 
 def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store: Path, base: Path) -> None:

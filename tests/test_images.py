@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lic_dist import images
-from lic_dist.errors import LicError
+from lic_dist.crops import plan_crops
 from lic_dist.images import FAULTS, PhotoError
+from lic_dist.manifest import scan
 
 from .conftest import picture
 
@@ -93,69 +93,11 @@ def test_an_animation_and_a_bomb_are_set_aside(monkeypatch: pytest.MonkeyPatch) 
         images.decode(encoded(picture(1, 20, 20), "PNG"))
 
 
-def test_scan_finds_photos_in_subfolders_and_records_faults(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    Image.fromarray(picture(1, 30, 40)).save(tmp_path / "a" / "b" / "x.PNG")
-    Image.fromarray(picture(2, 30, 40)).save(tmp_path / "y.jpeg")
-    (tmp_path / "z.png").write_bytes(b"")
-    os.mkfifo(tmp_path / "zz.png")
-    (tmp_path / "notes.txt").write_text("no photo")
-    os.symlink(tmp_path, tmp_path / "a" / "loop")
-    found = images.scan(tmp_path)
-    assert [(p.path, p.width, p.height, p.fault) for p in found] == [
-        ("a/b/x.PNG", 40, 30, ""),
-        ("y.jpeg", 40, 30, ""),
-        ("z.png", 0, 0, "not an image"),
-        ("zz.png", 0, 0, "unreadable"),
-    ]
-    images.write_manifest(found, tmp_path / "m.parquet")
-    assert images.read_manifest(tmp_path / "m.parquet") == found
-
-
-def test_a_name_that_is_not_utf_8_is_counted(tmp_path: Path) -> None:
-    Image.fromarray(picture(1, 30, 40)).save(tmp_path / "a b.png")
-    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))).write_bytes((tmp_path / "a b.png").read_bytes())
-    found = images.scan(tmp_path)
-    assert [(photo.path, photo.fault) for photo in found] == [("\\xff.png", "unreadable"), ("a b.png", "")]
-    images.write_manifest(found, tmp_path / "m.parquet")
-    assert images.read_manifest(tmp_path / "m.parquet") == found
-
-
-def test_a_missing_an_empty_and_a_hopeless_folder(tmp_path: Path) -> None:
-    for folder, text in ((tmp_path / "none", "no such folder"), (tmp_path, "no photos in")):
-        with pytest.raises(LicError, match=text):
-            images.scan(folder)
-    (tmp_path / "x.png").write_bytes(b"")
-    with pytest.raises(LicError, match="none of the 1 photos"):
-        images.scan(tmp_path)
-
-
-def test_crops_are_pure_functions_of_seed_digest_and_variation(photos: Path) -> None:
-    scanned = images.scan(photos)
-    crops = images.plan_crops(scanned, 64, 3, 7, "valid")
-    assert crops == images.plan_crops(reversed(scanned), 64, 3, 7, "valid")
-    assert len(crops) == 24 and len(set(crops)) == 24
-    assert [crop.held_out for crop in crops] == [False] * 18 + [True] * 6
-    assert crops != images.plan_crops(scanned, 64, 3, 8, "valid")
-    sizes = {photo.path: (photo.height, photo.width) for photo in scanned}
-    assert all(c.crop_y + 64 <= sizes[c.source][0] and c.crop_x + 64 <= sizes[c.source][1] for c in crops)
-
-
-def test_photos_are_held_out_by_digest_and_copies_count_once(photos: Path) -> None:
-    scanned = images.scan(photos)
-    crops = images.plan_crops([*scanned, *scanned], 64, 2, 0, 0.4)
-    assert len(crops) == 16
-    by_photo: dict[str, set[bool]] = {}
-    for crop in crops:
-        by_photo.setdefault(crop.digest, set()).add(crop.held_out)
-    assert all(len(parts) == 1 for parts in by_photo.values())
-
-
 def test_read_crops_cuts_flips_and_notices_a_changed_photo(tmp_path: Path) -> None:
     pixels = picture(9, 80, 90)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray(picture(10, 80, 90)).save(tmp_path / "b.png")
-    crops = images.plan_crops(images.scan(tmp_path), 64, 4, 0, 0.0)
+    crops = plan_crops(scan(tmp_path), 64, 4, 0, 0.0)
     Image.fromarray(picture(11, 80, 90)).save(tmp_path / "b.png")
     read, status = images.read_crops(tmp_path, crops, 64)
     for crop, window, code in zip(crops, read, status, strict=True):

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lic_dist import config, images, quickstart
+from lic_dist import config, quickstart
 from lic_dist.errors import LicError
+from lic_dist.manifest import scan
 
 
 @pytest.fixture()
@@ -41,8 +42,7 @@ def test_a_users_photos_are_split_by_digest(photos: Path, tmp_path: Path, monkey
     monkeypatch.setattr(quickstart, "CROP", 128)
     quickstart._lay_out(quickstart._split(photos), tmp_path)
     digests = {
-        part: {photo.digest for photo in images.scan(tmp_path / part)}
-        for part in ("test", "photos/train", "photos/held_out")
+        part: {photo.digest for photo in scan(tmp_path / part)} for part in ("test", "photos/train", "photos/held_out")
     }
     assert [len(found) for found in digests.values()] == [1, 6, 1]
     assert len(set.union(*digests.values())) == 8
@@ -51,7 +51,7 @@ def test_a_users_photos_are_split_by_digest(photos: Path, tmp_path: Path, monkey
     for number, file in enumerate(sorted(photos.rglob("*.png"), reverse=True)):
         shutil.copy(file, renamed / f"{number}.png")
     quickstart._lay_out(quickstart._split(renamed), tmp_path / "again")
-    assert {photo.digest for photo in images.scan(tmp_path / "again" / "test")} == digests["test"]
+    assert {photo.digest for photo in scan(tmp_path / "again" / "test")} == digests["test"]
 
 
 def test_nothing_of_the_users_is_ever_removed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

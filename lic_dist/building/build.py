@@ -7,6 +7,7 @@ later steps take it as frozen input.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +32,12 @@ from lic_dist.building.shards import (
 from lic_dist.cache import store
 from lic_dist.cache.plan import Geometry, Plan, differences
 from lic_dist.cache.reader import LatentCache
+from lic_dist.crops import plan_crops
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, ToleranceError, UsageError
-from lic_dist.images import Crop, Photo
+from lic_dist.images import Crop
+from lic_dist.manifest import Manifest
+from lic_dist.manifest import scan as scan_photos
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import encoder_digest, entropy_digest
@@ -49,7 +53,7 @@ class Job:
 
     experiment: config.Experiment
     parent: Checkpoint
-    photos: list[Photo]
+    photos: Manifest
     plan: Plan
 
     @property
@@ -83,18 +87,20 @@ def manifest_path(cache: Path) -> Path:
     return cache.with_name(f"{cache.stem}.manifest.parquet")
 
 
-def scan(experiment: config.Experiment, afresh: bool = False) -> list[Photo]:
-    """The manifest of the experiment's photos: read where one is there and lists the same files, else scanned."""
+def scan(experiment: config.Experiment, afresh: bool = False) -> Manifest:
+    """The manifest of the experiment's photos: those that the one beside the store does not know are read."""
     section = config.need(experiment.images, "images")
     path = manifest_path(config.need(experiment.cache, "cache").path)
-    found = images.find(section.path)
-    if path.is_file() and not afresh:
-        photos = images.read_manifest(path)
-        if [photo.path for photo in photos] == found:
-            return photos
-    photos = images.scan(section.path)
-    images.write_manifest(photos, path)
-    return photos
+    known = Manifest.from_bytes(path.read_bytes()) if path.is_file() and not afresh else None
+    return scan_photos(section.path, known, partial(_write_manifest, path))
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write it whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_bytes(manifest.to_bytes())
+    temporary.replace(path)
 
 
 def prepare(experiment: config.Experiment, afresh: bool = False) -> Job:
@@ -107,7 +113,7 @@ def prepare(experiment: config.Experiment, afresh: bool = False) -> Job:
     model_section = config.need(experiment.model, "model")
     parent = checkpoints.load(model_section.checkpoint, model_section.architecture, model_section.lmbda)
     photos = scan(experiment, afresh)
-    crops = images.plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
+    crops = plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
     if not crops:
         raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
     geometry = Geometry(section.crop, parent.spec.M, section.crop // Y_STRIDE, parent.spec.N, section.crop // Z_STRIDE)
@@ -116,7 +122,7 @@ def prepare(experiment: config.Experiment, afresh: bool = False) -> Job:
         "model": model_identity(parent),
         "precision": "float32",
         "images": {
-            "manifest_sha256": images.manifest_digest(photos),
+            "manifest_sha256": photos.digest,
             "crop": section.crop,
             "variations": section.variations,
             "seed": section.seed,
@@ -126,7 +132,7 @@ def prepare(experiment: config.Experiment, afresh: bool = False) -> Job:
         "batch": cache.batch,
         "store_y": cache.store_y,
     }
-    return Job(experiment, parent, photos, Plan(tuple(crops), geometry, cache.shard, cache.batch, identity))
+    return Job(experiment, parent, photos, Plan(crops, geometry, cache.shard, cache.batch, identity))
 
 
 def model_identity(parent: Checkpoint) -> dict[str, Any]:
@@ -332,10 +338,8 @@ def _faults(job: Job) -> dict[str, int]:
     status = LatentCache.open(job.cache.path).samples["status"]
     codes, counts = np.unique(status[status != 0], return_counts=True)
     faults = {images.FAULTS[code]: int(count) for code, count in zip(codes, counts, strict=True)}
-    for photo in job.photos:
-        reason = photo.fault or ("smaller than a crop" if min(photo.width, photo.height) < job.images.crop else "")
-        if reason:
-            faults[reason] = faults.get(reason, 0) + job.images.variations
+    for reason, count in job.photos.set_aside(job.images.crop).items():
+        faults[reason] = faults.get(reason, 0) + count * job.images.variations
     return faults
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lic_dist.crops import Crops
 from lic_dist.errors import LicError
 from lic_dist.images import Crop
 
@@ -70,6 +71,8 @@ class Plan:
     @cached_property
     def source_bytes(self) -> int:
         """Bytes of the longest source in UTF-8."""
+        if isinstance(self.crops, Crops):
+            return max(1, self.crops.longest_source)
         return max(1, max(len(crop.source.encode()) for crop in self.crops))
 
     def crops_of(self, shard: int) -> Sequence[Crop]:

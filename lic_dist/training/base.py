@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lic_dist import images
 from lic_dist.config import Images, Train
+from lic_dist.crops import is_held_out
 from lic_dist.errors import LicError
+from lic_dist.manifest import scan
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
@@ -128,10 +129,11 @@ def train(config: Train, photos: Images) -> Path:
 def _train(config: Train, section: Images, here: Ranks) -> Path:
     start = _start(config)
     model: Any = start.model.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    manifest = [photo for photo in images.scan(section.path) if not photo.fault]
-    held_out = [photo for photo in manifest if images.is_held_out(photo, section.held_out)]
+    manifest = scan(section.path)
+    usable = [photo for photo in manifest if not photo.fault]
+    held_out = [photo for photo in usable if is_held_out(photo, section.held_out)]
     digests = {photo.digest for photo in held_out}
-    used = [photo for photo in manifest if photo.digest not in digests]
+    used = [photo for photo in usable if photo.digest not in digests]
     crops = photo_crops.RandomCrops(section.path, used, config.crop, config.seed)
     judged = photo_crops.centre_crops(section.path, held_out, HELD_OUT_CROP, HELD_OUT_MOST)
     if not len(judged):
@@ -139,7 +141,7 @@ def _train(config: Train, section: Images, here: Ranks) -> Path:
     identity = {
         **config.model_dump(mode="json", exclude={"out", "start"}),
         "start": checkpoint.digest(start.model.state_dict()),
-        "manifest_sha256": images.manifest_digest(manifest),
+        "manifest_sha256": manifest.digest,
         "held_out": section.held_out,
     }
     model.entropy_bottleneck.quantiles.requires_grad_(False)

@@ -1,0 +1,156 @@
+"""The samples of a manifest: deterministic crops, in columns.
+
+Crops are pure functions of (seed, photo digest, variation), and photos are held out by digest: the order of a folder,
+the number of workers and the names of files change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lic_dist.images import Crop, Photo
+from lic_dist.manifest import ROWS, Manifest
+
+
+class Crops(Sequence[Crop]):
+    """Samples in columns of equal length; `crops[i]` is a Crop, a slice a tuple of them.
+
+    `photo` int32 [n] is a row of `paths` and `digests` (Arrow strings, one a planned photo); `crop_y`, `crop_x` int32
+    [n] in pixels; `flip`, `held_out` bool [n].
+    """
+
+    def __init__(
+        self,
+        paths: pa.LargeStringArray,
+        digests: pa.LargeStringArray,
+        photo: NDArray[np.int32],
+        crop_y: NDArray[np.int32],
+        crop_x: NDArray[np.int32],
+        flip: NDArray[np.bool_],
+        held_out: NDArray[np.bool_],
+    ) -> None:
+        self.paths, self.digests = paths, digests
+        self.photo, self.crop_y, self.crop_x, self.flip, self.held_out = photo, crop_y, crop_x, flip, held_out
+
+    def __len__(self) -> int:
+        return len(self.photo)
+
+    @overload
+    def __getitem__(self, at: int) -> Crop: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Crop, ...]: ...
+    def __getitem__(self, at: int | slice) -> Crop | tuple[Crop, ...]:
+        if isinstance(at, slice):
+            photo = self.photo[at]
+            strings = (column.take(photo).to_pylist() for column in (self.paths, self.digests))
+            return tuple(map(Crop, *strings, *(column[at].tolist() for column in self._numbers)))
+        row = self.photo[at]  # IndexError ends a loop over a sequence
+        strings = (column[int(row)].as_py() for column in (self.paths, self.digests))
+        return Crop(*strings, *(column[at].item() for column in self._numbers))
+
+    def __iter__(self) -> Iterator[Crop]:
+        for first in range(0, len(self), ROWS):
+            yield from self[first : first + ROWS]
+
+    def __eq__(self, other: object) -> bool:
+        """Equal to a sequence of the same Crop, in columns or not."""
+        if isinstance(other, Crops):
+            numbers = zip(self._numbers, other._numbers, strict=True)
+            return all(np.array_equal(mine, theirs) for mine, theirs in numbers) and self._strings() == other._strings()
+        if isinstance(other, tuple | list):
+            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def num_held_out(self) -> int:
+        """Samples of the held-out part; they are the last ones."""
+        return int(self.held_out.sum())
+
+    @cached_property
+    def longest_source(self) -> int:
+        """Bytes of the longest source in UTF-8, 0 without samples."""
+        return pc.max(pc.binary_length(self.paths)).as_py() or 0
+
+    @property
+    def _numbers(self) -> tuple[NDArray[Any], ...]:
+        return self.crop_y, self.crop_x, self.flip, self.held_out
+
+    def _strings(self) -> list[Any]:
+        return [column.take(self.photo) for column in (self.paths, self.digests)]
+
+
+def plan_crops(manifest: Manifest, crop: int, variations: int, seed: int, held_out: float | str) -> Crops:
+    """The samples of a manifest: `variations` crops of each usable photo that is large enough.
+
+    Training samples come first, in an order shuffled by the seed, then the held-out ones: any first part of either
+    is a fair sample of it. Copies of one photo (equal digests) count once, by the first path.
+    """
+    width, height = manifest.column("width"), manifest.column("height")
+    rows = np.flatnonzero(manifest.usable & (np.minimum(width, height) >= crop))
+    copies = manifest.table["digest"].take(rows).combine_chunks().dictionary_encode().indices.to_numpy()
+    rows = rows[np.unique(copies, return_index=True)[1]]
+    digests, paths = (manifest.table[name].take(rows).combine_chunks() for name in ("digest", "path"))
+    sampled = tuple(f"/{variation}" for variation in range(variations))
+
+    def drawn(kind: str) -> NDArray[np.float64]:
+        return _uniforms(f"{kind}/{seed}/", digests, sampled)
+
+    if isinstance(held_out, str):
+        apart = pc.starts_with(paths, _below(held_out)).to_numpy(zero_copy_only=False)
+    else:
+        apart = _uniforms("held out/", digests, ("",)) < held_out
+    photo, apart = np.repeat(np.arange(len(rows), dtype=np.int32), variations), np.repeat(apart, variations)
+    order = np.lexsort((drawn("order"), apart))
+    return Crops(
+        paths,
+        digests,
+        photo[order],
+        (drawn("y") * (height[rows].astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
+        (drawn("x") * (width[rows].astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
+        (drawn("flip") < 0.5)[order],
+        apart[order],
+    )
+
+
+def uniform(*key: object) -> float:
+    """A number in [0, 1) that is a pure function of the key (53 bits of sha256)."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def _uniforms(head: str, digests: pa.LargeStringArray, tails: tuple[str, ...]) -> NDArray[np.float64]:
+    """`uniform` of the keys head + digest + tail, tails fastest: float64 [digests * tails]."""
+    sha256, start, ends = hashlib.sha256, head.encode(), [tail.encode() for tail in tails]
+    drawn = bytearray()
+    for first in range(0, len(digests), ROWS):
+        for digest in digests.slice(first, ROWS).to_pylist():
+            begun = start + digest.encode()
+            for end in ends:
+                drawn += sha256(begun + end).digest()[:8]
+    return (np.frombuffer(drawn, ">u8") >> np.uint64(11)) / 2**53
+
+
+def is_held_out(photo: Photo, held_out: float | str) -> bool:
+    """Whether a photo belongs to the held-out part.
+
+    A fraction chooses by the photo's digest alone, so that it is held out in every folder and job; a name holds out
+    the photos of that subfolder.
+    """
+    if isinstance(held_out, str):
+        return photo.path.startswith(_below(held_out))
+    return uniform("held out", photo.digest) < held_out
+
+
+def _below(folder: str) -> str:
+    """What the path of every photo in a subfolder starts with."""
+    return f"{folder.rstrip('/')}/"

@@ -1,0 +1,296 @@
+"""The manifest: what a scan knows of each photo, in columns, so that a million photos are a table and not objects.
+
+A scan reads each photo once, in parallel, and says of each why it cannot be used, if so. What an earlier manifest
+says of a file of the same path, size and time of change is taken over unread: a scan that was stopped, or that finds
+some new photos, reads only what is left. A photo replaced by one of equal size and time is noticed by its digest, when
+its crops are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lic_dist import images
+from lic_dist.errors import LicError
+from lic_dist.images import Photo, PhotoError
+from lic_dist.progress import Progress
+
+SCHEMA = pa.schema(
+    {
+        "path": pa.large_string(),
+        "digest": pa.large_string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "bytes": pa.int64(),
+        "mtime_ns": pa.int64(),
+        "fault": pa.large_string(),
+    },
+    metadata={"lic_dist.manifest": "2"},
+)
+ROWS = 4096  # photos in one piece of a table: what is held as objects at a time
+PASSING = ("unreadable", "changed", "name is not UTF-8")  # faults that may mend while size and time stay
+SAVE_SECONDS, SAVE_SHARE = 30.0, 0.05  # between two saves of an unfinished scan, and the most they take of its time
+STAMPED = 256  # files that one thread asks the size and time of at once
+AHEAD = 8  # photos of each thread that are read ahead of the one awaited
+
+SCAN_AGAIN = "`lic-dist cache scan` makes it anew"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Manifest:
+    """The photos of a folder, sorted by path: a table with one row a photo, `manifest[i]` and iteration give Photo."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Take a table of SCHEMA."""
+        self.table = table
+
+    @classmethod
+    def of(cls, photos: Iterable[Photo]) -> Manifest:
+        """A manifest of these photos, in this order."""
+        return cls(_table(list(photos)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """What `to_bytes` wrote.
+
+        Raises:
+            LicError: not a manifest, a damaged one, or one of another version.
+        """
+        try:
+            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise LicError("this is no manifest of photos, or a damaged one", hint=SCAN_AGAIN) from error
+        if not table.schema.equals(SCHEMA, check_metadata=True):
+            raise LicError("this manifest of photos is of another version", hint=SCAN_AGAIN)
+        return cls(table)
+
+    def to_bytes(self) -> bytes:
+        """The manifest as a Parquet file."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(self.table, sink, compression="zstd", use_dictionary=["fault"], write_page_checksum=True)
+        return bytes(sink.getvalue().to_pybytes())
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, row: int) -> Photo:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"photo {row} of {len(self)}")
+        return Photo(*(column[row % len(self)].as_py() for column in self.table.columns))
+
+    def __iter__(self) -> Iterator[Photo]:
+        for batch in self.table.to_batches(max_chunksize=ROWS):
+            yield from map(Photo, *(column.to_pylist() for column in batch.columns))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Manifest) and bool(self.table.equals(other.table))
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One of width, height (int32), bytes, mtime_ns (int64): [photos]."""
+        return np.asarray(self.table[name].to_numpy())
+
+    @cached_property
+    def usable(self) -> NDArray[np.bool_]:
+        """bool [photos]: without fault."""
+        return np.asarray(pc.equal(self.table["fault"], "").to_numpy())
+
+    @property
+    def faults(self) -> Counter[str]:
+        """How many photos are set aside, by reason."""
+        counts = pc.value_counts(self.table["fault"]).to_pylist()
+        return Counter({row["values"]: row["counts"] for row in counts if row["values"]})
+
+    def set_aside(self, crop: int) -> Counter[str]:
+        """`faults`, with the photos that are smaller than a crop of this size."""
+        small = self.usable & (np.minimum(self.column("width"), self.column("height")) < crop)
+        return self.faults + Counter({"smaller than a crop": int(small.sum())})
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the paths and digests of the usable photos: what the crops depend on."""
+        table = self.table.filter(self.usable)
+        lines = pc.binary_join_element_wise(table["digest"], table["path"], pa.scalar(" ", pa.large_string()))
+        lines = lines.take(pc.sort_indices(lines))
+        total = hashlib.sha256()
+        for first in range(0, len(lines), ROWS):
+            text = "\n".join(lines.slice(first, ROWS).to_pylist())
+            total.update(f"{chr(10) if first else ''}{text}".encode())
+        return total.hexdigest()
+
+
+def scan(
+    folder: Path,
+    known: Manifest | None = None,
+    save: Callable[[Manifest], None] | None = None,
+    threads: int | None = None,
+    strict: bool = False,
+) -> Manifest:
+    """The manifest of a folder, every photo that `known` does not have read once, in parallel.
+
+    `save` is given the manifest so far now and then, and the whole at the end where it differs from `known`. Memory: a
+    few hundred bytes a photo, and one photo a thread (two threads a core, at most 16). `strict` stops at the first
+    photo with a fault.
+
+    Raises:
+        LicError: no such folder, an empty one, not one usable photo in it, or, if strict, one that is not.
+    """
+    names = images.walk(folder)
+    rows = _Rows(names, known or Manifest.of([]))
+    workers = threads or min(16, 2 * (os.cpu_count() or 1))
+    with ThreadPoolExecutor(workers) as pool:
+        if known is not None:
+            rows.take_over(_stamps(pool, folder, names))
+        if strict:
+            _refuse(folder, rows.so_far())
+        fresh = rows.fresh.tolist()
+        with Progress("scanning photos", len(names), "photo", done=len(names) - len(fresh)) as bar:
+            started, due, size = time.monotonic(), time.monotonic() + SAVE_SECONDS, 0
+            examined = _ahead(pool, partial(_examine, folder), (names[row] for row in fresh), AHEAD * workers)
+            with closing(examined):
+                for photo in examined:
+                    rows.add(photo)
+                    if strict and photo.fault:
+                        _refuse(folder, Manifest.of([photo]))
+                    size += photo.bytes
+                    now = time.monotonic()
+                    bar.advance(1, **{"MB/s": size / 1e6 / max(now - started, 1e-9)})
+                    if save is not None and now >= due:
+                        save(rows.so_far())
+                        ended = time.monotonic()
+                        due = ended + max(SAVE_SECONDS, (ended - now) / SAVE_SHARE)
+    manifest = rows.so_far()
+    if not manifest.usable.any():
+        raise LicError(f"none of the {len(manifest)} photos in {folder} can be used", hint=manifest[0].fault)
+    if save is not None and manifest != known:
+        save(manifest)
+    return manifest
+
+
+class _Rows:
+    """The manifest as it grows: rows taken over from a known one, and those read now, in the order of `names`."""
+
+    def __init__(self, names: Sequence[str], known: Manifest) -> None:
+        self.names, self.known = names, known
+        self.fresh = np.arange(len(names))  # rows that are to be read
+        self.kept = np.empty(0, np.int64)  # rows that are known
+        self.kept_table = SCHEMA.empty_table()
+        self.tables: list[pa.Table] = []
+        self.photos: list[Photo] = []
+
+    def take_over(self, stamps: NDArray[np.int64]) -> None:
+        """Take from the known manifest what is unchanged by its size and time: int64 [names, 2]."""
+        paths = pa.array([images.readable(name) for name in self.names], pa.large_string())
+        found = pc.index_in(paths, value_set=self.known.table["path"].combine_chunks())
+        rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        same = rows >= 0
+        lasting = ~pc.is_in(self.known.table["fault"], value_set=pa.array(PASSING, pa.large_string())).to_numpy()
+        for values, expected in (
+            (lasting, np.ones(len(rows), np.bool_)),
+            (self.known.column("bytes"), stamps[:, 0]),
+            (self.known.column("mtime_ns"), stamps[:, 1]),
+        ):
+            same[same] = values[rows[same]] == expected[same]
+        self.kept, self.fresh = np.flatnonzero(same), np.flatnonzero(~same)
+        self.kept_table = self.known.table.take(rows[same])
+
+    def add(self, photo: Photo) -> None:
+        self.photos.append(photo)
+        if len(self.photos) == ROWS:
+            self._pack()
+
+    def so_far(self) -> Manifest:
+        self._pack()
+        new = pa.concat_tables([SCHEMA.empty_table(), *self.tables])
+        rows = np.concatenate([self.kept, self.fresh[: new.num_rows]])
+        return Manifest(pa.concat_tables([self.kept_table, new]).take(np.argsort(rows, kind="stable")))
+
+    def _pack(self) -> None:
+        if self.photos:
+            self.tables.append(_table(self.photos))
+            self.photos = []
+
+
+def _table(photos: Sequence[Photo]) -> pa.Table:
+    return pa.table({name: [getattr(photo, name) for photo in photos] for name in SCHEMA.names}, schema=SCHEMA)
+
+
+def _refuse(folder: Path, manifest: Manifest) -> None:
+    """Raise LicError for the first photo with a fault."""
+    for row in np.flatnonzero(~manifest.usable)[:1].tolist():
+        photo = manifest[row]
+        raise LicError(f"{folder / photo.path}: {photo.fault}", hint="mend or remove it, or scan without --strict")
+
+
+def _examine(folder: Path, name: str) -> Photo:
+    """Read one photo: its row, whatever is wrong with it."""
+    path, file, digest = images.readable(name), folder / name, ""
+    stamp = _stamp(file)
+    try:
+        if path != name:
+            raise PhotoError(path, "name is not UTF-8")
+        data = images.contents(file, path)
+        digest = hashlib.sha256(data).hexdigest()
+        if _stamp(file) != stamp or len(data) != stamp[0]:
+            raise PhotoError(path, "changed")
+        width, height = images.measure(data, path)
+    except PhotoError as error:
+        return Photo(path, digest, 0, 0, *stamp, error.fault)
+    return Photo(path, digest, width, height, *stamp)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """(size in bytes, time of change in ns) of a file; zeros where there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return 0, 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, 0)
+
+
+def _stamps(pool: ThreadPoolExecutor, folder: Path, names: Sequence[str]) -> NDArray[np.int64]:
+    """`_stamp` of every photo: int64 [names, 2]."""
+    stamps = np.zeros((len(names), 2), np.int64)
+    parts = (names[first : first + STAMPED] for first in range(0, len(names), STAMPED))
+    done = 0
+    with Progress("looking for changed photos", len(names), "photo") as bar:
+        for part in _ahead(pool, lambda part: [_stamp(folder / name) for name in part], parts, 64):
+            stamps[done : done + len(part)] = part
+            done += len(part)
+            bar.advance(len(part))
+    return stamps
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], depth: int
+) -> Generator[Result, None, None]:
+    """`work` of each item, in order, at most `depth` of them begun before the first is taken."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
