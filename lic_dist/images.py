@@ -1,4 +1,10 @@
-"""Photos: find, check, decode, cut."""
+"""Photos: find, check, decode, cut.
+
+What a photo becomes: RGB of 8 bits a channel, upright by its EXIF orientation. Alpha is dropped, not composited: the
+colours below it are what is coded. Grey is repeated, a palette looked up, CMYK converted without a profile (of a JPEG
+by Adobe's inverted convention), 16 bits are reduced to 8, of a multi-picture JPEG the first picture is taken. Whatever
+has no such reading is set aside with its reason, one of FAULTS.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +12,15 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from lic_dist.errors import LicError
 
@@ -20,9 +28,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")  # read under any suffix; Pillow's EPS runs Ghostscript
 LARGEST = 256_000_000  # pixels; a larger picture is set aside as a decompression bomb
 LARGEST_FILE = 2 << 30  # bytes; a larger file is set aside unread
 Image.MAX_IMAGE_PIXELS = None  # ours is the limit
+
+EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"})
+SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B"})
+ORIENTATION = 0x0112  # EXIF tag
+LYING = (5, 6, 7, 8)  # orientations that swap width and height
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURES = (PNG_SIGNATURE, b"\xff\xd8\xff", b"RIFF", b"GIF8")
 
 FAULTS = (
     "",
@@ -34,6 +50,7 @@ FAULTS = (
     "smaller than a crop",
     "changed",
     "latents overflow",
+    "unsupported pixels",
     "name is not UTF-8",
 )
 """Reasons why a photo or sample is set aside; a sample's `status` is the index into this tuple, 0 is good.
@@ -126,36 +143,105 @@ def find(folder: Path) -> list[str]:
 
 
 def decode(data: bytes, name: str = "image") -> NDArray[np.uint8]:
-    """Decode one photo to RGB: uint8 [H, W, 3], EXIF orientation applied, alpha dropped, 16 bit reduced to 8.
+    """Decode one photo to RGB: uint8 [H, W, 3], as the module says.
 
     Raises:
-        PhotoError: not an image, truncated, animated, or larger than LARGEST pixels.
+        PhotoError: not an image, truncated, animated, larger than LARGEST pixels, or of pixels with no such reading.
     """
+    with _opened(data, name) as image:
+        image.load()
+        if image.mode in SIXTEEN_BITS or image.mode == "I":
+            grey = np.asarray(image).astype(np.int64)
+            eight = np.clip((grey * 255 + 32767) // 65535, 0, 255).astype(np.uint8)
+            pixels = np.repeat(eight[:, :, None], 3, axis=2)
+        else:
+            pixels = np.array(image.convert("RGB"))
+        return _upright(pixels, _orientation(image))
+
+
+def measure(data: bytes, name: str = "image") -> tuple[int, int]:
+    """(width, height) of what `decode` makes of a photo, without its full price.
+
+    A JPEG is decoded to an eighth of its size, which still reads every bit of it; a PNG whose chunks are whole by their
+    checksums is not decoded; all others are decoded. Only a PNG written with a wrong stream under right checksums
+    passes unnoticed, until its crops are read.
+
+    Raises:
+        PhotoError: as `decode`.
+    """
+    with _opened(data, name) as image:
+        width, height = image.size
+        if image.format in ("JPEG", "MPO"):
+            image.draft(image.mode, (1, 1))
+            image.load()
+        elif image.format != "PNG" or not _whole_png(data):
+            image.load()
+            width, height = image.size  # a TIFF turns as it is loaded
+        return (height, width) if _orientation(image) in LYING else (width, height)
+
+
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """An image whose header is sound; whatever goes wrong inside becomes a PhotoError."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > LARGEST:
                 raise PhotoError(name, "too large")
-            if getattr(image, "n_frames", 1) > 1:
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise PhotoError(name, "animated")
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16") or upright.mode == "I":
-                grey = np.asarray(upright).astype(np.int64)
-                pixels = np.clip((grey * 255 + 32767) // 65535, 0, 255).astype(np.uint8)
-                return np.repeat(pixels[:, :, None], 3, axis=2)
-            return np.array(upright.convert("RGB"))
+            sixteen = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG")
+            if not sixteen and image.mode not in EIGHT_BITS:
+                raise PhotoError(name, "unsupported pixels")
+            yield image
     except PhotoError:
         raise
     except UnidentifiedImageError:
-        raise PhotoError(name, "not an image") from None
+        raise PhotoError(name, _unidentified(data)) from None
     except Exception:  # Pillow's readers raise OSError, SyntaxError, TypeError, struct.error ... on damaged files
         raise PhotoError(name, "truncated") from None
 
 
-def measure(data: bytes, name: str = "image") -> tuple[int, int]:
-    """(width, height) of what `decode` makes of a photo. Raises PhotoError as `decode`."""
-    height, width, _ = decode(data, name).shape
-    return width, height
+def _unidentified(data: bytes) -> str:
+    """The fault of a file that Pillow takes for no image."""
+    if data[:4] in (b"II*\0", b"MM\0*"):  # a TIFF, and where its directory of tags begins
+        directory = int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big")
+        return "unsupported pixels" if directory < len(data) else "truncated"
+    return "truncated" if data.startswith(SIGNATURES) else "not an image"
+
+
+def _whole_png(data: bytes) -> bool:
+    """Whether every chunk up to the end mark has its checksum, and none that may turn the photo follows the pixels."""
+    view, position, pixels = memoryview(data), len(PNG_SIGNATURE), False
+    while position + 12 <= len(data):
+        length = int.from_bytes(view[position : position + 4], "big")
+        kind = bytes(view[position + 4 : position + 8])
+        end = position + 8 + length
+        if zlib.crc32(view[position + 4 : end]).to_bytes(4, "big") != view[end : end + 4]:
+            return False
+        if kind == b"IEND":
+            return pixels
+        if pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+            return False
+        pixels |= kind == b"IDAT"
+        position = end + 4
+    return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none, or none that is known."""
+    found = Image.Image.getexif(image).get(ORIENTATION, 1)  # PngImageFile's own would decode the pixels
+    return int(found) if found in range(1, 9) else 1
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn [H, W, 3] by its EXIF orientation."""
+    if orientation in LYING:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def read(path: Path) -> NDArray[np.uint8]:
@@ -195,7 +281,8 @@ def cut(pixels: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
 def read_crops(folder: Path, crops: Sequence[Crop], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read the samples' pixels: uint8 [n, 3, size, size] and their status, uint8 [n], an index into FAULTS.
 
-    A photo whose bytes are not those of the scan is set aside as "changed"; a faulty sample is left zero.
+    A photo whose bytes are not those of the scan is set aside as "changed", a window that reaches beyond its photo as
+    "smaller than a crop"; a faulty sample is left zero.
     """
     pixels = np.zeros((len(crops), 3, size, size), np.uint8)
     status = np.zeros(len(crops), np.uint8)
@@ -212,5 +299,9 @@ def read_crops(folder: Path, crops: Sequence[Crop], size: int) -> tuple[NDArray[
             status[indices] = FAULTS.index(error.fault)
             continue
         for index in indices:
-            pixels[index] = cut(photo, crops[index], size)
+            window = cut(photo, crops[index], size)
+            if window.shape == pixels.shape[1:]:
+                pixels[index] = window
+            else:
+                status[index] = FAULTS.index("smaller than a crop")
     return pixels, status

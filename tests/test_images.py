@@ -1,96 +1,321 @@
+"""Every kind of photo is converted rightly or recorded with its reason, by the scan and by the crops alike."""
+
 from __future__ import annotations
 
+import hashlib
 import io
+import random
+import resource
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.Image import Transpose
 
 from lic_dist import images
 from lic_dist.crops import plan_crops
-from lic_dist.images import FAULTS, PhotoError
+from lic_dist.errors import LicError
+from lic_dist.images import FAULTS, Crop, PhotoError
 from lic_dist.manifest import scan
 
 from .conftest import picture
 
+HEIGHT, WIDTH = 40, 60
+RGB = picture(1, HEIGHT, WIDTH)
+GREY = np.repeat(RGB[:, :, :1], 3, 2)
+ALPHA = np.dstack([RGB, np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8)])
+DEEP = RGB.astype(np.uint16) * 257 + np.random.default_rng(0).integers(-100, 101, RGB.shape)
+DEEP = DEEP.clip(0, 65535).astype(np.uint16)  # 16 bits whose nearest 8 are not always the upper 8
+INKS = np.dstack([255 - picture(2, HEIGHT, WIDTH), picture(3, HEIGHT, WIDTH)[:, :, 0] // 2])  # CMYK, 255 is full ink
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+}  # fmt: skip
 
-def encoded(array: np.ndarray, kind: str, **options: object) -> bytes:
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(array).save(out, kind, **options)
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_lossless_formats_decode_to_the_same_pixels(kind: str) -> None:
-    pixels = picture(1, 40, 60)
-    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    assert np.array_equal(images.decode(encoded(pixels, kind, **options)), pixels)
+def encoded(array: np.ndarray, kind: str, **options: object) -> bytes:
+    return saved(Image.fromarray(array), kind, **options)
 
 
-def test_grey_palette_alpha_cmyk_and_16_bit_become_rgb() -> None:
-    grey = picture(2, 30, 30)[:, :, 0]
-    assert np.array_equal(images.decode(encoded(grey, "PNG")), np.repeat(grey[:, :, None], 3, 2))
-    sixteen = grey.astype(np.uint16) * 257
-    assert np.array_equal(images.decode(encoded(sixteen, "PNG")), np.repeat(grey[:, :, None], 3, 2))
-    alpha = np.dstack([picture(3, 30, 30), np.full((30, 30), 128, np.uint8)])
-    assert np.array_equal(images.decode(encoded(alpha, "PNG")), alpha[:, :, :3])
-    for mode in ("P", "CMYK"):
-        out = io.BytesIO()
-        Image.fromarray(picture(3, 30, 30)).convert(mode).save(out, "PNG" if mode == "P" else "JPEG")
-        assert images.decode(out.getvalue()).shape == (30, 30, 3)
+def inked(inks: np.ndarray, kind: str, **options: object) -> bytes:
+    """uint8 [H, W, 4] as a CMYK file."""
+    return saved(Image.frombytes("CMYK", (WIDTH, HEIGHT), inks.tobytes()), kind, **options)
 
 
-def test_exif_orientation_is_applied() -> None:
-    pixels = picture(4, 20, 50)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned by 90 degrees
+def animation(kind: str) -> bytes:
+    frames = [Image.fromarray(picture(seed, HEIGHT, WIDTH)) for seed in range(3)]
+    return saved(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes, after: bytes = b"") -> bytes:
+    """A PNG of raw rows, each with its filter byte; `after`: chunks between the pixels and the end."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(rows))
+    return images.PNG_SIGNATURE + header + pixels + after + chunk(b"IEND", b"")
+
+
+def rows_of(array: np.ndarray) -> bytes:
+    """uint8 or uint16 [H, W, C] as the rows of a PNG, without a filter."""
+    return b"".join(b"\0" + row.astype(array.dtype.newbyteorder(">")).tobytes() for row in array)
+
+
+def tiff(array: np.ndarray, **options: object) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", exif=exif)
-    assert np.array_equal(images.decode(out.getvalue()), np.rot90(pixels, -1))
+    tifffile.imwrite(out, array, **options)
+    return out.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("data", "fault"),
-    [
-        (b"", "not an image"),
-        (b"no picture at all", "not an image"),
-        (encoded(picture(5, 64, 64), "PNG")[:-900], "truncated"),
-        (encoded(picture(5, 64, 64), "JPEG")[:-300], "truncated"),
-    ],
-)
-def test_a_broken_photo_has_its_reason(data: bytes, fault: str) -> None:
-    with pytest.raises(PhotoError) as caught:
-        images.decode(data)
-    assert caught.value.fault == fault and fault in FAULTS
-
-
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP"]))
-@settings(max_examples=150, deadline=None)
-def test_flipped_bytes_never_crash_the_scan(seed: int, kind: str) -> None:
-    generator = np.random.default_rng(seed)
+def oriented(kind: str, orientation: int, **options: object) -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    data = bytearray(encoded(picture(1, 24, 24), kind, exif=exif))
-    for position in generator.integers(0, len(data), 6):
-        data[position] = generator.integers(256)
+    exif[images.ORIENTATION] = orientation
+    return encoded(RGB, kind, exif=exif, **options)
+
+
+def turned(orientation: int, pixels: np.ndarray = RGB) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation])) if orientation in TURNS else pixels
+
+
+def printed(inks: np.ndarray) -> np.ndarray:
+    """RGB of CMYK inks on white paper, without a profile."""
+    white = 255.0 - inks
+    return white[:, :, :3] * white[:, :, 3:] / 255
+
+
+def ycck() -> bytes:
+    """A CMYK JPEG as Photoshop writes it: inverted, the first three channels as YCbCr, Adobe's transform 2."""
+    stored = np.asarray(Image.fromarray(255 - RGB).convert("YCbCr"))
+    inks = np.dstack([255 - stored, np.zeros((HEIGHT, WIDTH), np.uint8)])
+    data = bytearray(inked(inks, "JPEG", quality=100, subsampling=0))
+    data[data.index(b"Adobe") + 11] = 2
+    return bytes(data)
+
+
+def two_pictures() -> bytes:
+    other = Image.fromarray(picture(5, HEIGHT, WIDTH))
+    return encoded(RGB, "MPO", save_all=True, append_images=[other], quality=100, subsampling=0)
+
+
+def claims(kind: str) -> bytes:
+    """A small file that claims a huge picture."""
+    if kind == "PNG":
+        return png(100_000, 100_000, 8, 2, b"\0" * 100)
+    if kind == "JPEG":
+        data = bytearray(encoded(RGB, "JPEG"))
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", 65500, 65500)
+        return bytes(data)
+    if kind == "GIF":
+        data = bytearray(encoded(RGB, "GIF"))
+        data[6:10] = struct.pack("<HH", 65535, 65535)
+        return bytes(data)
+    if kind == "WEBP":
+        size = struct.pack("<I", 16382)[:3]
+        frame = bytes(6) + 2 * struct.pack("<I", 15)[:3] + bytes(4) + encoded(RGB[:16, :16], "WEBP")[12:]
+        parts = ((b"VP8X", b"\2\0\0\0" + 2 * size), (b"ANIM", bytes(6)), (b"ANMF", frame))
+        body = b"".join(name + struct.pack("<I", len(data)) + data for name, data in parts)
+        return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+    data = bytearray(encoded(RGB, "TIFF"))
+    for tag in (256, 257):
+        at = data.index(struct.pack("<HHI", tag, 4, 1)) + 8
+        data[at : at + 4] = struct.pack("<I", 1 << 20)
+    return bytes(data)
+
+
+class Kind(NamedTuple):
+    """A file, and what it becomes: pixels within a bound of every value, or the fault."""
+
+    suffix: str
+    data: bytes
+    pixels: np.ndarray | None
+    fault: str = ""
+    bound: float = 0
+
+
+def right(suffix: str, data: bytes, pixels: np.ndarray, bound: float = 0) -> Kind:
+    return Kind(suffix, data, pixels, bound=bound)
+
+
+def wrong(suffix: str, data: bytes, fault: str) -> Kind:
+    return Kind(suffix, data, None, fault)
+
+
+PALETTE = Image.fromarray(RGB).quantize(16)
+COLOURS = np.asarray(PALETTE.convert("RGB"))
+FINE = {"quality": 100, "subsampling": 0}
+KINDS = {
+    "png": right("png", encoded(RGB, "PNG"), RGB),
+    "png of raw rows": right("png", png(WIDTH, HEIGHT, 8, 2, rows_of(RGB)), RGB),
+    "jpeg": right("jpg", encoded(RGB, "JPEG", **FINE), RGB, 6),
+    "progressive jpeg": right("JPEG", encoded(RGB, "JPEG", progressive=True, **FINE), RGB, 6),
+    "webp": right("webp", encoded(RGB, "WEBP", lossless=True, exact=True), RGB),
+    "tiff": right("tif", encoded(RGB, "TIFF"), RGB),
+    "lzw tiff": right("tiff", encoded(RGB, "TIFF", compression="tiff_lzw"), RGB),
+    "png named jpg": right("jpg", encoded(RGB, "PNG"), RGB),
+    "bmp named png": right("png", encoded(RGB, "BMP"), RGB),
+    "grey png": right("png", encoded(RGB[:, :, 0], "PNG"), GREY),
+    "grey jpeg": right("jpg", encoded(RGB[:, :, 0], "JPEG", **FINE), GREY, 3),
+    "grey and alpha": right("png", encoded(ALPHA[:, :, [0, 3]], "PNG"), GREY),
+    "rgb and alpha": right("png", encoded(ALPHA, "PNG"), RGB),
+    "webp with alpha": right("webp", encoded(ALPHA, "WEBP", lossless=True, exact=True), RGB),
+    "tiff with alpha": right("tif", encoded(ALPHA, "TIFF"), RGB),
+    "one bit": right("png", encoded(GREY[:, :, 0] > 99, "PNG"), (GREY > 99) * np.uint8(255)),
+    "palette": right("png", saved(PALETTE, "PNG"), COLOURS),
+    "palette, one colour clear": right("png", saved(PALETTE, "PNG", transparency=3), COLOURS),
+    "palette, colours half clear": right("png", saved(PALETTE, "PNG", transparency=bytes(range(16))), COLOURS),
+    "rgb, one colour clear": right("png", encoded(RGB, "PNG", transparency=(9, 9, 9)), RGB),
+    "gif named png": right("png", saved(PALETTE, "GIF"), COLOURS),
+    "16-bit grey png": right("png", encoded(DEEP[:, :, 0], "PNG"), np.repeat(DEEP[:, :, :1] / 257, 3, 2), 0.51),
+    "16-bit grey tiff": right("tif", tiff(DEEP[:, :, 0]), np.repeat(DEEP[:, :, :1] / 257, 3, 2), 0.51),
+    "16-bit grey big-endian tiff": right(
+        "tif", tiff(DEEP[:, :, 0], byteorder=">"), np.repeat(DEEP[:, :, :1] / 257, 3, 2), 0.51
+    ),
+    "16-bit rgb png": right("png", png(WIDTH, HEIGHT, 16, 2, rows_of(DEEP)), DEEP >> 8),
+    "16-bit rgb tiff": right("tif", tiff(DEEP, photometric="rgb"), DEEP >> 8),
+    "cmyk jpeg": right("jpg", inked(INKS, "JPEG", **FINE), printed(INKS), 8),
+    "ycck jpeg": right("jpg", ycck(), RGB, 8),
+    "cmyk tiff": right("tif", inked(INKS, "TIFF"), printed(INKS), 1),
+    "two pictures in a jpeg": right("jpg", two_pictures(), RGB, 6),
+    "eXIf after the pixels": right(
+        "png",
+        png(WIDTH, HEIGHT, 8, 2, rows_of(RGB), chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6" + bytes(6))),
+        turned(6),
+    ),
+    "no end mark": right("png", encoded(RGB, "PNG")[:-12], RGB),
+    "no bytes": wrong("png", b"", "not an image"),
+    "text": wrong("jpg", b"this is no picture at all, whatever its name says", "not an image"),
+    "postscript": wrong("jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
+    "half a png": wrong("png", encoded(RGB, "PNG")[:-900], "truncated"),
+    "half a jpeg": wrong("jpg", encoded(RGB, "JPEG")[:-300], "truncated"),
+    "half a progressive jpeg": wrong("jpg", encoded(RGB, "JPEG", progressive=True)[:-300], "truncated"),
+    "half a webp": wrong("webp", encoded(RGB, "WEBP", lossless=True)[:-900], "truncated"),
+    "half a lossy webp": wrong("webp", encoded(RGB, "WEBP")[:-300], "truncated"),
+    "half a tiff": wrong("tif", encoded(RGB, "TIFF")[:-900], "truncated"),
+    "half an lzw tiff": wrong("tif", encoded(RGB, "TIFF", compression="tiff_lzw")[:-900], "truncated"),
+    "animated webp": wrong("webp", animation("WEBP"), "animated"),
+    "animated png": wrong("png", animation("PNG"), "animated"),
+    "animated gif named png": wrong("png", animation("GIF"), "animated"),
+    "tiff of pages": wrong("tif", animation("TIFF"), "animated"),
+    "float tiff": wrong("tif", tiff(RGB[:, :, 0].astype(np.float32)), "unsupported pixels"),
+    "32-bit tiff": wrong("tif", tiff(RGB[:, :, 0].astype("<i4")), "unsupported pixels"),
+    "float rgb tiff": wrong("tif", tiff(RGB.astype(np.float32), photometric="rgb"), "unsupported pixels"),
+    **{f"{kind} bomb": wrong("png", claims(kind), "too large") for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF")},
+    **{f"png turned {turn}": right("png", oriented("PNG", turn), turned(turn)) for turn in range(10)},
+    **{f"tiff turned {turn}": right("tif", oriented("TIFF", turn), turned(turn)) for turn in range(1, 9)},
+    **{f"jpeg turned {turn}": right("jpg", oriented("JPEG", turn, **FINE), turned(turn), 6) for turn in range(1, 9)},
+    **{
+        f"webp turned {turn}": right("webp", oriented("WEBP", turn, lossless=True, exact=True), turned(turn))
+        for turn in range(1, 9)
+    },
+}
+
+
+def outcome(examine: Callable[[bytes], tuple[int, int]], data: bytes) -> tuple[int, int] | str:
     try:
-        assert images.decode(bytes(data)).ndim == 3
+        return examine(data)
     except PhotoError as error:
-        assert error.fault in FAULTS
+        return error.fault
 
 
-def test_an_animation_and_a_bomb_are_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = [Image.fromarray(picture(seed, 16, 16)) for seed in range(3)]
-    out = io.BytesIO()
-    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:])
-    with pytest.raises(PhotoError, match="animated"):
-        images.decode(out.getvalue())
-    monkeypatch.setattr(images, "LARGEST", 100)
-    with pytest.raises(PhotoError, match="too large"):
-        images.decode(encoded(picture(1, 20, 20), "PNG"))
+def decoded_size(data: bytes) -> tuple[int, int]:
+    height, width, _ = images.decode(data).shape
+    return width, height
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_photo_is_converted_or_recorded(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    (tmp_path / f"x.{kind.suffix}").write_bytes(kind.data)
+    Image.fromarray(RGB).save(tmp_path / "good.png")
+    row = next(photo for photo in scan(tmp_path) if photo.path != "good.png")
+    crop = Crop(row.path, hashlib.sha256(kind.data).hexdigest(), 3, 4, False, False)
+    (window,), (status,) = images.read_crops(tmp_path, [crop], 32)
+    assert (row.fault, FAULTS[status], row.digest) == (kind.fault, kind.fault, crop.digest)
+    if kind.pixels is None:
+        assert (row.width, row.height) == (0, 0) and not window.any()
+        return
+    assert (row.height, row.width) == kind.pixels.shape[:2]
+    pixels = images.read(tmp_path / row.path)
+    assert pixels.dtype == np.uint8 and pixels.shape == kind.pixels.shape
+    assert np.abs(pixels - kind.pixels.astype(float)).max() <= kind.bound
+    assert np.array_equal(window, pixels[3:35, 4:36].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_cheap_look_sees_what_decoding_sees(name: str) -> None:
+    data = KINDS[name].data
+    assert outcome(images.measure, data) == outcome(decoded_size, data)
+    for cut in random.Random(name).sample(range(len(data)), min(len(data), 25)):
+        assert outcome(images.measure, data[:cut]) == outcome(decoded_size, data[:cut])
+
+
+@given(st.sampled_from([name for name in KINDS if "bomb" not in name]), st.integers(0, 2**32 - 1), st.integers(1, 6))
+@settings(max_examples=300, deadline=None)
+def test_damage_never_crashes_and_the_cheap_look_sees_it_too(name: str, seed: int, count: int) -> None:
+    generator, data = np.random.default_rng(seed), bytearray(KINDS[name].data)
+    for position in generator.integers(0, len(data), count) if data else ():
+        data[position] = generator.integers(256)
+    found = outcome(images.measure, bytes(data))
+    assert found == outcome(decoded_size, bytes(data))
+    assert not isinstance(found, str) or found in FAULTS
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
+def test_a_bomb_is_refused_by_its_header(kind: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for look in (images.measure, decoded_size):
+        assert outcome(look, claims(kind)) == "too large"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB; the smallest claims 800 MB
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(images.LARGEST_FILE + 1)  # a hole: takes no room
+    Image.fromarray(RGB).save(tmp_path / "y.png")
+    assert [photo.fault for photo in scan(tmp_path)] == ["too large", ""]
+
+
+def test_a_png_that_lies_under_right_checksums_is_found_by_its_crops(tmp_path: Path) -> None:
+    data = png(WIDTH, HEIGHT, 8, 2, rows_of(RGB)[:-500])
+    (tmp_path / "x.png").write_bytes(data)
+    crops = plan_crops(scan(tmp_path), 32, 1, 0, 0.0)
+    assert [FAULTS[code] for code in images.read_crops(tmp_path, crops, 32)[1]] == ["truncated"]
+
+
+def test_a_photo_smaller_than_a_crop_gives_none(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "small.png")
+    Image.fromarray(picture(2, 64, 64)).save(tmp_path / "large.png")
+    scanned = scan(tmp_path)
+    assert [crop.source for crop in plan_crops(scanned, 64, 2, 0, 0.0)] == ["large.png"] * 2
+    crops = [Crop(photo.path, photo.digest, 0, 0, False, False) for photo in scanned]
+    read, status = images.read_crops(tmp_path, crops, 64)
+    assert [FAULTS[code] for code in status] == ["", "smaller than a crop"] and not read[1].any()
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.png").mkdir()
+    for name in ("x.png", "none.png", "n" * 300):
+        with pytest.raises(LicError, match="unreadable"):
+            images.read(tmp_path / name)
+        crop = Crop(name, "", 0, 0, False, False)
+        assert FAULTS[images.read_crops(tmp_path, [crop], 32)[1][0]] == "unreadable"
 
 
 def test_read_crops_cuts_flips_and_notices_a_changed_photo(tmp_path: Path) -> None:
