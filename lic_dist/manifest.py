@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
     metadata={"lic_dist.manifest": "2"},
 )
 ROWS = 4096  # photos in one piece of a table: what is held as objects at a time
-PASSING = ("unreadable", "changed", "name is not UTF-8")  # faults that may mend while size and time stay
+PASSING = ("unreadable", "changed", "too large", "name is not UTF-8")  # may mend while size and time stay
 SAVE_SECONDS, SAVE_SHARE = 30.0, 0.05  # between two saves of an unfinished scan, and the most they take of its time
 STAMPED = 256  # files that one thread asks the size and time of at once
 AHEAD = 8  # photos of each thread that are read ahead of the one awaited
