@@ -138,12 +138,17 @@ def finetune(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @cache_app.command("scan")
-def cache_scan(config: ConfigFile, overrides: Overrides = None, strict: Strict = False) -> None:
-    """Read every photo once and write the manifest beside the store."""
+def cache_scan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    strict: Strict = False,
+    afresh: Annotated[bool, typer.Option("--afresh", help="Read the photos again that are known already.")] = False,
+) -> None:
+    """Read every photo once and write the manifest beside the store; goes on where a scan was stopped."""
     from lic_dist.building.job import manifest_of
 
     for experiment in _experiments(config, overrides):
-        photos = manifest_of(experiment, afresh=True, strict=strict)
+        photos = manifest_of(experiment, afresh, strict)
         faulty = sum(photos.faults.values())
         for photo in itertools.islice((photo for photo in photos if photo.fault), 20):
             typer.echo(f"set aside: {photo.path}: {photo.fault}", err=True)

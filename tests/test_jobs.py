@@ -83,7 +83,7 @@ def test_the_kuberay_job_runs_a_command_of_ours_over_its_own_experiment(tmp_path
     experiment = config.load(tmp_path / file.name)
     assert experiment.images and experiment.cache and experiment.engine.address == "auto"
     shared = Path(next(path for path, name in mounts.items() if name == "shared"))
-    assert shared in experiment.images.path.parents and shared in experiment.cache.path.parents
+    assert shared in experiment.images.path.parents and shared in Path(experiment.cache.path).parents
     gpus = sum(
         group["replicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
         for group in groups[1:]

@@ -136,7 +136,13 @@ def end(process: int) -> None:
 def ray_environment(folder: Path) -> dict[str, str]:
     """What marks the processes of a Ray as this test's own."""
     search_path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    return {"RAY_TMPDIR": str(folder), "PYTHONPATH": search_path, "RAY_AUTH_MODE": "disabled"}
+    impatient = {
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+        "RAY_health_check_initial_delay_ms": "1000",
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    return {"RAY_TMPDIR": str(folder), "PYTHONPATH": search_path, "RAY_AUTH_MODE": "disabled", **impatient}
 
 
 def on_ray(base: Path, photos: Path, path: Path) -> dict:
