@@ -27,6 +27,7 @@ from lic_dist.building.latents import encode, view
 from lic_dist.cache.place import place_of
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.store import finished
+from lic_dist.manifest import scan
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.architectures import ModelSpec
 from lic_dist.models.architectures import build as build_model
@@ -52,8 +53,7 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
         work = Path(name)
         source = folder or photographs()
         model = _checkpoint(work, N, M)
-        usable = sum(min(images.read(source / one).shape[:2]) >= CROP for one in images.find(source))
-        variations = -(-crops // usable)
+        variations = variations_for(source, crops)
 
         def asked(engine: str) -> config.Experiment:
             return config.Experiment.model_validate(
@@ -69,12 +69,13 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
 
         pixels = _some_crops(asked("local"), SHARD)
         bare: list[float] = []
-        figures: dict[str, Any] = {"crops": usable * variations, "bare": bare}
+        figures: dict[str, Any] = {"bare": bare}
         record: QuantizerRecord | None = None
         for engine in ("local", "ray"):
             started = time.monotonic()
             build(asked(engine))
             figures[engine] = {"wall": time.monotonic() - started, **_steady(work / f"{engine}.zarr")}
+            figures["crops"] = figures[engine]["crops"]
             record = QuantizerRecord.from_json(LatentCache.open(work / f"{engine}.zarr").record_json("tcq8"))
             bare.append(_bare(checkpoints.load(str(model)), record, pixels))
         for engine, around in (("local", bare[0]), ("ray", bare[1])):
@@ -87,6 +88,12 @@ def photographs() -> Path:
     import skimage
 
     return Path(skimage.__file__).parent / "data"
+
+
+def variations_for(source: Path, crops: int) -> int:
+    """Crops of each photo for so many in all."""
+    usable = sum(not photo.fault and min(photo.width, photo.height) >= CROP for photo in scan(source))
+    return -(-crops // usable)
 
 
 def _checkpoint(work: Path, n: int, m: int) -> Path:
@@ -129,7 +136,7 @@ def _steady(store: Path) -> dict[str, Any]:
         name: sum(one.seconds[name] for one in done.values()) / len(cache) for name in ("read", "encode", "search")
     }
     rate = (len(times) - 1) * cache.header.shard / (times[-1] - times[0])
-    return {"crops_per_second": rate, "seconds_a_crop": stages, "shards": len(done)}
+    return {"crops": len(cache), "crops_per_second": rate, "seconds_a_crop": stages, "shards": len(done)}
 
 
 def memory(counts: tuple[int, ...]) -> dict[str, Any]:
@@ -220,7 +227,7 @@ def _peak(process: int) -> float:
 
 
 def million(photos: int) -> dict[str, float]:
-    """Planning for so many photos, one crop each, in a process of its own: seconds, and bytes a photo at the peak."""
+    """Planning for so many photos, one crop each: seconds, and bytes a photo at the peak, manifest and all."""
     done = subprocess.run(
         [sys.executable, "-c", _PLAN, str(photos)], capture_output=True, text=True, check=True, timeout=1800
     )
@@ -229,17 +236,19 @@ def million(photos: int) -> dict[str, float]:
 
 
 _PLAN = """
-import hashlib, json, resource, sys, time
+import hashlib, json, os, sys, time
+from lic_dist.benchmarks.building import _peak
 from lic_dist.cache.plan import Geometry, Plan
 from lic_dist.crops import plan_crops
 from lic_dist.images import Photo
 from lic_dist.manifest import Manifest
 count = int(sys.argv[1])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: _peak(os.getpid()) * 2**20
+before = peak()
 photos = (Photo(f"some/folder/{n:09d}.jpg", hashlib.sha256(b"%d" % n).hexdigest(), 640 + n % 999, 480 + n % 777, n, n)
           for n in range(count))
 manifest = Manifest.from_bytes(Manifest.of(photos).to_bytes())
-before, started = peak(), time.monotonic()
+started = time.monotonic()
 plan = Plan(plan_crops(manifest, 256, 1, 0, 0.05), Geometry(256, 192, 16, 128, 4), 64, 8, {"manifest": manifest.digest})
 plan.source_bytes, plan.fingerprint
 planned = time.monotonic() - started

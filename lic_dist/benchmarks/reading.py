@@ -18,13 +18,12 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from lic_dist import config
-from lic_dist.benchmarks.building import FIXED, photographs
+from lic_dist.benchmarks.building import FIXED, photographs, variations_for
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import z_bits
 from lic_dist.cache.inspect import inspect
 from lic_dist.cache.layout import inner_chunk
 from lic_dist.cache.reader import LatentCache
-from lic_dist.images import find, read
 from lic_dist.quantization.record import QuantizerRecord
 
 CODECS: dict[str, Any] = {
@@ -39,11 +38,15 @@ TRIES = 5  # of which the medians are reported
 def built(folder: Path | None, work: Path, crops: int) -> Path:
     """A cache of the shipped model, TCQ-8, over so many crops of photographs."""
     source = folder or photographs()
-    usable = sum(min(read(source / one).shape[:2]) >= 256 for one in find(source))
     experiment = config.Experiment.model_validate(
         {
             "model": {"checkpoint": "base-small"},
-            "images": {"path": str(source), "variations": -(-crops // usable), "held_out": 0.2, "tolerate": 1.0},
+            "images": {
+                "path": str(source),
+                "variations": variations_for(source, crops),
+                "held_out": 0.2,
+                "tolerate": 1.0,
+            },
             "quantizer": {**FIXED, "group": "tcq8"},
             "cache": {"path": str(work / "a.zarr")},
             "engine": {"name": "local"},
@@ -121,3 +124,7 @@ def _webp(crop: NDArray[np.uint8]) -> bytes:
 
 def _picture(file: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(file)))
+
+
+def feeding(folder: Path | None, crops: int, steps: int) -> dict[str, Any]:
+    raise NotImplementedError
