@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -305,3 +306,19 @@ def test_a_group_decodes_as_its_record_says(mine: Path) -> None:
     k = cache.shard(0, ["quantized/tcq8/k"])["quantized/tcq8/k"]
     level = quantizer.dequantize(k.reshape(k.shape[0] * k.shape[1], -1))
     assert level.shape == (8 * 12, 16) and np.abs(level).max() > 0
+
+
+def test_the_commands_plan_quantize_inspect_and_verify(mine: Path, base: Path, photos: Path, tmp_path: Path) -> None:
+    asked = experiment(base, photos, mine, quantizer=FIXED)
+    file = write(tmp_path / "x.yaml", **asked.model_dump(mode="json", exclude_none=True, exclude={"sweep"}))
+    planned = lic_dist("cache", "plan", file, "--json", tmp_path / "plan.json")
+    assert "24 samples (6 held out) in 3 shards" in planned.stdout and (tmp_path / "plan.json").stat().st_size
+    again = lic_dist("cache", "requantize", file, "--set", "quantizer.states=4", "--set", "quantizer.group=tcq4")
+    assert again.returncode == 0 and "3 of 3 shards built now" in again.stdout, again.stderr
+    for target in (file, mine):
+        shown = lic_dist("cache", "inspect", target, "--plot", tmp_path / "a.png", "--json", tmp_path / "a.json")
+        assert "group tcq4: 3 of 3 shards" in shown.stdout and "median" in shown.stdout, shown.stderr
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert set(json.loads((tmp_path / "a.json").read_text())["groups"]) == {"tcq4", "tcq8"}
+    assert f"{mine}: whole" in lic_dist("cache", "verify", file).stdout
+    refused(lic_dist("cache", "inspect", tmp_path / "none.zarr"), 1, "no cache at")
