@@ -74,8 +74,13 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
         for engine in ("local", "ray"):
             started = time.monotonic()
             build(asked(engine))
-            figures[engine] = {"wall": time.monotonic() - started, **_steady(work / f"{engine}.zarr")}
-            figures["crops"] = figures[engine]["crops"]
+            wall, steady = time.monotonic() - started, _steady(work / f"{engine}.zarr")
+            figures["crops"] = steady["crops"]
+            start = wall - steady["crops"] / steady["crops_per_second"]
+            figures[engine] = {"wall": wall, "start_and_end": start, **steady}
+            if engine == "local":  # one process: what its stages do not account for is the writing
+                work_seconds = steady["seconds_a_crop"]
+                work_seconds["write"] = 1 / steady["crops_per_second"] - sum(work_seconds.values())
             record = QuantizerRecord.from_json(LatentCache.open(work / f"{engine}.zarr").record_json("tcq8"))
             bare.append(_bare(checkpoints.load(str(model)), record, pixels))
         for engine, around in (("local", bare[0]), ("ray", bare[1])):
@@ -127,15 +132,15 @@ def _bare(parent: Checkpoint, record: QuantizerRecord, pixels: NDArray[np.uint8]
 
 
 def _steady(store: Path) -> dict[str, Any]:
-    """Crops a second between the first and the last whole shard's marker; seconds by stage of a crop."""
+    """Crops a second from the first marker to the last one; seconds of a crop by stage, as the markers say."""
     cache = LatentCache.open(store)
-    done = finished(place_of(store), cache.header)
+    done = finished(place_of(store), cache.header, "tcq8")
     folder = store / "_progress" / cache.group_attributes("tcq8")["fingerprint"][:8]
-    times = sorted((folder / f"{shard}.json").stat().st_mtime for shard in done)
+    times = sorted(((folder / f"{shard}.json").stat().st_mtime, marker.samples) for shard, marker in done.items())
+    rate = sum(samples for _, samples in times[1:]) / (times[-1][0] - times[0][0])
     stages = {
         name: sum(one.seconds[name] for one in done.values()) / len(cache) for name in ("read", "encode", "search")
     }
-    rate = (len(times) - 1) * cache.header.shard / (times[-1] - times[0])
     return {"crops": len(cache), "crops_per_second": rate, "seconds_a_crop": stages, "shards": len(done)}
 
 

@@ -52,11 +52,11 @@ def _build_tables(figures: dict[str, Any]) -> list[Table]:
                 f"cache build, {engine}",
                 f"{one['crops_per_second']:.2f}",
                 f"{100 * one['ratio']:.1f} %",
-                f"{one['wall']:.0f}",
+                f"{one['start_and_end']:.0f}",
                 work,
             )
         )
-    return [table(title, ("", "crops/s, steady", "of the bare loops beside", "s in all", "ms a crop"), rows)]
+    return [table(title, ("", "crops/s, steady", "of the bare loops beside", "s to start and end", "ms a crop"), rows)]
 
 
 def _loader_tables(figures: dict[str, Any]) -> list[Table]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from lic_dist import images
+from lic_dist import config, images
 from lic_dist.building.calibrate import AXES, one_thread
 from lic_dist.building.job import Job
 from lic_dist.building.latents import encode, view
@@ -34,11 +35,16 @@ class Estimate:
     seconds: dict[str, float]
     free: int | None
     workers: dict[str, int]
+    cores: int | None
 
     @property
     def wall(self) -> float:
-        """Seconds until the build is done, with the experiment's workers all at work: the slowest stage's."""
-        return max(seconds / self.workers[name] for name, seconds in self.seconds.items())
+        """Seconds that the build runs: those of the slowest stage, or of all work on all cores where these are few.
+
+        `cores` is None for a cluster elsewhere.
+        """
+        slowest = max(seconds / self.workers[name] for name, seconds in self.seconds.items())
+        return max(slowest, sum(self.seconds.values()) / self.cores) if self.cores else slowest
 
 
 @one_thread()
@@ -90,10 +96,15 @@ def estimate(job: Job) -> Estimate:
         sizes,
         {"read": read * scale, "encode": encoded * scale, "search": searched * scale},
         job.place.free(),
-        {"read": engine.readers, "encode": engine.encoders, "search": engine.searchers}
-        if engine.name == "ray"
-        else {"read": 1, "encode": 1, "search": 1},
+        *_workers(engine),
     )
+
+
+def _workers(engine: config.Engine) -> tuple[dict[str, int], int | None]:
+    if engine.name == "local":
+        return {"read": 1, "encode": 1, "search": 1}, 1
+    cores = None if engine.address or os.environ.get("RAY_ADDRESS") else engine.num_cpus or os.cpu_count()
+    return {"read": engine.readers, "encode": engine.encoders, "search": engine.searchers}, cores
 
 
 def describe(found: Estimate) -> list[str]:
