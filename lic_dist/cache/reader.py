@@ -31,14 +31,16 @@ class LatentCache:
     """An open store: `cache = LatentCache.open(path)`. Picklable; nothing is read until asked for.
 
     Reading is by whole shards (`shard`, `load`: fast) or one sample (`cache[i]`: milliseconds); `stream` and `dataset`
-    serve torch, `to_xarray` analysis. Array names are those of layout.py. Samples of unwritten shards and faulty ones are not `usable`; their rows are
-    zero. What cannot be read (a missing, cut or altered object) is an error that names shard and array, never zeros.
+    serve torch, `to_xarray` analysis. Array names are those of layout.py. Samples of unwritten shards and faulty ones
+    are not `usable`; their rows are zero. What cannot be read (a missing, cut or altered object) is an error that
+    names shard and array, never zeros.
     """
 
     def __init__(self, place: Place, pipeline: Pipeline = "zarr") -> None:
         self.place, self.pipeline = place, pipeline
         self.header = layout.read_header(place)
         self._arrays: dict[str, zarr.Array] = {}
+        self._fingerprints: dict[str | None, str] = {None: self.header.fingerprint}
         self._done: dict[str, set[int]] = {}  # shards known to be done, by the fingerprint of base or group
 
     @classmethod
@@ -249,7 +251,10 @@ class LatentCache:
         return [spec.name for spec in specs]
 
     def _fingerprint_of(self, group: str | None) -> str:
-        return self.fingerprint if group is None else str(self.group_attributes(group)["fingerprint"])
+        """Looked up once a group: every read of a shard asks for it."""
+        if group not in self._fingerprints:
+            self._fingerprints[group] = str(self.group_attributes(group or "")["fingerprint"])
+        return self._fingerprints[group]
 
     def _require_written(self, shard: int, arrays: Iterable[str]) -> None:
         for group in {name.split("/")[1] if name.startswith("quantized/") else None for name in arrays}:
