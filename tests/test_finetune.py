@@ -154,7 +154,7 @@ def test_the_rate_agrees_with_the_coders_tables_at_the_levels(store: Path) -> No
 def test_batches_are_functions_of_the_step_and_cover_an_epoch(store: Path) -> None:
     cache = LatentCache.open(store)
     quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
-    samples = Samples(cache, "tcq8", quantizer, held_out=False, with_y=False)
+    samples = Samples(cache, "tcq8", quantizer, cache.indices(False), with_y=False)
     assert len(samples) == 18
     numbers = np.concatenate([samples.numbers(0, step, 6, slice(0, 6)) for step in range(3)])
     assert sorted(numbers) == list(range(18))
@@ -172,9 +172,10 @@ def test_streamed_batches_hold_what_is_stored_and_are_the_same_for_any_ranks_and
     quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
 
     def taken(rank: int, world: int, workers: int, first: int = 0, count: int = 6) -> list[Batch]:
-        training = training_samples(cache, "tcq8", quantizer, True, 4, streams=2, workers=workers)
+        section = config.Finetune(batch=4, streams=2, workers=workers)
+        training = training_samples(cache, "tcq8", quantizer, True, section)
         assert training.identity == {"samples": 18, "streams": 2, "buffer": 8}
-        with closing(training.batches(0, 4, first, Ranks(rank, world, torch.device("cpu")))) as batches:
+        with closing(training.batches(first, Ranks(rank, world, torch.device("cpu")))) as batches:
             return list(islice(batches, count))
 
     whole = taken(0, 1, 0)
@@ -188,7 +189,7 @@ def test_streamed_batches_hold_what_is_stored_and_are_the_same_for_any_ranks_and
             assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one)), what
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lic_dist")]
 
-    samples = Samples(cache, "tcq8", quantizer, held_out=False, with_y=True)
+    samples = Samples(cache, "tcq8", quantizer, cache.indices(False), with_y=True)
     row = int(np.flatnonzero((samples.arrays["pixels"] == whole[0].pixels[1].numpy()).all((1, 2, 3)))[0])
     one = samples.batch(np.array([row]))
     assert all(torch.equal(getattr(one, name)[0], getattr(whole[0], name)[1]) for name in vars(one))
@@ -223,13 +224,6 @@ def test_bytes_alone_choose_the_stream_and_a_job_keeps_its_order(
         run(base, photos, store, tmp_path / "cut", latents="noise", streams=1)
     resumed = run(base, photos, store, tmp_path / "cut", latents="noise", streams=2)
     assert checkpoint.digest(resumed.model.state_dict()) == checkpoint.digest(whole.model.state_dict())
-
-
-def test_held_out_samples_that_are_not_judged_are_not_read(store: Path) -> None:
-    cache = LatentCache.open(store)
-    quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
-    assert len(Samples(cache, "tcq8", quantizer, held_out=True, with_y=False)) == 6
-    assert len(Samples(cache, "tcq8", quantizer, held_out=True, with_y=False, most=2)) == 2
 
 
 def test_a_wrong_cache_and_a_wrong_batch_are_refused(

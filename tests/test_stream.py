@@ -52,9 +52,13 @@ def cache(path: Path) -> LatentCache:
     return LatentCache.open(path)
 
 
+def open_stream(cache: LatentCache, arrays: tuple[str, ...], batch: int, seed: int = 0, **options) -> ShardStream:
+    return cache.stream(arrays, batch, seed, **options).stream
+
+
 def numbers(cache: LatentCache, count: int, **options) -> np.ndarray:
     """Sample numbers [count, batch] of the first batches."""
-    return np.stack([batch["sample"] for batch in islice(ShardStream(cache, (), **options), count)])
+    return np.stack([batch["sample"] for batch in islice(open_stream(cache, (), **options), count)])
 
 
 def stream_numbers(order: Order, stream: int, count: int) -> np.ndarray:
@@ -125,17 +129,17 @@ def test_numbers_of_streams():
 
 def test_few_shards_have_few_streams_and_say_so_to_many_ranks(tmp_path):
     small = LatentCache.open(make_store(tmp_path / "a.zarr", samples=11))
-    stream = ShardStream(small, (), batch=8)
+    stream = open_stream(small, (), batch=8)
     assert stream.order.streams == 2
     assert sorted(numbers(small, 1, batch=8)[0].tolist()) == [0, 1, 2, 3, 4, 6, 7, 8]
     with pytest.raises(UsageError, match="2 streams do not divide among 4 ranks.*only 3 shards hold samples"):
-        ShardStream(small, (), batch=8, world=4)
+        open_stream(small, (), batch=8, world=4)
     with pytest.raises(UsageError, match="4 streams, but only 3 shards"):
-        ShardStream(small, (), batch=8, streams=4)
+        open_stream(small, (), batch=8, streams=4)
     with pytest.raises(UsageError, match="3 streams do not divide a batch of 8"):
-        ShardStream(small, (), batch=8, streams=3)
+        open_stream(small, (), batch=8, streams=3)
     with pytest.raises(UsageError, match=r"8 streams do not divide among 3 ranks \(set streams to a multiple of 3"):
-        ShardStream(LatentCache.open(make_store(tmp_path / "b.zarr")), (), batch=24, streams=8, world=3)
+        open_stream(LatentCache.open(make_store(tmp_path / "b.zarr")), (), batch=24, streams=8, world=3)
     with pytest.raises(UsageError, match="3 workers for 2 streams"):
         stream.among(0, 3)
 
@@ -144,7 +148,7 @@ def test_a_part_without_samples_is_an_error(tmp_path):
     planned = make_plan()
     create(tmp_path / "a.zarr", planned)
     with pytest.raises(LicError, match="no usable samples"):
-        ShardStream(LatentCache.open(tmp_path / "a.zarr"), (), batch=2)
+        open_stream(LatentCache.open(tmp_path / "a.zarr"), (), batch=2)
 
 
 # reading
@@ -153,7 +157,7 @@ def test_a_part_without_samples_is_an_error(tmp_path):
 def test_batches_hold_what_is_stored(cache):
     training = cache.indices(held_out=False)
     stored = cache.load(ARRAYS, training)
-    for batch in islice(ShardStream(cache, ARRAYS, batch=6, seed=3), 20):
+    for batch in islice(open_stream(cache, ARRAYS, batch=6, seed=3), 20):
         assert set(batch) == {"sample", *ARRAYS}
         places = np.searchsorted(training, batch["sample"])
         for name in ARRAYS:
@@ -169,7 +173,7 @@ def test_every_shard_is_read_once_an_epoch_and_no_other(cache, monkeypatch):
     training = cache.indices(held_out=False)
     shards = np.unique(training // SHARD)
     assert len(shards) == 12 and LOST not in shards and len(training) == 47
-    stream = ShardStream(cache, ("latents/z",), batch=1)  # one stream: its epoch is 47 steps
+    stream = open_stream(cache, ("latents/z",), batch=1)  # one stream: its epoch is 47 steps
     batches = iter(stream)
     for epoch in range(1, 4):
         seen = np.concatenate([batch["sample"] for batch in islice(batches, len(training))])
@@ -177,7 +181,7 @@ def test_every_shard_is_read_once_an_epoch_and_no_other(cache, monkeypatch):
         assert stream.reads == epoch * len(shards)
     batches.close()
     reads.clear()
-    stream = ShardStream(cache, ("latents/z",), batch=4, streams=4, buffer=1)
+    stream = open_stream(cache, ("latents/z",), batch=4, streams=4, buffer=1)
     batches = iter(stream)
     for _ in range(9):
         next(batches)
@@ -194,7 +198,7 @@ def test_resuming_reads_only_the_buffers_it_begins_in(cache, monkeypatch):
     monkeypatch.setattr(
         LatentCache, "shard", lambda self, shard, arrays: reads.append(shard) or read(self, shard, arrays)
     )
-    batches = iter(ShardStream(cache, ("latents/z",), batch=4, streams=4, buffer=1, step=100))
+    batches = iter(open_stream(cache, ("latents/z",), batch=4, streams=4, buffer=1, step=100))
     next(batches)
     batches.close()
     assert 4 <= len(reads) <= 8
@@ -203,8 +207,8 @@ def test_resuming_reads_only_the_buffers_it_begins_in(cache, monkeypatch):
 @settings(max_examples=25, deadline=None)
 @given(step=st.integers(0, 60), batch=st.sampled_from([1, 4, 6, 12]), seed=st.integers(0, 2))
 def test_resumed_equals_uninterrupted(cache, step, batch, seed):
-    whole = list(islice(ShardStream(cache, ARRAYS, batch, seed), step + 3))[step:]
-    resumed = islice(ShardStream(cache, ARRAYS, batch, seed, step=step), 3)
+    whole = list(islice(open_stream(cache, ARRAYS, batch, seed), step + 3))[step:]
+    resumed = islice(open_stream(cache, ARRAYS, batch, seed, step=step), 3)
     for one, other in zip(whole, resumed, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -218,7 +222,7 @@ def test_seeds_differ_and_epochs_differ(cache):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 0), (4, 0), (1, 2), (2, 2), (1, 3)])
 def test_ranks_and_workers_change_nothing(cache, world, workers):
-    expected = list(islice(ShardStream(cache, ARRAYS, batch=8, seed=1, step=5), 14))
+    expected = list(islice(open_stream(cache, ARRAYS, batch=8, seed=1, step=5), 14))
     ranks = []
     for rank in range(world):
         dataset = cache.stream(ARRAYS, batch=8, seed=1, step=5, rank=rank, world=world)
@@ -233,7 +237,7 @@ def test_ranks_and_workers_change_nothing(cache, world, workers):
 
 
 def test_a_stream_ends_its_threads_and_is_picklable(cache):
-    stream = pickle.loads(pickle.dumps(ShardStream(cache, ARRAYS, batch=4)))
+    stream = pickle.loads(pickle.dumps(open_stream(cache, ARRAYS, batch=4)))
     batches = iter(stream)
     next(batches)
     assert [thread for thread in threading.enumerate() if thread.name.startswith("lic_dist-stream")]
@@ -341,7 +345,7 @@ def test_zarrs_reads_what_zarr_reads(tmp_path, cache, path):
         with multiprocessing.get_context(method).Pool(1) as pool:
             assert pool.apply_async(zarrs_digest, (str(path),)).get(60) == sums
     loader = DataLoader(fast.stream(ARRAYS, batch=4), None, num_workers=1, multiprocessing_context="forkserver")
-    expected = islice(ShardStream(cache, ARRAYS, batch=4), 8)
+    expected = islice(open_stream(cache, ARRAYS, batch=4), 8)
     for one, other in zip(islice(joined(loader), 8), expected, strict=True):
         assert all(np.array_equal(one[name].numpy(), other[name]) for name in other)
     damaged = make_store(tmp_path / "a.zarr", samples=14)

@@ -232,10 +232,12 @@ class LatentCache:
             LicError: the part is empty, or no such array.
             UsageError: streams that do not divide the batch, or among the ranks.
         """
+        from lic_dist.cache.order import Order
         from lic_dist.cache.stream import ShardStream
         from lic_dist.cache.torch_data import StreamedBatches
 
-        return StreamedBatches(ShardStream(self, arrays, batch, seed, step, rank, world, held_out, streams, buffer))
+        order = Order(self.indices(held_out), self.header.shard, batch, seed, streams, buffer)
+        return StreamedBatches(ShardStream(self, arrays, order, step, rank, world))
 
     def to_xarray(self) -> xarray.Dataset:
         """The whole cache as one lazily read dataset: see xarray_view.py. UsageError where xarray is not installed."""
@@ -253,7 +255,8 @@ class LatentCache:
     def _fingerprint_of(self, group: str | None) -> str:
         """Looked up once a group: every read of a shard asks for it."""
         if group not in self._fingerprints:
-            self._fingerprints[group] = str(self.group_attributes(group or "")["fingerprint"])
+            assert group is not None
+            self._fingerprints[group] = str(self.group_attributes(group)["fingerprint"])
         return self._fingerprints[group]
 
     def _require_written(self, shard: int, arrays: Iterable[str]) -> None:

@@ -46,34 +46,30 @@ class _Served:
 
 
 class ShardStream:
-    """The batches of one part of a cache from `step` on, without end, in numpy; picklable.
+    """The batches of an order from `step` on, without end, in numpy; picklable.
 
-        for batch in ShardStream(cache, ["pixels", "latents/z"], batch=16): batch["pixels"]
+        order = Order(cache.indices(held_out=False), cache.header.shard, batch=16)
+        for batch in ShardStream(cache, ["pixels", "latents/z"], order): batch["pixels"]
 
     A batch maps each array's name to the rows of this rank's samples, [batch / world, ...], and "sample" to their
     numbers, int64. Every iteration begins at `step` again. `reads` counts the shards decoded for what the latest
     iteration has served; those read ahead are not yet counted.
 
     Raises:
-        LicError: the part is empty, no such array; while iterating: a shard that cannot be read (it is named).
-        UsageError: streams that do not divide the batch, or among the ranks.
+        LicError: no such array; while iterating: a shard that cannot be read (it is named).
+        UsageError: streams that do not divide among the ranks.
     """
 
     def __init__(
         self,
         cache: LatentCache,
         arrays: Sequence[str],
-        batch: int,
-        seed: int = 0,
+        order: Order,
         step: int = 0,
         rank: int = 0,
         world: int = 1,
-        held_out: bool = False,
-        streams: int | None = None,
-        buffer: int | None = None,
     ) -> None:
-        self.cache, self.arrays, self.step = cache, tuple(arrays), step
-        self.order = Order(cache.indices(held_out), cache.header.shard, batch, seed, streams, buffer)
+        self.cache, self.arrays, self.order, self.step = cache, tuple(arrays), order, step
         self.owned = self.order.part_of(rank, world)
         self.kinds = {name: (cache.array(name).shape[1:], cache.array(name).dtype) for name in arrays}
         self.reads = 0

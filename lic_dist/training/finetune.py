@@ -128,9 +128,8 @@ def _finetune(experiment: config.Experiment, here: Ranks, stack: ExitStack) -> P
         raise UsageError(f"{what} needs y, which this cache does not keep", hint="build it with cache.store_y: true")
 
     quantizer = Quantizer(record)
-    streams = None if section.streams == "auto" else section.streams
-    training = training_samples(cache, group, quantizer, noise, section.batch, streams, section.workers)
-    held_out = Samples(cache, group, quantizer, held_out=True, with_y=False, most=HELD_OUT_MOST)
+    training = training_samples(cache, group, quantizer, noise, section)
+    held_out = Samples(cache, group, quantizer, cache.indices(held_out=True)[:HELD_OUT_MOST], with_y=False)
     identity = {
         **section.model_dump(mode="json", exclude={"out", "streams", "workers"}),
         **training.identity,
@@ -153,7 +152,7 @@ def _finetune(experiment: config.Experiment, here: Ranks, stack: ExitStack) -> P
         best, best_step = Figures(*course.state["best"]), int(course.state["best_step"])
         best_weights = course.state["best_weights"]
     wrapped = here.wrap(decoding)
-    batches = stack.enter_context(closing(training.batches(section.seed, section.batch, course.first, here)))
+    batches = stack.enter_context(closing(training.batches(course.first, here)))
     for _ in course:
         batch = _on(next(batches), here.device)
         x = to_input(batch.pixels, here.device)

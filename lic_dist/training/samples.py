@@ -1,7 +1,7 @@
 """Training samples of a cache in exact batches: decoded once to RAM where they fit, streamed by whole shards elsewhere.
 
-    training = training_samples(cache, "tcq8", quantizer, with_y=False, batch=16)
-    with closing(training.batches(seed, batch, first, here)) as batches: ...
+    training = training_samples(cache, "tcq8", quantizer, with_y=False, section)
+    with closing(training.batches(first, here)) as batches: ...
 
 Either way batch `step` is a pure function of the samples, the seed and the step, of which every rank takes its part;
 resuming at a step and changing the number of ranks keep the order. In RAM it is a permutation of all samples for each
@@ -11,6 +11,7 @@ and is part of the job's identity with all that its order depends on.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lic_dist import config
 from lic_dist.cache.order import Order
 from lic_dist.cache.reader import LatentCache
-from lic_dist.cache.torch_data import joined
+from lic_dist.cache.stream import ShardStream
+from lic_dist.cache.torch_data import StreamedBatches, joined
 from lic_dist.errors import LicError
 from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
@@ -58,27 +61,26 @@ class Training(Protocol):
     def identity(self) -> dict[str, Any]:
         """What the order of the batches depends on beside the cache, the seed and the batch."""
 
-    def batches(self, seed: int, batch: int, first: int, here: Ranks) -> Generator[Batch, None, None]:
+    def batches(self, first: int, here: Ranks) -> Generator[Batch, None, None]:
         """This rank's part of each global batch from `first` on, without end; made ahead in a thread. Close it."""
 
 
 def training_samples(
-    cache: LatentCache, group: str, quantizer: Quantizer, with_y: bool, batch: int, streams: int | None, workers: int
+    cache: LatentCache, group: str, quantizer: Quantizer, with_y: bool, section: config.Finetune
 ) -> Training:
-    """The training part: in RAM where its arrays take up to IN_MEMORY bytes, else streamed.
-
-    A number of `streams` asks for the stream whatever the size. It is read by `workers` processes of each rank, or by
-    threads where that is 0.
+    """The training part: in RAM where its arrays take up to IN_MEMORY bytes, else (or where asked for) streamed.
 
     Raises:
         LicError: the cache has no training samples.
-        UsageError: so many streams cannot be.
+        UsageError: `finetune.streams` are no divisor of the batch, or more than the shards.
     """
-    names = array_names(group, with_y)
+    names, part = array_names(group, with_y), cache.indices(held_out=False)
     sample = sum(np.dtype(array.dtype).itemsize * int(np.prod(array.shape[1:])) for array in map(cache.array, names))
-    if streams is None and len(cache.indices(held_out=False)) * sample <= IN_MEMORY:
-        return Samples(cache, group, quantizer, held_out=False, with_y=with_y)
-    return Streamed(cache, group, quantizer, with_y, batch, streams, workers)
+    if section.streams == "auto" and len(part) * sample <= IN_MEMORY:
+        return Shuffled(Samples(cache, group, quantizer, part, with_y), section.seed, section.batch)
+    streams = None if section.streams == "auto" else section.streams
+    order = Order(part, cache.header.shard, section.batch, section.seed, streams)
+    return Streamed(cache, names, quantizer, order, section.workers)
 
 
 def array_names(group: str, with_y: bool) -> tuple[str, ...]:
@@ -87,22 +89,13 @@ def array_names(group: str, with_y: bool) -> tuple[str, ...]:
 
 
 class Samples:
-    """Decoded samples of one part of a cache (training or held out, its first `most`), with access to any batch."""
+    """Samples of a cache decoded to RAM, with access to any batch of them; `part` are their numbers, ascending."""
 
     def __init__(
-        self,
-        cache: LatentCache,
-        group: str,
-        quantizer: Quantizer,
-        held_out: bool,
-        with_y: bool,
-        most: int | None = None,
+        self, cache: LatentCache, group: str, quantizer: Quantizer, part: NDArray[np.int64], with_y: bool
     ) -> None:
-        part = cache.indices(held_out)[:most]
         if not len(part):
-            raise LicError(
-                f"the cache has no {'held-out' if held_out else 'training'} samples", hint="see images.held_out"
-            )
+            raise LicError("the cache has no usable samples of this part", hint="see images.held_out")
         self.quantizer, self.names = quantizer, array_names(group, with_y)
         arrays = {name: cache.array(name) for name in self.names}
         self.arrays = {name: np.empty((len(part), *array.shape[1:]), array.dtype) for name, array in arrays.items()}
@@ -122,10 +115,6 @@ class Samples:
                     self.arrays[name][inside] = read[name][part[inside] - shard * length]
                 bar.advance()
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"samples": len(self)}
-
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The permutation of an epoch."""
         return np.random.default_rng((seed, epoch)).permutation(len(self))
@@ -141,48 +130,50 @@ class Samples:
         """The samples of these numbers."""
         return walked(self.quantizer, *(self.arrays[name][numbers] for name in self.names))
 
-    def batches(self, seed: int, batch: int, first: int, here: Ranks) -> Generator[Batch, None, None]:
-        """See `Training`."""
-        share = here.share(batch)
 
-        def made() -> Iterator[Batch]:
-            step = first
-            while True:
-                yield self.batch(self.numbers(seed, step, batch, share))
-                step += 1
+@dataclass(frozen=True)
+class Shuffled:
+    """Samples in RAM, permuted as a whole for each epoch: see `Training`."""
 
-        return made_ahead(made())
+    samples: Samples
+    seed: int
+    batch: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"samples": len(self.samples)}
+
+    def batches(self, first: int, here: Ranks) -> Generator[Batch, None, None]:
+        samples, share = self.samples, here.share(self.batch)
+        return made_ahead(
+            samples.batch(samples.numbers(self.seed, step, self.batch, share)) for step in itertools.count(first)
+        )
 
 
+@dataclass(frozen=True)
 class Streamed:
-    """The training part of a cache, read by whole shards through shuffle buffers: see cache/stream.py."""
+    """Samples read by whole shards through shuffle buffers, by cache/stream.py: see `Training`.
 
-    def __init__(
-        self,
-        cache: LatentCache,
-        group: str,
-        quantizer: Quantizer,
-        with_y: bool,
-        batch: int,
-        streams: int | None = None,
-        workers: int = 0,
-    ) -> None:
-        self.cache, self.quantizer, self.names, self.workers = cache, quantizer, array_names(group, with_y), workers
-        self.order = Order(cache.indices(held_out=False), cache.header.shard, batch, streams=streams)
+    A rank's streams are read by so many `workers`, processes of their own, or by threads where that is 0.
+    """
+
+    cache: LatentCache
+    names: tuple[str, ...]
+    quantizer: Quantizer
+    order: Order
+    workers: int
 
     @property
     def identity(self) -> dict[str, Any]:
         return {"samples": len(self.order.part), "streams": self.order.streams, "buffer": self.order.buffer}
 
-    def batches(self, seed: int, batch: int, first: int, here: Ranks) -> Generator[Batch, None, None]:
-        """See `Training`. UsageError where the streams do not divide among the ranks, or are fewer than the workers."""
-        stream = self.cache.stream(
-            self.names, batch, seed, first, here.rank, here.world, streams=self.order.streams, buffer=self.order.buffer
-        )
-        stream.stream.among(0, max(1, self.workers))  # refuses here what a worker would
+    def batches(self, first: int, here: Ranks) -> Generator[Batch, None, None]:
+        """UsageError where the streams do not divide among the ranks, or are fewer than the workers."""
+        stream = ShardStream(self.cache, self.names, self.order, first, here.rank, here.world)
+        stream.among(0, max(1, self.workers))  # refuses here what a worker would
         how: Any = {"num_workers": self.workers, "multiprocessing_context": "forkserver" if self.workers else None}
         # a generator of its own: the loader draws a seed in this thread, which must not move the training's noise
-        rows = joined(DataLoader(stream, batch_size=None, generator=torch.Generator(), **how))
+        rows = joined(DataLoader(StreamedBatches(stream), batch_size=None, generator=torch.Generator(), **how))
         return made_ahead(walked(self.quantizer, *(one[name].numpy() for name in self.names)) for one in rows)
 
 
