@@ -1,6 +1,9 @@
 """Evaluate checkpoints with real bitstreams: what a cluster is handed.
 
-ray job submit --working-dir . -- python jobs/evaluate.py configs/photos-tcq8.yaml
+ray job submit --working-dir . -- python jobs/evaluate.py configs/photos-tcq8.yaml --set engine.address=auto
+
+The job runs in a copy of the folder that Ray throws away, so the paths in the YAML must be absolute;
+`lic-dist submit evaluate` sends the YAML alone and keeps relative ones.
 """
 
 from lic_dist.cli import main_of

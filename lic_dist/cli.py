@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lic_dist import __version__
-from lic_dist.errors import LicError, UsageError
-
-if TYPE_CHECKING:
-    from lic_dist.building.build import BuildReport
-    from lic_dist.cache.place import Place
-    from lic_dist.config import Experiment
+from lic_dist.commands import cache, submit
+from lic_dist.commands.options import (
+    Architecture,
+    ConfigFile,
+    EngineName,
+    JsonFile,
+    Lmbda,
+    Overrides,
+    experiments,
+    write_json,
+)
+from lic_dist.errors import LicError
 
 # Idle OpenMP threads that spin starve their own process where cores are shared; read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -29,21 +32,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-cache_app = typer.Typer(help="Build and look after the latent cache.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at experiment files.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure, beside named baselines, in one run.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
+app.add_typer(cache.app, name="cache")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key; may be repeated.")]
-EngineName = Annotated[str | None, typer.Option("--engine", help="ray or local; overrides engine.name.")]
-Architecture = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say its own.")]
-Lmbda = Annotated[float | None, typer.Option("--lambda", help="Of a checkpoint that does not say its own.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be used.")]
-Target = Annotated[str, typer.Argument(help="The store's path or URL, or the experiment's YAML file.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
+app.add_typer(submit.app, name="submit")
 
 
 def _version(wanted: bool) -> None:
@@ -89,26 +83,13 @@ def main_of(*command: str) -> None:
     main()
 
 
-def _experiments(path: Path, overrides: list[str] | None, engine: str | None = None) -> list[Experiment]:
-    from lic_dist import config
-
-    chosen = [*(overrides or []), *([f"engine.name={engine}"] if engine else [])]
-    return list(config.expand(path, chosen))
-
-
-def _write_json(path: Path | None, figures: Any) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1, default=str) + "\n")
-
-
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a base model end to end (also under torchrun: torchrun ... -m lic_dist train CONFIG)."""
     from lic_dist.config import need
     from lic_dist.training.base import train as run
 
-    for experiment in _experiments(config, overrides):
+    for experiment in experiments(config, overrides):
         typer.echo(run(need(experiment.train, "train"), need(experiment.images, "images")))
 
 
@@ -117,195 +98,8 @@ def finetune(config: ConfigFile, overrides: Overrides = None) -> None:
     """Retrain the decoder side from a cache (also under torchrun: torchrun ... -m lic_dist finetune CONFIG)."""
     from lic_dist.training.finetune import finetune as run
 
-    for experiment in _experiments(config, overrides):
+    for experiment in experiments(config, overrides):
         typer.echo(run(experiment))
-
-
-@cache_app.command("scan")
-def cache_scan(config: ConfigFile, overrides: Overrides = None, strict: Strict = False) -> None:
-    """Read every photo once and write the manifest beside the store."""
-    from lic_dist.building.job import manifest_of
-
-    for experiment in _experiments(config, overrides):
-        photos = manifest_of(experiment, afresh=True, strict=strict)
-        faulty = sum(photos.faults.values())
-        for photo in itertools.islice((photo for photo in photos if photo.fault), 20):
-            typer.echo(f"set aside: {photo.path}: {photo.fault}", err=True)
-        typer.echo(f"{len(photos) - faulty} photos, {faulty} set aside{_reasons(photos.faults)}")
-
-
-@cache_app.command("plan")
-def cache_plan(config: ConfigFile, overrides: Overrides = None, out: JsonFile = None) -> None:
-    """Print samples, shards, bytes, free space and an estimate of the time; builds nothing."""
-    from dataclasses import asdict
-
-    from lic_dist.building.estimate import describe, estimate
-    from lic_dist.building.job import prepare
-
-    estimates = []
-    for experiment in _experiments(config, overrides):
-        found = estimate(prepare(experiment))
-        estimates.append(asdict(found))
-        typer.echo("\n".join(describe(found)))
-    _write_json(out, estimates)
-
-
-@cache_app.command("adapt")
-def cache_adapt(
-    config: ConfigFile,
-    out: Annotated[Path | None, typer.Option(help="The record's file; default: beside the store.")] = None,
-    overrides: Overrides = None,
-) -> None:
-    """Calibrate step and strength and adapt the tables on the pilot; write the quantizer record and its curve."""
-    from lic_dist.building.calibrate import describe
-    from lic_dist.building.job import prepare
-    from lic_dist.building.pilot import adapt, record_beside
-    from lic_dist.cache.folder import Folder
-    from lic_dist.evaluation.plots import calibration_plot
-
-    for experiment in _experiments(config, overrides):
-        job = prepare(experiment)
-        record = adapt(job)
-        around, key = record_beside(job.place, job.quantizer.group)
-        plot = Path(out or key).with_suffix(".png")
-        if out is not None:
-            record.save(out)
-        else:
-            around.put(key, record.to_json().encode())
-            plot = around.root / plot if isinstance(around, Folder) else plot
-        calibration_plot(record.notes, plot, job.quantizer.group)
-        typer.echo("\n".join([*describe(record), f"{out or f'{around}/{key}'}, {plot}"]))
-
-
-@cache_app.command("build")
-def cache_build(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    engine: EngineName = None,
-    strict: Strict = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Remove the store that is there first; asks.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    out: JsonFile = None,
-) -> None:
-    """Build the cache, or what is left of it: scan, plan, pilot and every shard without a marker."""
-    from lic_dist.building.build import build
-
-    experiments = _experiments(config, overrides, engine)
-    if rebuild and not yes:
-        for experiment in experiments:
-            _ask_to_remove(experiment)
-    _write_json(out, [_show_build(build(experiment, strict, rebuild)) for experiment in experiments])
-
-
-@cache_app.command("requantize")
-def cache_requantize(
-    config: ConfigFile, overrides: Overrides = None, engine: EngineName = None, out: JsonFile = None
-) -> None:
-    """Add a quantizer's group from the stored y: other states, step, lambda, tables or entropy model; no photo is read.
-
-    For example --set quantizer.states=4 --set quantizer.group=tcq4, or --set model.checkpoint=runs/finetuned.
-    """
-    from lic_dist.building.build import requantize
-
-    _write_json(out, [_show_build(requantize(one)) for one in _experiments(config, overrides, engine)])
-
-
-def _show_build(report: BuildReport) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    if report.faults:
-        typer.secho(f"warning: samples set aside{_reasons(report.faults)}", fg="yellow", err=True)
-    rate = f", {report.bpp:.4f} bpp" if report.shards_built else ""
-    typer.echo(
-        f"{report.path}: {report.samples} samples, {report.shards_built} of {report.shards} shards built now"
-        f"{rate}, {report.seconds:.0f} s"
-    )
-    return asdict(report)
-
-
-def _reasons(faults: Mapping[str, int]) -> str:
-    return ": " + ", ".join(f"{count} {reason}" for reason, count in sorted(faults.items())) if faults else ""
-
-
-def _ask_to_remove(experiment: Experiment) -> None:
-    from lic_dist.building.job import place
-    from lic_dist.cache.inspect import inspect
-    from lic_dist.cache.layout import read_attributes
-
-    there = place(experiment)
-    if read_attributes(there) is None:
-        return
-    found = inspect(there)
-    groups = ", ".join(found["groups"]) or "none"
-    typer.echo(
-        f"{there}: {found['shards_written']} of {found['num_shards']} shards, {found['bytes'] / 1e6:.1f} MB, "
-        f"groups: {groups}"
-    )
-    if not sys.stdin.isatty():
-        raise UsageError("--rebuild removes this store", hint="say --yes where nobody can be asked")
-    if not typer.confirm("Remove it and build anew?"):
-        raise typer.Exit(1)
-
-
-def _stores(target: str, overrides: list[str] | None) -> list[tuple[Place, Experiment | None]]:
-    """A store by its path or URL, or those of an experiment's YAML file."""
-    from lic_dist.building.job import place
-    from lic_dist.cache.place import place_of
-
-    if Path(target).suffix in (".yaml", ".yml"):
-        return [(place(experiment), experiment) for experiment in _experiments(Path(target), overrides)]
-    return [(place_of(target), None)]
-
-
-@cache_app.command("inspect")
-def cache_inspect(
-    target: Target,
-    overrides: Overrides = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw rates, distortions and sizes to this PNG file.")] = None,
-    out: JsonFile = None,
-) -> None:
-    """Show progress with rate and ETA, sizes, rates and distortions, identity and provenance of a store."""
-    from lic_dist.cache.inspect import describe, inspect
-    from lic_dist.evaluation.plots import cache_plot
-
-    reports = [inspect(place) for place, _ in _stores(target, overrides)]
-    for report in reports:
-        typer.echo("\n".join(describe(report)))
-        if plot is not None:
-            cache_plot(report, plot)
-    _write_json(out, reports[0] if len(reports) == 1 else reports)
-
-
-@cache_app.command("verify")
-def cache_verify(
-    target: Target,
-    overrides: Overrides = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Write again just what is damaged; needs the YAML.")] = False,
-    out: JsonFile = None,
-) -> None:
-    """Read everything again; name each shard and array that is missing, zero, torn or altered."""
-    from dataclasses import asdict
-
-    from lic_dist.building.build import repair as mend
-    from lic_dist.cache.verify import verify
-
-    figures, left = [], 0
-    for place, experiment in _stores(target, overrides):
-        findings = verify(place)
-        for finding in findings:
-            shard = f"shard {finding.shard}: " if finding.shard >= 0 else ""
-            typer.echo(f"{shard}{finding.array}: {finding.what}")
-        if findings and repair:
-            if experiment is None:
-                raise UsageError("--repair needs to know how the store is built", hint="give the experiment's YAML")
-            typer.echo(f"{place}: {mend(experiment, findings)} shards written again")
-            findings = verify(place)
-        left += len(findings)
-        figures.append({"path": str(place), "findings": [asdict(finding) for finding in findings]})
-        typer.echo(f"{place}: {f'{len(findings)} faults' if findings else 'whole'}")
-    _write_json(out, figures)
-    if left:
-        raise LicError(f"{left} faults in {target}", hint="`lic-dist cache verify CONFIG --repair` mends them")
 
 
 @app.command()
@@ -313,7 +107,7 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, engine: EngineName
     """Code a folder of images to real bytes with each checkpoint and quantizer, decode, compare, measure."""
     from lic_dist.evaluation.run import evaluate as run
 
-    for experiment in _experiments(config, overrides, engine):
+    for experiment in experiments(config, overrides, engine):
         typer.echo(run(experiment))
 
 
@@ -391,9 +185,7 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the resolved file, every default filled in; with a sweep, each combination."""
     import yaml
 
-    documents = [
-        experiment.model_dump(mode="json", exclude_none=True) for experiment in _experiments(config, overrides)
-    ]
+    documents = [experiment.model_dump(mode="json", exclude_none=True) for experiment in experiments(config, overrides)]
     typer.echo(yaml.safe_dump_all(documents, sort_keys=False).rstrip())
 
 
@@ -410,7 +202,23 @@ def bench_quantization(
     """Speed of every quantizer, gap to Shannon's bound, gain on a mixture, loss by lanes and candidates."""
     from lic_dist.benchmarks.quantization import bench
 
-    _write_json(out, bench(parts or (), images, rounds, quick))
+    write_json(out, bench(parts or (), images, rounds, quick))
+
+
+@bench_app.command("cache")
+def bench_cache(
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help="build, loader, size, memory or plan; may be repeated.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Photos to build from; default: scikit-image's.")] = None,
+    crops: Annotated[int, typer.Option(min=64, help="Crops of the build.")] = 2000,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of everything.")] = False,
+    out: JsonFile = None,
+) -> None:
+    """A build against the bare work, training from the store against memory, bytes on disk, memory of workers."""
+    from lic_dist.benchmarks.cache import bench
+
+    write_json(out, bench(parts or (), images, crops, quick))
 
 
 @app.command()
@@ -424,4 +232,4 @@ def quickstart(
     from lic_dist.quickstart import quickstart as run
 
     default = Path("runs") / ("quickstart" if images is None else f"quickstart-{images.resolve().name}")
-    _write_json(json_file, run(out or default, images, engine))
+    write_json(json_file, run(out or default, images, engine))

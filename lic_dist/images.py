@@ -176,6 +176,7 @@ def measure(data: bytes, name: str = "image") -> tuple[int, int]:
             image.load()
         elif image.format != "PNG" or not _whole_png(data):
             image.load()
+            width, height = image.size  # a TIFF turns as it is loaded
         return (height, width) if _orientation(image) in LYING else (width, height)
 
 
@@ -183,6 +184,8 @@ def measure(data: bytes, name: str = "image") -> tuple[int, int]:
 def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     """An image whose header is sound; whatever goes wrong inside becomes a PhotoError."""
     try:
+        if _webp_canvas(data) > LARGEST:
+            raise PhotoError(name, "too large")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > LARGEST:
                 raise PhotoError(name, "too large")
@@ -196,8 +199,18 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError:
         raise PhotoError(name, _unidentified(data)) from None
+    except MemoryError:
+        raise PhotoError(name, "too large") from None
     except Exception:  # Pillow's readers raise OSError, SyntaxError, TypeError, struct.error ... on damaged files
         raise PhotoError(name, "truncated") from None
+
+
+def _webp_canvas(data: bytes) -> int:
+    """Pixels of the canvas that an extended WebP claims, else 0: Pillow allots it as it opens the file."""
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X":
+        return 0
+    width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+    return width * height
 
 
 def _unidentified(data: bytes) -> str:

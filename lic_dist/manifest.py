@@ -2,7 +2,8 @@
 
 A scan reads each photo once, in parallel, and says of each why it cannot be used, if so. What an earlier manifest
 says of a file of the same path, size and time of change is taken over unread: a scan that was stopped, or that finds
-some new photos, reads only what is left.
+some new photos, reads only what is left. A photo replaced by one of equal size and time is noticed by its digest, when
+its crops are read.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ SCHEMA = pa.schema(
     metadata={"lic_dist.manifest": "2"},
 )
 ROWS = 4096  # photos in one piece of a table: what is held as objects at a time
-PASSING = ("unreadable", "changed", "name is not UTF-8")  # faults that may mend while size and time stay
+PASSING = ("unreadable", "changed", "too large", "name is not UTF-8")  # may mend while size and time stay
 SAVE_SECONDS, SAVE_SHARE = 30.0, 0.05  # between two saves of an unfinished scan, and the most they take of its time
 STAMPED = 256  # files that one thread asks the size and time of at once
 AHEAD = 8  # photos of each thread that are read ahead of the one awaited
@@ -76,7 +77,7 @@ class Manifest:
         try:
             table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
             table.validate(full=True)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise LicError("this is no manifest of photos, or a damaged one", hint=SCAN_AGAIN) from error
         if not table.schema.equals(SCHEMA, check_metadata=True):
             raise LicError("this manifest of photos is of another version", hint=SCAN_AGAIN)

@@ -12,13 +12,11 @@ import torch
 
 from lic_dist import config, images
 from lic_dist.building import build as building
-from lic_dist.building.build import build, repair, requantize
-from lic_dist.building.estimate import describe as describe_estimate
-from lic_dist.building.estimate import estimate
-from lic_dist.building.job import check_cache, prepare
-from lic_dist.building.pilot import adapt, calibration_samples, record_beside
+from lic_dist.building.build import build
 from lic_dist.building.calibrate import calibrate, describe, measure, z_bits
+from lic_dist.building.job import check_cache, prepare
 from lic_dist.building.latents import encode, view
+from lic_dist.building.pilot import adapt, calibration_samples, record_beside
 from lic_dist.building.records import analytic_record, compressai_record, fits, named_record
 from lic_dist.cache.reader import LatentCache
 from lic_dist.crops import plan_crops
@@ -223,7 +221,7 @@ def test_a_photo_that_changes_after_the_scan_is_set_aside(
     shutil.copytree(photos, folder)
     job = experiment(base, folder, tmp_path / "a.zarr", images={"tolerate": 0.5})
     prepared = prepare(job)
-    monkeypatch.setattr(building, "prepare", lambda _: prepared)
+    monkeypatch.setattr(building, "prepare", lambda *_, **__: prepared)
     shutil.copy(folder / "train" / "1.png", folder / "train" / "0.png")
     assert build(job).faults == {"changed": 3}
     cache = LatentCache.open(tmp_path / "a.zarr")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lic_dist.benchmarks import data, speed, theory
+from lic_dist.benchmarks.tables import machine, table
 from lic_dist.errors import UsageError
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.trellis import ECM8
@@ -42,24 +41,12 @@ def bench(parts: Sequence[str], images: Path | None, rounds: int, quick: bool) -
     }
     for part in parts or PARTS:
         figures[part] = runs[part]()
-        for table in _TABLES[part](figures[part]):
-            console.print(table)
+        for one in _TABLES[part](figures[part]):
+            console.print(one)
     if "speed" in figures and find_spec("nncodec") is None:
         console.print("NNCodec is not installed: `pip install nncodec` adds it to the table of speeds")
     console.print(f"machine: {figures['machine']}")
     return figures
-
-
-def machine() -> dict[str, Any]:
-    """The hardware and the packages that figures were measured with."""
-    from importlib.metadata import version
-
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":", 1)[1].strip() if lines else model
-    return {"cpu": model, "cores": os.cpu_count(), **{name: version(name) for name in ("numpy", "numba", "torch")}}
 
 
 def _speed(images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
@@ -100,17 +87,17 @@ def _speed_tables(figures: dict[str, Any]) -> list[Table]:
             for cores, ratio in one["threads"].items()
         ]
         title = f"Speed on one core: {title}, {one['bits_a_latent']:.2f} bit a latent with tcq8"
-        tables.append(_table(title, ("", "ns a latent", "M latents/s", "time against tcq8"), rows))
+        tables.append(table(title, ("", "ns a latent", "M latents/s", "time against tcq8"), rows))
     title = f"Memory of the search, bits a latent of the {figures['lanes_in_flight']} lanes in flight"
     memory = figures["memory_bits"]
     bits = tuple(f"{one:.1f}" for one in memory.values())
-    return [*tables, _table(title, tuple(f"{states} states" for states in memory), [bits])]
+    return [*tables, table(title, tuple(f"{states} states" for states in memory), [bits])]
 
 
 def _gap_tables(figures: dict[str, list[float]]) -> list[Table]:
     title = "Unit Gaussian: dB above Shannon's R(D), ideal entropy coding"
     rows = [(name, *(f"{gap:.3f}" for gap in gaps)) for name, gaps in figures.items()]
-    return [_table(title, ("", *(f"{rate} bit" for rate in theory.RATES)), rows)]
+    return [table(title, ("", *(f"{rate} bit" for rate in theory.RATES)), rows)]
 
 
 def _mixture_tables(figures: dict[str, Any]) -> list[Table]:
@@ -119,19 +106,19 @@ def _mixture_tables(figures: dict[str, Any]) -> list[Table]:
         (name, f"{row['bits']:.4f}", f"{100 * row['against_sq']:+.2f} %" if "against_sq" in row else "")
         for name, row in figures.items()
     ]
-    return [_table(title, ("", "bit a sample", "against SQ with CompressAI's rates"), rows)]
+    return [table(title, ("", "bit a sample", "against SQ with CompressAI's rates"), rows)]
 
 
 def _lane_tables(figures: dict[str, Any]) -> list[Table]:
     title = "TCQ-8 on latents of the shipped model: lanes against one long trellis"
     rows = [(steps, f"{100 * row['cost']:+.3f} %", f"{100 * row['bits']:+.3f} %") for steps, row in figures.items()]
-    return [_table(title, ("steps of a lane", "cost D + lambda R", "bits alone"), rows)]
+    return [table(title, ("steps of a lane", "cost D + lambda R", "bits alone"), rows)]
 
 
 def _candidate_tables(figures: dict[str, Any]) -> list[Table]:
     title = "TCQ-8: cost above a search of every level (mixture, D = .56)"
     rows = [(c, f"{100 * row['matched']:.4f} %", f"{100 * row['adapted']:.4f} %") for c, row in figures.items()]
-    return [_table(title, ("c", "matched tables", "adapted tables"), rows)]
+    return [table(title, ("c", "matched tables", "adapted tables"), rows)]
 
 
 _TABLES: dict[str, Callable[[Any], list[Table]]] = {
@@ -141,13 +128,3 @@ _TABLES: dict[str, Callable[[Any], list[Table]]] = {
     "lanes": _lane_tables,
     "candidates": _candidate_tables,
 }
-
-
-def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The first column to the left, figures to the right."""
-    table = Table(title=title)
-    for index, name in enumerate(names):
-        table.add_column(name, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -83,7 +83,9 @@ def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: boo
         try:
             known = Manifest.from_bytes(around.get(key))
         except LicError as error:
-            raise LicError(f"{around}/{key}: {error.message}", hint="`lic-dist cache scan` writes it anew") from None
+            raise LicError(
+                f"{around}/{key}: {error.message}", hint="`lic-dist cache scan --afresh` writes it anew"
+            ) from None
 
     def save(manifest: Manifest) -> None:
         around.put(key, manifest.to_bytes())
@@ -91,7 +93,7 @@ def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: boo
     return scan(config.need(experiment.images, "images").path, known, save, strict=strict)
 
 
-def prepare(experiment: config.Experiment, afresh: bool = False, strict: bool = False) -> Job:
+def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
     """Load the model, scan the photos and lay out the plan.
 
     Raises:
@@ -99,7 +101,7 @@ def prepare(experiment: config.Experiment, afresh: bool = False, strict: bool = 
     """
     section, cache = config.need(experiment.images, "images"), config.need(experiment.cache, "cache")
     parent = load_parent(experiment)
-    photos = manifest_of(experiment, afresh, strict)
+    photos = manifest_of(experiment, strict=strict)
     crops = plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
     if not crops:
         raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")

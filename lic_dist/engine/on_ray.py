@@ -221,7 +221,8 @@ def _connected(address: str | None, num_cpus: int | None) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = address or os.environ.get("RAY_ADDRESS")
+    told = os.environ.get("RAY_ADDRESS", "")
+    address = address or ("" if told.startswith("http") else told)  # a URL is the job server's
     if address:
         try:
             ray.init(address=address, **quiet)

@@ -1,0 +1,260 @@
+"""How fast a cache is built against the bare work, and how much memory its workers take however long the list."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from lic_dist import config, images
+from lic_dist.building.build import build
+from lic_dist.building.calibrate import one_thread
+from lic_dist.building.job import prepare
+from lic_dist.building.latents import encode, view
+from lic_dist.cache.place import place_of
+from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.store import finished
+from lic_dist.manifest import scan
+from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models.architectures import ModelSpec
+from lic_dist.models.architectures import build as build_model
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.progress import Progress
+from lic_dist.quantization.quantize import Quantizer
+from lic_dist.quantization.record import QuantizerRecord
+
+N, M, CROP, BATCH, SHARD = 128, 192, 256, 8, 64
+FIXED = {"step": 0.7, "lambda_scale": 0.14, "pilot": 64, "calibration": 16}
+BARE_SHARDS = 4  # of the bare loop, before, between and after the builds
+POLL = 0.1  # seconds between two looks at the workers' memory
+
+
+def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
+    """Crops a second of the bare loop (encode, search; crops in RAM), of a local build and of a build on Ray.
+
+    An untrained mbt2018-mean of N = 128, M = 192; batches of 8 crops of 256x256, one thread a worker, one encoder. The
+    bare loop runs before, between and after the builds, since machines drift; a build's steady rate is that of its
+    shards' markers, its start and end left out.
+    """
+    with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
+        work = Path(name)
+        source = folder or photographs()
+        model = _checkpoint(work, N, M)
+        variations = variations_for(source, crops)
+
+        def asked(engine: str) -> config.Experiment:
+            return config.Experiment.model_validate(
+                {
+                    "model": {"checkpoint": str(model)},
+                    "images": {"path": str(source), "crop": CROP, "variations": variations, "tolerate": 1.0,
+                               "held_out": 0.2},
+                    "quantizer": {**FIXED, "group": "tcq8"},
+                    "cache": {"path": str(work / f"{engine}.zarr"), "shard": SHARD, "batch": BATCH},
+                    "engine": {"name": engine, "num_cpus": 3},
+                }
+            )  # fmt: skip
+
+        pixels = _some_crops(asked("local"), SHARD)
+        bare: list[float] = []
+        figures: dict[str, Any] = {"bare": bare}
+        record: QuantizerRecord | None = None
+        for engine in ("local", "ray"):
+            started = time.monotonic()
+            build(asked(engine))
+            figures[engine] = {"wall": time.monotonic() - started, **_steady(work / f"{engine}.zarr")}
+            figures["crops"] = figures[engine]["crops"]
+            record = QuantizerRecord.from_json(LatentCache.open(work / f"{engine}.zarr").record_json("tcq8"))
+            bare.append(_bare(checkpoints.load(str(model)), record, pixels))
+        for engine, around in (("local", bare[0]), ("ray", bare[1])):
+            figures[engine]["ratio"] = figures[engine]["crops_per_second"] / around
+    return figures
+
+
+def photographs() -> Path:
+    """The photographs that scikit-image ships."""
+    import skimage
+
+    return Path(skimage.__file__).parent / "data"
+
+
+def variations_for(source: Path, crops: int) -> int:
+    """Crops of each photo for so many in all."""
+    usable = sum(not photo.fault and min(photo.width, photo.height) >= CROP for photo in scan(source))
+    return -(-crops // usable)
+
+
+def _checkpoint(work: Path, n: int, m: int) -> Path:
+    torch.manual_seed(0)
+    path = work / f"untrained-{n}-{m}.pth.tar"
+    checkpoints.save(Checkpoint(build_model("mbt2018-mean", n, m), ModelSpec("mbt2018-mean", n, m, 0.013)), path)
+    return path
+
+
+def _some_crops(experiment: config.Experiment, count: int) -> NDArray[np.uint8]:
+    job = prepare(experiment)
+    pixels, _ = images.read_crops(job.images.path, job.plan.crops[:count], job.images.crop)
+    return pixels
+
+
+@one_thread()
+def _bare(parent: Checkpoint, record: QuantizerRecord, pixels: NDArray[np.uint8]) -> float:
+    """Crops a second of encoding and searching what lies in RAM, by the same functions, batches and thread."""
+    quantizer = Quantizer(record)
+
+    def work() -> None:
+        latents, _ = encode(parent.model, pixels, BATCH)
+        seen = view(parent.model, latents.y, latents.z, BATCH)
+        quantizer.quantize(seen.residual, seen.level)
+
+    work()
+    started = time.perf_counter()
+    for _ in range(BARE_SHARDS):
+        work()
+    return BARE_SHARDS * len(pixels) / (time.perf_counter() - started)
+
+
+def _steady(store: Path) -> dict[str, Any]:
+    """Crops a second between the first and the last whole shard's marker; seconds by stage of a crop."""
+    cache = LatentCache.open(store)
+    done = finished(place_of(store), cache.header)
+    folder = store / "_progress" / cache.group_attributes("tcq8")["fingerprint"][:8]
+    times = sorted((folder / f"{shard}.json").stat().st_mtime for shard in done)
+    stages = {
+        name: sum(one.seconds[name] for one in done.values()) / len(cache) for name in ("read", "encode", "search")
+    }
+    rate = (len(times) - 1) * cache.header.shard / (times[-1] - times[0])
+    return {"crops": len(cache), "crops_per_second": rate, "seconds_a_crop": stages, "shards": len(done)}
+
+
+def memory(counts: tuple[int, ...]) -> dict[str, Any]:
+    """Peak resident MB of the heaviest worker of each stage on Ray, and of the driver, by the number of photos.
+
+    Small photos, a small model and shards of 64 crops of 64x64: what would grow with the list stands out.
+    """
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
+        work = Path(name)
+        model = _checkpoint(work, 8, 12)
+        photos = work / "photos"
+        for count in counts:
+            _small_photos(photos, count)
+            experiment = config.Experiment.model_validate(
+                {
+                    "model": {"checkpoint": str(model)},
+                    "images": {"path": str(photos), "crop": 64, "tolerate": 1.0},
+                    "quantizer": {**FIXED, "group": "tcq8"},
+                    "cache": {"path": str(work / f"{count}.zarr"), "shard": SHARD, "batch": BATCH},
+                    "engine": {"name": "ray", "num_cpus": 3},
+                }
+            )
+            peaks: dict[str, float] = {}
+            with _watching(peaks):
+                build(experiment)
+            figures[str(count)] = peaks
+    return figures
+
+
+def _small_photos(folder: Path, count: int) -> None:
+    folder.mkdir(exist_ok=True)
+    present = len(list(folder.iterdir()))
+    grid = np.mgrid[:72, :72].sum(0)
+    with Progress("making photos", count, "photo", done=present) as bar:
+        for number in range(present, count):
+            rng = np.random.default_rng(number)
+            plane = (np.sin(grid[..., None] * rng.uniform(0.01, 0.2, 3)) * 100 + 128).astype(np.uint8)
+            Image.fromarray(plane).save(folder / f"{number}.jpg", quality=90)
+            bar.advance()
+
+
+@contextmanager
+def _watching(peaks: dict[str, float]) -> Iterator[None]:
+    """Fill in peak resident MB, by Linux's VmHWM: of the heaviest actor below this process, and of this process."""
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(POLL):
+            peaks["worker"] = max([peaks.get("worker", 0.0), *(_peak(process) for process in _actors())])
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+        peaks["driver"] = _peak(os.getpid())
+
+
+def _actors() -> list[int]:
+    """Ray's actors of ours below this process."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError, IndexError):  # a process that has just ended
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                titles[int(entry.name)] = (entry / "cmdline").read_text()
+
+    def is_below(process: int) -> bool:
+        while process in parents:
+            process = parents[process]
+            if process == os.getpid():
+                return True
+        return False
+
+    return [process for process, title in titles.items() if title.startswith("ray::_Worker") and is_below(process)]
+
+
+def _peak(process: int) -> float:
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def million(photos: int) -> dict[str, float]:
+    """Planning for so many photos, one crop each: seconds, and bytes a photo at the peak, manifest and all."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PLAN, str(photos)], capture_output=True, text=True, check=True, timeout=1800
+    )
+    told: dict[str, float] = json.loads(done.stdout)
+    return told
+
+
+_PLAN = """
+import hashlib, json, os, sys, time
+from lic_dist.benchmarks.building import _peak
+from lic_dist.cache.plan import Geometry, Plan
+from lic_dist.crops import plan_crops
+from lic_dist.images import Photo
+from lic_dist.manifest import Manifest
+count = int(sys.argv[1])
+peak = lambda: _peak(os.getpid()) * 2**20
+before = peak()
+photos = (Photo(f"some/folder/{n:09d}.jpg", hashlib.sha256(b"%d" % n).hexdigest(), 640 + n % 999, 480 + n % 777, n, n)
+          for n in range(count))
+manifest = Manifest.from_bytes(Manifest.of(photos).to_bytes())
+started = time.monotonic()
+plan = Plan(plan_crops(manifest, 256, 1, 0, 0.05), Geometry(256, 192, 16, 128, 4), 64, 8, {"manifest": manifest.digest})
+plan.source_bytes, plan.fingerprint
+planned = time.monotonic() - started
+started = time.monotonic()
+[plan.crops_of(shard) for shard in range(0, plan.num_shards, 97)]
+shard = (time.monotonic() - started) / len(range(0, plan.num_shards, 97))
+print(json.dumps({"photos": count, "seconds": planned, "bytes_a_photo": (peak() - before) / count,
+                  "seconds_a_shard": shard}))
+"""

@@ -1,0 +1,112 @@
+"""`lic-dist bench cache`: what a cache costs to build, to keep and to read, in tables and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lic_dist.benchmarks import building, reading
+from lic_dist.benchmarks.tables import machine, table
+from lic_dist.errors import UsageError
+
+PARTS = ("build", "loader", "size", "memory", "plan")
+
+
+def bench(parts: Sequence[str], images: Path | None, crops: int, quick: bool) -> dict[str, Any]:
+    """Run the parts (all of PARTS where none is named), print their tables, return their figures.
+
+    `quick` takes a tenth of everything. Raises UsageError for a part that is none.
+    """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise UsageError(f"no part '{unknown[0]}' of this benchmark", hint=f"there are {', '.join(PARTS)}")
+    tenth = 10 if quick else 1
+    console = Console()
+    figures: dict[str, Any] = {"machine": machine(), "quick": quick}
+    runs: dict[str, Callable[[], Any]] = {
+        "build": lambda: building.throughput(images, crops // tenth),
+        "loader": lambda: reading.feeding(images, 512 // tenth, 40 // tenth),
+        "size": lambda: reading.size(images, 512 // tenth),
+        "memory": lambda: building.memory((1000 // tenth, 10000 // tenth)),
+        "plan": lambda: building.million(1_000_000 // tenth),
+    }
+    for part in parts or PARTS:
+        figures[part] = runs[part]()
+        for one in _TABLES[part](figures[part]):
+            console.print(one)
+    console.print(f"machine: {figures['machine']}")
+    return figures
+
+
+def _build_tables(figures: dict[str, Any]) -> list[Table]:
+    title = f"Building {figures['crops']} crops of 256x256, N = 128, M = 192, one encoder of one thread"
+    rows = [("bare loop: encode, search", f"{one:.2f}", "", "", "") for one in figures["bare"]]
+    for engine in ("local", "ray"):
+        one = figures[engine]
+        work = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in one["seconds_a_crop"].items())
+        rows.append(
+            (
+                f"cache build, {engine}",
+                f"{one['crops_per_second']:.2f}",
+                f"{100 * one['ratio']:.1f} %",
+                f"{one['wall']:.0f}",
+                work,
+            )
+        )
+    return [table(title, ("", "crops/s, steady", "of the bare loops beside", "s in all", "ms a crop"), rows)]
+
+
+def _loader_tables(figures: dict[str, Any]) -> list[Table]:
+    title = f"Training steps of the shipped model, batch {figures['batch']}, {figures['samples']} samples of a cache"
+    rows = [
+        (name, f"{one['steps_per_second']:.3f}", f"{100 * one['ratio']:.1f} %", f"{one.get('amplification', 0):.2f}")
+        for name, one in figures["arms"].items()
+    ]
+    rates = [(name, f"{rate:.0f}") for name, rate in figures["whole_shards"].items()]
+    return [
+        table(title, ("", "steps/s", "of tensors in memory", "shards decoded per shard"), rows),
+        table("Whole shards, one process", ("", "samples/s"), rates),
+    ]
+
+
+def _size_tables(figures: dict[str, Any]) -> list[Table]:
+    rows = [
+        (name, f"{one['bytes'] / figures['samples'] / 1000:.1f}", f"{100 * one['bytes'] / one['raw_bytes']:.1f} %")
+        for name, one in figures["arrays"].items()
+    ]
+    ratios = f"group {figures['group_to_entropy_coded']:.3f}, z {figures['z_to_entropy_coded']:.3f} times their"
+    tables = [table(f"On disk: {ratios} entropy-coded size", ("", "kB a sample", "of raw"), rows)]
+    for array, codecs in figures["codecs"].items():
+        rows = [
+            (name, f"{100 * one['part_of_raw']:.1f} %", f"{one['samples_per_second']:.0f}")
+            for name, one in codecs.items()
+        ]
+        tables.append(table(f"{array} by codec, in memory", ("", "of raw", "samples/s read"), rows))
+    return tables
+
+
+def _memory_tables(figures: dict[str, Any]) -> list[Table]:
+    rows = [(count, f"{one['worker']:.0f}", f"{one['driver']:.0f}") for count, one in figures.items()]
+    return [table("Peak MB resident of a build on Ray", ("photos", "heaviest worker", "driver"), rows)]
+
+
+def _plan_tables(figures: dict[str, Any]) -> list[Table]:
+    row = (
+        f"{figures['photos']:.0f}",
+        f"{figures['seconds']:.1f}",
+        f"{figures['bytes_a_photo']:.0f}",
+        f"{1000 * figures['seconds_a_shard']:.2f}",
+    )
+    return [table("A plan", ("photos", "s", "bytes a photo", "ms to lay out a shard"), [row])]
+
+
+_TABLES: dict[str, Callable[[Any], list[Table]]] = {
+    "build": _build_tables,
+    "loader": _loader_tables,
+    "size": _size_tables,
+    "memory": _memory_tables,
+    "plan": _plan_tables,
+}

@@ -1,0 +1,224 @@
+"""`lic-dist cache ...`: build and look after the latent cache."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lic_dist.commands.options import (
+    ConfigFile,
+    EngineName,
+    JsonFile,
+    Overrides,
+    Strict,
+    Target,
+    experiments,
+    write_json,
+)
+from lic_dist.errors import LicError, UsageError
+
+if TYPE_CHECKING:
+    from lic_dist.building.build import BuildReport
+    from lic_dist.cache.place import Place
+    from lic_dist.config import Experiment
+
+app = typer.Typer(help="Build and look after the latent cache.", no_args_is_help=True)
+
+
+@app.command("scan")
+def scan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    strict: Strict = False,
+    afresh: Annotated[bool, typer.Option("--afresh", help="Read the photos again that are known already.")] = False,
+) -> None:
+    """Read every photo once and write the manifest beside the store; goes on where a scan was stopped."""
+    from lic_dist.building.job import manifest_of
+
+    for experiment in experiments(config, overrides):
+        photos = manifest_of(experiment, afresh, strict)
+        faulty = sum(photos.faults.values())
+        for photo in itertools.islice((photo for photo in photos if photo.fault), 20):
+            typer.echo(f"set aside: {photo.path}: {photo.fault}", err=True)
+        typer.echo(f"{len(photos) - faulty} photos, {faulty} set aside{_reasons(photos.faults)}")
+
+
+@app.command("plan")
+def plan(config: ConfigFile, overrides: Overrides = None, out: JsonFile = None) -> None:
+    """Print samples, shards, bytes, free space and an estimate of the time; builds nothing."""
+    from dataclasses import asdict
+
+    from lic_dist.building.estimate import describe, estimate
+    from lic_dist.building.job import prepare
+
+    estimates = []
+    for experiment in experiments(config, overrides):
+        found = estimate(prepare(experiment))
+        estimates.append(asdict(found))
+        typer.echo("\n".join(describe(found)))
+    write_json(out, estimates)
+
+
+@app.command("adapt")
+def adapt(
+    config: ConfigFile,
+    out: Annotated[Path | None, typer.Option(help="The record's file; default: beside the store.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Calibrate step and strength and adapt the tables on the pilot; write the quantizer record and its curve."""
+    from lic_dist.building.calibrate import describe
+    from lic_dist.building.job import prepare
+    from lic_dist.building.pilot import adapt as run
+    from lic_dist.building.pilot import record_beside
+    from lic_dist.cache.folder import Folder
+    from lic_dist.evaluation.plots import calibration_plot
+
+    for experiment in experiments(config, overrides):
+        job = prepare(experiment)
+        record = run(job)
+        around, key = record_beside(job.place, job.quantizer.group)
+        plot = Path(out or key).with_suffix(".png")
+        if out is not None:
+            record.save(out)
+        else:
+            around.put(key, record.to_json().encode())
+            plot = around.root / plot if isinstance(around, Folder) else plot
+        calibration_plot(record.notes, plot, job.quantizer.group)
+        typer.echo("\n".join([*describe(record), f"{out or f'{around}/{key}'}, {plot}"]))
+
+
+@app.command("build")
+def build(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    engine: EngineName = None,
+    strict: Strict = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Remove the store that is there first; asks.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    out: JsonFile = None,
+) -> None:
+    """Build the cache, or what is left of it: scan, plan, pilot and every shard without a marker."""
+    from lic_dist.building.build import build as run
+
+    chosen = experiments(config, overrides, engine)
+    if rebuild and not yes:
+        for experiment in chosen:
+            _ask_to_remove(experiment)
+    write_json(out, [_show_build(run(experiment, strict, rebuild)) for experiment in chosen])
+
+
+@app.command("requantize")
+def requantize(
+    config: ConfigFile, overrides: Overrides = None, engine: EngineName = None, out: JsonFile = None
+) -> None:
+    """Add a quantizer's group from the stored y: other states, step, lambda, tables or entropy model; no photo is read.
+
+    For example --set quantizer.states=4 --set quantizer.group=tcq4, or --set model.checkpoint=runs/finetuned.
+    """
+    from lic_dist.building.build import requantize as run
+
+    write_json(out, [_show_build(run(one)) for one in experiments(config, overrides, engine)])
+
+
+def _show_build(report: BuildReport) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    if report.faults:
+        typer.secho(f"warning: samples set aside{_reasons(report.faults)}", fg="yellow", err=True)
+    rate = f", {report.bpp:.4f} bpp" if report.shards_built else ""
+    typer.echo(
+        f"{report.path}: {report.samples} samples, {report.shards_built} of {report.shards} shards built now"
+        f"{rate}, {report.seconds:.0f} s"
+    )
+    return asdict(report)
+
+
+def _reasons(faults: Mapping[str, int]) -> str:
+    return ": " + ", ".join(f"{count} {reason}" for reason, count in sorted(faults.items())) if faults else ""
+
+
+def _ask_to_remove(experiment: Experiment) -> None:
+    from lic_dist.building.job import place
+    from lic_dist.cache.inspect import inspect
+    from lic_dist.cache.layout import read_attributes
+
+    there = place(experiment)
+    if read_attributes(there) is None:
+        return
+    found = inspect(there)
+    groups = ", ".join(found["groups"]) or "none"
+    typer.echo(
+        f"{there}: {found['shards_written']} of {found['num_shards']} shards, {found['bytes'] / 1e6:.1f} MB, "
+        f"groups: {groups}"
+    )
+    if not sys.stdin.isatty():
+        raise UsageError("--rebuild removes this store", hint="say --yes where nobody can be asked")
+    if not typer.confirm("Remove it and build anew?"):
+        raise typer.Exit(1)
+
+
+def _stores(target: str, overrides: list[str] | None) -> list[tuple[Place, Experiment | None]]:
+    """A store by its path or URL, or those of an experiment's YAML file."""
+    from lic_dist.building.job import place
+    from lic_dist.cache.place import place_of
+
+    if Path(target).suffix in (".yaml", ".yml"):
+        return [(place(experiment), experiment) for experiment in experiments(Path(target), overrides)]
+    return [(place_of(target), None)]
+
+
+@app.command("inspect")
+def inspect(
+    target: Target,
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw rates, distortions and sizes to this PNG file.")] = None,
+    out: JsonFile = None,
+) -> None:
+    """Show progress with rate and ETA, sizes, rates and distortions, identity and provenance of a store."""
+    from lic_dist.cache.inspect import describe
+    from lic_dist.cache.inspect import inspect as look
+    from lic_dist.evaluation.plots import cache_plot
+
+    reports = [look(place) for place, _ in _stores(target, overrides)]
+    for report in reports:
+        typer.echo("\n".join(describe(report)))
+        if plot is not None:
+            cache_plot(report, plot)
+    write_json(out, reports[0] if len(reports) == 1 else reports)
+
+
+@app.command("verify")
+def verify(
+    target: Target,
+    overrides: Overrides = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Write again just what is damaged; needs the YAML.")] = False,
+    out: JsonFile = None,
+) -> None:
+    """Read everything again; name each shard and array that is missing, zero, torn or altered."""
+    from dataclasses import asdict
+
+    from lic_dist.building.build import repair as mend
+    from lic_dist.cache.verify import verify as check
+
+    figures, left = [], 0
+    for place, experiment in _stores(target, overrides):
+        findings = check(place)
+        for finding in findings:
+            shard = f"shard {finding.shard}: " if finding.shard >= 0 else ""
+            typer.echo(f"{shard}{finding.array}: {finding.what}")
+        if findings and repair:
+            if experiment is None:
+                raise UsageError("--repair needs to know how the store is built", hint="give the experiment's YAML")
+            typer.echo(f"{place}: {mend(experiment, findings)} shards written again")
+            findings = check(place)
+        left += len(findings)
+        figures.append({"path": str(place), "findings": [asdict(finding) for finding in findings]})
+        typer.echo(f"{place}: {f'{len(findings)} faults' if findings else 'whole'}")
+    write_json(out, figures)
+    if left:
+        raise LicError(f"{left} faults in {target}", hint="`lic-dist cache verify CONFIG --repair` mends them")

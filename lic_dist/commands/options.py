@@ -1,0 +1,36 @@
+"""Arguments that commands share, and what they all do with an experiment file and with figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from lic_dist.config import Experiment
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key; may be repeated.")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="ray or local; overrides engine.name.")]
+Architecture = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say its own.")]
+Lmbda = Annotated[float | None, typer.Option("--lambda", help="Of a checkpoint that does not say its own.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be used.")]
+Target = Annotated[str, typer.Argument(help="The store's path or URL, or the experiment's YAML file.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
+
+
+def experiments(path: Path, overrides: list[str] | None, engine: str | None = None) -> list[Experiment]:
+    """The experiments of a file, one for each combination of its sweep."""
+    from lic_dist import config
+
+    chosen = [*(overrides or []), *([f"engine.name={engine}"] if engine else [])]
+    return list(config.expand(path, chosen))
+
+
+def write_json(path: Path | None, figures: Any) -> None:
+    """Write a command's figures where --json asks for them."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=1, default=str) + "\n")

@@ -1,0 +1,6 @@
+"""What a fork server imports ahead, so that the processes that tests kill start in a moment."""
+
+from lic_dist.building import build  # noqa: F401
+from lic_dist.models.compat import import_compressai
+
+import_compressai()
