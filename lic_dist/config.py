@@ -125,6 +125,8 @@ class Finetune(Section):
     sq_rate: Literal["likelihood", "index"] = "likelihood"  # METHOD section 3: the two forms for SQ when h_s trains
     steps: int = Field(2000, ge=1)
     batch: int = Field(16, ge=1)  # global, over all ranks
+    streams: Annotated[int, Field(ge=1)] | Auto = "auto"  # of cache/order.py; auto: in RAM where the samples fit
+    workers: int = Field(0, ge=0)  # processes of a rank that read streams; 0: threads of its own
     lr: float = Field(1e-4, gt=0)
     floor: float = Field(0.05, gt=0, le=1)
     warmup: int = Field(50, ge=0)

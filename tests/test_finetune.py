@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +27,10 @@ from lic_dist.quantization.rates import SCALES
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training import finetune as job
 from lic_dist.training import loop
+from lic_dist.training.distributed import Ranks
 from lic_dist.training.loop import take_step
 from lic_dist.training.rate import IndexRate
-from lic_dist.training.samples import Samples
+from lic_dist.training.samples import Batch, Samples, training_samples
 
 
 def document(base: Path, photos: Path, store: Path, out: Path, **finetune: object) -> dict:
@@ -104,10 +108,15 @@ def test_a_killed_job_goes_on_to_the_same_weights(
 
 
 @pytest.mark.slow
-def test_two_ranks_take_the_steps_of_one(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
-    one = run(base, photos, store, tmp_path / "one", recipe="decoder+hyper")
+@pytest.mark.parametrize("streams", ["auto", 2])
+def test_two_ranks_take_the_steps_of_one(
+    base: Path, photos: Path, store: Path, tmp_path: Path, streams: int | str
+) -> None:
+    one = run(base, photos, store, tmp_path / "one", recipe="decoder+hyper", streams=streams)
     file = tmp_path / "two.yaml"
-    file.write_text(yaml.safe_dump(document(base, photos, store, tmp_path / "two", recipe="decoder+hyper")))
+    file.write_text(
+        yaml.safe_dump(document(base, photos, store, tmp_path / "two", recipe="decoder+hyper", streams=streams))
+    )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launch, "-m", "lic_dist", "finetune", str(file)],
@@ -127,7 +136,7 @@ def test_two_ranks_take_the_steps_of_one(base: Path, photos: Path, store: Path, 
 
 def test_the_rate_agrees_with_the_coders_tables_at_the_levels(store: Path) -> None:
     record = QuantizerRecord.from_json(LatentCache.open(store).record_json("tcq8"))
-    rate = IndexRate(record, 40)
+    rate = IndexRate(record)
     generator = np.random.default_rng(0)
     level = generator.integers(0, 64, (5, 200)).astype(np.uint8)
     k = generator.integers(-40, 41, (5, 200)).astype(np.int16)
@@ -145,7 +154,7 @@ def test_the_rate_agrees_with_the_coders_tables_at_the_levels(store: Path) -> No
 def test_batches_are_functions_of_the_step_and_cover_an_epoch(store: Path) -> None:
     cache = LatentCache.open(store)
     quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
-    samples = Samples(cache, "tcq8", quantizer, held_out=False, with_y=False)
+    samples = Samples(cache, "tcq8", quantizer, cache.indices(False), with_y=False)
     assert len(samples) == 18
     numbers = np.concatenate([samples.numbers(0, step, 6, slice(0, 6)) for step in range(3)])
     assert sorted(numbers) == list(range(18))
@@ -158,14 +167,63 @@ def test_batches_are_functions_of_the_step_and_cover_an_epoch(store: Path) -> No
     assert np.array_equal(batch.level.numpy().reshape(24, -1), quantizer.dequantize(lanes))
 
 
-def test_a_memory_map_serves_the_same_batches(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_batches_hold_what_is_stored_and_are_the_same_for_any_ranks_and_workers(store: Path) -> None:
     cache = LatentCache.open(store)
     quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
-    plain = Samples(cache, "tcq8", quantizer, held_out=False, with_y=True).batch(np.arange(5))
+
+    def taken(rank: int, world: int, workers: int, first: int = 0, count: int = 6) -> list[Batch]:
+        section = config.Finetune(batch=4, streams=2, workers=workers)
+        training = training_samples(cache, "tcq8", quantizer, True, section)
+        assert training.identity == {"samples": 18, "streams": 2, "buffer": 8}
+        with closing(training.batches(first, Ranks(rank, world, torch.device("cpu")))) as batches:
+            return list(islice(batches, count))
+
+    whole = taken(0, 1, 0)
+    others = {
+        "two ranks": [joined(pair) for pair in zip(taken(0, 2, 0), taken(1, 2, 0), strict=True)],
+        "two workers": taken(0, 1, 2),
+        "resumed": [*whole[:3], *taken(0, 1, 0, first=3, count=3)],
+    }
+    for what, batches in others.items():
+        for one, other in zip(whole, batches, strict=True):
+            assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one)), what
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lic_dist")]
+
+    samples = Samples(cache, "tcq8", quantizer, cache.indices(False), with_y=True)
+    row = int(np.flatnonzero((samples.arrays["pixels"] == whole[0].pixels[1].numpy()).all((1, 2, 3)))[0])
+    one = samples.batch(np.array([row]))
+    assert all(torch.equal(getattr(one, name)[0], getattr(whole[0], name)[1]) for name in vars(one))
+
+
+def joined(parts: tuple[Batch, ...]) -> Batch:
+    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+
+
+def test_bytes_alone_choose_the_stream_and_a_job_keeps_its_order(
+    base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(base, photos, store, tmp_path / "whole", latents="noise", streams=2)
     monkeypatch.setattr("lic_dist.training.samples.IN_MEMORY", 10)
-    mapped = Samples(cache, "tcq8", quantizer, held_out=False, with_y=True)
-    assert isinstance(mapped.arrays["pixels"], np.memmap)
-    assert all(torch.equal(getattr(plain, name), getattr(mapped.batch(np.arange(5)), name)) for name in vars(plain))
+    steps = 0
+
+    def die(*arguments: object) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            raise KeyboardInterrupt
+        return take_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(base, photos, store, tmp_path / "cut", latents="noise")
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match=r"buffer \(8 there, None here\), streams \(2 there, None here\)"):
+        run(base, photos, store, tmp_path / "cut", latents="noise")
+    with pytest.raises(UsageError, match=r"streams \(2 there, 1 here\)"):
+        run(base, photos, store, tmp_path / "cut", latents="noise", streams=1)
+    resumed = run(base, photos, store, tmp_path / "cut", latents="noise", streams=2)
+    assert checkpoint.digest(resumed.model.state_dict()) == checkpoint.digest(whole.model.state_dict())
 
 
 def test_a_wrong_cache_and_a_wrong_batch_are_refused(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -263,3 +264,27 @@ def test_damage_in_a_bucket_is_found():
     assert store.pending(url) == [0, 1] or store.pending(url) == [1]
     with pytest.raises(LicError, match="has lost an object"):
         LatentCache.open(url).shard(1)
+
+
+@pytest.mark.parametrize("pipeline", ["zarr", "zarrs"])
+def test_streams_and_views_read_a_bucket_as_they_read_a_folder(tmp_path, pipeline):
+    pytest.importorskip("xarray")
+    pytest.importorskip(pipeline)
+    url = f"s3://photos/stream-{pipeline}.zarr"
+    for where in (url, str(tmp_path / "a.zarr")):
+        create(where)
+        for shard in range(3):
+            make_builder(where, make_plan())(shard)
+    remote, local = LatentCache.open(url, pipeline=pipeline), LatentCache.open(tmp_path / "a.zarr")
+    names = ["pixels", "quantized/tcq8/k"]
+    for one, other in zip(
+        islice(remote.stream(names, batch=3), 6), islice(local.stream(names, batch=3), 6), strict=True
+    ):
+        assert all(bool((one[name] == other[name]).all()) for name in other)
+    for number in (0, 6):
+        assert bool((remote.dataset(names)[number]["pixels"] == local.dataset(names)[number]["pixels"]).all())
+    view = remote.to_xarray()
+    assert view.drop_attrs().identical(local.to_xarray().drop_attrs().load())
+    place_of(url).delete("pixels/c/1/0/0/0")
+    with pytest.raises(LicError, match="shard 1 of .*, array pixels, has lost its object"):
+        remote.shard(1, ["pixels"])

@@ -1,4 +1,4 @@
-"""Reading a store: whole shards, single samples, or everything into memory."""
+"""Reading a store: whole shards, single samples, everything into memory; as datasets of torch, or through xarray."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -19,21 +19,28 @@ from lic_dist.cache.plan import Geometry
 from lic_dist.errors import LicError, UsageError
 from lic_dist.images import FAULTS, Crop
 
+if TYPE_CHECKING:
+    import xarray
+
+    from lic_dist.cache.torch_data import CachedSamples, StreamedBatches
+
 PLAIN_COLUMNS = ("crop_y", "crop_x", "flip", "held_out", "status")
 
 
 class LatentCache:
     """An open store: `cache = LatentCache.open(path)`. Picklable; nothing is read until asked for.
 
-    Reading is by whole shards (`shard`, `load`: fast) or one sample (`cache[i]`: milliseconds). Array names
-    are those of layout.py. Samples of unwritten shards and faulty ones are not `usable`; their rows are
-    zero. What cannot be read (a missing, cut or altered object) is an error that names shard and array, never zeros.
+    Reading is by whole shards (`shard`, `load`: fast) or one sample (`cache[i]`: milliseconds); `stream` and `dataset`
+    serve torch, `to_xarray` analysis. Array names are those of layout.py. Samples of unwritten shards and faulty ones
+    are not `usable`; their rows are zero. What cannot be read (a missing, cut or altered object) is an error that
+    names shard and array, never zeros.
     """
 
     def __init__(self, place: Place, pipeline: Pipeline = "zarr") -> None:
         self.place, self.pipeline = place, pipeline
         self.header = layout.read_header(place)
         self._arrays: dict[str, zarr.Array] = {}
+        self._fingerprints: dict[str | None, str] = {None: self.header.fingerprint}
         self._done: dict[str, set[int]] = {}  # shards known to be done, by the fingerprint of base or group
 
     @classmethod
@@ -153,9 +160,7 @@ class LatentCache:
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        names = self.names
-        self._require_written(position // self.header.shard, names)
-        return {name: self._read(name, position, position + 1)[0] for name in names}
+        return {name: rows[0] for name, rows in self.rows(position, position + 1, self.names).items()}
 
     def shard(self, shard: int, arrays: Sequence[str] = ("pixels", "latents/z")) -> dict[str, NDArray[Any]]:
         """Whole arrays of one shard, padding cut off: name -> [samples in the shard, ...].
@@ -166,9 +171,17 @@ class LatentCache:
         """
         if not 0 <= shard < self.num_shards:
             raise IndexError(f"shard {shard} of {self.num_shards}")
-        self._require_written(shard, arrays)
         first = shard * self.header.shard
-        return {name: self._read(name, first, first + self.header.count(shard)) for name in arrays}
+        return self.rows(first, first + self.header.count(shard), arrays)
+
+    def rows(self, first: int, end: int, arrays: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Samples `first` to `end` (excluded) of one and the same shard, only the inner chunks they lie in decoded.
+
+        Raises:
+            LicError: no such array, or the shard is not written or cannot be read.
+        """
+        self._require_written(first // self.header.shard, arrays)
+        return {name: self._read(name, first, end) for name in arrays}
 
     def load(self, arrays: Sequence[str], indices: slice | Iterable[int] | None = None) -> dict[str, NDArray[Any]]:
         """Samples into memory, in the order of `indices` (default all), each shard read once.
@@ -193,6 +206,45 @@ class LatentCache:
                 loaded[name][rows] = values[wanted[rows] - shard * self.header.shard]
         return loaded
 
+    def dataset(self, arrays: Sequence[str], held_out: bool = False) -> CachedSamples:
+        """The usable samples of a part as a map-style dataset of torch: see torch_data.py."""
+        from lic_dist.cache.torch_data import CachedSamples
+
+        return CachedSamples(self, arrays, held_out)
+
+    def stream(
+        self,
+        arrays: Sequence[str],
+        batch: int,
+        seed: int = 0,
+        step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        held_out: bool = False,
+        streams: int | None = None,
+        buffer: int | None = None,
+    ) -> StreamedBatches:
+        """Shuffled batches of a part from `step` on, without end, as an iterable dataset of torch: see order.py.
+
+        `batch` is the global one; a rank gets its part of it. `streams` and `buffer` are best left alone.
+
+        Raises:
+            LicError: the part is empty, or no such array.
+            UsageError: streams that do not divide the batch, or among the ranks.
+        """
+        from lic_dist.cache.order import Order
+        from lic_dist.cache.stream import ShardStream
+        from lic_dist.cache.torch_data import StreamedBatches
+
+        order = Order(self.indices(held_out), self.header.shard, batch, seed, streams, buffer)
+        return StreamedBatches(ShardStream(self, arrays, order, step, rank, world))
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The whole cache as one lazily read dataset: see xarray_view.py. UsageError where xarray is not installed."""
+        from lic_dist.cache import xarray_view
+
+        return xarray_view.dataset(self)
+
     @property
     def names(self) -> list[str]:
         """The large arrays: pixels, latents and those of every group."""
@@ -201,7 +253,11 @@ class LatentCache:
         return [spec.name for spec in specs]
 
     def _fingerprint_of(self, group: str | None) -> str:
-        return self.fingerprint if group is None else str(self.group_attributes(group)["fingerprint"])
+        """Looked up once a group: every read of a shard asks for it."""
+        if group not in self._fingerprints:
+            assert group is not None
+            self._fingerprints[group] = str(self.group_attributes(group)["fingerprint"])
+        return self._fingerprints[group]
 
     def _require_written(self, shard: int, arrays: Iterable[str]) -> None:
         for group in {name.split("/")[1] if name.startswith("quantized/") else None for name in arrays}:

@@ -46,7 +46,8 @@ class Ranks:
         """The module under DDP, or itself where there is one rank."""
         if self.world == 1:
             return module
-        return DistributedDataParallel(module, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)  # none changes in training
 
     def wait(self) -> None:
         """Wait for all ranks."""

@@ -12,6 +12,7 @@ it trains on, a job is judged on the really quantized held-out latents.
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack, closing
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ from lic_dist.training.distributed import Ranks, ranks
 from lic_dist.training.loop import Course
 from lic_dist.training.loss import Figures, bits_of, combine, figures_of
 from lic_dist.training.rate import IndexRate
-from lic_dist.training.samples import Batch, Samples
+from lic_dist.training.samples import Batch, Samples, training_samples
 
-HELD_OUT_MOST = 64  # held-out samples that L is measured on
+HELD_OUT_MOST = 64  # L is measured on the first held-out samples
 
 
 class Decoding(nn.Module):
@@ -86,13 +87,12 @@ def _gaussian_bits(model: Any, y_hat: Tensor, means: Tensor, scales: Tensor) -> 
 
 @torch.no_grad()
 def held_out_figures(decoding: Decoding, samples: Samples, lmbda: float, device: torch.device) -> Figures:
-    """L, bpp of y and PSNR of the first held-out samples, with the cached indices, whatever the job trains on."""
+    """L, bpp of y and PSNR of the held-out samples, with the cached indices, whatever the job trains on."""
     judge = Decoding(decoding.model, decoding.parent[0], decoding.rate, "quantized").eval()
-    count = min(len(samples), HELD_OUT_MOST)
     squared = bits = 0.0
     pixels = 0
-    for first in range(0, count, 8):
-        batch = _on(samples.batch(np.arange(first, min(first + 8, count))), device)
+    for first in range(0, len(samples), 8):
+        batch = _on(samples.batch(np.arange(first, min(first + 8, len(samples)))), device)
         x = to_input(batch.pixels, device)
         x_hat, part = judge(batch)
         squared += float((x_hat.clamp(0, 1) - x).double().square().sum())
@@ -110,11 +110,11 @@ def finetune(experiment: config.Experiment) -> Path:
             named), a loss that is not finite.
         UsageError: `out` holds the state of a job with other settings, or the cache lacks what the job needs.
     """
-    with ranks() as here:
-        return _finetune(experiment, here)
+    with ranks() as here, ExitStack() as stack:
+        return _finetune(experiment, here, stack)
 
 
-def _finetune(experiment: config.Experiment, here: Ranks) -> Path:
+def _finetune(experiment: config.Experiment, here: Ranks, stack: ExitStack) -> Path:
     section = config.need(experiment.finetune, "finetune")
     quantizer_section = config.need(experiment.quantizer, "quantizer")
     parent = load_parent(experiment)
@@ -128,10 +128,11 @@ def _finetune(experiment: config.Experiment, here: Ranks) -> Path:
         raise UsageError(f"{what} needs y, which this cache does not keep", hint="build it with cache.store_y: true")
 
     quantizer = Quantizer(record)
-    training = Samples(cache, group, quantizer, held_out=False, with_y=noise)
-    held_out = Samples(cache, group, quantizer, held_out=True, with_y=False)
+    training = training_samples(cache, group, quantizer, noise, section)
+    held_out = Samples(cache, group, quantizer, cache.indices(held_out=True)[:HELD_OUT_MOST], with_y=False)
     identity = {
-        **section.model_dump(mode="json", exclude={"out"}),
+        **section.model_dump(mode="json", exclude={"out", "streams", "workers"}),
+        **training.identity,
         "group": group,
         "record": record.digest,
         "cache": cache.fingerprint,
@@ -139,8 +140,7 @@ def _finetune(experiment: config.Experiment, here: Ranks) -> Path:
     }
     model = parent.model.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parent_h_s = copy.deepcopy(model.h_s).requires_grad_(False)
-    largest = max(training.largest_index(), held_out.largest_index())
-    rate = IndexRate(record, largest).to(here.device)
+    rate = IndexRate(record).to(here.device)
     decoding = Decoding(model, parent_h_s, rate, _form(section, record))
     before = best = held_out_figures(decoding, held_out, parent.spec.lmbda, here.device)
     best_step, best_weights = 0, copy.deepcopy(model.state_dict())
@@ -151,9 +151,10 @@ def _finetune(experiment: config.Experiment, here: Ranks) -> Path:
     if course.state is not None:
         best, best_step = Figures(*course.state["best"]), int(course.state["best_step"])
         best_weights = course.state["best_weights"]
-    wrapped, share = here.wrap(decoding), here.share(section.batch)
-    for step in course:
-        batch = _on(training.batch(training.numbers(section.seed, step, section.batch, share)), here.device)
+    wrapped = here.wrap(decoding)
+    batches = stack.enter_context(closing(training.batches(course.first, here)))
+    for _ in course:
+        batch = _on(next(batches), here.device)
         x = to_input(batch.pixels, here.device)
         x_hat, bits = wrapped(batch)
         mse, bpp = (x_hat - x).square().mean(), bits / x[:, 0].numel()

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from lic_dist.quantization.rates import LEVELS, SCALES, bits_table
 from lic_dist.quantization.record import QuantizerRecord
 
+LARGEST = 1 << 15  # |k| of an int16: the table is 17 MB for TCQ, and no slower to look up than a short one
+
 
 class IndexRate(nn.Module):
     """Bits of indices k under scales; agrees with the coder's tables where sigma is one of the 64 levels.
@@ -15,7 +17,7 @@ class IndexRate(nn.Module):
     k is fixed, so the gradient is that of the searched cost (envelope theorem): it flows to the scales only.
     """
 
-    def __init__(self, record: QuantizerRecord, largest: int) -> None:
+    def __init__(self, record: QuantizerRecord, largest: int = LARGEST) -> None:
         super().__init__()
         table = torch.from_numpy(bits_table(record.y_tables, largest))  # [Q, 64, largest+1]
         self.register_buffer("table", table.flatten(), persistent=False)

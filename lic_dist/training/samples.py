@@ -1,26 +1,42 @@
-"""Samples of a cache for finetuning: decoded once to RAM, or to a memory map where RAM is too small; exact batches.
+"""Training samples of a cache in exact batches: decoded once to RAM where they fit, streamed by whole shards elsewhere.
 
-Batch `step` of a job is a pure function of (seed, step): a permutation of the samples for each epoch, cut into global
-batches, of which every rank takes its share. Resuming at a step and changing the number of ranks keep the order.
+    training = training_samples(cache, "tcq8", quantizer, with_y=False, section)
+    with closing(training.batches(first, here)) as batches: ...
+
+Either way batch `step` is a pure function of the samples, the seed and the step, of which every rank takes its part;
+resuming at a step and changing the number of ranks keep the order. In RAM it is a permutation of all samples for each
+epoch; streamed, that of cache/order.py. Which of the two serves is decided by bytes alone, never by a machine's memory,
+and is part of the job's identity with all that its order depends on.
 """
 
 from __future__ import annotations
 
-import tempfile
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from lic_dist import config
+from lic_dist.cache.order import Order
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.stream import ShardStream
+from lic_dist.cache.torch_data import StreamedBatches, joined
 from lic_dist.errors import LicError
 from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
+from lic_dist.training.distributed import Ranks
 
-IN_MEMORY = 4 << 30  # bytes of decoded samples that a rank keeps in RAM
+IN_MEMORY = 4 << 30  # bytes of decoded samples, all arrays together, that a rank keeps in RAM
+AHEAD = 2  # batches made ahead of the training step
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,32 +54,55 @@ class Batch:
     quantizer: Tensor
 
 
-class Samples:
-    """Decoded samples of one part of a cache (training or held out), with random access to batches."""
+class Training(Protocol):
+    """What a job trains on."""
 
-    def __init__(self, cache: LatentCache, group: str, quantizer: Quantizer, held_out: bool, with_y: bool) -> None:
-        part = cache.indices(held_out)
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the order of the batches depends on beside the cache, the seed and the batch."""
+
+    def batches(self, first: int, here: Ranks) -> Generator[Batch, None, None]:
+        """This rank's part of each global batch from `first` on, without end; made ahead in a thread. Close it."""
+
+
+def training_samples(
+    cache: LatentCache, group: str, quantizer: Quantizer, with_y: bool, section: config.Finetune
+) -> Training:
+    """The training part: in RAM where its arrays take up to IN_MEMORY bytes, else (or where asked for) streamed.
+
+    Raises:
+        LicError: the cache has no training samples.
+        UsageError: `finetune.streams` are no divisor of the batch, or more than the shards.
+    """
+    names, part = array_names(group, with_y), cache.indices(held_out=False)
+    sample = sum(np.dtype(array.dtype).itemsize * int(np.prod(array.shape[1:])) for array in map(cache.array, names))
+    if section.streams == "auto" and len(part) * sample <= IN_MEMORY:
+        return Shuffled(Samples(cache, group, quantizer, part, with_y), section.seed, section.batch)
+    streams = None if section.streams == "auto" else section.streams
+    order = Order(part, cache.header.shard, section.batch, section.seed, streams)
+    return Streamed(cache, names, quantizer, order, section.workers)
+
+
+def array_names(group: str, with_y: bool) -> tuple[str, ...]:
+    """The arrays that a batch is made of."""
+    return ("pixels", "latents/z", f"quantized/{group}/k", *(("latents/y",) if with_y else ()))
+
+
+class Samples:
+    """Samples of a cache decoded to RAM, with access to any batch of them; `part` are their numbers, ascending."""
+
+    def __init__(
+        self, cache: LatentCache, group: str, quantizer: Quantizer, part: NDArray[np.int64], with_y: bool
+    ) -> None:
         if not len(part):
-            raise LicError(
-                f"the cache has no {'held-out' if held_out else 'training'} samples", hint="see images.held_out"
-            )
-        self.quantizer = quantizer
-        self.names = {"pixels": "pixels", "z": "latents/z", "k": f"quantized/{group}/k"}
-        if with_y:
-            self.names["y"] = "latents/y"
-        self.arrays = {name: self._allocate(cache, path, len(part)) for name, path in self.names.items()}
+            raise LicError("the cache has no usable samples of this part", hint="see images.held_out")
+        self.quantizer, self.names = quantizer, array_names(group, with_y)
+        arrays = {name: cache.array(name) for name in self.names}
+        self.arrays = {name: np.empty((len(part), *array.shape[1:]), array.dtype) for name, array in arrays.items()}
         self._fill(cache, part)
 
     def __len__(self) -> int:
-        return len(self.arrays["k"])
-
-    def _allocate(self, cache: LatentCache, path: str, count: int) -> NDArray[np.generic]:
-        array = cache.array(path)
-        whole, dtype = (count, *array.shape[1:]), array.dtype
-        if int(np.prod(whole)) * dtype.itemsize <= IN_MEMORY // len(self.names):
-            return np.empty(whole, dtype)
-        with tempfile.NamedTemporaryFile(prefix="lic_dist-samples-") as file:  # unlinked at once, freed with the map
-            return np.memmap(Path(file.name), dtype=dtype, mode="w+", shape=whole)
+        return len(self.arrays["pixels"])
 
     def _fill(self, cache: LatentCache, part: NDArray[np.int64]) -> None:
         length = cache.header.shard
@@ -71,15 +110,10 @@ class Samples:
         with Progress("reading the cache", len(shards), "shard") as bar:
             for shard in shards:
                 inside = np.flatnonzero(part // length == shard)
-                read = cache.shard(int(shard), tuple(self.names.values()))
-                for name, path in self.names.items():
-                    self.arrays[name][inside] = read[path][part[inside] - shard * length]
+                read = cache.shard(int(shard), self.names)
+                for name in self.names:
+                    self.arrays[name][inside] = read[name][part[inside] - shard * length]
                 bar.advance()
-
-    def largest_index(self) -> int:
-        """The largest |k|, without a copy of the memory map."""
-        k = self.arrays["k"]
-        return int(max(int(k.max()), -int(k.min())))
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The permutation of an epoch."""
@@ -93,14 +127,82 @@ class Samples:
         return np.array([orders[epoch][index % len(self)] for epoch, index in zip(epochs, wanted, strict=True)])
 
     def batch(self, numbers: NDArray[np.int64]) -> Batch:
-        """The samples of these numbers; levels and active quantizers come from walking the state machine."""
-        taken = {name: array[numbers] for name, array in self.arrays.items()}
-        k = taken["k"]
-        lanes = np.ascontiguousarray(k.reshape(k.shape[0] * k.shape[1], -1))
-        level = self.quantizer.dequantize(lanes).reshape(k.shape)
-        active = self.quantizer.active(lanes).reshape(k.shape)
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in taken.items()}
-        y = tensors.get("y", torch.empty(0, dtype=torch.float16))
-        return Batch(
-            tensors["pixels"], y, tensors["z"], tensors["k"], torch.from_numpy(level), torch.from_numpy(active)
+        """The samples of these numbers."""
+        return walked(self.quantizer, *(self.arrays[name][numbers] for name in self.names))
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Samples in RAM, permuted as a whole for each epoch: see `Training`."""
+
+    samples: Samples
+    seed: int
+    batch: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"samples": len(self.samples)}
+
+    def batches(self, first: int, here: Ranks) -> Generator[Batch, None, None]:
+        samples, share = self.samples, here.share(self.batch)
+        return made_ahead(
+            samples.batch(samples.numbers(self.seed, step, self.batch, share)) for step in itertools.count(first)
         )
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Samples read by whole shards through shuffle buffers, by cache/stream.py: see `Training`.
+
+    A rank's streams are read by so many `workers`, processes of their own, or by threads where that is 0.
+    """
+
+    cache: LatentCache
+    names: tuple[str, ...]
+    quantizer: Quantizer
+    order: Order
+    workers: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"samples": len(self.order.part), "streams": self.order.streams, "buffer": self.order.buffer}
+
+    def batches(self, first: int, here: Ranks) -> Generator[Batch, None, None]:
+        """UsageError where the streams do not divide among the ranks, or are fewer than the workers."""
+        stream = ShardStream(self.cache, self.names, self.order, first, here.rank, here.world)
+        stream.among(0, max(1, self.workers))  # refuses here what a worker would
+        how: Any = {"num_workers": self.workers, "multiprocessing_context": "forkserver" if self.workers else None}
+        # a generator of its own: the loader draws a seed in this thread, which must not move the training's noise
+        rows = joined(DataLoader(StreamedBatches(stream), batch_size=None, generator=torch.Generator(), **how))
+        return made_ahead(walked(self.quantizer, *(one[name].numpy() for name in self.names)) for one in rows)
+
+
+def walked(
+    quantizer: Quantizer,
+    pixels: NDArray[np.uint8],
+    z: NDArray[np.int16],
+    k: NDArray[np.int16],
+    y: NDArray[np.float16] | None = None,
+) -> Batch:
+    """A batch of the arrays' rows; levels and active quantizers by walking the state machine, without the GIL."""
+    lanes = np.ascontiguousarray(k.reshape(k.shape[0] * k.shape[1], -1))
+    level, active = quantizer.dequantize(lanes).reshape(k.shape), quantizer.active(lanes).reshape(k.shape)
+    kept = np.empty(0, np.float16) if y is None else y
+    return Batch(*(torch.from_numpy(array) for array in (pixels, kept, z, k, level, active)))
+
+
+def made_ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """The items of a generator, made up to AHEAD before they are asked for, in a thread; what it raises is raised here.
+
+    Closing it ends the thread and closes the generator.
+    """
+    pool = ThreadPoolExecutor(1, "lic_dist-batches")
+    end: Any = object()
+    try:
+        waiting = deque(pool.submit(next, items, end) for _ in range(AHEAD))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        items.close()  # type: ignore[attr-defined]

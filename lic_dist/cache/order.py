@@ -1,0 +1,143 @@
+"""The order of streamed samples: which of them make global batch `step`, by arithmetic alone.
+
+    epoch    the shards that hold samples of the part, permuted by (seed, epoch)
+    deal     the shards of all epochs, laid end to end, go one by one to V virtual streams in turn
+    buffer   a stream takes its shards of an epoch up to `buffer` at a time, and permutes their samples together by
+             (seed, epoch, stream, number of the buffer)
+    batch    global batch `step` is the next batch / V samples of each stream, in the order of the streams
+
+So a batch is a pure function of (part, seed, batch, V, buffer, step); ranks and workers own streams, and change nothing
+of it.
+
+Guaranteed: in an epoch of its stream a sample comes exactly once, and before any of the stream's next epoch; over the
+streams an epoch is every sample exactly once. The deal goes on where the last epoch left it, so after any number of
+epochs the streams have had equal numbers of shards, or one more. No stream waits for another: where shards hold unequal
+numbers of samples (faults, the shard that the held-out part begins in), a stream that had the smaller ones is ahead by
+as much, and begins its next epoch earlier.
+
+How well it shuffles: the samples of a batch come from V shards (where V is no more than the batch), each drawn from
+`buffer` of them, out of a pool of V * buffer shards. The default is the largest V up to 16 that divides the batch, and
+as many shards a buffer as make the pool 16: at 64 samples a shard, 1,024 samples. A cache of fewer shards has fewer
+streams: V is then the largest divisor of the batch up to their number. Memory grows with the pool, see stream.py.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lic_dist.errors import LicError, UsageError
+
+MOST_STREAMS = 16
+POOL = 16  # shards that the streams' buffers hold together by default
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """Samples that a stream serves next: `samples` int64, in order; the first is number `start` of the stream."""
+
+    stream: int
+    start: int
+    samples: NDArray[np.int64]
+    shards: tuple[int, ...]
+
+
+class Order:
+    """The order of a part: `part` int64, ascending, its sample numbers; `length` samples a shard, padding included.
+
+    Attributes: streams (V), buffer (shards), share (samples of each stream in a batch).
+
+    Raises:
+        LicError: the part is empty.
+        UsageError: V does not divide the batch, or exceeds the number of shards.
+    """
+
+    def __init__(
+        self,
+        part: NDArray[np.int64],
+        length: int,
+        batch: int,
+        seed: int = 0,
+        streams: int | None = None,
+        buffer: int | None = None,
+    ) -> None:
+        if not len(part):
+            raise LicError("the cache has no usable samples of this part", hint="see images.held_out")
+        self.part, self.batch, self.seed = part, batch, seed
+        self.shards, starts = np.unique(part // length, return_index=True)
+        self.starts = np.append(starts, len(part))
+        self.counts = np.diff(self.starts)
+        self.streams = default_streams(batch, len(self.shards)) if streams is None else streams
+        if self.streams < 1 or batch % self.streams:
+            raise UsageError(
+                f"{self.streams} streams do not divide a batch of {batch}", hint="set streams to a divisor"
+            )
+        if self.streams > len(self.shards):
+            raise UsageError(
+                f"{self.streams} streams, but only {len(self.shards)} shards hold samples",
+                hint="set fewer streams, or build the cache with a smaller cache.shard",
+            )
+        self.buffer = max(1, POOL // self.streams) if buffer is None else buffer
+        self.share = batch // self.streams
+
+    def part_of(self, rank: int, world: int) -> range:
+        """The streams that one of `world` ranks owns: contiguous, so that the ranks' parts in order are the batch.
+
+        Raises:
+            UsageError: the streams do not divide among the ranks.
+        """
+        if self.streams % world:
+            hint = f"set streams to a multiple of {world} that divides the batch of {self.batch}"
+            if len(self.shards) < world:
+                hint = f"only {len(self.shards)} shards hold samples: use fewer ranks, or a smaller cache.shard"
+            raise UsageError(f"{self.streams} streams do not divide among {world} ranks", hint=hint)
+        size = self.streams // world
+        return range(rank * size, (rank + 1) * size)
+
+    def buffers(self, stream: int, first: int = 0) -> Iterator[Buffer]:
+        """The buffers of a stream without end, from that which holds its sample number `first`."""
+        start = 0
+        for epoch in count():
+            dealt_from = (stream - epoch * len(self.shards)) % self.streams
+            mine = _permutation(self.seed, epoch, len(self.shards))[dealt_from :: self.streams]
+            total = int(self.counts[mine].sum())
+            if start + total <= first:
+                start += total
+                continue
+            for number, places in enumerate(np.array_split(mine, -(-len(mine) // self.buffer))):
+                size = int(self.counts[places].sum())
+                if start + size > first:
+                    samples = np.concatenate([self.part[self.starts[one] : self.starts[one + 1]] for one in places])
+                    generator = np.random.default_rng((self.seed, epoch, stream + 1, number))
+                    shards = tuple(self.shards[places].tolist())
+                    yield Buffer(stream, start, generator.permutation(samples), shards)
+                start += size
+
+    def schedule(self, owned: range, step: int = 0) -> Iterator[Buffer]:
+        """The buffers of some streams without end, in the order in which the batches from `step` on need them."""
+
+        def needed(buffer: Buffer) -> tuple[int, int, int]:
+            return max(step, buffer.start // self.share), buffer.stream, buffer.start
+
+        return heapq.merge(*(self.buffers(stream, step * self.share) for stream in owned), key=needed)
+
+
+def default_streams(batch: int, shards: int) -> int:
+    """The largest divisor of the batch up to 16 and to the number of shards.
+
+    default_streams(16, 1000) => 16; default_streams(24, 1000) => 12; default_streams(16, 5) => 4
+    """
+    return max(divisor for divisor in range(1, min(MOST_STREAMS, shards) + 1) if batch % divisor == 0)
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    order = np.random.default_rng((seed, epoch)).permutation(size)
+    order.setflags(write=False)
+    return order

@@ -1,0 +1,69 @@
+"""A cache as one `xarray.Dataset`, each array read when it is indexed, through the reader and its errors.
+
+Variables keep the store's names ("pixels", "latents/y", "quantized/<group>/k" ...); what is known of the samples
+("source", "digest", "crop_y", "crop_x", "flip", "held_out", "status") stands as coordinates along `sample`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lic_dist.errors import UsageError
+
+try:
+    import xarray
+    from xarray.backends import BackendArray
+    from xarray.core import indexing
+except ImportError:
+    raise UsageError("this needs the package xarray", hint="pip install 'lic-dist[xarray]'") from None
+
+if TYPE_CHECKING:
+    from lic_dist.cache.reader import LatentCache
+
+DIMENSIONS = {  # of arrays whose rows and columns are not those of y
+    "pixels": ("sample", "color", "pixel_row", "pixel_column"),
+    "latents/z": ("sample", "z_channel", "z_row", "z_column"),
+}
+SAMPLES_IN_COORDINATES = ("samples/status",)
+
+
+class _Lazy(BackendArray):
+    """One array of a cache, cut to `num_samples`: only the shards that an index touches are read."""
+
+    def __init__(self, cache: LatentCache, name: str) -> None:
+        self.cache, self.name = cache, name
+        array = cache.array(name)
+        self.shape, self.dtype = (len(cache), *array.shape[1:]), array.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._outer)
+
+    def _outer(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        """Rows by an integer, slice or array of them; then each further axis by its own index."""
+        plain = [axis for axis, index in enumerate(key) if isinstance(index, int | np.integer)]
+        first, *rest = (slice(index, index + 1 or None) if axis in plain else index for axis, index in enumerate(key))
+        if 0 in plain:
+            sample = int(key[0]) % len(self.cache)
+            rows = self.cache.rows(sample, sample + 1, [self.name])[self.name]
+        else:
+            rows = self.cache.load([self.name], first)[self.name]
+        for axis, index in enumerate(rest, 1):
+            rows = rows[(*(slice(None),) * axis, index)]
+        return rows.squeeze(tuple(plain))
+
+
+def dataset(cache: LatentCache) -> xarray.Dataset:
+    """The cache as a dataset; its attributes: `identity` (canonical JSON), `fingerprint`, `place`."""
+    variables = {}
+    for name in cache.names:
+        if name not in SAMPLES_IN_COORDINATES:
+            dimensions = DIMENSIONS.get(name, ("sample", "channel", "row", "column")[: cache.array(name).ndim])
+            variables[name] = xarray.Variable(dimensions, indexing.LazilyIndexedArray(_Lazy(cache, name)))
+    coordinates = {name: ("sample", column) for name, column in cache.samples.items()}
+    identity = json.dumps(cache.identity, sort_keys=True, separators=(",", ":"))
+    attributes = {"identity": identity, "fingerprint": cache.fingerprint, "place": str(cache.place)}
+    return xarray.Dataset(variables, coordinates, attributes)
