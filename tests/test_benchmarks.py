@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lic_dist.benchmarks import data, exhaustive, quantization, speed, theory
+from lic_dist.benchmarks import building, data, exhaustive, quantization, reading, speed, theory
+from lic_dist.benchmarks import cache as cache_bench
 from lic_dist.cli import app
 from lic_dist.errors import LicError, UsageError
 from lic_dist.quantization.adaptation import adapted
@@ -99,3 +100,24 @@ def test_unknown_parts_and_small_pictures_are_one_line(photos: Path) -> None:
         quantization.bench(["warp"], None, 1, True)
     with pytest.raises(LicError, match="no picture of 512x384"):
         data.real(photos)
+
+
+def test_a_cache_is_measured_on_disk_and_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "SECTION", 2)
+    found = reading.size(None, 28)
+    assert 1 < found["group_to_entropy_coded"] < 1.5 and 1 < found["z_to_entropy_coded"] < 1.6
+    k = found["codecs"]["quantized/tcq8/k"]
+    assert k["zstd, shuffled bits"]["part_of_raw"] < 0.8 * k["zstd, level 1"]["part_of_raw"]
+    assert found["codecs"]["pixels"]["lossless WebP"]["part_of_raw"] < 0.5
+    fed = reading.feeding(None, 28, 1)
+    assert fed["arms"]["stream of shards"]["amplification"] == 1.0
+    assert set(fed["arms"]) == {"tensors in memory", "samples in RAM", "stream of shards"}
+    for tables in (cache_bench._size_tables(found), cache_bench._loader_tables(fed)):
+        assert all(table.row_count for table in tables)
+
+
+def test_a_plan_is_measured_in_a_process_of_its_own() -> None:
+    found = building.million(20_000)
+    assert found["photos"] == 20_000 and 100 < found["bytes_a_photo"] < 20_000 and found["seconds_a_shard"] < 0.1
+    with pytest.raises(UsageError, match="there are build, loader, size, memory, plan"):
+        cache_bench.bench(["speed"], None, 64, True)

@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -211,6 +212,28 @@ def test_another_identity_is_refused_naming_the_fields(built):
         store.create(built, make_plan(), store_y=False)
     with pytest.raises(LicError, match="record: store has cdcdcdcd…, this job has efefefef…"):
         store.create_group(built, "tcq8", RECORD, {"record": "ef" * 32})
+
+
+@pytest.mark.parametrize("round_", range(5))
+def test_of_planners_at_once_one_wins_and_the_others_agree_or_are_refused(tmp_path, round_):
+    plans = [make_plan(), make_plan(crop=64), make_plan(11), make_plan()]
+
+    def create_both(planned: Plan) -> str:
+        try:
+            create(tmp_path / "a.zarr", planned)
+        except LicError as error:
+            return error.message
+        return planned.fingerprint
+
+    with ThreadPoolExecutor(len(plans)) as pool:
+        told = list(pool.map(create_both, plans))
+    won = LatentCache.open(tmp_path / "a.zarr")
+    winners = [planned for planned, said in zip(plans, told, strict=True) if said == planned.fingerprint]
+    assert winners and all(planned.num_samples == won.num_samples for planned in winners)
+    refused = [said for said in told if "this job has" in said]
+    assert len(refused) + len(winners) == len(plans)
+    build(tmp_path / "a.zarr", winners[0])
+    assert verify(tmp_path / "a.zarr") == [] and won.groups == ("tcq8",)
 
 
 def test_what_is_not_a_cache_is_refused(tmp_path):

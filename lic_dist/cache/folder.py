@@ -8,6 +8,7 @@ import glob
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +41,9 @@ class Folder(Place):
             path.parent.mkdir(parents=True, exist_ok=True)
             for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
                 _remove_if_stale(left)
-            temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+            temporary = path.with_name(
+                f".{path.name}.{socket.gethostname()}.{os.getpid()}-{threading.get_ident()}.part"
+            )
             try:
                 with temporary.open("wb") as file:
                     file.write(data)
@@ -165,7 +168,7 @@ def _remove_if_stale(part: Path) -> None:
     """Remove what a killed writer left: its process is gone or, on another host, it has not written for an hour."""
     host, pid, _ = part.name.rsplit(".", 2)
     if host.endswith(f".{socket.gethostname()}"):
-        stale = not _alive(int(pid))
+        stale = not _alive(int(pid.partition("-")[0]))
     else:
         try:
             stale = time.time() - part.stat().st_mtime > ABANDONED

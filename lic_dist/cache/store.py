@@ -42,8 +42,9 @@ def create(
     """
     place = place_of(path)
     if layout.read_attributes(place) is None:
-        strange = sorted(set(place.names()) - {markers.FOLDER, "zarr.json.lock"})
-        if strange:
+        ours = (markers.FOLDER, "zarr.json.lock", ".zarr.json.")  # also of a planner at work, or killed
+        strange = [name for name in place.names() if not name.startswith(ours)]
+        if strange and layout.read_attributes(place) is None:  # not another planner's, who was first just now
             raise LicError(f"{place} is no cache and not empty: it holds {strange[0]}", hint="give another cache.path")
         attributes = {"format": layout.FORMAT, **_planned(plan, store_y), "provenance": dict(provenance or {})}
         place.put_new("zarr.json", layout.group_document({**attributes, "fingerprint": plan.fingerprint}))
