@@ -35,9 +35,9 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
     """
     cache = LatentCache.open(path, options)
     header, place = cache.header, cache.place
-    base = store.finished(place, header)
     listing = place.listing()
-    faults = cache.fault_counts()
+    base = store.finished(place, header, None, listing)
+    faults = cache.fault_counts(base)
     written = sum(marker.samples for marker in base.values())
     report: dict[str, Any] = {
         "path": str(place),
@@ -60,7 +60,7 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
         "provenance": header.provenance,
     }
     for group in cache.groups:
-        done = store.finished(place, header, group)
+        done = store.finished(place, header, group, listing)
         report["groups"][group] = {
             **cache.group_attributes(group),
             **_progress(cache, group, done, listing),

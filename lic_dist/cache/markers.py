@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -61,17 +62,17 @@ def is_done(place: Place, fingerprint: str, shard: int) -> bool:
     return marker is not None and all(_fits(place.entry(key), entry) for key, entry in marker.objects.items())
 
 
-def done(place: Place, fingerprint: str, arrays: tuple[str, ...]) -> dict[int, Marker]:
-    """All shards that are done, by number, ascending: one listing of the arrays, and the markers read in parallel."""
+def done(place: Place, fingerprint: str, shards: range, listing: Mapping[str, Entry]) -> dict[int, Marker]:
+    """Those of the shards that are done, by number, ascending; `listing` is of their arrays at least."""
     names = place.names(f"{FOLDER}/{fingerprint[:8]}")
-    shards = sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdigit())
+    numbers = sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal())
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(lambda shard: read_marker(place, fingerprint, shard), shards))
-    listed = {key: entry for array in arrays for key, entry in place.listing(array).items()} if shards else {}
-    whole = [
-        marker for marker in found if marker and all(_fits(listed.get(key), one) for key, one in marker.objects.items())
-    ]
-    return {marker.shard: marker for marker in whole}
+        found = pool.map(lambda shard: read_marker(place, fingerprint, shard), (n for n in numbers if n in shards))
+        return {
+            marker.shard: marker
+            for marker in found
+            if marker and all(_fits(listing.get(key), entry) for key, entry in marker.objects.items())
+        }
 
 
 def _fits(found: Entry | None, recorded: dict[str, Any]) -> bool:

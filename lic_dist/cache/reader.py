@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import ArraySpec, Pipeline
+from lic_dist.cache.markers import Marker
 from lic_dist.cache.place import Place, place_of
 from lic_dist.cache.plan import Geometry
 from lic_dist.errors import LicError, UsageError
@@ -109,10 +110,10 @@ class LatentCache:
         """The usable samples of the held-out or of the training part, ascending."""
         return np.flatnonzero(self.usable & (self._column("samples/held_out") == held_out))
 
-    def fault_counts(self) -> dict[str, int]:
+    def fault_counts(self, done: Mapping[int, Marker] | None = None) -> dict[str, int]:
         """Samples set aside, by reason; only shards whose markers count some are read."""
         counts: dict[str, int] = {}
-        for shard, marker in store.finished(self.place, self.header).items():
+        for shard, marker in (done or store.finished(self.place, self.header)).items():
             if marker.faulty:
                 status = self.shard(shard, ("samples/status",))["samples/status"]
                 for code in status[status != 0].tolist():

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers
 from lic_dist.cache.layout import ArraySpec, Header
-from lic_dist.cache.place import Place, place_of
+from lic_dist.cache.place import Entry, Place, place_of
 from lic_dist.cache.plan import Plan, differences, fingerprint
 from lic_dist.errors import LicError
 from lic_dist.images import FAULTS, Crop
@@ -154,13 +154,22 @@ def pending(path: Path | str | Place, group: str | None = None) -> list[int]:
     return [shard for shard in range(header.num_shards) if shard not in done]
 
 
-def finished(place: Place, header: Header, group: str | None = None) -> dict[int, markers.Marker]:
-    """The markers of the shards that are done, of the base arrays or of a group, by number."""
+def finished(
+    place: Place, header: Header, group: str | None = None, listing: Mapping[str, Entry] | None = None
+) -> dict[int, markers.Marker]:
+    """The markers of the shards that are done, of the base arrays or of a group, by number.
+
+    `listing` is of the whole place, for a caller who has it already.
+    """
     if group is None:
+        key = header.fingerprint
         specs = (*layout.sample_arrays(header.source_bytes), *layout.base_arrays(header.geometry, header.store_y))
-        return markers.done(place, header.fingerprint, tuple(spec.name for spec in specs))
-    specs = layout.group_arrays(group, header.geometry)
-    return markers.done(place, _group_attributes(place, group)["fingerprint"], tuple(spec.name for spec in specs))
+    else:
+        key = _group_attributes(place, group)["fingerprint"]
+        specs = layout.group_arrays(group, header.geometry)
+    if listing is None:
+        listing = {name: entry for spec in specs for name, entry in place.listing(spec.name).items()}
+    return markers.done(place, key, range(header.num_shards), listing)
 
 
 def forget(path: Path | str | Place, shard: int, group: str | None = None) -> None:
