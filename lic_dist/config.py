@@ -6,6 +6,7 @@ that a command does not need may be absent: `need` says so in one line when it i
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import json
@@ -65,7 +66,7 @@ class Images(Section):
 
     path: Path
     crop: int = Field(256, ge=64, multiple_of=64)
-    variations: int = Field(1, ge=1)  # crops of each photo
+    variations: int = Field(1, ge=1, le=100_000)  # crops of each photo
     seed: int = 0
     held_out: Annotated[float, Field(ge=0, lt=1)] | str = 0.05  # part of the photos, by digest; or a subfolder
     tolerate: float = Field(0.01, ge=0, le=1)  # part of the samples that may be set aside
@@ -100,8 +101,8 @@ class Cache(Section):
     path: str  # a folder, or a URL of an object store: s3://bucket/name.zarr, gs://..., az://...
     options: dict[str, str] = Field(default_factory=dict)  # of the object store: endpoint, region ... (obstore's names)
     pipeline: Literal["zarr", "zarrs"] = "zarr"  # what decodes it
-    shard: int = Field(64, ge=1)
-    batch: int = Field(8, ge=1)  # crops that the encoder sees at once: part of the plan, so that bytes repeat
+    shard: int = Field(64, ge=1, le=65536)
+    batch: int = Field(8, ge=1, le=4096)  # crops that the encoder sees at once: part of the plan, so that bytes repeat
     store_y: bool = True
 
 
@@ -204,7 +205,7 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Iterator[Experiment]:
         return
     labels = [_labels(values) for values in sweep.values()]
     for values, suffixes in zip(itertools.product(*sweep.values()), itertools.product(*labels), strict=True):
-        one = _rename(json.loads(json.dumps(document)), "-".join(suffixes))
+        one = _rename(copy.deepcopy(document), "-".join(suffixes))
         for key, value in zip(sweep, values, strict=True):
             _set(one, str(key), value)
         yield parse(one, str(path))
@@ -217,7 +218,9 @@ def _rename(document: dict[str, Any], suffix: str) -> dict[str, Any]:
         if isinstance(part, dict) and isinstance(part.get(key), str):
             around, slash, name = part[key].rstrip("/").rpartition("/")  # a path, or a URL
             moved[part[key].rstrip("/")] = f"{around}{slash}{Path(name).stem}-{suffix}{Path(name).suffix}"
-    renamed: dict[str, Any] = _follow(document, moved)
+    renamed: dict[str, Any] = {
+        name: part if name == "images" else _follow(part, moved) for name, part in document.items()
+    }
     return {**renamed, "name": f"{document.get('name', 'experiment')}-{suffix}"}
 
 

@@ -81,6 +81,7 @@ def quickstart(out: Path, photos: Path | None, engine: str) -> dict[str, Any]:
     )
     console.print("[bold]2/4[/] calibrate TCQ-8 and build the latent cache")
     report = build(experiment)
+    report.require_tolerated()
     console.print(f"      {report.samples} crops, {report.shards_built} of {report.shards} shards built now")
     console.print("[bold]3/4[/] retrain the decoder on the quantized latents")
     path = finetune(experiment)

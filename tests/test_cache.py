@@ -65,7 +65,7 @@ def make_builder(path: Path, planned: Plan):
     def build(shard: int) -> int:
         count = len(planned.crops_of(shard))
         arrays = synthetic(count, shard, faulty=1 if shard == 1 else None)
-        store.write_shard(str(path), planned.fingerprint, shard, arrays, planned.crops_of(shard), 0.1)
+        store.write_shard(str(path), planned.fingerprint, shard, arrays, planned.crops_of(shard), {"all": 0.1})
         return count
 
     return build
@@ -78,7 +78,9 @@ def create(path: Path, planned: Plan) -> None:
 
 def build(path: Path, planned: Plan, **engine) -> list[tuple[int, int]]:
     stage = Stage("build", partial(make_builder, path, planned), workers=2)
-    return list(run([stage], store.pending(path), **engine))
+    done = list(run([stage], store.pending(path), **engine))
+    Folder(path).sweep()
+    return done
 
 
 def objects(path: Path) -> dict[str, str]:
@@ -288,12 +290,12 @@ def test_faulty_samples_are_zeros_and_not_counted(built):
     marker = markers.read_marker(Folder(built), cache.fingerprint, 1)
     assert (marker.samples, marker.faulty, marker.bits) == (4, 1, None)
     marker = markers.read_marker(Folder(built), cache.group_attributes("tcq8")["fingerprint"], 1)
-    assert (marker.bits, marker.distortion, marker.seconds) == (3 * 1024.0, 1.5, 0.1)
+    assert (marker.bits, marker.distortion, marker.seconds) == (3 * 1024.0, 1.5, {"all": 0.1})
 
 
 def test_groups_are_added_later_with_markers_of_their_own(built):
     planned = make_plan()
-    assert [crop for shard in range(3) for crop in LatentCache.open(built).crops_of(shard)] == list(planned.crops)
+    assert LatentCache.open(built).samples["digest"].tolist() == [crop.digest for crop in planned.crops]
     store.create_group(built, "sq", RECORD, {"record": "ef" * 32})
     assert store.pending(built) == [] and store.pending(built, "sq") == [0, 1, 2]
     arrays = {name: array for name, array in synthetic(4, 1, group="sq").items() if name.startswith("quantized")}
@@ -411,6 +413,133 @@ with markers.owner(place_of({str(built)!r}), "f" * 64, 0):
     assert not list((built / markers.FOLDER).rglob("*.lock"))
 
 
+def test_a_second_writer_leaves_a_finished_shard_alone(built):
+    before = {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in built.rglob("*") if file.is_file()}
+    make_builder(built, make_plan())(0)
+    assert before == {
+        file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in built.rglob("*") if file.is_file()
+    }
+    store.forget(built, 0)
+    make_builder(built, make_plan())(0)
+    assert store.pending(built) == [] and verify(built) == []
+
+
+def test_a_listing_survives_files_that_come_and_go(built):
+    (built / "samples/crop_y/c/9").symlink_to(built / "nowhere")
+    (built / "samples/crop_y/c/.0.host.12.0a0b0c0d.part").write_text("half")
+    listed = Folder(built).listing("samples/crop_y")
+    assert sorted(listed) == [f"samples/crop_y/{name}" for name in ("c/0", "c/1", "c/2", "zarr.json")]
+    assert store.pending(built) == []
+
+
+def test_groups_over_other_latents_are_not_done(built):
+    planned, changed = make_plan(), synthetic(4, 0, group=None)
+    changed["latents/y"][0] += 1
+    store.forget(built, 0)
+    store.write_shard(built, planned.fingerprint, 0, changed, planned.crops_of(0))
+    assert store.pending(built) == [] and store.pending(built, "tcq8") == [0]
+    group = f"_progress/{LatentCache.open(built).group_attributes('tcq8')['fingerprint'][:8]}"
+    assert verify(built) == [Finding(0, group, "altered", "tcq8")]
+    with pytest.raises(LicError, match="shard 0 of .*, group 'tcq8', is not written"):
+        LatentCache.open(built).shard(0, ["quantized/tcq8/k"])
+
+
+def forged(text: str) -> list[str]:
+    marker = json.loads(text)
+    name = next(iter(marker["objects"]))
+    some = {key: value for key, value in marker["objects"].items() if key != name}
+    changes = (
+        {"objects": {}}, {"objects": some}, {"objects": {**some, name: 5}}, {"objects": 7}, {"samples": "x"},
+        {"samples": 3}, {"seconds": ["a"]}, {"shard": -1}, {"objects": {**marker["objects"], "../x": {"bytes": 1}}},
+    )  # fmt: skip
+    return [json.dumps({**marker, **change}) for change in changes]
+
+
+def test_forged_markers_count_as_not_written(built):
+    file = built / markers.marker_key(make_plan().fingerprint, 1)
+    text = file.read_text()
+    for other in forged(text):
+        file.write_text(other)
+        assert store.pending(built) == [1]
+        inspect(built)
+        verify(built)
+    file.write_text(text)
+    (file.parent / "²3.json").write_text(text)
+    (file.parent / "99999.json").write_text(text.replace('"shard": 1', '"shard": 99999'))
+    assert store.pending(built) == [] and LatentCache.open(built).written() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_samples": None}, {"num_samples": -1}, {"num_samples": 10**15}, {"shard": 0}, {"shard": "4"},
+        {"geometry": [1]}, {"geometry": {"crop": 32}}, {"fingerprint": "0" * 64}, {"identity": 5}, {"store_y": "no"},
+        {"format": "1"}, {"source_bytes": 0},
+    ],
+)  # fmt: skip
+def test_hostile_attributes_are_one_line(built, change):
+    document = json.loads((built / "zarr.json").read_text())
+    document["attributes"] |= change
+    (built / "zarr.json").write_text(json.dumps(document))
+    for use in (LatentCache.open, verify, inspect, lambda path: store.create(path, make_plan())):
+        with pytest.raises(LicError) as caught:
+            use(built)
+        assert "\n" not in caught.value.message
+
+
+def test_a_lost_or_torn_root_is_put_back_for_the_same_plan_alone(built):
+    before = objects(built)
+    for spoil in (lambda file: file.unlink(), lambda file: file.write_text("{")):
+        spoil(built / "zarr.json")
+        with pytest.raises(LicError, match="no cache and not empty"):
+            store.create(built, make_plan(crop=64))
+        create(built, make_plan())
+        assert objects(built) == before and verify(built) == []
+
+
+def test_a_broken_group_is_named_and_put_back(built):
+    before = objects(built)
+    for text in ('{"attributes": {}}', "{", '{"attributes": {"identity": {"a": 1}, "fingerprint": "0"}}'):
+        (built / "quantized/tcq8/zarr.json").write_text(text)
+        what = "torn" if text == "{" else "altered"
+        assert Finding(-1, "quantized/tcq8/zarr.json", what, "tcq8") in verify(built)
+        assert inspect(built)["groups"] == {} and LatentCache.open(built).groups == ()
+        create(built, make_plan())
+        assert objects(built) == before
+    (built / "pixels/zarr.json").write_text((built / "latents/y/zarr.json").read_text())
+    assert verify(built)[0] == Finding(-1, "pixels/zarr.json", "altered")
+    create(built, make_plan())
+    assert objects(built) == before
+
+
+@pytest.mark.parametrize("name", ["source", "held_out", "status"])
+@pytest.mark.parametrize("how", ["remove", "empty", "flip"])
+def test_lost_rows_of_samples_are_never_values(built, name, how):
+    file = next((built / f"samples/{name}/c/2").rglob("*")) if name == "source" else built / f"samples/{name}/c/2"
+    damage(file, how)
+    cache = LatentCache.open(built)
+    with pytest.raises(LicError, match=f"samples/{name}"):
+        cache.samples  # noqa: B018
+    if name != "source":
+        with pytest.raises(LicError, match=f"samples/{name}"):
+            cache.indices(held_out=False)
+
+
+def test_load_takes_masks_and_refuses_what_are_no_numbers(built):
+    cache = LatentCache.open(built)
+    mask = cache.usable
+    np.testing.assert_array_equal(
+        cache.load(["latents/z"], mask)["latents/z"], cache.load(["latents/z"], np.flatnonzero(mask))["latents/z"]
+    )
+    with pytest.raises(IndexError):
+        cache.load(["latents/z"], mask[:4])
+    for wrong in ([1.9, 2.5], ["1"], np.array([0.0])):
+        with pytest.raises(TypeError, match="samples have numbers"):
+            cache.load(["latents/z"], wrong)
+    with pytest.raises(TypeError, match="a sample has a number"):
+        cache[1:3]
+
+
 # verify
 
 
@@ -453,7 +582,7 @@ def test_verify_tells_damages_apart_and_building_heals_them(built, how, what):
     ]
     for finding in verify(built):
         store.forget(built, finding.shard, finding.group or None)
-    assert store.pending(built) == [1, 2] and store.pending(built, "tcq8") == [0]
+    assert store.pending(built) == [1, 2] and store.pending(built, "tcq8") == [0, 1, 2]
     for shard in range(3):
         make_builder(built, make_plan())(shard)
     assert verify(built) == [] and objects(built) == before

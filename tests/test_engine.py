@@ -142,6 +142,38 @@ def test_ray_replaces_a_dead_worker_and_repeats_its_unit(cluster, tmp_path):
     assert (tmp_path / "died").exists()
 
 
+class Unloadable:
+    """What a worker cannot unpickle: as if lic_dist were missing there, or of another version."""
+
+    def __call__(self):
+        return lambda value: value
+
+    def __reduce__(self):
+        return fail_to_load, ()
+
+
+def fail_to_load():
+    raise ModuleNotFoundError("no module of this name on the node")
+
+
+def test_ray_gives_up_on_workers_that_do_not_start(cluster):
+    with pytest.raises(LicError, match="workers of stage 'strange' do not start") as caught:
+        list(run([Stage("strange", Unloadable(), 1)], [1], engine="ray"))
+    assert "installed on every node" in caught.value.hint
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_none_ends_a_unit_before_the_later_stages(cluster, engine):
+    stages = [Stage("half", make_half, 1), Stage("fails", partial(make_fail, ValueError("seen")), 1)]
+    assert sorted(run(stages, [1, 3, 5], engine=engine)) == [(1, None), (3, None), (5, None)]
+    with pytest.raises(ValueError, match="seen"):
+        list(run(stages, [1, 2], engine=engine))
+
+
+def make_half():
+    return lambda value: None if value % 2 else value
+
+
 def test_ray_gives_up_on_a_unit_that_kills_its_workers(cluster, tmp_path, monkeypatch):
     from lic_dist.engine import on_ray
 

@@ -16,7 +16,9 @@ from lic_dist.building import pilot
 from lic_dist.building.build import build, repair, requantize
 from lic_dist.building.estimate import describe, estimate
 from lic_dist.building.job import check_cache, group_identity, prepare
+from lic_dist.building.pilot import adapt, record_beside
 from lic_dist.cache import store
+from lic_dist.cache.place import place_of
 from lic_dist.cache.plan import differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import verify
@@ -173,6 +175,34 @@ def test_a_lost_record_is_put_back_from_beside_the_store_or_named(mine: Path, ba
         (mine.parent / "a.tcq8.json").unlink()
 
 
+def test_a_second_group_without_y_comes_from_the_stored_pixels(
+    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.zarr"
+    build(experiment(base, photos, path, quantizer=FIXED, cache={"store_y": False}))
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file() and "tcq4" not in str(file)}
+    more = experiment(base, photos, path, quantizer={**FIXED, "states": 4, "group": "tcq4"}, cache={"store_y": False})
+    record = adapt(prepare(more))
+    around, key = record_beside(prepare(more).place, "tcq4")
+    around.put(key, record.to_json().encode())
+    monkeypatch.setattr("lic_dist.images.read_crops", lambda *_: pytest.fail("photos were read"))
+    assert build(more).shards_built == 3 and verify(path) == []
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    monkeypatch.undo()
+    whole = tmp_path / "whole.zarr"
+    build(experiment(base, photos, whole, quantizer={**FIXED, "states": 4, "group": "tcq4"}))
+    k = "quantized/tcq4/k"
+    assert np.array_equal(LatentCache.open(path).load([k])[k], LatentCache.open(whole).load([k])[k])
+
+
+def test_requantizing_does_not_read_pixels(mine: Path, base: Path) -> None:
+    requantize(no_photos(base, mine, name="sq", group="flat"))
+    (mine.parent / "a.again.json").write_text(LatentCache.open(mine).record_json("flat"))  # nothing to calibrate
+    for shard in range(3):
+        damage(mine / f"pixels/c/{shard}/0/0/0", "flip")
+    assert requantize(no_photos(base, mine, name="sq", group="again")).shards_built == 3
+
+
 # identity
 
 
@@ -251,6 +281,89 @@ def test_rebuild_asks_and_then_starts_anew(mine: Path, base: Path, photos: Path)
     done = lic_dist("cache", "build", file, "--rebuild", "--yes")
     assert done.returncode == 0 and "3 of 3 shards built now" in done.stdout, done.stderr
     assert LatentCache.open(mine).identity["images"]["seed"] == 7
+
+
+def test_rebuild_removes_nothing_before_it_can_build(mine: Path, base: Path, photos: Path) -> None:
+    around, key = record_beside(prepare(experiment(base, photos, mine, quantizer=FIXED)).place, "tcq8")
+    around.put(key, LatentCache.open(mine).record_json("tcq8").encode())
+    before = objects(mine)
+    with pytest.raises(LicError, match="a.tcq8.json is another quantizer: step"):
+        build(experiment(base, photos, mine, quantizer={**FIXED, "step": 0.9}), rebuild=True)
+    assert objects(mine) == before
+
+
+def test_a_rebuild_killed_while_it_removes_leaves_no_half_store(
+    mine: Path, base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = experiment(base, photos, mine, quantizer=FIXED)
+
+    def die(path: Path) -> None:
+        (path / "zarr.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        build(asked, rebuild=True)
+    monkeypatch.undo()
+    assert not mine.exists()
+    assert build(asked).shards_built == 3
+
+
+def test_a_linked_store_is_rebuilt_where_it_lies(mine: Path, base: Path, photos: Path, tmp_path: Path) -> None:
+    link = tmp_path / "elsewhere" / "link.zarr"
+    link.parent.mkdir()
+    link.symlink_to(mine)
+    assert build(experiment(base, photos, link, quantizer=FIXED), rebuild=True).shards_built == 3
+    assert link.is_symlink() and verify(mine) == []
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(LicError, match="link to nothing"):
+        build(experiment(base, photos, link, quantizer=FIXED))
+    (tmp_path / "file.zarr").write_text("mine")
+    with pytest.raises(LicError, match="is a file"):
+        build(experiment(base, photos, tmp_path / "file.zarr", quantizer=FIXED))
+
+
+def test_a_build_whose_store_is_taken_away_does_not_call_it_done(
+    mine: Path, base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.forget(mine, 0)
+    asked, written = experiment(base, photos, mine, quantizer=FIXED), store.write_shard
+
+    def lose_another(*arguments: object, **options: object) -> None:
+        written(*arguments, **options)
+        store.forget(mine, 2)
+
+    monkeypatch.setattr("lic_dist.cache.store.write_shard", lose_another)
+    with pytest.raises(LicError, match="1 shards of .* are gone again"):
+        build(asked)
+
+
+def test_what_lies_beside_a_store_is_its_own(base: Path, photos: Path, tmp_path: Path) -> None:
+    keys = set()
+    for name in ("p-0.5", "p-0.25", "a.v1", "a.v1.zarr2", "x", "y.zarr"):
+        around, key = place_of(tmp_path / name).beside(".tcq8.json")
+        assert around == place_of(tmp_path)
+        keys.add(key)
+    assert len(keys) == 6 and "y.tcq8.json" in keys
+
+
+def test_settings_that_made_a_record_are_part_of_what_is_asked_for(mine: Path, base: Path, photos: Path) -> None:
+    for change in ({"weights": "uniform"}, {"pilot": 9}, {"adapt_rounds": 1}, {"calibration": 5}):
+        with pytest.raises(LicError, match=rf"another quantizer: {next(iter(change))}: store has"):
+            build(experiment(base, photos, mine, quantizer={**FIXED, **change}))
+
+
+def test_too_many_bad_photos_stop_no_sweep_and_lose_no_figures(base: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "train" / "bad.png").write_bytes(b"not a picture")
+    asked = experiment(base, folder, tmp_path / "a.zarr", quantizer=FIXED)
+    document = asked.model_dump(mode="json", exclude_none=True)
+    file = write(tmp_path / "x.yaml", **{**document, "sweep": {"images.seed": [1, 2]}})
+    done = lic_dist("cache", "build", file, "--json", tmp_path / "figures.json")
+    refused(done, 3, "3 of 27 samples were set aside: 3 not an image")
+    assert [one["shards_built"] for one in json.loads((tmp_path / "figures.json").read_text())] == [3, 3]
 
 
 def test_rebuild_removes_nothing_but_a_store_of_ours(base: Path, photos: Path, tmp_path: Path) -> None:

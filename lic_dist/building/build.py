@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,10 +23,20 @@ from lic_dist.building.job import (
     provenance,
 )
 from lic_dist.building.pilot import adapt, calibration_samples, found_record, record_beside
-from lic_dist.building.shards import Shard, ShardReport, make_encoder, make_reader, make_searcher, make_viewer
+from lic_dist.building.shards import (
+    Shard,
+    Target,
+    make_encoder,
+    make_reader,
+    make_recaller,
+    make_searcher,
+    make_viewer,
+)
 from lic_dist.cache import layout, markers, store
+from lic_dist.cache.layout import Header
+from lic_dist.cache.place import Place
 from lic_dist.cache.plan import Plan
-from lic_dist.cache.verify import Finding
+from lic_dist.cache.verify import Finding, verify_shard
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, ToleranceError, UsageError
 from lic_dist.models import checkpoint as checkpoints
@@ -35,7 +46,10 @@ from lic_dist.quantization.record import QuantizerRecord
 
 @dataclass(frozen=True)
 class BuildReport:
-    """A finished build: samples in all, those set aside by reason, bits per pixel of the shards built now."""
+    """A finished build: samples in all, those set aside by reason, bits per pixel of the shards built now.
+
+    `excess` says so where more samples were set aside than `images.tolerate` allows.
+    """
 
     path: str
     samples: int
@@ -44,6 +58,15 @@ class BuildReport:
     faults: dict[str, int]
     bpp: float
     seconds: float
+    excess: str = ""
+
+    def require_tolerated(self) -> None:
+        """Raises ToleranceError where there is an excess: the store is whole all the same."""
+        if self.excess:
+            hint = "raise images.tolerate if that is expected"
+            if "changed" in self.faults:
+                hint = "photos changed since the scan: `lic-dist cache scan`, then build at another cache.path"
+            raise ToleranceError(self.excess, hint=hint)
 
 
 class _Units(Sequence[Shard]):
@@ -68,28 +91,35 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
 
     Raises:
         LicError: the path holds a store of another identity; each differing field is named.
-        ToleranceError: the store is whole, but more samples were set aside than `images.tolerate` allows.
     """
     started = time.monotonic()
+    there = place(experiment)
+    if layout.read_attributes(there) is None:
+        store.require_usable(there)
     job = prepare(experiment, strict=strict)
-    there, plan, group = job.place, job.plan, job.quantizer.group
-    if layout.read_attributes(there) is not None:
-        if rebuild:
-            layout.read_header(there)
-            there.clear()
-        else:  # refuse another job's store before the pilot; leave none behind where the pilot fails
-            store.create(there, plan, job.cache.store_y)
-    record = adapt(job)
-    store.create(there, plan, job.cache.store_y, provenance())
+    plan, group, store_y = job.plan, job.quantizer.group, job.cache.store_y
+    if rebuild and layout.read_attributes(there) is not None:
+        layout.read_header(there)
+        record = adapt(job, afresh=True)  # before anything is removed: it may be refused
+        there.clear()
+    else:
+        if layout.read_attributes(there) is not None:  # refuse another job's store before the pilot
+            store.create(there, plan, store_y)
+        record = adapt(job)
+    store.create(there, plan, store_y, provenance())
     store.create_group(there, group, record.to_json(), group_identity(job.parent, record), provenance())
     without_latents = set(store.pending(there))
-    without_indices = set(store.pending(there, group))
-    if not job.cache.store_y:
-        without_latents |= without_indices
-    reports = _run(job.experiment, _encoding(job, (group, record)), _Units(sorted(without_latents), plan), strict)
-    left = sorted(without_indices - without_latents)
-    reports += _run(job.experiment, _requantizing(job.experiment, group, record), _Units(left), strict)
-    return _report(job, reports, started)
+    without_indices = sorted(set(store.pending(there, group)) - without_latents)
+    made = _run(experiment, _encoding(job, (group, record)), _Units(sorted(without_latents), plan), strict)
+    made += _run(experiment, _requantizing(experiment, group, record), _Units(without_indices), strict)
+    _require_whole(there, group)
+    found = faults(job)
+    set_aside, asked = sum(found.values()), len(job.photos) * job.images.variations
+    excess = ""
+    if set_aside > job.images.tolerate * asked:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items()))
+        excess = f"{there} is built, but {set_aside} of {asked} samples were set aside: {reasons}"
+    return _report(there, made, found, started, excess)
 
 
 def requantize(experiment: config.Experiment) -> BuildReport:
@@ -119,16 +149,10 @@ def requantize(experiment: config.Experiment) -> BuildReport:
         record = calibrate(parent, section, *calibration_samples(cache, section), batch=cache.header.batch)
     store.create_group(cache.place, section.group, record.to_json(), group_identity(parent, record), provenance())
     numbers = store.pending(cache.place, section.group)
-    reports = _run(experiment, _requantizing(experiment, section.group, record), _Units(numbers))
-    return BuildReport(
-        str(cache.place),
-        cache.num_samples,
-        len(reports),
-        cache.num_shards,
-        cache.fault_counts(),
-        _bpp(reports),
-        time.monotonic() - started,
-    )
+    made = _run(experiment, _requantizing(experiment, section.group, record), _Units(numbers))
+    _require_whole(cache.place, section.group)
+    base = store.finished(cache.place, cache.header)
+    return _report(cache.place, made, markers.fault_counts(base.values()), started)
 
 
 def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
@@ -143,38 +167,45 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
     job = prepare(experiment)
     there = job.place
     store.create(there, job.plan, job.cache.store_y)
-    lost = sorted({finding.shard for finding in findings if not finding.group and finding.shard >= 0})
-    key = layout.read_header(there).fingerprint
-    before = {shard: _digest_of_y(markers.read_marker(there, key, shard)) for shard in lost}
-    for shard in lost:
-        store.forget(there, shard)
-    written = len(_run(experiment, _encoding(job, None), _Units(lost, job.plan)))
-    after = {shard: _digest_of_y(markers.read_marker(there, key, shard)) for shard in lost}
-    changed = {shard for shard in lost if before[shard] is None or after[shard] != before[shard]}
-    for group in layout.group_names(there):
-        if any(finding.group == group and finding.array.endswith("record.json") for finding in findings):
+    header = layout.read_header(there)
+    lost = [finding for finding in findings if not finding.group and finding.shard >= 0]
+    for finding in lost:
+        _forget(there, header, finding)
+    pending = store.pending(there)
+    written = _run(experiment, _encoding(job, None), _Units(pending, job.plan)).shards
+    for group in [name for name in there.names("quantized") if there.names(f"quantized/{name}")]:
+        of_group = [finding for finding in findings if finding.group == group]
+        if any(finding.array.endswith("record.json") for finding in of_group):
             _put_record_back(job, group)
-        cache = open_cache(experiment)
-        text = cache.record_json(group)
-        store.create_group(there, group, text, cache.group_attributes(group)["identity"])
-        damaged = {finding.shard for finding in findings if finding.group == group and finding.shard >= 0} | changed
-        if damaged:
-            check_group(cache, job.parent, group)
-            for shard in damaged:
-                store.forget(there, shard, group)
-            record = QuantizerRecord.from_json(text)
-            if job.cache.store_y:
-                written += len(_run(experiment, _requantizing(experiment, group, record), _Units(sorted(damaged))))
-            else:
-                written += len(_run(experiment, _encoding(job, (group, record)), _Units(sorted(damaged), job.plan)))
+        record = QuantizerRecord.from_json(there.get(f"quantized/{group}/record.json").decode())
+        identity = (layout.read_group(there, group) or {}).get("identity") or group_identity(job.parent, record)
+        store.create_group(there, group, record.to_json(), identity)
+        for finding in of_group:
+            if finding.shard >= 0:
+                _forget(there, header, finding)
+        if pending := store.pending(there, group):
+            check_group(open_cache(experiment), job.parent, group)
+            written += _run(experiment, _requantizing(experiment, group, record), _Units(pending)).shards
     return written
 
 
-def _digest_of_y(marker: markers.Marker | None) -> str | None:
-    """What a group's indices were made from: the sha256 of the shard's y."""
-    if marker is None:
-        return None
-    return next((entry["sha256"] for key, entry in marker.objects.items() if key.startswith("latents/y/")), None)
+def _forget(there: Place, header: Header, finding: Finding) -> None:
+    """Have a damaged shard written again, unless it is being written just now, or was."""
+    group = finding.group or None
+    key = store.fingerprint_of(there, header, group)
+    marker = markers.read_marker(there, key, finding.shard)
+    if marker is not None and verify_shard(there, header, group, finding.shard):
+        store.forget(there, finding.shard, group)
+
+
+def _require_whole(there: Place, group: str) -> None:
+    """What was built is there, all of it. Raises LicError where another job has taken it away meanwhile."""
+    left = set(store.pending(there)) | set(store.pending(there, group))
+    if left:
+        raise LicError(
+            f"{len(left)} shards of {there} are gone again", hint="does another job write here? build again to go on"
+        )
+    there.sweep()
 
 
 def _put_record_back(job: Job, group: str) -> None:
@@ -193,24 +224,36 @@ def _put_record_back(job: Job, group: str) -> None:
 def _encoding(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> list[Stage]:
     """From photos: read, encode, search and write; without a quantizer the latents alone."""
     engine, folder = job.experiment.engine, str(job.images.path.resolve())
-    encoder = partial(make_encoder, *_model(job.experiment), job.plan.batch)
+    target = _target(job.experiment, quantizer)
     return [
-        Stage("read", partial(make_reader, folder, job.images.crop), engine.readers),
-        Stage("encode", encoder, engine.encoders, engine.gpus_per_encoder),
-        Stage("search", _searcher(job.experiment, job.plan.fingerprint, quantizer), engine.searchers),
+        Stage("read", partial(make_reader, target, folder, job.images.crop), engine.readers),
+        _encoder(job.experiment, job.plan.batch),
+        Stage("search", partial(make_searcher, target), engine.searchers),
     ]
 
 
 def _requantizing(experiment: config.Experiment, group: str, record: QuantizerRecord) -> list[Stage]:
-    """From stored latents: the hyper-decoder, then search and write."""
+    """From what is stored: the hyper-decoder over y, or the encoder over the pixels; then search and write."""
+    engine, target = experiment.engine, _target(experiment, (group, record))
+    header = layout.read_header(target.place)
+    viewer = partial(make_viewer, target, *_model(experiment), header.batch)
+    search = Stage("search", partial(make_searcher, target), engine.searchers)
+    if header.store_y:
+        return [Stage("view", viewer, engine.encoders, engine.gpus_per_encoder), search]
+    recall = Stage("recall", partial(make_recaller, target), engine.readers)
+    return [recall, _encoder(experiment, header.batch), search]
+
+
+def _encoder(experiment: config.Experiment, batch: int) -> Stage:
     engine = experiment.engine
+    made = partial(make_encoder, *_model(experiment), batch)
+    return Stage("encode", made, engine.encoders, engine.gpus_per_encoder)
+
+
+def _target(experiment: config.Experiment, quantizer: tuple[str, QuantizerRecord] | None) -> Target:
     there = place(experiment).absolute()
-    header = layout.read_header(there)
-    viewer = partial(make_viewer, there, *_model(experiment), header.batch)
-    return [
-        Stage("view", viewer, engine.encoders, engine.gpus_per_encoder),
-        Stage("search", _searcher(experiment, header.fingerprint, (group, record)), engine.searchers),
-    ]
+    fingerprint = layout.read_header(there).fingerprint
+    return Target(there, fingerprint, quantizer[0], quantizer[1].to_json()) if quantizer else Target(there, fingerprint)
 
 
 def _model(experiment: config.Experiment) -> tuple[str, str | None, float | None]:
@@ -218,49 +261,44 @@ def _model(experiment: config.Experiment) -> tuple[str, str | None, float | None
     return checkpoints.absolute(section.checkpoint), section.architecture, section.lmbda
 
 
-def _searcher(
-    experiment: config.Experiment, fingerprint: str, quantizer: tuple[str, QuantizerRecord] | None
-) -> Callable[[], Callable[..., ShardReport]]:
-    named = (quantizer[0], quantizer[1].to_json()) if quantizer else None
-    return partial(make_searcher, place(experiment).absolute(), fingerprint, named)
+@dataclass(frozen=True)
+class _Made:
+    """What a run has written: shards, bits and pixels of their good samples."""
+
+    shards: int = 0
+    bits: float = 0.0
+    pixels: int = 0
+
+    def __add__(self, other: _Made) -> _Made:
+        return _Made(self.shards + other.shards, self.bits + other.bits, self.pixels + other.pixels)
 
 
-def _run(experiment: config.Experiment, stages: list[Stage], units: _Units, strict: bool = False) -> list[ShardReport]:
+def _run(experiment: config.Experiment, stages: list[Stage], units: _Units, strict: bool = False) -> _Made:
+    made, set_aside = _Made(), 0
     if not len(units):
-        return []
+        return made
     engine = experiment.engine
     header = layout.read_header(place(experiment))
     left = sum(header.count(number) for number in units.numbers)
-    title = {"read": "building the cache", "view": "quantizing the cache"}[stages[0].name]
-    reports: list[ShardReport] = []
-    bits = pixels = faulty = 0.0
-    with Progress(title, header.num_samples, "crop", done=header.num_samples - left) as bar:
-        for _, report in run(stages, units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus):
-            reports.append(report)
-            bits, pixels, faulty = bits + report.bits, pixels + report.pixels, faulty + len(report.faulty)
-            bar.advance(report.samples, bpp=bits / max(pixels, 1), **({"set aside": faulty} if faulty else {}))
+    title = "building the cache" if stages[0].name == "read" else "quantizing the cache"
+    results = run(stages, units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
+    with Progress(title, header.num_samples, "crop", done=header.num_samples - left) as bar, closing(results):
+        for unit, report in results:
+            if report is None:  # another job was faster
+                bar.advance(header.count(unit.number))
+                continue
+            made += _Made(1, report.bits, report.pixels)
+            set_aside += len(report.faulty)
+            told = {"set aside": set_aside} if set_aside else {}
+            bar.advance(report.samples, bpp=made.bits / max(made.pixels, 1), **told)
             if strict and report.faulty:
                 source, reason = report.faulty[0]
                 raise LicError(f"{source}: {reason}", hint="--strict stops here; what is written is kept")
-    return reports
+    return made
 
 
-def _bpp(reports: Sequence[ShardReport]) -> float:
-    pixels = sum(report.pixels for report in reports)
-    return sum(report.bits for report in reports) / pixels if pixels else float("nan")
-
-
-def _report(job: Job, reports: Sequence[ShardReport], started: float) -> BuildReport:
-    found = faults(job)
-    set_aside, asked = sum(found.values()), len(job.photos) * job.images.variations
-    if set_aside > job.images.tolerate * asked:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items()))
-        raise ToleranceError(
-            f"{job.place} is built, but {set_aside} of {asked} samples were set aside: {reasons}",
-            hint="photos changed since the scan: `lic-dist cache scan`, then build at another cache.path"
-            if "changed" in found
-            else "raise images.tolerate if that is expected",
-        )
+def _report(there: Place, made: _Made, found: dict[str, int], started: float, excess: str = "") -> BuildReport:
+    header = layout.read_header(there)
+    bpp = made.bits / made.pixels if made.pixels else float("nan")
     seconds = time.monotonic() - started
-    shards = len({report.number for report in reports})
-    return BuildReport(str(job.place), job.plan.num_samples, shards, job.plan.num_shards, found, _bpp(reports), seconds)
+    return BuildReport(str(there), header.num_samples, made.shards, header.num_shards, found, bpp, seconds, excess)

@@ -106,6 +106,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def settings_of(section: config.Quantizer) -> dict[str, Any]:
+    """What a record's making depended on beside the fields that it has itself: kept in its notes as `settings`."""
+    return {
+        "weights": section.weights,
+        "pilot": section.pilot,
+        "calibration": section.calibration,
+        "adapt_rounds": section.adapt_rounds,
+    }
+
+
 @one_thread()
 def calibrate(
     checkpoint: Checkpoint, section: config.Quantizer, pilot: Latents, held_out: Latents, batch: int = 8
@@ -151,6 +161,7 @@ def calibrate(
             measured, made = other, moved
     course = [measure(checkpoint, record, held_out, held_view) for record in made[:-1]] + [measured]
     notes |= {
+        "settings": settings_of(section),
         "calibration": [
             {"strength": key[0], "step": key[1], **asdict(one)} for key, (one, _) in sorted(trials.items())
         ],

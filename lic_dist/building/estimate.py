@@ -72,9 +72,9 @@ def estimate(job: Job) -> Estimate:
     weights = np.full(job.parent.spec.M, 0.02)
     quantizer = Quantizer(analytic_record(job.parent, section.name, section.states, step, strength, weights))
     faulty = status != 0
-    quantized_arrays(quantizer, latents, seen.residual, seen.level, faulty)  # compiles
+    quantized_arrays(quantizer, latents.y, latents.z, seen.residual, seen.level, faulty)  # compiles
     started = time.perf_counter()
-    arrays = quantized_arrays(quantizer, latents, seen.residual, seen.level, faulty)
+    arrays = quantized_arrays(quantizer, latents.y, latents.z, seen.residual, seen.level, faulty)
     values = {f"quantized/{section.group}/{name}": array for name, array in arrays.items()}
     values |= {"pixels": pixels, "latents/y": latents.y, "latents/z": latents.z}
     sizes = {}

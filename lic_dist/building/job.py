@@ -13,9 +13,12 @@ from typing import Any
 import torch
 
 from lic_dist import __version__, config
+from lic_dist.cache.layout import read_header
+from lic_dist.cache.markers import fault_counts
 from lic_dist.cache.place import Place, place_of
 from lic_dist.cache.plan import Geometry, Plan, differences
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.store import finished
 from lic_dist.crops import plan_crops
 from lic_dist.errors import LicError
 from lic_dist.manifest import Manifest, scan
@@ -126,7 +129,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
 
 def faults(job: Job) -> dict[str, int]:
     """Samples set aside by reason: those of the store, and those of photos that the plan could not take."""
-    counts = LatentCache.open(job.place).fault_counts()
+    counts = fault_counts(finished(job.place, read_header(job.place)).values())
     for reason, count in job.photos.set_aside(job.images.crop).items():
         counts[reason] = counts.get(reason, 0) + count * job.images.variations
     return counts
@@ -194,9 +197,14 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "host": platform.node(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "argv": sys.argv,
+        "argv": [_masked(word) for word in sys.argv],
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _masked(word: str) -> str:
+    """An argument without the value of an object store's option: that may be a key."""
+    return word.split("=")[0] + "=..." if "cache.options" in word else word
 
 
 def _commit() -> str | None:
@@ -207,5 +215,9 @@ def _commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    told = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
     return told.stdout.strip() or None

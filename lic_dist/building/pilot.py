@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lic_dist import config, images
-from lic_dist.building.calibrate import calibrate, one_thread
+from lic_dist.building.calibrate import calibrate, one_thread, settings_of
 from lic_dist.building.job import Job
 from lic_dist.building.latents import Latents, encode
 from lic_dist.building.records import fits
@@ -81,17 +81,21 @@ def calibration_samples(cache: LatentCache, section: config.Quantizer) -> tuple[
     return parts[0], parts[1]
 
 
-def adapt(job: Job) -> QuantizerRecord:
+def adapt(job: Job, afresh: bool = False) -> QuantizerRecord:
     """The quantizer record of the job: the store's own, that of `cache adapt` beside it, else made on the pilot.
+
+    `afresh` passes over the store's own.
 
     Raises:
         LicError: the record found is not what the experiment asks for; each differing field is named.
     """
-    found = found_record(job.place, job.quantizer, job.parent)
+    found = found_record(job.place, job.quantizer, job.parent, afresh)
     return found or calibrate(job.parent, job.quantizer, *pilot_latents(job), batch=job.plan.batch)
 
 
-def found_record(place: Place, section: config.Quantizer, parent: Checkpoint) -> QuantizerRecord | None:
+def found_record(
+    place: Place, section: config.Quantizer, parent: Checkpoint, afresh: bool = False
+) -> QuantizerRecord | None:
     """The record in the store's group, or that which `cache adapt` left beside the store; None where neither is.
 
     Raises:
@@ -99,6 +103,8 @@ def found_record(place: Place, section: config.Quantizer, parent: Checkpoint) ->
     """
     around, key = record_beside(place, section.group)
     for where, name in ((place, f"quantized/{section.group}/record.json"), (around, key)):
+        if afresh and where == place:
+            continue
         if where.entry(name) is not None:
             record = QuantizerRecord.from_json(where.get(name).decode("utf-8", "replace"))
             check_record(record, section, parent, f"{where}/{name}")
@@ -126,7 +132,9 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
     if section.rounding != "auto" and section.name == "deadzone":
         expected["rounding"] = section.rounding
     found = {key: record.notes.get(key) if key == "rates" else getattr(record, key) for key in expected}
-    lines = differences(found, expected)
+    settings = record.notes.get("settings", {})
+    asked = {key: value for key, value in settings_of(section).items() if key in settings}
+    lines = differences({**found, **{key: settings[key] for key in asked}}, {**expected, **asked})
     if lines or not fits(record, parent.model):
         why = "; ".join(lines) or "it was made for another prior of z or number of channels"
         raise LicError(f"{where} is another quantizer: {why}", hint="give quantizer.group another name")

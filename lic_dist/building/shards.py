@@ -1,7 +1,8 @@
-"""The work on one shard, as three stages that an engine runs in one process or spread over a cluster:
+"""The work on one shard, as stages that an engine runs in one process or spread over a cluster:
 
-    read and crop (CPU) -> encode (GPU or CPU, the frozen g_a, h_a, h_s) -> search and write (CPU)
-                             view (the stored y, z; h_s)                -> search and write (CPU)
+    read and crop (CPU)      -> encode (GPU or CPU, the frozen g_a, h_a, h_s) -> search and write (CPU)
+    recall the stored pixels -> encode                                        -> search and write
+                                view (the stored y, z; h_s)                   -> search and write
 
 Each stage is a factory, called once in a worker, that returns the function for one shard. The bytes written depend on
 the plan alone: encoder batches are the plan's, each worker computes on one thread.
@@ -22,10 +23,12 @@ from torch import nn
 
 from lic_dist import images
 from lic_dist.building.calibrate import z_bits
-from lic_dist.building.latents import Latents, encode, view
+from lic_dist.building.latents import encode, view
 from lic_dist.cache import layout, store
+from lic_dist.cache.layout import Header
 from lic_dist.cache.place import Place
 from lic_dist.cache.reader import LatentCache
+from lic_dist.errors import LicError
 from lic_dist.images import FAULTS, Crop
 from lic_dist.models import checkpoint
 from lic_dist.quantization.quantize import Quantizer
@@ -45,25 +48,27 @@ class Shard:
 
 @dataclass(frozen=True)
 class Pixels:
-    """A shard that was read: uint8 [n, 3, s, s], status uint8 [n]; seconds by stage."""
+    """A shard that was read: uint8 [n, 3, s, s], status uint8 [n]; seconds by stage; `stored`: the base is written."""
 
     shard: Shard
     pixels: NDArray[np.uint8]
     status: NDArray[np.uint8]
     seconds: dict[str, float]
+    stored: bool = False
 
 
 @dataclass(frozen=True)
 class Coded:
-    """A shard that was encoded, and what the search needs of its view; `stored`: its latents are in the store."""
+    """A shard that was encoded, and what the search needs of its view; no pixels where the base is written already."""
 
     shard: Shard
-    latents: Latents
+    pixels: NDArray[np.uint8] | None
+    y: NDArray[np.float16]
+    z: NDArray[np.int16]
     residual: NDArray[np.float32]
     level: NDArray[np.uint8]
     status: NDArray[np.uint8]
     seconds: dict[str, float]
-    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,53 @@ class ShardReport:
     pixels: int
 
 
-def make_reader(folder: str, size: int) -> Callable[[Shard], Pixels]:
-    """The first stage: decode the photos of a shard and cut its crops."""
+@dataclass(frozen=True)
+class Target:
+    """What is to be written where: a store by its place and fingerprint; a group with its record's JSON, or neither."""
 
-    def work(shard: Shard) -> Pixels:
+    place: Place
+    fingerprint: str
+    group: str | None = None
+    record_json: str = ""
+
+    def header(self) -> Header:
+        """The store's header. LicError where it is another one's by now."""
+        header = layout.read_header(self.place)
+        if header.fingerprint != self.fingerprint:
+            raise LicError(f"{self.place} has become another cache meanwhile", hint="was it rebuilt beside this job?")
+        return header
+
+    def is_done(self, header: Header, shard: int) -> bool:
+        """Whether another job has written the shard meanwhile."""
+        base = store.done(self.place, header, shard) is not None
+        return base and (self.group is None or store.done(self.place, header, shard, self.group) is not None)
+
+
+def make_reader(target: Target, folder: str, size: int) -> Callable[[Shard], Pixels | None]:
+    """The first stage: decode the photos of a shard and cut its crops."""
+    header = target.header()
+
+    def work(shard: Shard) -> Pixels | None:
         started = time.perf_counter()
+        if target.is_done(header, shard.number):
+            return None
         pixels, status = images.read_crops(Path(folder), shard.crops, size)
         return Pixels(shard, pixels, status, {"read": time.perf_counter() - started})
+
+    return work
+
+
+def make_recaller(target: Target) -> Callable[[Shard], Pixels | None]:
+    """Instead of the first stage, for a shard that keeps its pixels but not y: read them from the store."""
+    cache, header = LatentCache.open(target.place), target.header()
+
+    def work(shard: Shard) -> Pixels | None:
+        started = time.perf_counter()
+        if target.is_done(header, shard.number):
+            return None
+        read = cache.shard(shard.number, ("pixels", "samples/status"))
+        seconds = {"read": time.perf_counter() - started}
+        return Pixels(shard, read["pixels"], read["samples/status"], seconds, stored=True)
 
     return work
 
@@ -101,25 +146,28 @@ def make_encoder(source: str, architecture: str | None, lmbda: float | None, bat
             array[status != 0] = 0
         seen = view(model, latents.y, latents.z, batch)
         seconds = {**read.seconds, "encode": time.perf_counter() - started}
-        return Coded(read.shard, latents, seen.residual, seen.level, status, seconds)
+        pixels = None if read.stored else read.pixels
+        return Coded(read.shard, pixels, latents.y, latents.z, seen.residual, seen.level, status, seconds)
 
     return work
 
 
 def make_viewer(
-    place: Place, source: str, architecture: str | None, lmbda: float | None, batch: int
-) -> Callable[[Shard], Coded]:
-    """Instead of the first two stages, for a shard whose latents are stored: read them and run the hyper-decoder."""
+    target: Target, source: str, architecture: str | None, lmbda: float | None, batch: int
+) -> Callable[[Shard], Coded | None]:
+    """Instead of the first two stages, for a shard whose y is stored: read it and run the hyper-decoder."""
     model = _load(source, architecture, lmbda)
-    cache = LatentCache.open(place)
+    cache, header = LatentCache.open(target.place), target.header()
 
-    def work(shard: Shard) -> Coded:
+    def work(shard: Shard) -> Coded | None:
         started = time.perf_counter()
-        read = cache.shard(shard.number, ("pixels", "latents/y", "latents/z", "samples/status"))
-        latents = Latents(read["pixels"], read["latents/y"], read["latents/z"])
-        seen = view(model, latents.y, latents.z, batch)
+        if target.is_done(header, shard.number):
+            return None
+        read = cache.shard(shard.number, ("latents/y", "latents/z", "samples/status"))
+        y, z = read["latents/y"], read["latents/z"]
+        seen = view(model, y, z, batch)
         seconds = {"view": time.perf_counter() - started}
-        return Coded(shard, latents, seen.residual, seen.level, read["samples/status"], seconds, stored=True)
+        return Coded(shard, None, y, z, seen.residual, seen.level, read["samples/status"], seconds)
 
     return work
 
@@ -132,42 +180,39 @@ def _load(source: str, architecture: str | None, lmbda: float | None) -> nn.Modu
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_searcher(place: Place, fingerprint: str, quantizer: tuple[str, str] | None) -> Callable[[Coded], ShardReport]:
-    """The third stage: the search, then the whole shard of every array, then its marker.
-
-    `fingerprint` is the store's; `quantizer` the group's name and its record's JSON, None to write the latents alone.
-    """
+def make_searcher(target: Target) -> Callable[[Coded], ShardReport]:
+    """The last stage: the search, then the whole shard of every array, then its marker."""
     torch.set_num_threads(1)
-    group = quantizer[0] if quantizer else ""
-    search = Quantizer(QuantizerRecord.from_json(quantizer[1])) if quantizer else None
-    store_y = layout.read_header(place).store_y
+    search = Quantizer(QuantizerRecord.from_json(target.record_json)) if target.group else None
+    header = target.header()
 
     def work(coded: Coded) -> ShardReport:
         started = time.perf_counter()
-        latents, faulty = coded.latents, coded.status != 0
+        faulty = coded.status != 0
         written: dict[str, NDArray[Any]] = {}
         bits = 0.0
         if search is not None:
-            arrays = quantized_arrays(search, latents, coded.residual, coded.level, faulty)
-            written = {f"quantized/{group}/{name}": array for name, array in arrays.items()}
+            arrays = quantized_arrays(search, coded.y, coded.z, coded.residual, coded.level, faulty)
+            written = {f"quantized/{target.group}/{name}": array for name, array in arrays.items()}
             bits = float(arrays["bits"].sum())
-        if not coded.stored:
-            written |= {"pixels": latents.pixels, "latents/z": latents.z, "samples/status": coded.status}
-            if store_y:
-                written["latents/y"] = latents.y
+        if coded.pixels is not None:
+            written |= {"pixels": coded.pixels, "latents/z": coded.z, "samples/status": coded.status}
+            if header.store_y:
+                written["latents/y"] = coded.y
         seconds = {**coded.seconds, "search": time.perf_counter() - started}
-        store.write_shard(place, fingerprint, coded.shard.number, written, coded.shard.crops, seconds)
-        sources = [crop.source for crop in coded.shard.crops]
-        named = [(sources[index], FAULTS[coded.status[index]]) for index in np.flatnonzero(faulty)] if sources else []
-        pixels = int((~faulty).sum()) * latents.pixels.shape[2] * latents.pixels.shape[3]
-        return ShardReport(coded.shard.number, len(faulty), tuple(named), bits, pixels)
+        number, crops = coded.shard.number, coded.shard.crops
+        store.write_shard(target.place, target.fingerprint, number, written, crops, seconds)
+        named = tuple((crops[index].source, FAULTS[coded.status[index]]) for index in np.flatnonzero(faulty) if crops)
+        pixels = int((~faulty).sum()) * header.geometry.crop**2
+        return ShardReport(number, len(faulty), named, bits, pixels)
 
     return work
 
 
 def quantized_arrays(
     quantizer: Quantizer,
-    latents: Latents,
+    y: NDArray[np.float16],
+    z: NDArray[np.int16],
     residual: NDArray[np.float32],
     level: NDArray[np.uint8],
     faulty: NDArray[np.bool_],
@@ -177,12 +222,12 @@ def quantized_arrays(
     The distortion is the search's own: sum of S_c (r - level)^2, the predicted squared error of the picture's
     values in [0, 1], summed over pixels and colours.
     """
-    count, channels = latents.y.shape[:2]
+    count, channels = y.shape[:2]
     k = quantizer.quantize(residual, level)
     error = (residual.astype(np.float64) - quantizer.dequantize(k)) ** 2
     by_channel = error.reshape(count, channels, -1).sum(axis=2)
     distortion = by_channel @ quantizer.record.weights.astype(np.float64)
-    bits = quantizer.bits(k, level).reshape(count, channels).sum(axis=1) + z_bits(quantizer.record, latents.z)
-    k = k.reshape(latents.y.shape)
+    bits = quantizer.bits(k, level).reshape(count, channels).sum(axis=1) + z_bits(quantizer.record, z)
+    k = k.reshape(y.shape)
     k[faulty], bits[faulty], distortion[faulty] = 0, 0, 0
     return {"k": k, "bits": bits.astype(np.float32), "distortion": distortion.astype(np.float32)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -60,7 +61,8 @@ class Bucket(Place):
             list(pool.map(lambda item: self.put(*item), objects.items()))
 
     def delete(self, key: str) -> None:
-        self._ask(lambda obstore, there: obstore.delete(there, key), writing=True)
+        with suppress(FileNotFoundError):  # S3 does not mind a key that is not there, GCS does
+            self._ask(lambda obstore, there: obstore.delete(there, key))
 
     def entry(self, key: str) -> Entry | None:
         try:
@@ -80,8 +82,10 @@ class Bucket(Place):
         return sorted(PurePosixPath(path).name for path in paths)
 
     def clear(self) -> None:
-        keys = list(self.listing())
+        """The root's zarr.json goes last: a store that is half removed is still known for one of ours."""
+        keys = [key for key in self.listing() if key != "zarr.json"]
         self._ask(lambda obstore, there: obstore.delete(there, keys), writing=True)
+        self.delete("zarr.json")
 
     def beside(self, suffix: str) -> tuple[Place, str]:
         around, _, name = self.url.rpartition("/")
@@ -89,7 +93,7 @@ class Bucket(Place):
             raise UsageError(
                 f"{self.url} is a whole bucket", hint="give the store a prefix in it: s3://bucket/name.zarr"
             )
-        return Bucket(around, self.options), f"{PurePosixPath(name).stem}{suffix}"
+        return Bucket(around, self.options), f"{name.removesuffix('.zarr')}{suffix}"
 
     def absolute(self) -> Place:
         return self

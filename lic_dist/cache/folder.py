@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import glob
 import os
+import re
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from lic_dist.cache.place import KEPT, Entry, Place
 from lic_dist.errors import LicError
 
+TRANSIENT = (".part", ".lock")  # what is being written, or locked: in no listing
 ABANDONED = 3600.0  # seconds after which another host's unfinished file is taken for dead
 
 
@@ -38,12 +39,9 @@ class Folder(Place):
     def put(self, key: str, data: bytes) -> None:
         path = self.root / key
         with _writing(self):
+            self.root.stat()  # a store that vanished is not made again by its writers
             path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-                _remove_if_stale(left)
-            temporary = path.with_name(
-                f".{path.name}.{socket.gethostname()}.{os.getpid()}-{threading.get_ident()}.part"
-            )
+            temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{token_hex(4)}.part")
             try:
                 with temporary.open("wb") as file:
                     file.write(data)
@@ -55,13 +53,18 @@ class Folder(Place):
             _sync_folder(path.parent)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        with _writing(self):
-            self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / key
+        if path.exists():
+            return False
         with self.lock(f"{key}.lock"):
-            if (self.root / key).exists():
+            if path.exists():
                 return False
             self.put(key, data)
             return True
+
+    def make(self) -> None:
+        with _writing(self):
+            self.root.mkdir(parents=True, exist_ok=True)
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
         for key, data in objects.items():
@@ -84,16 +87,16 @@ class Folder(Place):
         waiting = [self.root / prefix]
         while waiting:
             try:
-                with os.scandir(waiting.pop()) as entries:
+                with _reading(self), os.scandir(waiting.pop()) as entries:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             waiting.append(Path(entry.path))
-                        else:
-                            stat = entry.stat()
-                            found[Path(entry.path).relative_to(self.root).as_posix()] = Entry(
-                                stat.st_size, stat.st_mtime
-                            )
-            except (FileNotFoundError, NotADirectoryError):  # never there, or removed meanwhile
+                        elif not entry.name.endswith(TRANSIENT):
+                            with suppress(FileNotFoundError):  # removed meanwhile, or a link to nothing
+                                stat = entry.stat()
+                                key = Path(entry.path).relative_to(self.root).as_posix()
+                                found[key] = Entry(stat.st_size, stat.st_mtime)
+            except (FileNotFoundError, NotADirectoryError):  # the folder was never there, or was removed meanwhile
                 continue
         return found
 
@@ -105,11 +108,30 @@ class Folder(Place):
             return []
 
     def clear(self) -> None:
+        """Moved aside first, so that whoever is killed here leaves no half of a store in its place."""
+        root = self.root.resolve()
+        aside = root.with_name(f".{root.name}.removed.{os.getpid()}.{token_hex(4)}")
         with _writing(self):
-            shutil.rmtree(self.root)
+            root.rename(aside)
+            if self.root.is_symlink():
+                root.mkdir()  # what it links to
+            shutil.rmtree(aside)
+
+    def require_folder(self) -> None:
+        if self.root.is_symlink() and not self.root.exists():
+            raise LicError(f"{self.root} is a link to nothing", hint="give another cache.path")
+        if self.root.exists() and not self.root.is_dir():
+            raise LicError(f"{self.root} is a file", hint="give another cache.path")
+
+    def sweep(self) -> None:
+        for parent, _, files in os.walk(self.root):
+            for name in files:
+                if name.endswith(TRANSIENT[0]):
+                    _remove_if_stale(Path(parent, name))
 
     def beside(self, suffix: str) -> tuple[Place, str]:
-        return Folder(self.root.parent), f"{self.root.stem}{suffix}"
+        root = self.root.resolve()
+        return Folder(root.parent), f"{root.name.removesuffix('.zarr')}{suffix}"
 
     def absolute(self) -> Place:
         return Folder(self.root.resolve())
@@ -133,7 +155,8 @@ class Folder(Place):
             handle = _locked(path)
         try:
             yield
-            path.unlink(missing_ok=True)
+            with _writing(self):
+                path.unlink(missing_ok=True)
         finally:
             os.close(handle)
 
@@ -166,9 +189,11 @@ def _sync_folder(folder: Path) -> None:
 
 def _remove_if_stale(part: Path) -> None:
     """Remove what a killed writer left: its process is gone or, on another host, it has not written for an hour."""
-    host, pid, _ = part.name.rsplit(".", 2)
-    if host.endswith(f".{socket.gethostname()}"):
-        stale = not _alive(int(pid.partition("-")[0]))
+    told = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.part", part.name)
+    if told is None:
+        return
+    if f".{socket.gethostname()}.{told[1]}." in part.name:
+        stale = not _alive(int(told[1]))
     else:
         try:
             stale = time.time() - part.stat().st_mtime > ABANDONED

@@ -37,7 +37,7 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
     header, place = cache.header, cache.place
     listing = place.listing()
     base = store.finished(place, header, None, listing)
-    faults = cache.fault_counts(base)
+    faults = markers.fault_counts(base.values())
     written = sum(marker.samples for marker in base.values())
     report: dict[str, Any] = {
         "path": str(place),
@@ -66,12 +66,10 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
             **_progress(cache, group, done, listing),
             **_rates(cache, group, done),
         }
-    for name in [*cache.names, *(spec.name for spec in layout.sample_arrays(header.source_bytes))]:
-        array = cache.array(name)
-        objects = [entry.bytes for key, entry in listing.items() if key.startswith(f"{name}/c/")]
+    for spec in [spec for group in (None, *cache.groups) for spec in layout.arrays_of(header, group)]:
+        objects = [entry.bytes for key, entry in listing.items() if key.startswith(f"{spec.name}/c/")]
         samples = min(len(objects) * header.shard, header.num_samples)
-        raw = samples * array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
-        report["arrays"][name] = {"bytes": sum(objects), "raw_bytes": raw}
+        report["arrays"][spec.name] = {"bytes": sum(objects), "raw_bytes": samples * spec.sample_bytes}
     return report
 
 
@@ -96,7 +94,11 @@ def pace(times: list[float], now: float, left: int, shard: int) -> dict[str, Any
     `times` ascending, in seconds; `left` samples to write, `shard` samples a shard. A run ends where nothing was
     written for long; `eta_seconds` is None where nothing is left, nothing can be told, or the run has stopped.
     """
-    nothing = {"samples_per_second": None, "eta_seconds": None, "idle_seconds": now - times[-1] if times else None}
+    nothing = {
+        "samples_per_second": None,
+        "eta_seconds": None,
+        "idle_seconds": max(0.0, now - times[-1]) if times else None,
+    }
     if len(times) < 2:
         return nothing
     gaps = np.diff(times)

@@ -25,19 +25,21 @@ bytes (zstd alone 0.86) and read at 4,500 crops a second; lossless WebP would ta
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from lic_dist.cache.place import Place
-from lic_dist.cache.plan import Geometry, num_shards
+from lic_dist.cache.plan import Geometry, fingerprint, num_shards
 from lic_dist.errors import LicError
 
 numcodecs.blosc.use_threads = False  # with threads, the order of blocks in a chunk is that of their completion
@@ -47,6 +49,7 @@ UNWRITTEN = 255  # status of a sample whose shard is not written, and of the pad
 INNER = 8  # samples an inner chunk holds at most,
 SMALL = 64 * 1024  # unless a shard of the array has no more bytes than this
 DIGEST_BYTES = 64
+MOST = 2**40  # samples, at the most
 Pipeline = Literal["zarr", "zarrs"]
 
 
@@ -71,13 +74,13 @@ class ArraySpec:
 class Header:
     """The root attributes of a store."""
 
-    num_samples: int
-    num_held_out: int
-    shard: int
-    batch: int
+    num_samples: Annotated[int, Field(ge=1, le=MOST)]
+    num_held_out: Annotated[int, Field(ge=0, le=MOST)]
+    shard: Annotated[int, Field(ge=1, le=MOST)]
+    batch: Annotated[int, Field(ge=1, le=MOST)]
     geometry: Geometry
     store_y: bool
-    source_bytes: int
+    source_bytes: Annotated[int, Field(ge=1, le=MOST)]
     identity: dict[str, Any]
     fingerprint: str
     provenance: dict[str, Any]
@@ -129,6 +132,13 @@ def group_arrays(group: str, geometry: Geometry) -> tuple[ArraySpec, ...]:
         ArraySpec(f"quantized/{group}/bits", "float32"),
         ArraySpec(f"quantized/{group}/distortion", "float32"),
     )
+
+
+def arrays_of(header: Header, group: str | None = None) -> tuple[ArraySpec, ...]:
+    """All arrays that a shard of the base, or of a group, writes."""
+    if group is not None:
+        return group_arrays(group, header.geometry)
+    return (*sample_arrays(header.source_bytes), *base_arrays(header.geometry, header.store_y))
 
 
 def inner_chunk(shard: int, sample_bytes: int) -> int:
@@ -204,7 +214,7 @@ def read_header(place: Place) -> Header:
     """The header of a store.
 
     Raises:
-        LicError: no store there, not one of ours, or of another format.
+        LicError: no store there, not one of ours, of another format, or one whose attributes make no sense.
     """
     attributes = read_attributes(place)
     if attributes is None:
@@ -212,11 +222,37 @@ def read_header(place: Place) -> Header:
     if "fingerprint" not in attributes or "format" not in attributes:
         raise LicError(f"{place} is not a cache of lic_dist", hint="give cache.path a path of its own")
     if attributes["format"] != FORMAT:
-        raise LicError(f"{place} is of format {attributes['format']}, this version reads format {FORMAT}")
-    fields = {name: attributes[name] for name in Header.__dataclass_fields__}
-    return Header(**{**fields, "geometry": Geometry(**fields["geometry"])})
+        raise LicError(f"{place} is of format {attributes['format']!r}, this version reads format {FORMAT}")
+    try:
+        told = {name: attributes.get(name) for name in Header.__dataclass_fields__}
+        header = _HEADER.validate_json(json.dumps(told), strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise LicError(f"{place}/zarr.json: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    if fingerprint(header.identity) != header.fingerprint:
+        raise LicError(f"{place}/zarr.json: its identity is not that of its fingerprint")
+    return header
+
+
+_HEADER = TypeAdapter(Header)
+
+
+def read_group(place: Place, group: str) -> dict[str, Any] | None:
+    """The attributes of a quantized group; None where there is none, or none that says whose it is."""
+    attributes = read_attributes(place, f"quantized/{group}") or {}
+    whole = isinstance(attributes.get("identity"), dict) and isinstance(attributes.get("fingerprint"), str)
+    return attributes if whole and fingerprint(attributes["identity"]) == attributes["fingerprint"] else None
 
 
 def group_names(place: Place) -> tuple[str, ...]:
     """The quantized groups of a store, sorted."""
-    return tuple(name for name in place.names("quantized") if place.entry(f"quantized/{name}/zarr.json") is not None)
+    return tuple(name for name in place.names("quantized") if read_group(place, name) is not None)
+
+
+def same_array(found: Any, document: bytes) -> bool:
+    """Whether a parsed `zarr.json` is of the array of `document`; its codecs and attributes may be its own."""
+    free = ("codecs", "attributes", "storage_transformers")
+    if not isinstance(found, dict) or "codecs" not in found:
+        return False
+    expected = json.loads(document)
+    return all(found.get(name) == value for name, value in expected.items() if name not in free)

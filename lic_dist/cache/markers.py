@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from lic_dist.cache.place import Entry, Place
 
 FOLDER = "_progress"
-READERS = 16  # markers read at once
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class Marker:
     """What is known of a finished shard.
 
     `objects` maps the key of each object in the store to {"bytes", "sha256"}. `samples` counts without
-    padding, `faulty` those of them with a status other than 0. `bits` and `distortion` are sums over the
-    good samples, None for the base arrays. `seconds` is what the builder measured and, alone here, may
-    differ between equal stores.
+    padding, `faulty` those of them with a status other than 0, `faults` these by reason (of the base arrays). `bits`
+    and `distortion` are sums over the good samples, and `base` is the digest of the latents that they were made from
+    (of a group; see `latents_digest`). `seconds` is what the builder measured, by stage, and, alone here, may differ
+    between equal stores.
     """
 
     fingerprint: str
@@ -35,9 +38,14 @@ class Marker:
     samples: int
     faulty: int
     objects: dict[str, dict[str, Any]]
+    faults: dict[str, int] = field(default_factory=dict)
     bits: float | None = None
     distortion: float | None = None
-    seconds: Any = 0.0
+    base: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+_MARKER = TypeAdapter(Marker)
 
 
 def marker_key(fingerprint: str, shard: int) -> str:
@@ -47,36 +55,40 @@ def marker_key(fingerprint: str, shard: int) -> str:
 
 def read_marker(place: Place, fingerprint: str, shard: int) -> Marker | None:
     """The marker of a shard; None where none is there that parses and names this fingerprint and shard."""
-    content = place.get_json(marker_key(fingerprint, shard))
     try:
-        marker = Marker(**content)
-    except TypeError:
+        marker = _MARKER.validate_json(place.get(marker_key(fingerprint, shard)), strict=True)
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
-    named = (marker.fingerprint, marker.shard) == (fingerprint, shard)
-    return marker if named and isinstance(marker.objects, dict) else None
+    return marker if (marker.fingerprint, marker.shard) == (fingerprint, shard) else None
 
 
-def is_done(place: Place, fingerprint: str, shard: int) -> bool:
-    """Whether the shard has a marker and every object that it names has the recorded size."""
-    marker = read_marker(place, fingerprint, shard)
-    return marker is not None and all(_fits(place.entry(key), entry) for key, entry in marker.objects.items())
-
-
-def done(place: Place, fingerprint: str, shards: range, listing: Mapping[str, Entry]) -> dict[int, Marker]:
-    """Those of the shards that are done, by number, ascending; `listing` is of their arrays at least."""
+def numbers(place: Place, fingerprint: str) -> list[int]:
+    """The shards that have a marker of some kind, ascending."""
     names = place.names(f"{FOLDER}/{fingerprint[:8]}")
-    numbers = sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal())
-    with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda shard: read_marker(place, fingerprint, shard), (n for n in numbers if n in shards))
-        return {
-            marker.shard: marker
-            for marker in found
-            if marker and all(_fits(listing.get(key), entry) for key, entry in marker.objects.items())
-        }
+    return sorted(int(name[:-5]) for name in names if re.fullmatch(r"[0-9]{1,12}\.json", name))
 
 
-def _fits(found: Entry | None, recorded: dict[str, Any]) -> bool:
-    return found is not None and found.bytes == recorded.get("bytes")
+def latents_digest(marker: Marker) -> str:
+    """sha256 over the digests of y, z and status in a shard's base marker: what a group's indices depend on."""
+    used = ("latents/", "samples/status/")
+    lines = [f"{key} {entry['sha256']}" for key, entry in sorted(marker.objects.items()) if key.startswith(used)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def fault_counts(found: Iterable[Marker]) -> dict[str, int]:
+    """Samples set aside by reason, over base markers."""
+    counts: Counter[str] = Counter()
+    for marker in found:
+        counts.update(marker.faults)
+    return dict(counts)
+
+
+def is_whole(marker: Marker, keys: Collection[str], entry: Callable[[str], Entry | None]) -> bool:
+    """Whether a marker names just these objects, and each of them has the recorded size."""
+    if set(keys) != marker.objects.keys():
+        return False
+    found = ((entry(key), recorded.get("bytes")) for key, recorded in marker.objects.items())
+    return all(there is not None and there.bytes == size for there, size in found)
 
 
 def write_marker(place: Place, marker: Marker) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lic_dist.errors import UsageError
+
 KEPT = "every shard that has a marker is kept; build again to go on"
 
 
@@ -65,7 +67,7 @@ class Place(ABC):
 
     @abstractmethod
     def beside(self, suffix: str) -> tuple[Place, str]:
-        """The place around this one, and a key in it named like this one without its extension, with `suffix`."""
+        """The place around this one, and a key in it named like this one without its `.zarr`, with `suffix`."""
 
     @abstractmethod
     def absolute(self) -> Place:
@@ -78,6 +80,18 @@ class Place(ABC):
     @abstractmethod
     def zarr_store(self) -> Any:
         """The place as a read-only store for Zarr."""
+
+    def make(self) -> None:
+        """Make the place itself, where that has a meaning: nothing else does."""
+        return
+
+    def require_folder(self) -> None:
+        """Refuse a place that can hold nothing: a file. Raises LicError."""
+        return
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed have left unfinished."""
+        return
 
     @abstractmethod
     def put_all(self, objects: Mapping[str, bytes]) -> None:
@@ -110,6 +124,8 @@ def place_of(path: str | Path | Place, options: Mapping[str, str] | None = None)
 
     if isinstance(path, Place):
         return path
+    if str(path).startswith("file://"):
+        raise UsageError(f"{path}: a folder is given as a plain path", hint=str(path).removeprefix("file://"))
     if "://" not in str(path):
         return Folder(Path(path))
     return Bucket(str(path).rstrip("/"), tuple(sorted((options or {}).items())))

@@ -14,22 +14,23 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import ArraySpec, Pipeline
-from lic_dist.cache.markers import Marker
 from lic_dist.cache.place import Place, place_of
 from lic_dist.cache.plan import Geometry
 from lic_dist.errors import LicError, UsageError
-from lic_dist.images import FAULTS, Crop
+
+Indices = slice | Iterable[int] | NDArray[Any] | None
 
 if TYPE_CHECKING:
     import xarray
 
     from lic_dist.cache.torch_data import CachedSamples, StreamedBatches
 
+MEND = "`lic-dist cache verify` finds what is damaged, --repair mends it"
 PLAIN_COLUMNS = ("crop_y", "crop_x", "flip", "held_out", "status")
 
 
 class LatentCache:
-    """An open store: `cache = LatentCache.open(path)`. Picklable; nothing is read until asked for.
+    """An open store: `cache = LatentCache.open(path)`. Picklable; samples are not read until asked for.
 
     Reading is by whole shards (`shard`, `load`: fast) or one sample (`cache[i]`: milliseconds); `stream` and `dataset`
     serve torch, `to_xarray` analysis. Array names are those of layout.py. Samples of unwritten shards and faulty ones
@@ -58,7 +59,7 @@ class LatentCache:
         """
         if pipeline == "zarrs" and find_spec("zarrs") is None:
             raise UsageError("pipeline zarrs needs the package zarrs", hint="pip install 'lic-dist[zarrs]'")
-        return cls(place_of(path, options), pipeline)
+        return cls(place_of(path, options).absolute(), pipeline)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -92,8 +93,9 @@ class LatentCache:
     def samples(self) -> dict[str, NDArray[Any]]:
         """What is known of each sample, by name, each [num_samples].
 
-        source, digest (text), crop_y, crop_x (int32), flip, held_out (bool), status (uint8). Read once.
-        status is an index into lic_dist.images.FAULTS, 255 where the shard is not written.
+        source, digest (text), crop_y, crop_x (int32), flip, held_out (bool), status (uint8): an index into the names of
+        lic_dist.images.FAULTS, 255 where the shard is not written. Read once: of a store that is still being written,
+        open it again to see more.
         """
         return {
             "source": _text(self._column("samples/source")),
@@ -110,29 +112,13 @@ class LatentCache:
         """The usable samples of the held-out or of the training part, ascending."""
         return np.flatnonzero(self.usable & (self._column("samples/held_out") == held_out))
 
-    def fault_counts(self, done: Mapping[int, Marker] | None = None) -> dict[str, int]:
-        """Samples set aside, by reason; only shards whose markers count some are read."""
-        counts: dict[str, int] = {}
-        for shard, marker in (done or store.finished(self.place, self.header)).items():
-            if marker.faulty:
-                status = self.shard(shard, ("samples/status",))["samples/status"]
-                for code in status[status != 0].tolist():
-                    counts[FAULTS[code]] = counts.get(FAULTS[code], 0) + 1
-        return counts
-
-    def crops_of(self, shard: int) -> tuple[Crop, ...]:
-        """The samples of a written shard, as the plan had them."""
-        rows = self.shard(shard, [f"samples/{name}" for name in Crop.__dataclass_fields__])
-        columns = [rows[f"samples/{name}"] for name in Crop.__dataclass_fields__]
-        columns[:2] = [_text(columns[0]), _text(columns[1])]
-        return tuple(Crop(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
-
     def group_attributes(self, group: str) -> dict[str, Any]:
         """{"identity", "fingerprint", "provenance"} of a group. Raises LicError for no such group."""
-        if group not in self.groups:
+        attributes = layout.read_group(self.place, group)
+        if attributes is None:
             known = ", ".join(self.groups) or "none"
             raise LicError(f"no group '{group}' in {self.place}", hint=f"it has: {known}")
-        return layout.read_attributes(self.place, f"quantized/{group}") or {}
+        return attributes
 
     def record_json(self, group: str) -> str:
         """The quantizer record of a group, as text. Raises LicError for no such group, or one without its record."""
@@ -157,7 +143,9 @@ class LatentCache:
         return self._arrays[name]
 
     def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
-        """All large arrays of one sample, by name; negative indices count from the end."""
+        """What a shard holds of one sample (`names`), by name; negative indices count from the end."""
+        if not isinstance(index, (int, np.integer)):
+            raise TypeError(f"a sample has a number, not {index!r}: `load` takes slices and lists")
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
@@ -184,28 +172,38 @@ class LatentCache:
         self._require_written(first // self.header.shard, arrays)
         return {name: self._read(name, first, end) for name in arrays}
 
-    def load(self, arrays: Sequence[str], indices: slice | Iterable[int] | None = None) -> dict[str, NDArray[Any]]:
+    def load(self, arrays: Sequence[str], indices: Indices = None) -> dict[str, NDArray[Any]]:
         """Samples into memory, in the order of `indices` (default all), each shard read once.
+
+        `indices` are numbers, a slice, or a mask of all samples (`cache.usable`).
 
         Raises:
             LicError: no such array, or a sample whose shard is not written.
-            IndexError: no such sample.
+            IndexError: no such sample, a mask of another length.
+            TypeError: indices that are no integers.
         """
-        wanted = np.arange(len(self))
-        if isinstance(indices, slice):
-            wanted = wanted[indices]
-        elif indices is not None:
-            wanted = wanted[np.asarray(list(indices), np.int64)]
-        shards = wanted // self.header.shard
+        wanted = self._numbers(indices)
+        order = np.argsort(wanted // self.header.shard, kind="stable")
+        shards, starts = np.unique((wanted // self.header.shard)[order], return_index=True)
         loaded = {}
         for name in arrays:
             array = self.array(name)
             loaded[name] = np.empty((len(wanted), *array.shape[1:]), array.dtype)
-        for shard in np.unique(shards).tolist():
-            rows = np.flatnonzero(shards == shard)
+        for shard, rows in zip(shards.tolist(), np.split(order, starts[1:]), strict=False):
             for name, values in self.shard(shard, arrays).items():
                 loaded[name][rows] = values[wanted[rows] - shard * self.header.shard]
         return loaded
+
+    def _numbers(self, indices: Indices) -> NDArray[np.int64]:
+        every = np.arange(len(self))
+        if indices is None or isinstance(indices, slice):
+            return every if indices is None else every[indices]
+        asked = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+        if asked.dtype.kind not in "iub" and asked.size:
+            raise TypeError(f"samples have numbers, not {asked.dtype}")
+        if asked.dtype.kind != "b":
+            asked = asked.astype(np.int64)
+        return every[asked]
 
     def dataset(self, arrays: Sequence[str], held_out: bool = False) -> CachedSamples:
         """The usable samples of a part as a map-style dataset of torch: see torch_data.py."""
@@ -248,7 +246,7 @@ class LatentCache:
 
     @property
     def names(self) -> list[str]:
-        """The large arrays: pixels, latents and those of every group."""
+        """The arrays that building makes: pixels, latents, status, and those of every group."""
         specs: list[ArraySpec] = list(layout.base_arrays(self.geometry, self.header.store_y))
         specs += [spec for group in self.groups for spec in layout.group_arrays(group, self.geometry)]
         return [spec.name for spec in specs]
@@ -262,37 +260,53 @@ class LatentCache:
 
     def _require_written(self, shard: int, arrays: Iterable[str]) -> None:
         for group in {name.split("/")[1] if name.startswith("quantized/") else None for name in arrays}:
-            key = self._fingerprint_of(group)
-            known = self._done.setdefault(key, set())
+            known = self._done.setdefault(self._fingerprint_of(group), set())
             if shard not in known:
-                if not markers.is_done(self.place, key, shard):
+                if store.done(self.place, self.header, shard, group) is None:
                     what = f"shard {shard} of {self.place}" + (f", group '{group}'," if group else "")
                     hint = "`lic-dist cache build` goes on where it stopped"
                     raise LicError(f"{what} is not written, or has lost an object", hint=hint)
                 known.add(shard)
 
     def _read(self, name: str, first: int, end: int) -> NDArray[Any]:
-        """Rows of one shard. Zarr reads a missing object as zeros in silence: zeros are looked at twice."""
+        """Rows of one shard. Zarr reads a missing object as fill values in silence: these are looked at twice."""
         shard = first // self.header.shard
         where = f"shard {shard} of {self.place}, array {name},"
-        hint = "`lic-dist cache verify` finds what is damaged, --repair mends it"
+        array = self.array(name)
         try:
-            values = np.asarray(self.array(name)[first:end])
-        except LicError:
-            raise
+            values = np.asarray(array[first:end])
         except Exception as error:  # which error cut or altered bytes make depends on the codec
-            raise LicError(f"{where} does not decode: {str(error)[:200]}", hint=hint) from error
-        if not values.any():
-            entry = self.place.entry("/".join([name, "c", str(shard), *("0" for _ in values.shape[1:])]))
+            raise LicError(f"{where} does not decode: {str(error)[:200]}", hint=MEND) from error
+        if not (values != array.fill_value).any():
+            entry = self.place.entry(f"{name}/{_chunk(shard, values.ndim)}")
             if entry is None or not entry.bytes:
-                raise LicError(f"{where} has lost its object", hint=hint)
+                raise LicError(f"{where} has lost its object", hint=MEND)
         return values
 
     def _column(self, name: str) -> NDArray[Any]:
-        return np.asarray(self.array(name)[: len(self)])
+        """A small array whole; fill values where a shard is not written.
+
+        Raises:
+            LicError: a shard that has a marker has lost its object, or does not decode.
+        """
+        array = self.array(name)
+        try:
+            values = np.asarray(array[: len(self)])
+        except Exception as error:
+            raise LicError(f"array {name} of {self.place} does not decode: {str(error)[:200]}", hint=MEND) from error
+        there = self.place.listing(name)
+        for shard in markers.numbers(self.place, self.fingerprint):
+            entry = there.get(f"{name}/{_chunk(shard, array.ndim)}")
+            if shard < self.num_shards and (entry is None or not entry.bytes):
+                raise LicError(f"shard {shard} of {self.place}, array {name}, has lost its object", hint=MEND)
+        return values
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
+
+
+def _chunk(shard: int, dimensions: int) -> str:
+    return "/".join(["c", str(shard), *("0" for _ in range(dimensions - 1))])
 
 
 def _text(rows: NDArray[np.uint8]) -> NDArray[Any]:

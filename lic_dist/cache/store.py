@@ -10,10 +10,12 @@ shards are written, each by one owner: encoded in memory, put whole, hashed, and
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,8 @@ from lic_dist.cache.plan import Plan, differences, fingerprint
 from lic_dist.errors import LicError
 from lic_dist.images import FAULTS, Crop
 
-GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+READERS = 16  # markers read at once
+GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def create(
@@ -42,19 +45,41 @@ def create(
     """
     place = place_of(path)
     if layout.read_attributes(place) is None:
-        ours = (markers.FOLDER, "zarr.json.lock", ".zarr.json.")  # also of a planner at work, or killed
-        strange = [name for name in place.names() if not name.startswith(ours)]
-        if strange and layout.read_attributes(place) is None:  # not another planner's, who was first just now
-            raise LicError(f"{place} is no cache and not empty: it holds {strange[0]}", hint="give another cache.path")
+        require_usable(place, plan.fingerprint)
+        place.make()
         attributes = {"format": layout.FORMAT, **_planned(plan, store_y), "provenance": dict(provenance or {})}
-        place.put_new("zarr.json", layout.group_document({**attributes, "fingerprint": plan.fingerprint}))
+        document = layout.group_document({**attributes, "fingerprint": plan.fingerprint})
+        if not place.put_new("zarr.json", document) and layout.read_attributes(place) is None:
+            place.put("zarr.json", document)  # over one that does not parse
     header = layout.read_header(place)
     _require_same(f"{place} holds another cache", header.identity, plan.identity)
     found = {name: value for name, value in asdict(header).items() if name not in ("fingerprint", "provenance")}
     _require_same(f"{place} follows another plan", found, _planned(plan, store_y))
-    _complete(place, {name: layout.group_document() for name in ("latents", "quantized", "samples")})
-    specs = [*layout.base_arrays(header.geometry, header.store_y), *layout.sample_arrays(header.source_bytes)]
-    _complete(place, {spec.name: _document(spec, header) for spec in specs})
+    for name in ("latents", "quantized", "samples"):
+        if place.get_json(f"{name}/zarr.json") is None:
+            place.put(f"{name}/zarr.json", layout.group_document())
+    _complete(place, layout.arrays_of(header), header)
+
+
+def require_usable(place: Place, fingerprint: str = "") -> None:
+    """Refuse a place that holds something else than a cache; that of a planner who was killed, or is at work, will do.
+
+    A store that has lost its root is known by markers that name the plan's `fingerprint`.
+
+    Raises:
+        LicError: a file, or a folder that is not empty; what it holds is named.
+    """
+    place.require_folder()
+    ours = (markers.FOLDER, "zarr.json.lock", ".zarr.json.")  # also of a planner at work, or killed
+    strange = [name for name in place.names() if not name.startswith(ours)]
+    if not strange or layout.read_attributes(place) is not None:  # another planner's, who was first just now
+        return
+    if not fingerprint and markers.FOLDER in place.names():  # whose store it was, the plan will tell
+        return
+    known = markers.numbers(place, fingerprint)
+    if known and markers.read_marker(place, fingerprint, known[0]) is not None:
+        return
+    raise LicError(f"{place} is no cache and not empty: it holds {strange[0]}", hint="give another cache.path")
 
 
 def create_group(
@@ -74,25 +99,25 @@ def create_group(
     """
     place = place_of(path)
     header = layout.read_header(place)
-    if not GROUP_NAME.fullmatch(name):
-        raise LicError(f"'{name}' cannot name a group", hint="letters, digits, and . _ - after the first")
+    if not GROUP_NAME.fullmatch(name) or name.endswith(".json"):
+        raise LicError(f"'{name}' cannot name a group", hint="letters, digits, and . _ - after the first; up to 100")
     digest = markers.describe(record_json.encode())["sha256"]
     whole = {"group": name, "cache": header.fingerprint, **identity}
     node = f"quantized/{name}"
-    attributes = layout.read_attributes(place, node)
-    if attributes is not None:
-        _require_same(f"group '{name}' of {place} is another one", attributes["identity"], whole)
+    if name in layout.group_names(place):
+        _require_same(f"group '{name}' of {place} is another one", _group_attributes(place, name)["identity"], whole)
     if not place.put_new(f"{node}/record.json", record_json.encode()):
         there = {"record": markers.describe(place.get(f"{node}/record.json"))["sha256"]}
         _require_same(f"group '{name}' of {place} has another record.json", there, {"record": digest})
-    _complete(place, {spec.name: _document(spec, header) for spec in layout.group_arrays(name, header.geometry)})
+    _complete(place, layout.arrays_of(header, name), header)
     made = {
         "identity": whole,
         "fingerprint": fingerprint(whole),
         "record_json_sha256": digest,
         "provenance": dict(provenance or {}),
     }
-    place.put_new(f"{node}/zarr.json", layout.group_document(made))
+    if not place.put_new(f"{node}/zarr.json", layout.group_document(made)) and name not in layout.group_names(place):
+        place.put(f"{node}/zarr.json", layout.group_document(made))  # over one that does not parse
     _require_same(f"group '{name}' of {place} is another one", _group_attributes(place, name)["identity"], whole)
 
 
@@ -102,7 +127,7 @@ def write_shard(
     shard: int,
     arrays: Mapping[str, NDArray[Any]],
     crops: Sequence[Crop] = (),
-    seconds: float | Mapping[str, float] = 0.0,
+    seconds: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """Write one whole shard and then its marker: the base arrays, the arrays of groups, or both at once.
 
@@ -130,16 +155,16 @@ def write_shard(
             raise ValueError(f"{len(crops)} crops for the {header.count(shard)} samples of shard {shard}")
         status = arrays["samples/status"]
         rows = {**sample_rows(crops, header.source_bytes), **arrays}
-        specs = [*layout.sample_arrays(header.source_bytes), *base]
-        _write(place, header, shard, specs, rows, status, header.fingerprint, seconds)
-    elif not markers.is_done(place, header.fingerprint, shard):
-        raise LicError(f"shard {shard} of {place} holds no latents yet", hint="`lic-dist cache build` first")
+        marker = _write(place, header, shard, None, rows, status, seconds)
     else:
+        found = done(place, header, shard)
+        if found is None:
+            raise LicError(f"shard {shard} of {place} holds no latents yet", hint="`lic-dist cache build` first")
+        marker = found
         first = shard * header.shard
         status = np.asarray(layout.open_array(place, "samples/status")[first : first + header.count(shard)])
-    for name, group_specs in groups.items():
-        group_key = _group_attributes(place, name)["fingerprint"]
-        _write(place, header, shard, group_specs, arrays, status, group_key, seconds)
+    for name in groups:
+        _write(place, header, shard, name, arrays, status, seconds, markers.latents_digest(marker))
 
 
 def pending(path: Path | str | Place, group: str | None = None) -> list[int]:
@@ -150,8 +175,17 @@ def pending(path: Path | str | Place, group: str | None = None) -> list[int]:
     """
     place = place_of(path)
     header = layout.read_header(place)
-    done = finished(place, header, group)
-    return [shard for shard in range(header.num_shards) if shard not in done]
+    there = finished(place, header, group)
+    return [shard for shard in range(header.num_shards) if shard not in there]
+
+
+def done(place: Place, header: Header, shard: int, group: str | None = None) -> markers.Marker | None:
+    """The marker of one shard, of the base or of a group, if it is done: see `finished`."""
+    found = _done(place, header, shard, group, place.entry)
+    if found is None or group is None:
+        return found
+    base = _done(place, header, shard, None, place.entry)
+    return found if base is not None and markers.latents_digest(base) == found.base else None
 
 
 def finished(
@@ -159,25 +193,53 @@ def finished(
 ) -> dict[int, markers.Marker]:
     """The markers of the shards that are done, of the base arrays or of a group, by number.
 
-    `listing` is of the whole place, for a caller who has it already.
+    Done is a shard whose marker names just its objects, each of the recorded size; of a group, only over latents that
+    are done and are those that its indices were made from. `listing` is of the whole place, for a caller who has it.
     """
-    if group is None:
-        key = header.fingerprint
-        specs = (*layout.sample_arrays(header.source_bytes), *layout.base_arrays(header.geometry, header.store_y))
-    else:
-        key = _group_attributes(place, group)["fingerprint"]
-        specs = layout.group_arrays(group, header.geometry)
     if listing is None:
-        listing = {name: entry for spec in specs for name, entry in place.listing(spec.name).items()}
-    return markers.done(place, key, range(header.num_shards), listing)
+        listing = place.listing()
+    found = _finished(place, header, group, listing)
+    if group is None:
+        return found
+    base = _finished(place, header, None, listing)
+    return {n: one for n, one in found.items() if n in base and markers.latents_digest(base[n]) == one.base}
+
+
+def _finished(
+    place: Place, header: Header, group: str | None, listing: Mapping[str, Entry]
+) -> dict[int, markers.Marker]:
+    numbers = [n for n in markers.numbers(place, fingerprint_of(place, header, group)) if n < header.num_shards]
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda shard: _done(place, header, shard, group, listing.get), numbers)
+        return {marker.shard: marker for marker in found if marker is not None}
+
+
+def _done(
+    place: Place, header: Header, shard: int, group: str | None, entry: Callable[[str], Entry | None]
+) -> markers.Marker | None:
+    marker = markers.read_marker(place, fingerprint_of(place, header, group), shard)
+    if marker is None or marker.samples != header.count(shard):
+        return None
+    keys = [layout.object_key(spec, shard) for spec in layout.arrays_of(header, group)]
+    return marker if markers.is_whole(marker, keys, entry) else None
+
+
+def fingerprint_of(place: Place, header: Header, group: str | None) -> str:
+    """The fingerprint of the store itself, or of a group: what its markers name. LicError for no such group."""
+    return header.fingerprint if group is None else _group_fingerprint(place, group, header.fingerprint)
+
+
+@lru_cache(maxsize=64)
+def _group_fingerprint(place: Place, group: str, key: str) -> str:
+    """Looked up once for a store of this fingerprint: every shard asks for it."""
+    return str(_group_attributes(place, group)["fingerprint"])
 
 
 def forget(path: Path | str | Place, shard: int, group: str | None = None) -> None:
     """Remove a shard's marker, so that the next job writes it again (what `verify` found damaged, say)."""
     place = place_of(path)
     header = layout.read_header(place)
-    key = header.fingerprint if group is None else _group_attributes(place, group)["fingerprint"]
-    markers.remove_marker(place, key, shard)
+    markers.remove_marker(place, fingerprint_of(place, header, group), shard)
 
 
 def sample_rows(crops: Sequence[Crop], source_bytes: int) -> dict[str, NDArray[Any]]:
@@ -210,13 +272,17 @@ def _planned(plan: Plan, store_y: bool) -> dict[str, Any]:
     }
 
 
-def _complete(place: Place, documents: Mapping[str, bytes]) -> None:
-    for node, document in documents.items():
-        if place.entry(f"{node}/zarr.json") is None:
-            place.put(f"{node}/zarr.json", document)
+def _complete(place: Place, specs: Sequence[ArraySpec], header: Header) -> None:
+    """Put every array's `zarr.json` that is missing, does not parse, or is of another array."""
+    for spec in specs:
+        key = f"{spec.name}/zarr.json"
+        document = array_document(spec, header)
+        if not layout.same_array(place.get_json(key), document):
+            place.put(key, document)
 
 
-def _document(spec: ArraySpec, header: Header) -> bytes:
+def array_document(spec: ArraySpec, header: Header) -> bytes:
+    """The `zarr.json` that an array of the store has."""
     names = {"names": FAULTS, "unwritten": layout.UNWRITTEN} if spec.name == "samples/status" else {}
     return layout.array_document(spec, header.num_shards, header.shard, names)
 
@@ -236,8 +302,8 @@ def _require_same(refusal: str, found: Mapping[str, Any], expected: Mapping[str,
 
 
 def _group_attributes(place: Place, name: str) -> dict[str, Any]:
-    attributes = layout.read_attributes(place, f"quantized/{name}")
-    if attributes is None or "fingerprint" not in attributes:
+    attributes = layout.read_group(place, name)
+    if attributes is None:
         known = ", ".join(layout.group_names(place)) or "none"
         raise LicError(f"no group '{name}' in {place}", hint=f"it has: {known}")
     return attributes
@@ -261,13 +327,15 @@ def _write(
     place: Place,
     header: Header,
     shard: int,
-    specs: Sequence[ArraySpec],
+    group: str | None,
     arrays: Mapping[str, NDArray[Any]],
     status: NDArray[np.uint8],
-    key: str,
-    seconds: float | Mapping[str, float],
-) -> None:
-    faulty = status != 0
+    seconds: Mapping[str, float],
+    base: str = "",
+) -> markers.Marker:
+    """Write the arrays of the base or of a group; leaves a shard alone that is done and has the same bytes."""
+    faulty, key = status != 0, fingerprint_of(place, header, group)
+    specs = layout.arrays_of(header, group)
     objects: dict[str, bytes] = {}
     for spec in specs:
         values = arrays[spec.name]
@@ -276,20 +344,27 @@ def _write(
             values[faulty] = 0
         document = _document_there(place, spec.name, header.fingerprint)
         objects[layout.object_key(spec, shard)] = layout.encode(document, shard, _padded(values, spec, header.shard))
+    codes, counts = np.unique(status[faulty], return_counts=True)
     marker = markers.Marker(
-        key,
-        shard,
-        len(status),
-        int(faulty.sum()),
-        {name: markers.describe(data) for name, data in objects.items()},
-        _total(specs, arrays, "bits", ~faulty),
-        _total(specs, arrays, "distortion", ~faulty),
-        dict(seconds) if isinstance(seconds, Mapping) else float(seconds),
+        fingerprint=key,
+        shard=shard,
+        samples=len(status),
+        faulty=int(faulty.sum()),
+        objects={name: markers.describe(data) for name, data in objects.items()},
+        faults={} if group else {FAULTS[code]: int(count) for code, count in zip(codes, counts, strict=True)},
+        bits=_total(specs, arrays, "bits", ~faulty),
+        distortion=_total(specs, arrays, "distortion", ~faulty),
+        base=base,
+        seconds={name: float(value) for name, value in seconds.items()},
     )
     with markers.owner(place, key, shard):
+        there = _done(place, header, shard, group, place.entry)
+        if there is not None and (there.objects, there.base) == (marker.objects, base):
+            return there
         markers.remove_marker(place, key, shard)
         place.put_all(objects)
         markers.write_marker(place, marker)
+    return marker
 
 
 def _total(

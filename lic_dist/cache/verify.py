@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lic_dist.cache import layout, markers
+from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import ArraySpec, Header
 from lic_dist.cache.place import Place, place_of
 from lic_dist.progress import Progress
 
+AHEAD = 4096  # shards handed to the readers at once
 What = Literal["missing", "zero", "torn", "altered"]
 
 
@@ -51,59 +53,76 @@ def verify(path: Path | str | Place, options: Mapping[str, str] | None = None) -
     """
     place = place_of(path, options)
     header = layout.read_header(place)
-    base = [*layout.sample_arrays(header.source_bytes), *layout.base_arrays(header.geometry, header.store_y)]
-    parts: list[tuple[str, str, Sequence[ArraySpec]]] = [("", header.fingerprint, base)]
-    findings: list[Finding] = []
-    for group in layout.group_names(place):
-        attributes = layout.read_attributes(place, f"quantized/{group}") or {}
-        parts.append((group, str(attributes.get("fingerprint", "")), layout.group_arrays(group, header.geometry)))
-        findings += _verify_record(place, group, attributes)
-    for group, _, specs in parts:
-        findings += [found for spec in specs for found in _verify_document(place, group, spec)]
-    work = [(group, key, shard, specs) for group, key, specs in parts for shard in range(header.num_shards)]
+    groups = [name for name in place.names("quantized") if place.names(f"quantized/{name}")]
+    findings = [found for group in groups for found in _verify_group(place, group)]
+    known: list[str | None] = [None, *layout.group_names(place)]
+    findings += [found for group in known for found in _verify_documents(place, header, group)]
+    total = len(known) * header.num_shards
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-        Progress("verifying", total=len(work), unit="shard") as bar,
+        Progress("verifying", total=total, unit="shard") as bar,
     ):
-        for found in pool.map(lambda item: _verify_shard(place, header, *item), work):
-            findings += found
-            bar.advance(1, findings=len(findings))
+        work = ((group, shard) for group in known for shard in range(header.num_shards))
+        while part := list(islice(work, AHEAD)):
+            for found in pool.map(lambda item: verify_shard(place, header, *item), part):
+                findings += found
+                bar.advance(1, findings=len(findings))
     return findings
 
 
-def _verify_record(place: Place, group: str, attributes: Mapping[str, Any]) -> list[Finding]:
-    key = f"quantized/{group}/record.json"
-    recorded = attributes.get("record_json_sha256")
+def _verify_group(place: Place, group: str) -> list[Finding]:
+    """The group's own document and its record."""
+    node = f"quantized/{group}"
+    attributes = layout.read_group(place, group)
+    if attributes is None:
+        return [Finding(-1, f"{node}/zarr.json", _lost(place, f"{node}/zarr.json"), group)]
     try:
-        digest = hashlib.sha256(place.get(key)).hexdigest()
+        digest = hashlib.sha256(place.get(f"{node}/record.json")).hexdigest()
     except FileNotFoundError:
-        return [Finding(-1, key, "missing", group)]
-    return [] if digest == recorded else [Finding(-1, key, "altered", group)]
+        return [Finding(-1, f"{node}/record.json", "missing", group)]
+    if digest == attributes.get("record_json_sha256"):
+        return []
+    return [Finding(-1, f"{node}/record.json", "altered", group)]
 
 
-def _verify_document(place: Place, group: str, spec: ArraySpec) -> list[Finding]:
-    key = f"{spec.name}/zarr.json"
-    document = place.get_json(key)
-    if document is None:
-        return [Finding(-1, key, "missing" if place.entry(key) is None else "torn", group)]
-    found = (document.get("data_type"), document.get("shape", [None])[1:], document.get("node_type"))
-    expected = (spec.dtype, list(spec.shape), "array")
-    return [] if found == expected else [Finding(-1, key, "altered", group)]
+def _verify_documents(place: Place, header: Header, group: str | None) -> list[Finding]:
+    """The `zarr.json` of every array and, for the base, of the groups around them."""
+    findings = []
+    for spec in layout.arrays_of(header, group):
+        key = f"{spec.name}/zarr.json"
+        if not layout.same_array(place.get_json(key), store.array_document(spec, header)):
+            findings.append(Finding(-1, key, _lost(place, key), group or ""))
+    if group is None:
+        for name in ("latents", "quantized", "samples"):
+            if layout.read_attributes(place, name) is None:
+                findings.append(Finding(-1, f"{name}/zarr.json", _lost(place, f"{name}/zarr.json")))
+    return findings
 
 
-def _verify_shard(
-    place: Place, header: Header, group: str, key: str, shard: int, specs: Sequence[ArraySpec]
-) -> list[Finding]:
+def _lost(place: Place, key: str) -> What:
+    if place.entry(key) is None:
+        return "missing"
+    return "torn" if place.get_json(key) is None else "altered"
+
+
+def verify_shard(place: Place, header: Header, group: str | None, shard: int) -> list[Finding]:
+    """What is wrong with one shard, of the base or of a group."""
+    key = store.fingerprint_of(place, header, group)
+    where = f"{markers.FOLDER}/{key[:8]}"
     marker = markers.read_marker(place, key, shard)
     if marker is None:
         there = place.entry(markers.marker_key(key, shard)) is not None
-        return [Finding(shard, f"{markers.FOLDER}/{key[:8]}", "torn" if there else "missing", group)]
+        return [Finding(shard, where, "torn" if there else "missing", group or "")]
     findings = []
-    for spec in specs:
+    if group is not None:
+        base = markers.read_marker(place, header.fingerprint, shard)
+        if base is not None and markers.latents_digest(base) != marker.base:  # made from other latents
+            findings.append(Finding(shard, where, "altered", group))
+    for spec in layout.arrays_of(header, group):
         name = layout.object_key(spec, shard)
         wrong = _compare(place, header, spec, shard, name, marker.objects.get(name, {}))
         if wrong is not None:
-            findings.append(Finding(shard, spec.name, wrong, group))
+            findings.append(Finding(shard, spec.name, wrong, group or ""))
     return findings
 
 

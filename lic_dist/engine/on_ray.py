@@ -21,7 +21,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is import
 
 import time  # noqa: E402
 from collections import Counter, deque  # noqa: E402
-from collections.abc import Iterator, Sequence  # noqa: E402
+from collections.abc import Generator, Iterator, Sequence  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from typing import Any  # noqa: E402
@@ -34,6 +34,7 @@ from lic_dist.errors import LicError  # noqa: E402
 
 RETRIES = 3  # of one unit, after its worker, node or an object of its was lost
 GOES_ON = "finished units stay finished: start the job again"
+SAME = "is the same lic_dist installed on every node?"
 PATIENCE = 30.0  # seconds that a stage without workers waits for a CPU of its own
 
 
@@ -47,11 +48,12 @@ class _Worker:
     def placed(self) -> None:
         """Answer, as soon as the actor runs."""
 
-    def call(self, value: Any) -> tuple[None, Any]:
-        """A token that tells the driver of success or failure, and the result, which it leaves alone."""
+    def call(self, value: Any) -> tuple[bool, Any]:
+        """A token that tells the driver of success and whether there is a result, and the result, which it leaves."""
         if self.work is None:
             self.work = self.stage.make()
-        return None, self.work(value)
+        result = self.work(value)
+        return result is not None, result
 
 
 class _Pool:
@@ -63,6 +65,7 @@ class _Pool:
         self.placed: set[Any] = set()
         self.free: deque[Any] = deque()
         self.waiting: deque[tuple[int, Any]] = deque()  # (position of the unit, argument or reference to it)
+        self.stillborn = 0  # actors that died before they ran, since the last that did
         for _ in range(stage.workers):
             self.add(cpus)
 
@@ -77,10 +80,15 @@ class _Pool:
         actor, _ = self.placing.pop(token)
         try:
             ray.get(token)
-        except RayError:
+        except RayError as error:
             ray.kill(actor, no_restart=True)
+            self.stillborn += 1
+            if self.stillborn > RETRIES * self.stage.workers:
+                why = " ".join(str(error).split())[:300]
+                raise LicError(f"the workers of stage '{self.stage.name}' do not start: {why}", hint=SAME) from error
             self.add(self.cpus)
         else:
+            self.stillborn = 0
             self.placed.add(actor)
             self.free.append(actor)
 
@@ -164,9 +172,8 @@ class _Run:
         if ready[0] not in self.calls:  # of an actor that was given up meanwhile
             return
         call = self.calls.pop(ready[0])
-        last = call.stage == len(self.pools) - 1
         try:
-            ray.get(ready[0])
+            last = not ray.get(ready[0]) or call.stage == len(self.pools) - 1
             result = ray.get(call.result) if last else call.result
         except RayError as error:
             self._failed(call, error)
@@ -238,7 +245,7 @@ def _connected(address: str | None, num_cpus: int | None) -> Iterator[None]:
 
 def run_on_ray(
     stages: Sequence[Stage], units: Sequence[Any], address: str | None, num_cpus: int | None
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """`stages.run` on Ray; see there."""
     if not units:
         return

@@ -4,13 +4,14 @@ A unit (a shard number, say) flows through all stages; the result of one stage i
 
     unit -> read -> encode -> search and write -> result
 
+A stage that finds nothing to do for a unit returns None: that is the unit's result then, and no later stage sees it.
 The engine knows nothing of what the work is. Work must be idempotent: a unit whose worker died starts again
 from its first stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ def run(
     engine: str = "local",
     address: str | None = None,
     num_cpus: int | None = None,
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """Run every unit through all stages; yields (unit, result) in order of completion.
 
     `engine` is "local" (one unit after the other, in this process) or "ray": then `address` is a running
@@ -69,11 +70,13 @@ def run(
     raise UsageError(f"no engine '{engine}'", hint="one of: local, ray")
 
 
-def _run_here(stages: Sequence[Stage], units: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+def _run_here(stages: Sequence[Stage], units: Sequence[Any]) -> Generator[tuple[Any, Any], None, None]:
     works: list[Work] = []
     for unit in units:
         works = works or [stage.make() for stage in stages]
         value = unit
         for work in works:
             value = work(value)
+            if value is None:
+                break
         yield unit, value

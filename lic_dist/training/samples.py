@@ -106,13 +106,12 @@ class Samples:
 
     def _fill(self, cache: LatentCache, part: NDArray[np.int64]) -> None:
         length = cache.header.shard
-        shards = np.unique(part // length)
+        shards, firsts = np.unique(part // length, return_index=True)  # `part` ascends: a shard's samples lie together
         with Progress("reading the cache", len(shards), "shard") as bar:
-            for shard in shards:
-                inside = np.flatnonzero(part // length == shard)
-                read = cache.shard(int(shard), self.names)
+            for shard, first, end in zip(shards.tolist(), firsts, [*firsts[1:], len(part)], strict=True):
+                read = cache.shard(shard, self.names)
                 for name in self.names:
-                    self.arrays[name][inside] = read[name][part[inside] - shard * length]
+                    self.arrays[name][first:end] = read[name][part[first:end] - shard * length]
                 bar.advance()
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
