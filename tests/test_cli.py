@@ -146,3 +146,15 @@ def test_job_scripts_run_their_command(script: str, tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "jobs" / f"{script}.py"), str(file)], capture_output=True, text=True, check=False
     )
     refused(done, 2, "no section")
+
+
+def test_every_failure_mode_names_a_test_that_is_there() -> None:
+    rows = [row for row in (ROOT / "docs/failure-modes.md").read_text().splitlines() if row.startswith("| ")]
+    named = 0
+    for row in rows:
+        for file, words in re.findall(r"`(test_\w+\.py)`([^`|]*)", row):
+            text = (ROOT / "tests" / file).read_text()
+            for word in filter(None, (word.strip() for word in words.split(","))):
+                assert re.search(rf"def test_\w*{word}", text), (file, word)
+            named += 1
+    assert named > 30

@@ -154,6 +154,7 @@ def test_a_bucket_does_what_a_folder_does(tmp_path):
         with pytest.raises(FileNotFoundError):
             place.get("x")
         assert place.get_json("x") is None
+        place.make()
         assert place.put_new("x", b"first") and not place.put_new("x", b"second")
         place.put_all({"b/c/d": b"123", "b/e": b""})
         assert place.get("x") == b"first" and place.get("b/e") == b""
@@ -170,6 +171,14 @@ def test_a_bucket_does_what_a_folder_does(tmp_path):
         assert key == "a.manifest.parquet" and around.get("a.manifest.parquet") == b"manifest"
         place.clear()
         assert place.listing() == {}
+
+
+def test_a_key_that_is_not_there_may_be_deleted_where_the_store_minds(monkeypatch):
+    def minds(*_):  # as GCS does, and S3 does not
+        raise FileNotFoundError("Object at location x not found")
+
+    monkeypatch.setattr("obstore.delete", minds)
+    place_of("s3://photos/places/b").delete("x")
 
 
 def test_options_stand_for_the_environment(monkeypatch):

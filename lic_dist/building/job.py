@@ -91,6 +91,7 @@ def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: boo
             ) from None
 
     def save(manifest: Manifest) -> None:
+        around.make()
         around.put(key, manifest.to_bytes())
 
     return scan(config.need(experiment.images, "images").path, known, save, strict=strict)

@@ -181,10 +181,10 @@ def pending(path: Path | str | Place, group: str | None = None) -> list[int]:
 
 def done(place: Place, header: Header, shard: int, group: str | None = None) -> markers.Marker | None:
     """The marker of one shard, of the base or of a group, if it is done: see `finished`."""
-    found = _done(place, header, shard, group, place.entry)
+    found = _done(place, header, shard, group, fingerprint_of(place, header, group), place.entry)
     if found is None or group is None:
         return found
-    base = _done(place, header, shard, None, place.entry)
+    base = _done(place, header, shard, None, header.fingerprint, place.entry)
     return found if base is not None and markers.latents_digest(base) == found.base else None
 
 
@@ -208,16 +208,17 @@ def finished(
 def _finished(
     place: Place, header: Header, group: str | None, listing: Mapping[str, Entry]
 ) -> dict[int, markers.Marker]:
-    numbers = [n for n in markers.numbers(place, fingerprint_of(place, header, group)) if n < header.num_shards]
+    key = fingerprint_of(place, header, group)
+    numbers = [number for number in markers.numbers(place, key) if number < header.num_shards]
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda shard: _done(place, header, shard, group, listing.get), numbers)
+        found = pool.map(lambda shard: _done(place, header, shard, group, key, listing.get), numbers)
         return {marker.shard: marker for marker in found if marker is not None}
 
 
 def _done(
-    place: Place, header: Header, shard: int, group: str | None, entry: Callable[[str], Entry | None]
+    place: Place, header: Header, shard: int, group: str | None, key: str, entry: Callable[[str], Entry | None]
 ) -> markers.Marker | None:
-    marker = markers.read_marker(place, fingerprint_of(place, header, group), shard)
+    marker = markers.read_marker(place, key, shard)
     if marker is None or marker.samples != header.count(shard):
         return None
     keys = [layout.object_key(spec, shard) for spec in layout.arrays_of(header, group)]
@@ -226,13 +227,7 @@ def _done(
 
 def fingerprint_of(place: Place, header: Header, group: str | None) -> str:
     """The fingerprint of the store itself, or of a group: what its markers name. LicError for no such group."""
-    return header.fingerprint if group is None else _group_fingerprint(place, group, header.fingerprint)
-
-
-@lru_cache(maxsize=64)
-def _group_fingerprint(place: Place, group: str, key: str) -> str:
-    """Looked up once for a store of this fingerprint: every shard asks for it."""
-    return str(_group_attributes(place, group)["fingerprint"])
+    return header.fingerprint if group is None else str(_group_attributes(place, group)["fingerprint"])
 
 
 def forget(path: Path | str | Place, shard: int, group: str | None = None) -> None:
@@ -358,7 +353,7 @@ def _write(
         seconds={name: float(value) for name, value in seconds.items()},
     )
     with markers.owner(place, key, shard):
-        there = _done(place, header, shard, group, place.entry)
+        there = _done(place, header, shard, group, key, place.entry)
         if there is not None and (there.objects, there.base) == (marker.objects, base):
             return there
         markers.remove_marker(place, key, shard)

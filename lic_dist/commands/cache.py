@@ -78,7 +78,10 @@ def adapt(
     from lic_dist.cache.folder import Folder
     from lic_dist.evaluation.plots import calibration_plot
 
-    for experiment in experiments(config, overrides):
+    chosen = experiments(config, overrides)
+    if out is not None and len(chosen) > 1:
+        raise UsageError("--out names one file, the sweep has several records", hint="leave it out: each has its own")
+    for experiment in chosen:
         job = prepare(experiment)
         record = run(job)
         around, key = record_beside(job.place, job.quantizer.group)
@@ -86,6 +89,7 @@ def adapt(
         if out is not None:
             record.save(out)
         else:
+            around.make()
             around.put(key, record.to_json().encode())
             plot = around.root / plot if isinstance(around, Folder) else plot
         calibration_plot(record.notes, plot, job.quantizer.group)
