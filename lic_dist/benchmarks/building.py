@@ -38,7 +38,7 @@ from lic_dist.quantization.record import QuantizerRecord
 
 N, M, CROP, BATCH, SHARD = 128, 192, 256, 8, 64
 FIXED = {"step": 0.7, "lambda_scale": 0.14, "pilot": 64, "calibration": 16}
-BARE_SHARDS = 4  # of the bare loop, before, between and after the builds
+BARE_SHARDS = 4  # of the bare loop, after each build
 POLL = 0.1  # seconds between two looks at the workers' memory
 
 
@@ -46,8 +46,8 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
     """Crops a second of the bare loop (encode, search; crops in RAM), of a local build and of a build on Ray.
 
     An untrained mbt2018-mean of N = 128, M = 192; batches of 8 crops of 256x256, one thread a worker, one encoder. The
-    bare loop runs before, between and after the builds, since machines drift; a build's steady rate is that of its
-    shards' markers, its start and end left out.
+    bare loop runs after each build, since machines drift; a build's steady rate is that of its shards' markers, its
+    start and end left out. `ratio_apart` leaves out reading and writing too: what encoding and searching reach in it.
     """
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
         work = Path(name)
@@ -85,6 +85,8 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
             bare.append(_bare(checkpoints.load(str(model)), record, pixels))
         for engine, around in (("local", bare[0]), ("ray", bare[1])):
             figures[engine]["ratio"] = figures[engine]["crops_per_second"] / around
+            work_seconds = figures[engine]["seconds_a_crop"]
+            figures[engine]["ratio_apart"] = 1 / (work_seconds["encode"] + work_seconds["search"]) / around
     return figures
 
 
