@@ -104,6 +104,7 @@ def test_unknown_parts_and_small_pictures_are_one_line(photos: Path) -> None:
 
 def test_a_cache_is_measured_on_disk_and_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "SECTION", 2)
+    monkeypatch.setattr(reading, "WARM", 1)
     found = reading.size(None, 28)
     assert 1 < found["group_to_entropy_coded"] < 1.5 and 1 < found["z_to_entropy_coded"] < 1.6
     k = found["codecs"]["quantized/tcq8/k"]

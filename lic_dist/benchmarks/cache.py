@@ -28,7 +28,7 @@ def bench(parts: Sequence[str], images: Path | None, crops: int, quick: bool) ->
     figures: dict[str, Any] = {"machine": machine(), "quick": quick}
     runs: dict[str, Callable[[], Any]] = {
         "build": lambda: building.throughput(images, crops // tenth),
-        "loader": lambda: reading.feeding(images, 512 // tenth, 1 if quick else 7),
+        "loader": lambda: reading.feeding(images, 512 // tenth, 1 if quick else 3),
         "size": lambda: reading.size(images, 512 // tenth),
         "memory": lambda: building.memory((1000 // tenth, 10000 // tenth)),
         "plan": lambda: building.million(1_000_000 // tenth),

@@ -51,7 +51,7 @@ CODECS: dict[str, Any] = {
 }
 TRIES = 5  # of which the medians are reported
 STEP_BATCH = 8
-WARM, SECTION = 3, 20  # steps of a section: before the clock starts, and timed
+WARM, SECTION = 24, 64  # steps of a section: until reading is no further ahead than it keeps, and timed
 
 
 def built(folder: Path | None, work: Path, crops: int) -> Path:
