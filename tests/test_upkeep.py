@@ -292,6 +292,17 @@ def test_rebuild_removes_nothing_before_it_can_build(mine: Path, base: Path, pho
     assert objects(mine) == before
 
 
+def test_a_store_of_another_version_is_refused_and_can_be_rebuilt(mine: Path, base: Path, photos: Path) -> None:
+    document = json.loads((mine / "zarr.json").read_text())
+    del document["attributes"]["num_held_out"]
+    (mine / "zarr.json").write_text(json.dumps(document))
+    asked = experiment(base, photos, mine, quantizer=FIXED)
+    with pytest.raises(LicError, match="num_held_out") as caught:
+        build(asked)
+    assert "--rebuild" in caught.value.hint
+    assert build(asked, rebuild=True).shards_built == 3
+
+
 def test_a_rebuild_killed_while_it_removes_leaves_no_half_store(
     mine: Path, base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,12 +98,13 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
         store.require_usable(there)
     job = prepare(experiment, strict=strict)
     plan, group, store_y = job.plan, job.quantizer.group, job.cache.store_y
-    if rebuild and layout.read_attributes(there) is not None:
-        layout.read_header(there)
+    attributes = layout.read_attributes(there)
+    if rebuild and attributes is not None:
+        layout.require_ours(there, attributes)
         record = adapt(job, afresh=True)  # before anything is removed: it may be refused
         there.clear()
     else:
-        if layout.read_attributes(there) is not None:  # refuse another job's store before the pilot
+        if attributes is not None:  # refuse another job's store before the pilot
             store.create(there, plan, store_y)
         record = adapt(job)
     store.create(there, plan, store_y, provenance())

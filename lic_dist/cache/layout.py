@@ -219,8 +219,7 @@ def read_header(place: Place) -> Header:
     attributes = read_attributes(place)
     if attributes is None:
         raise LicError(f"no cache at {place}", hint="`lic-dist cache build` makes one")
-    if "fingerprint" not in attributes or "format" not in attributes:
-        raise LicError(f"{place} is not a cache of lic_dist", hint="give cache.path a path of its own")
+    require_ours(place, attributes)
     if attributes["format"] != FORMAT:
         raise LicError(f"{place} is of format {attributes['format']!r}, this version reads format {FORMAT}")
     try:
@@ -228,10 +227,17 @@ def read_header(place: Place) -> Header:
         header = _HEADER.validate_json(json.dumps(told), strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
-        raise LicError(f"{place}/zarr.json: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        what = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        raise LicError(f"{place}/zarr.json: {what}", hint="of another version? `cache build --rebuild`") from None
     if fingerprint(header.identity) != header.fingerprint:
         raise LicError(f"{place}/zarr.json: its identity is not that of its fingerprint")
     return header
+
+
+def require_ours(place: Place, attributes: dict[str, Any]) -> None:
+    """Refuse a Zarr group that is no store of ours, whole or not. Raises LicError."""
+    if "fingerprint" not in attributes or "format" not in attributes:
+        raise LicError(f"{place} is not a cache of lic_dist", hint="give cache.path a path of its own")
 
 
 _HEADER = TypeAdapter(Header)

@@ -151,18 +151,14 @@ def _reasons(faults: Mapping[str, int]) -> str:
 
 def _ask_to_remove(experiment: Experiment) -> None:
     from lic_dist.building.job import place
-    from lic_dist.cache.inspect import inspect
     from lic_dist.cache.layout import read_attributes
 
     there = place(experiment)
     if read_attributes(there) is None:
         return
-    found = inspect(there)
-    groups = ", ".join(found["groups"]) or "none"
-    typer.echo(
-        f"{there}: {found['shards_written']} of {found['num_shards']} shards, {found['bytes'] / 1e6:.1f} MB, "
-        f"groups: {groups}"
-    )
+    size = sum(entry.bytes for entry in there.listing().values())
+    groups = ", ".join(name for name in there.names("quantized") if name != "zarr.json") or "none"
+    typer.echo(f"{there}: {size / 1e6:.1f} MB, groups: {groups}")
     if not sys.stdin.isatty():
         raise UsageError("--rebuild removes this store", hint="say --yes where nobody can be asked")
     if not typer.confirm("Remove it and build anew?"):
