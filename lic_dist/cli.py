@@ -26,6 +26,8 @@ from lic_dist.errors import LicError
 # Idle OpenMP threads that spin starve their own process where cores are shared; read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+INTERRUPTED = 130  # the exit code of Ctrl-C
+
 app = typer.Typer(
     help="Distributed dataset-caching finetuning for learned image compression.",
     no_args_is_help=True,
@@ -61,6 +63,10 @@ def main() -> None:
     """Run the app; a LicError becomes one line and its exit code."""
     try:
         app()
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("stopped; the same command goes on where it is", err=True)
+        raise
     except LicError as error:
         if os.environ.get("LIC_DIST_DEBUG"):
             raise

@@ -158,3 +158,12 @@ def test_every_failure_mode_names_a_test_that_is_there() -> None:
                 assert re.search(rf"def test_\w*{word}", text), (file, word)
             named += 1
     assert named > 30
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lic_dist.models.checkpoint.zoo", interrupt)
+    done = lic_dist("models")
+    assert done.returncode == 130 and done.stderr == "stopped; the same command goes on where it is\n"
