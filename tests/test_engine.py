@@ -162,6 +162,30 @@ def test_ray_gives_up_on_workers_that_do_not_start(cluster):
     assert "installed on every node" in caught.value.hint
 
 
+class SlowToLoad:
+    """A stage whose worker takes its time to start, as from a cold network disk."""
+
+    def __call__(self):
+        return lambda value: os.getpid()
+
+    def __reduce__(self):
+        return load_slowly, ()
+
+
+def load_slowly():
+    time.sleep(2)
+    return SlowToLoad()
+
+
+@pytest.mark.parametrize("workers", [1, 4])  # with CPUs to spare, and with none: then it shares one, once
+def test_ray_waits_for_workers_that_are_slow_to_start(cluster, monkeypatch, workers):
+    from lic_dist.engine import on_ray
+
+    monkeypatch.setattr(on_ray, "PATIENCE", 0.3)
+    results = list(run([Stage("slow", SlowToLoad(), workers)], range(6), engine="ray"))
+    assert sorted(unit for unit, _ in results) == list(range(6))
+
+
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_none_ends_a_unit_before_the_later_stages(cluster, engine):
     stages = [Stage("half", make_half, 1), Stage("fails", partial(make_fail, ValueError("seen")), 1)]

@@ -35,7 +35,7 @@ from lic_dist.errors import LicError  # noqa: E402
 RETRIES = 3  # of one unit, after its worker, node or an object of its was lost
 GOES_ON = "finished units stay finished: start the job again"
 SAME = "is the same lic_dist installed on every node?"
-PATIENCE = 30.0  # seconds that a stage without workers waits for a CPU of its own
+PATIENCE = 60.0  # seconds that a stage without workers waits for a CPU of its own
 
 
 class _Worker:
@@ -67,11 +67,11 @@ class _Pool:
         self.waiting: deque[tuple[int, Any]] = deque()  # (position of the unit, argument or reference to it)
         self.stillborn = 0  # actors that died before they ran, since the last that did
         for _ in range(stage.workers):
-            self.add(cpus)
+            self.add()
 
-    def add(self, cpus: float) -> None:
+    def add(self) -> None:
         """Ask for one more actor."""
-        asked: Any = ray.remote(num_cpus=cpus, num_gpus=self.stage.gpus, max_restarts=0)
+        asked: Any = ray.remote(num_cpus=self.cpus, num_gpus=self.stage.gpus, max_restarts=0)
         actor: Any = asked(_Worker).remote(self.stage)
         self.placing[actor.placed.remote()] = (actor, time.monotonic())
 
@@ -86,7 +86,7 @@ class _Pool:
             if self.stillborn > RETRIES * self.stage.workers:
                 why = " ".join(str(error).split())[:300]
                 raise LicError(f"the workers of stage '{self.stage.name}' do not start: {why}", hint=SAME) from error
-            self.add(self.cpus)
+            self.add()
         else:
             self.stillborn = 0
             self.placed.add(actor)
@@ -96,11 +96,14 @@ class _Pool:
         """End an actor for good, should it still live, and ask for a new one in its place."""
         ray.kill(actor, no_restart=True)
         self.placed.discard(actor)
-        self.add(self.cpus)
+        self.add()
 
     def share(self) -> None:
-        """Where no actor could be placed for long, ask for one that needs no CPU of its own."""
-        if self.placed or not self.placing or not self.cpus:
+        """Where no actor could be placed for long, ask for one that needs no CPU of its own, and so ever after.
+
+        Once a stage, so that workers which are slow to start are not ended for ever.
+        """
+        if self.placed or not self.placing or not self.cpus or ray.available_resources().get("CPU", 0) >= self.cpus:
             return
         token, (actor, since) = min(self.placing.items(), key=lambda item: item[1][1])
         if time.monotonic() - since < PATIENCE:
@@ -112,7 +115,8 @@ class _Pool:
         print(f"stage '{self.stage.name}' has no CPU of its own left: it shares one", file=sys.stderr, flush=True)
         del self.placing[token]
         ray.kill(actor, no_restart=True)
-        self.add(0)
+        self.cpus = 0
+        self.add()
 
     def close(self) -> None:
         for actor in [*self.placed, *(actor for actor, _ in self.placing.values())]:
