@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,22 @@ from PIL import Image
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def dying_at(step: int) -> Callable[..., float]:
+    """The training loop's `take_step`, that is interrupted at its step of this number, counted from one."""
+    from lic_dist.training.loop import take_step
+
+    steps = 0
+
+    def die(*arguments: object) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == step:
+            raise KeyboardInterrupt
+        return take_step(*arguments)
+
+    return die
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.training import base as job
 from lic_dist.training import loop
-from lic_dist.training.loop import take_step
+from tests.conftest import dying_at
 
 
 def section(out: Path, **changes: object) -> config.Train:
@@ -46,16 +46,7 @@ def test_a_killed_job_goes_on_to_the_same_weights(
 ) -> None:
     folder = config.Images(path=photos, held_out="valid")
     whole = job.train(section(tmp_path / "whole", relaxation=relaxation), folder)
-    steps = 0
-
-    def die(*arguments: object) -> float:
-        nonlocal steps
-        steps += 1
-        if steps == 7:
-            raise KeyboardInterrupt
-        return take_step(*arguments)
-
-    monkeypatch.setattr(loop, "take_step", die)
+    monkeypatch.setattr(loop, "take_step", dying_at(7))
     with pytest.raises(KeyboardInterrupt):
         job.train(section(tmp_path / "cut", relaxation=relaxation), folder)
     monkeypatch.undo()

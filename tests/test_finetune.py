@@ -28,9 +28,9 @@ from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training import finetune as job
 from lic_dist.training import loop
 from lic_dist.training.distributed import Ranks
-from lic_dist.training.loop import take_step
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch, Samples, training_samples
+from tests.conftest import dying_at
 
 
 def document(base: Path, photos: Path, store: Path, out: Path, **finetune: object) -> dict:
@@ -90,16 +90,7 @@ def test_a_killed_job_goes_on_to_the_same_weights(
     base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(base, photos, store, tmp_path / "whole", latents="noise")
-    steps = 0
-
-    def die(*arguments: object) -> float:
-        nonlocal steps
-        steps += 1
-        if steps == 7:
-            raise KeyboardInterrupt
-        return take_step(*arguments)
-
-    monkeypatch.setattr(loop, "take_step", die)
+    monkeypatch.setattr(loop, "take_step", dying_at(7))
     with pytest.raises(KeyboardInterrupt):
         run(base, photos, store, tmp_path / "cut", latents="noise")
     monkeypatch.undo()
@@ -203,17 +194,8 @@ def test_bytes_alone_choose_the_stream_and_a_job_keeps_its_order(
 ) -> None:
     whole = run(base, photos, store, tmp_path / "whole", latents="noise", streams=2)
     monkeypatch.setattr("lic_dist.training.samples.IN_MEMORY", 10)
-    steps = 0
-
-    def die(*arguments: object) -> float:
-        nonlocal steps
-        steps += 1
-        if steps == 7:
-            raise KeyboardInterrupt
-        return take_step(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", die)
+        patch.setattr(loop, "take_step", dying_at(7))
         with pytest.raises(KeyboardInterrupt):
             run(base, photos, store, tmp_path / "cut", latents="noise")
     monkeypatch.undo()

@@ -174,7 +174,7 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
         _forget(there, header, finding)
     pending = store.pending(there)
     written = _run(experiment, _encoding(job, None), _Units(pending, job.plan)).shards
-    for group in [name for name in there.names("quantized") if there.names(f"quantized/{name}")]:
+    for group in layout.group_folders(there):
         of_group = [finding for finding in findings if finding.group == group]
         if any(finding.array.endswith("record.json") for finding in of_group):
             _put_record_back(job, group)
@@ -201,8 +201,7 @@ def _forget(there: Place, header: Header, finding: Finding) -> None:
 
 def _require_whole(there: Place, group: str) -> None:
     """What was built is there, all of it. Raises LicError where another job has taken it away meanwhile."""
-    left = set(store.pending(there)) | set(store.pending(there, group))
-    if left:
+    if left := store.pending(there, group):  # a group's shard is done only over latents that are
         raise LicError(
             f"{len(left)} shards of {there} are gone again", hint="does another job write here? build again to go on"
         )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ from lic_dist.images import FAULTS, Crop
 from lic_dist.models import checkpoint
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,39 +100,40 @@ class Target:
             raise LicError(f"{self.place} has become another cache meanwhile", hint="was it rebuilt beside this job?")
         return header
 
-    def is_done(self, header: Header, shard: int) -> bool:
-        """Whether another job has written the shard meanwhile."""
-        base = store.done(self.place, header, shard) is not None
-        return base and (self.group is None or store.done(self.place, header, shard, self.group) is not None)
+    def unless_done(self, work: Callable[[Shard], T]) -> Callable[[Shard], T | None]:
+        """`work`, that passes over what another job has written meanwhile."""
+        header = self.header()
+
+        def pending(shard: Shard) -> T | None:
+            # a group's shard is done only over latents that are
+            done = store.done(self.place, header, shard.number, self.group) is not None
+            return None if done else work(shard)
+
+        return pending
 
 
 def make_reader(target: Target, folder: str, size: int) -> Callable[[Shard], Pixels | None]:
     """The first stage: decode the photos of a shard and cut its crops."""
-    header = target.header()
 
-    def work(shard: Shard) -> Pixels | None:
+    def work(shard: Shard) -> Pixels:
         started = time.perf_counter()
-        if target.is_done(header, shard.number):
-            return None
         pixels, status = images.read_crops(Path(folder), shard.crops, size)
         return Pixels(shard, pixels, status, {"read": time.perf_counter() - started})
 
-    return work
+    return target.unless_done(work)
 
 
 def make_recaller(target: Target) -> Callable[[Shard], Pixels | None]:
     """Instead of the first stage, for a shard that keeps its pixels but not y: read them from the store."""
-    cache, header = LatentCache.open(target.place), target.header()
+    cache = LatentCache.open(target.place)
 
-    def work(shard: Shard) -> Pixels | None:
+    def work(shard: Shard) -> Pixels:
         started = time.perf_counter()
-        if target.is_done(header, shard.number):
-            return None
         read = cache.shard(shard.number, ("pixels", "samples/status"))
         seconds = {"read": time.perf_counter() - started}
         return Pixels(shard, read["pixels"], read["samples/status"], seconds, stored=True)
 
-    return work
+    return target.unless_done(work)
 
 
 def make_encoder(source: str, architecture: str | None, lmbda: float | None, batch: int) -> Callable[[Pixels], Coded]:
@@ -157,19 +160,17 @@ def make_viewer(
 ) -> Callable[[Shard], Coded | None]:
     """Instead of the first two stages, for a shard whose y is stored: read it and run the hyper-decoder."""
     model = _load(source, architecture, lmbda)
-    cache, header = LatentCache.open(target.place), target.header()
+    cache = LatentCache.open(target.place)
 
-    def work(shard: Shard) -> Coded | None:
+    def work(shard: Shard) -> Coded:
         started = time.perf_counter()
-        if target.is_done(header, shard.number):
-            return None
         read = cache.shard(shard.number, ("latents/y", "latents/z", "samples/status"))
         y, z = read["latents/y"], read["latents/z"]
         seen = view(model, y, z, batch)
         seconds = {"view": time.perf_counter() - started}
         return Coded(shard, None, y, z, seen.residual, seen.level, read["samples/status"], seconds)
 
-    return work
+    return target.unless_done(work)
 
 
 def _load(source: str, architecture: str | None, lmbda: float | None) -> nn.Module:

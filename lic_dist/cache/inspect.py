@@ -80,12 +80,11 @@ def _progress(
     key = cache._fingerprint_of(group)
     times = sorted(listing[name].modified for shard in done if (name := markers.marker_key(key, shard)) in listing)
     left = cache.num_samples - sum(marker.samples for marker in done.values())
-    report: dict[str, Any] = {
+    return {
         "shards_written": len(done),
-        "seconds": sum(_seconds(marker.seconds) for marker in done.values()),
+        "seconds": sum(sum(marker.seconds.values()) for marker in done.values()),
         **pace(times, time.time(), left, cache.header.shard),
     }
-    return report
 
 
 def pace(times: list[float], now: float, left: int, shard: int) -> dict[str, Any]:
@@ -135,10 +134,6 @@ def _histogram(values: NDArray[np.float32]) -> dict[str, Any]:
     counts, edges = np.histogram(values, BINS)
     quantiles = np.quantile(values, (0.05, 0.5, 0.95))
     return {"counts": counts.tolist(), "edges": edges.tolist(), "quantiles": quantiles.tolist()}
-
-
-def _seconds(value: Any) -> float:
-    return float(sum(value.values()) if isinstance(value, dict) else value)
 
 
 def describe(report: Mapping[str, Any]) -> list[str]:

@@ -152,8 +152,13 @@ def inner_chunk(shard: int, sample_bytes: int) -> int:
 
 
 def object_key(spec: ArraySpec, shard: int) -> str:
-    """The key of one shard of one array (Zarr v3 default chunk keys: c/<shard>/0/0/0)."""
-    return "/".join([spec.name, "c", str(shard), *("0" for _ in spec.shape)])
+    """The key of one shard of one array."""
+    return f"{spec.name}/{chunk_key(shard, 1 + len(spec.shape))}"
+
+
+def chunk_key(shard: int, dimensions: int) -> str:
+    """Where an array of so many dimensions, samples among them, has a shard (Zarr v3 default: c/<shard>/0/0/0)."""
+    return "/".join(["c", str(shard), *("0" for _ in range(dimensions - 1))])
 
 
 def array_document(spec: ArraySpec, shards: int, shard: int, attributes: dict[str, Any] | None = None) -> bytes:
@@ -253,6 +258,11 @@ def read_group(place: Place, group: str) -> dict[str, Any] | None:
 def group_names(place: Place) -> tuple[str, ...]:
     """The quantized groups of a store, sorted."""
     return tuple(name for name in place.names("quantized") if read_group(place, name) is not None)
+
+
+def group_folders(place: Place) -> list[str]:
+    """Names of whatever lies under `quantized/` and holds something: groups whose `zarr.json` is lost or torn too."""
+    return [name for name in place.names("quantized") if place.names(f"quantized/{name}")]
 
 
 def same_array(found: Any, document: bytes) -> bool:

@@ -114,11 +114,7 @@ class LatentCache:
 
     def group_attributes(self, group: str) -> dict[str, Any]:
         """{"identity", "fingerprint", "provenance"} of a group. Raises LicError for no such group."""
-        attributes = layout.read_group(self.place, group)
-        if attributes is None:
-            known = ", ".join(self.groups) or "none"
-            raise LicError(f"no group '{group}' in {self.place}", hint=f"it has: {known}")
-        return attributes
+        return store.group_attributes(self.place, group)
 
     def record_json(self, group: str) -> str:
         """The quantizer record of a group, as text. Raises LicError for no such group, or one without its record."""
@@ -254,8 +250,7 @@ class LatentCache:
     def _fingerprint_of(self, group: str | None) -> str:
         """Looked up once a group: every read of a shard asks for it."""
         if group not in self._fingerprints:
-            assert group is not None
-            self._fingerprints[group] = str(self.group_attributes(group)["fingerprint"])
+            self._fingerprints[group] = store.fingerprint_of(self.place, self.header, group)
         return self._fingerprints[group]
 
     def _require_written(self, shard: int, arrays: Iterable[str]) -> None:
@@ -278,7 +273,7 @@ class LatentCache:
         except Exception as error:  # which error cut or altered bytes make depends on the codec
             raise LicError(f"{where} does not decode: {str(error)[:200]}", hint=MEND) from error
         if not (values != array.fill_value).any():
-            entry = self.place.entry(f"{name}/{_chunk(shard, values.ndim)}")
+            entry = self.place.entry(f"{name}/{layout.chunk_key(shard, values.ndim)}")
             if entry is None or not entry.bytes:
                 raise LicError(f"{where} has lost its object", hint=MEND)
         return values
@@ -296,17 +291,13 @@ class LatentCache:
             raise LicError(f"array {name} of {self.place} does not decode: {str(error)[:200]}", hint=MEND) from error
         there = self.place.listing(name)
         for shard in markers.numbers(self.place, self.fingerprint):
-            entry = there.get(f"{name}/{_chunk(shard, array.ndim)}")
+            entry = there.get(f"{name}/{layout.chunk_key(shard, array.ndim)}")
             if shard < self.num_shards and (entry is None or not entry.bytes):
                 raise LicError(f"shard {shard} of {self.place}, array {name}, has lost its object", hint=MEND)
         return values
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
-
-
-def _chunk(shard: int, dimensions: int) -> str:
-    return "/".join(["c", str(shard), *("0" for _ in range(dimensions - 1))])
 
 
 def _text(rows: NDArray[np.uint8]) -> NDArray[Any]:

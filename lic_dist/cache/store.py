@@ -105,7 +105,7 @@ def create_group(
     whole = {"group": name, "cache": header.fingerprint, **identity}
     node = f"quantized/{name}"
     if name in layout.group_names(place):
-        _require_same(f"group '{name}' of {place} is another one", _group_attributes(place, name)["identity"], whole)
+        _require_same(f"group '{name}' of {place} is another one", group_attributes(place, name)["identity"], whole)
     if not place.put_new(f"{node}/record.json", record_json.encode()):
         there = {"record": markers.describe(place.get(f"{node}/record.json"))["sha256"]}
         _require_same(f"group '{name}' of {place} has another record.json", there, {"record": digest})
@@ -118,7 +118,7 @@ def create_group(
     }
     if not place.put_new(f"{node}/zarr.json", layout.group_document(made)) and name not in layout.group_names(place):
         place.put(f"{node}/zarr.json", layout.group_document(made))  # over one that does not parse
-    _require_same(f"group '{name}' of {place} is another one", _group_attributes(place, name)["identity"], whole)
+    _require_same(f"group '{name}' of {place} is another one", group_attributes(place, name)["identity"], whole)
 
 
 def write_shard(
@@ -227,7 +227,7 @@ def _done(
 
 def fingerprint_of(place: Place, header: Header, group: str | None) -> str:
     """The fingerprint of the store itself, or of a group: what its markers name. LicError for no such group."""
-    return header.fingerprint if group is None else str(_group_attributes(place, group)["fingerprint"])
+    return header.fingerprint if group is None else str(group_attributes(place, group)["fingerprint"])
 
 
 def forget(path: Path | str | Place, shard: int, group: str | None = None) -> None:
@@ -296,7 +296,8 @@ def _require_same(refusal: str, found: Mapping[str, Any], expected: Mapping[str,
         raise LicError(f"{refusal}: {'; '.join(lines)}", hint="give this one another path or name, or remove it")
 
 
-def _group_attributes(place: Place, name: str) -> dict[str, Any]:
+def group_attributes(place: Place, name: str) -> dict[str, Any]:
+    """{"identity", "fingerprint", "provenance" ...} of a group. Raises LicError for no such group."""
     attributes = layout.read_group(place, name)
     if attributes is None:
         known = ", ".join(layout.group_names(place)) or "none"

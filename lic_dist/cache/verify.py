@@ -53,8 +53,7 @@ def verify(path: Path | str | Place, options: Mapping[str, str] | None = None) -
     """
     place = place_of(path, options)
     header = layout.read_header(place)
-    groups = [name for name in place.names("quantized") if place.names(f"quantized/{name}")]
-    findings = [found for group in groups for found in _verify_group(place, group)]
+    findings = [found for group in layout.group_folders(place) for found in _verify_group(place, group)]
     known: list[str | None] = [None, *layout.group_names(place)]
     findings += [found for group in known for found in _verify_documents(place, header, group)]
     total = len(known) * header.num_shards

@@ -6,12 +6,12 @@ Variables keep the store's names ("pixels", "latents/y", "quantized/<group>/k" .
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lic_dist.cache.plan import canonical_json
 from lic_dist.errors import UsageError
 
 try:
@@ -64,6 +64,9 @@ def dataset(cache: LatentCache) -> xarray.Dataset:
             dimensions = DIMENSIONS.get(name, ("sample", "channel", "row", "column")[: cache.array(name).ndim])
             variables[name] = xarray.Variable(dimensions, indexing.LazilyIndexedArray(_Lazy(cache, name)))
     coordinates = {name: ("sample", column) for name, column in cache.samples.items()}
-    identity = json.dumps(cache.identity, sort_keys=True, separators=(",", ":"))
-    attributes = {"identity": identity, "fingerprint": cache.fingerprint, "place": str(cache.place)}
+    attributes = {
+        "identity": canonical_json(cache.identity),
+        "fingerprint": cache.fingerprint,
+        "place": str(cache.place),
+    }
     return xarray.Dataset(variables, coordinates, attributes)

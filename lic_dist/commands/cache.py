@@ -151,13 +151,13 @@ def _reasons(faults: Mapping[str, int]) -> str:
 
 def _ask_to_remove(experiment: Experiment) -> None:
     from lic_dist.building.job import place
-    from lic_dist.cache.layout import read_attributes
+    from lic_dist.cache.layout import group_folders, read_attributes
 
     there = place(experiment)
     if read_attributes(there) is None:
         return
     size = sum(entry.bytes for entry in there.listing().values())
-    groups = ", ".join(name for name in there.names("quantized") if name != "zarr.json") or "none"
+    groups = ", ".join(group_folders(there)) or "none"
     typer.echo(f"{there}: {size / 1e6:.1f} MB, groups: {groups}")
     if not sys.stdin.isatty():
         raise UsageError("--rebuild removes this store", hint="say --yes where nobody can be asked")
