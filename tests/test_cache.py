@@ -424,6 +424,16 @@ def test_a_second_writer_leaves_a_finished_shard_alone(built):
     assert store.pending(built) == [] and verify(built) == []
 
 
+def test_a_sweep_takes_what_the_killed_left_and_nothing_of_the_living(built):
+    left = built / "_progress/abc/7.lock"
+    left.parent.mkdir()
+    left.touch()
+    with Folder(built).lock("_progress/abc/8.lock"):
+        Folder(built).sweep()
+        assert not left.exists() and (built / "_progress/abc/8.lock").exists()
+    assert not list(built.rglob("*.lock"))
+
+
 def test_a_listing_survives_files_that_come_and_go(built):
     (built / "samples/crop_y/c/9").symlink_to(built / "nowhere")
     (built / "samples/crop_y/c/.0.host.12.0a0b0c0d.part").write_text("half")

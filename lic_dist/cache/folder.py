@@ -20,6 +20,7 @@ from lic_dist.cache.place import KEPT, Entry, Place
 from lic_dist.errors import LicError
 
 TRANSIENT = (".part", ".lock")  # what is being written, or locked: in no listing
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of a file system that has none
 ABANDONED = 3600.0  # seconds after which another host's unfinished file is taken for dead
 
 
@@ -126,8 +127,10 @@ class Folder(Place):
     def sweep(self) -> None:
         for parent, _, files in os.walk(self.root):
             for name in files:
-                if name.endswith(TRANSIENT[0]):
+                if name.endswith(".part"):
                     _remove_if_stale(Path(parent, name))
+                elif name.endswith(".lock"):
+                    _remove_if_free(Path(parent, name))
 
     def beside(self, suffix: str) -> tuple[Place, str]:
         root = self.root.resolve()
@@ -203,6 +206,22 @@ def _remove_if_stale(part: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def _remove_if_free(lock: Path) -> None:
+    """Remove the file of a lock that nobody holds: its owner was killed after the work, before it could."""
+    try:
+        handle = os.open(lock, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, *NO_LOCKS):
+            raise
+    finally:
+        os.close(handle)
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -220,7 +239,7 @@ def _locked(path: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            if error.errno not in NO_LOCKS:
                 os.close(handle)
                 raise
             return handle
