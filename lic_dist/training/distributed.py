@@ -1,4 +1,4 @@
-"""Ranks: one process alone, or one of those that torchrun started."""
+"""Ranks: one process alone, one of those that torchrun started, or one of a group that its launcher joined already."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ class Ranks:
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs); leave it at the end."""
+    """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs); leave it at the end.
+
+    A group that the launcher has joined, as Ray Train does, is used as it is and left to the launcher.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     if torch.cuda.is_available():
@@ -67,7 +70,7 @@ def ranks() -> Iterator[Ranks]:
         device = torch.device("cpu")
         if world > 1:
             torch.set_num_threads(1)
-    if world == 1:
+    if world == 1 or dist.is_initialized():
         yield Ranks(rank, world, device)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
