@@ -25,10 +25,37 @@ Auto = Literal["auto"]
 class Section(BaseModel):
     """Base of every section: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Train(Section):
+Weights = Annotated[dict[Literal["mse", "ms-ssim", "lpips"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
+
+
+class Steps(Section):
+    """How a training job takes its steps; see training/course.py."""
+
+    batch: int = Field(8, ge=1)  # global, over all ranks
+    accumulate: int = Field(1, ge=1)  # parts that a rank takes its share of the batch in: less memory, same step
+    lr: float = Field(1e-4, gt=0)
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    warmup: int = Field(50, ge=0)  # steps
+    anneal: float = Field(1.0, gt=0, le=1)  # the part of the steps in which the cosine takes lr to its floor
+    floor: float = Field(0.05, gt=0, le=1)  # the least learning rate, as a part of lr
+    patience: int = Field(3, ge=1)  # plateau: evaluations without a better held-out L after which lr is halved
+    stop_after: int | None = Field(None, ge=1)  # evaluations without a better held-out L that end the job early
+    clip: float = Field(1.0, gt=0)  # the gradient's largest norm
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of the weights' moving average, which is what is judged; 0: none
+    precision: Literal["float32", "bf16"] = "float32"  # of g_a and g_s; entropy models and rates stay in float32
+    compile: bool = False  # g_a and g_s by torch.compile
+    distortion: Literal["mse", "ms-ssim"] | Weights = "mse"  # or a weighted sum; see training/distortion.py
+    evaluate_every: int = Field(100, ge=1)  # steps between two measurements of held-out L, each with a state on disk
+    keep: int = Field(2, ge=1)  # states kept on disk
+    tensorboard: bool = False  # event files in `out` beside the log
+    seed: int = Field(0, ge=0)
+    out: Path
+
+
+class Train(Steps):
     """Conventional end-to-end training of a base model (`lic-dist train`)."""
 
     architecture: str = "mbt2018-mean"
@@ -36,17 +63,12 @@ class Train(Section):
     M: int = Field(72, ge=1)
     lmbda: float = Field(0.013, gt=0)
     steps: int = Field(10000, ge=1)
-    batch: int = Field(8, ge=1)  # global, over all ranks
     crop: int = Field(256, ge=64, multiple_of=64)
-    lr: float = Field(1e-4, gt=0)
-    floor: float = Field(0.05, gt=0, le=1)  # the learning rate's last value, as a part of lr
-    anneal: float = Field(0.8, gt=0, le=1)  # the part of the steps in which a cosine takes lr to its floor
+    anneal: float = Field(0.8, gt=0, le=1)
     warmup: int = Field(200, ge=0)
-    clip: float = Field(1.0, gt=0)
     relaxation: Literal["noise", "mixed"] = "noise"  # mixed: noise for the rate, rounding for the decoder
     quantile_steps: int = Field(2000, ge=1)  # of each phase, until the auxiliary loss is small
     evaluate_every: int = Field(500, ge=1)
-    seed: int = 0
     start: str | None = None  # a checkpoint to warm-start from
     out: Path = Path("runs/base")
 
@@ -118,23 +140,35 @@ class Engine(Section):
     num_cpus: int | None = None  # for a cluster started here
 
 
-class Finetune(Section):
+Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Phase(Section):
+    """One of the phases of a finetuning job: what trains, for how long, with which learning rate."""
+
+    recipe: Recipe
+    steps: int = Field(ge=1)
+    lr: float = Field(gt=0)
+
+
+class Finetune(Steps):
     """Retraining of the decoder side from the cache."""
 
-    recipe: Literal["decoder", "decoder+hyper"] = "decoder+hyper"
-    latents: Literal["quantized", "noise"] = "quantized"
+    recipe: Recipe = "decoder+hyper"  # or a list of parts (decoder, hyper, prior) and parameters (g_s.6)
+    latents: Literal["quantized", "noise", "straight-through"] = "quantized"  # the last two are controls
     sq_rate: Literal["likelihood", "index"] = "likelihood"  # METHOD section 3: the two forms for SQ when h_s trains
     steps: int = Field(2000, ge=1)
-    batch: int = Field(16, ge=1)  # global, over all ranks
+    phases: tuple[Phase, ...] = ()  # one after another; empty: one, of the recipe, steps and lr above
+    rounds: int = Field(1, ge=1)  # of search and finetuning, each with the model of the one before
+    batch: int = Field(16, ge=1)
     streams: Annotated[int, Field(ge=1)] | Auto = "auto"  # of cache/order.py; auto: in RAM where the samples fit
     workers: int = Field(0, ge=0)  # processes of a rank that read streams; 0: threads of its own
-    lr: float = Field(1e-4, gt=0)
-    floor: float = Field(0.05, gt=0, le=1)
-    warmup: int = Field(50, ge=0)
-    clip: float = Field(1.0, gt=0)
-    evaluate_every: int = Field(100, ge=1)
-    seed: int = 0
     out: Path = Path("runs/finetuned")
+
+    @property
+    def course(self) -> tuple[Phase, ...]:
+        """The phases, one at least."""
+        return self.phases or (Phase(recipe=self.recipe, steps=self.steps, lr=self.lr),)
 
 
 class Evaluate(Section):

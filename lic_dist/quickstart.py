@@ -33,7 +33,7 @@ from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.finetune import finetune
-from lic_dist.training.loop import read_log
+from lic_dist.training.log import read_log
 
 BASE = "base-small"
 EMBEDDED = {  # the photographs that scikit-image ships; the two of the stereo pair stay on one side
@@ -160,7 +160,7 @@ def _close(experiment: config.Experiment, finetuned: Path, out: Path, console: C
     arms: list[tuple[str, Checkpoint, QuantizerRecord]] = [
         ("SQ", base, adapted),
         ("TCQ", base, tcq),
-        ("TCQ retrained", retrained, tcq),
+        ("TCQ retrained", retrained, QuantizerRecord.from_json(retrained.quantizers["tcq8"])),
         ("SQ, CompressAI's tables", base, compressai_record(base)),
     ]
     names = images.find(out / "test")

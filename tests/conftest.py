@@ -19,13 +19,13 @@ torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def dying_at(step: int) -> Callable[..., float]:
+def dying_at(step: int) -> Callable[..., object]:
     """The training loop's `take_step`, that is interrupted at its step of this number, counted from one."""
-    from lic_dist.training.loop import take_step
+    from lic_dist.training.course import take_step
 
     steps = 0
 
-    def die(*arguments: object) -> float:
+    def die(*arguments: object) -> object:
         nonlocal steps
         steps += 1
         if steps == step:

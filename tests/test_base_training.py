@@ -13,7 +13,9 @@ from lic_dist import config
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.training import base as job
-from lic_dist.training import loop
+from lic_dist.training import course
+from lic_dist.training.distributed import Ranks
+from lic_dist.training.log import read_log
 from tests.conftest import dying_at
 
 
@@ -30,7 +32,7 @@ def weights(path: Path) -> str:
 
 
 def test_training_lowers_the_loss_and_closes_the_quantiles(base: Path) -> None:
-    rows = loop.read_log(base.parent / "log.jsonl")
+    rows = read_log(base.parent / "log.jsonl")
     assert rows[-1]["step"] == 150
     loaded = checkpoint.load(str(base))
     history = loaded.history[0]
@@ -46,7 +48,7 @@ def test_a_killed_job_goes_on_to_the_same_weights(
 ) -> None:
     folder = config.Images(path=photos, held_out="valid")
     whole = job.train(section(tmp_path / "whole", relaxation=relaxation), folder)
-    monkeypatch.setattr(loop, "take_step", dying_at(7))
+    monkeypatch.setattr(course, "take_step", dying_at(7))
     with pytest.raises(KeyboardInterrupt):
         job.train(section(tmp_path / "cut", relaxation=relaxation), folder)
     monkeypatch.undo()
@@ -54,7 +56,7 @@ def test_a_killed_job_goes_on_to_the_same_weights(
     medians = checkpoint.load(str(resumed)).model.entropy_bottleneck.quantiles[:, 0, 1]
     assert bool((medians == 0).all()) == (relaxation == "mixed")  # where the hyper-decoder learned to expect them
     assert weights(resumed) == weights(whole)
-    assert [row["step"] for row in loop.read_log(tmp_path / "cut" / "log.jsonl")] == [4, 8, 12]
+    assert [row["step"] for row in read_log(tmp_path / "cut" / "log.jsonl")] == [4, 8, 12]
 
 
 def test_a_warm_start_keeps_its_history_and_fits(photos: Path, tmp_path: Path) -> None:
@@ -71,7 +73,8 @@ def test_a_warm_start_keeps_its_history_and_fits(photos: Path, tmp_path: Path) -
 def test_held_out_figures_leave_the_mode_alone(photos: Path) -> None:
     model = job._start(section(Path("unused"))).model
     model.train()
-    job.held_out_figures(model, torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 0.01, torch.device("cpu"))
+    crops = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    job.measured(model, crops, section(Path("unused")), Ranks(0, 1, torch.device("cpu")))
     assert model.training and model.gaussian_conditional.training
 
 
@@ -82,24 +85,9 @@ def test_another_job_in_the_same_folder_is_refused(photos: Path, tmp_path: Path)
         job.train(section(tmp_path, lr=1e-4, batch=4), folder)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
-    weight = torch.nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.Adam([weight])
-    with pytest.raises(LicError, match="stopped before the step"):
-        loop.take_step((weight * float("nan")).sum(), [weight], optimizer, 1.0)
-    assert weight.item() == 1.0
-
-
 def test_crops_larger_than_all_photos_are_one_line(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(LicError, match="as large as a crop"):
         job.train(section(tmp_path, crop=512), config.Images(path=photos, held_out="valid"))
-
-
-def test_the_schedule() -> None:
-    rates = [loop.learning_rate(step, 100, 1.0, 10, 0.8, 0.1) for step in range(100)]
-    assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
-    assert rates[80] == rates[99] == pytest.approx(0.1)
 
 
 def test_two_ranks_take_the_steps_of_one(photos: Path, tmp_path: Path) -> None:
@@ -120,4 +108,4 @@ def test_two_ranks_take_the_steps_of_one(photos: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert checkpoint.load(str(tmp_path / "two")).spec.M == 6
-    assert [row["step"] for row in loop.read_log(tmp_path / "two" / "log.jsonl")] == [4, 8, 12]
+    assert [row["step"] for row in read_log(tmp_path / "two" / "log.jsonl")] == [4, 8, 12]

@@ -9,7 +9,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.parts import RECIPES, encoder_digest, entropy_digest, freeze_all_but
+from lic_dist.models.parts import PARTS, RECIPES, encoder_digest, entropy_digest, freeze_all_but, trainable
 from lic_dist.models.stages import Stage, analyse, dequantize_z, run_stages
 
 
@@ -87,10 +87,28 @@ def test_digests_see_their_part_and_no_other() -> None:
 
 def test_recipes_train_their_part_only() -> None:
     model = fresh().model
-    for recipe, prefixes in RECIPES.items():
-        count = len(freeze_all_but(model, prefixes))
+    for recipe, parts in RECIPES.items():
+        prefixes = tuple(prefix for part in parts for prefix in PARTS[part])
+        count = len(freeze_all_but(model, trainable(model, recipe)))
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         assert len(names) == count > 0 and all(name.startswith(prefixes) for name in names), recipe
+        assert trainable(model, parts) == tuple(names)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert {name.split(".")[0] for name in frozen} == {"g_a", "h_a", "entropy_bottleneck"}  # the quantiles of the last
+    assert trainable(model, ["g_s.6", "h_s.0.weight"]) == ("g_s.6.weight", "g_s.6.bias", "h_s.0.weight")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (["decodr"], "nothing is named 'decodr'"),
+        (["decoder", "g_a.0"], "g_a.0.bias belongs to the encoder"),
+        (["entropy_bottleneck"], "quantiles belongs to the encoder"),
+    ],
+)
+def test_recipes_that_name_nothing_or_the_encoder_are_one_line(recipe: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        trainable(fresh().model, recipe)
 
 
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:

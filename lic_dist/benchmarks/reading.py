@@ -31,16 +31,14 @@ from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.stream import ShardStream
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.parts import RECIPES, freeze_all_but
+from lic_dist.models.parts import freeze_all_but, trainable
 from lic_dist.models.stages import to_input
 from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.training.course import take_step
+from lic_dist.training.decoding import Decoding
 from lic_dist.training.distributed import Ranks
-from lic_dist.training.finetune import Decoding
-from lic_dist.training.loop import take_step
-from lic_dist.training.loss import combine
-from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch, Samples, Shuffled, Streamed, array_names
 
 CODECS: dict[str, Any] = {
@@ -193,15 +191,17 @@ def feeding(folder: Path | None, crops: int, rounds: int) -> dict[str, Any]:
 
 def _training_step(parent: Checkpoint, record: QuantizerRecord) -> Callable[[Batch], None]:
     model: Any = parent.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decoding = Decoding(model, model.h_s, IndexRate(record), "quantized")
-    trained = freeze_all_but(model, RECIPES["decoder"])
+    decoding = Decoding(model, record)
+    trained = freeze_all_but(model, trainable(model, "decoder"))
     optimizer = torch.optim.Adam(trained, lr=1e-5)
 
     def step(batch: Batch) -> None:
         x = to_input(batch.pixels, torch.device("cpu"))
         x_hat, bits = decoding(batch)
-        mse, bpp = (x_hat - x).square().mean(), bits / x[:, 0].numel()
-        take_step(combine(parent.spec.lmbda, mse, bpp.detach()), trained, optimizer, clip=1.0)
+        loss = parent.spec.lmbda * 255**2 * (x_hat - x).square().mean() + bits / x[:, 0].numel()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        take_step(float(loss.detach()), trained, optimizer, clip=1.0)
 
     return step
 

@@ -123,11 +123,11 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
     return _report(there, made, found, started, excess)
 
 
-def requantize(experiment: config.Experiment) -> BuildReport:
+def requantize(experiment: config.Experiment, record: QuantizerRecord | None = None) -> BuildReport:
     """Add a group, or what is left of it, to a finished store from its stored y: no encoder runs, no photo is read.
 
-    The quantizer is calibrated on the store's own samples unless `cache adapt` left a record beside it. The model may
-    be a finetuned one: its encoder must be the store's, its entropy model is the group's.
+    The quantizer is `record`, else calibrated on the store's own samples unless `cache adapt` left one beside it. The
+    model may be a finetuned one: its encoder must be the store's, its entropy model is the group's.
 
     Raises:
         LicError: another encoder, a group of another identity, or latents that are not all written.
@@ -145,7 +145,7 @@ def requantize(experiment: config.Experiment) -> BuildReport:
             f"{cache.place} has latents of {written} of {cache.num_shards} shards",
             hint="`lic-dist cache build` goes on where it stopped",
         )
-    record = found_record(cache.place, section, parent)
+    record = record or found_record(cache.place, section, parent)
     if record is None:
         record = calibrate(parent, section, *calibration_samples(cache, section), batch=cache.header.batch)
     store.create_group(cache.place, section.group, record.to_json(), group_identity(parent, record), provenance())

@@ -5,14 +5,28 @@ The medians of z's prior belong to the encoder: stored z counts from them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
+from lic_dist.errors import UsageError
 from lic_dist.models.checkpoint import digest
 
 ENCODER = ("g_a.", "h_a.", "entropy_bottleneck.quantiles")
 ENTROPY = ("h_s.", "entropy_bottleneck.")
-RECIPES: dict[str, tuple[str, ...]] = {"decoder": ("g_s.",), "decoder+hyper": ("g_s.", "h_s.")}
-"""The parameters that each finetuning recipe trains, by prefix."""
+PARTS: dict[str, tuple[str, ...]] = {
+    "decoder": ("g_s.",),
+    "hyper": ("h_s.",),
+    "prior": ("entropy_bottleneck.matrices.", "entropy_bottleneck.biases.", "entropy_bottleneck.factors."),
+}
+"""What may be retrained from a cache, by prefixes of parameters: all of z's prior but its quantiles."""
+
+RECIPES = {
+    "decoder": ("decoder",),
+    "decoder+hyper": ("decoder", "hyper"),
+    "all-but-encoder": ("decoder", "hyper", "prior"),
+}
+"""The parts that each finetuning recipe trains."""
 
 _TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table", "target")  # follow from the parameters
 
@@ -48,11 +62,34 @@ def decoder_digest(model: nn.Module) -> str:
     return digest(tensors(model, ("g_s.",)))
 
 
-def freeze_all_but(model: nn.Module, prefixes: tuple[str, ...]) -> list[nn.Parameter]:
-    """Let only the parameters of these prefixes train; return them in the model's order."""
-    trained = []
+def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of the parameters that a recipe trains: one of RECIPES, or a list of PARTS and of parameters.
+
+    A parameter's name may be cut at a dot: "g_s.6" stands for its weight and bias.
+
+    Raises:
+        UsageError: an unknown recipe or name, or one of the encoder, which cached latents depend on.
+    """
+    wanted = RECIPES.get(recipe, (recipe,)) if isinstance(recipe, str) else tuple(recipe)
+    names = [name for name, _ in model.named_parameters()]
+    chosen: set[str] = set()
+    for one in wanted:
+        prefixes = PARTS.get(one, (f"{one}.",))
+        found = {name for name in names if name == one or name.startswith(prefixes)}
+        if not found:
+            known = ", ".join(PARTS)
+            raise UsageError(f"recipe: nothing is named '{one}'", hint=f"{known}, or parameters such as g_s.6")
+        if frozen := sorted(name for name in found if name.startswith(ENCODER)):
+            raise UsageError(f"recipe: {frozen[0]} belongs to the encoder", hint="the cache holds what it made")
+        chosen |= found
+    return tuple(name for name in names if name in chosen)
+
+
+def freeze_all_but(model: nn.Module, trained: Sequence[str]) -> list[nn.Parameter]:
+    """Let only the parameters of these names train; return them in the model's order."""
+    chosen, parameters = set(trained), []
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes))
-        if parameter.requires_grad:
-            trained.append(parameter)
-    return trained
+        parameter.requires_grad_(name in chosen)
+        if name in chosen:
+            parameters.append(parameter)
+    return parameters

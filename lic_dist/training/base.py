@@ -24,95 +24,54 @@ from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.stages import hyper_analyse, to_input
 from lic_dist.training import photos as photo_crops
+from lic_dist.training.course import Course, Trained
+from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks, ranks
-from lic_dist.training.loop import Course, learning_rate
-from lic_dist.training.loss import Figures, bits_of, combine, figures_of
+from lic_dist.training.loss import Figures, bits_of, held_out_figures
+from lic_dist.training.quantiles import train_quantiles
 
 HELD_OUT_MOST, HELD_OUT_CROP = 48, 256  # held-out crops that L is measured on, and their size where photos allow
-AUXILIARY_SMALL = 0.02  # per channel of z
-QUANTILE_PHASES = 10
 
 
 class Relaxed(nn.Module):
-    """A model's forward with the relaxation of rounding that training uses.
+    """A model's forward with the relaxation of rounding that training uses; rounding itself in evaluation.
 
     noise: uniform noise for rate and decoder (Balle et al. 2017). mixed: noise for the rate, straight-through
-    rounding for what the decoders see (Minnen and Singh 2020).
+    rounding for what the decoders see (Minnen and Singh 2020). `bf16` runs g_a and g_s under autocast; the entropy
+    model is float32 always.
     """
 
-    def __init__(self, model: nn.Module, relaxation: str) -> None:
+    def __init__(self, model: nn.Module, relaxation: str, bf16: bool = False) -> None:
         super().__init__()
-        self.model, self.relaxation = model, relaxation
+        self.model, self.relaxation, self.bf16 = model, relaxation, bf16
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x float32 [B, 3, H, W] -> (x_hat, bits of the batch)."""
+        """x float32 [B, 3, H, W] -> (x_hat, bits of the batch), float32."""
         model: Any = self.model
-        if self.relaxation == "noise" or not self.training:
-            out = model(x)
-            return out["x_hat"], bits_of(out["likelihoods"]["y"]) + bits_of(out["likelihoods"]["z"])
-        y = model.g_a(x)
+        autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
+        with autocast:
+            y = model.g_a(x).float()
         z = hyper_analyse(model, y)
-        _, z_likelihoods = model.entropy_bottleneck(z)
-        medians = model.entropy_bottleneck._get_medians().detach().reshape(1, -1, 1, 1)
-        parameters = model.h_s(_round(z - medians) + medians)
+        z_hat, z_likelihoods = model.entropy_bottleneck(z)
+        rounding = self.training and self.relaxation == "mixed"
+        if rounding:
+            medians = model.entropy_bottleneck._get_medians().detach().reshape(1, -1, 1, 1)
+            z_hat = _round(z - medians) + medians
+        parameters = model.h_s(z_hat)
         if parameters.shape[1] == y.shape[1]:
             scales, means = parameters, torch.zeros_like(y)
         else:
             scales, means = parameters.chunk(2, 1)
-        _, y_likelihoods = model.gaussian_conditional(y, scales, means=means)
-        return model.g_s(_round(y - means) + means), bits_of(y_likelihoods) + bits_of(z_likelihoods)
+        y_hat, y_likelihoods = model.gaussian_conditional(y, scales, means=means)
+        if rounding:
+            y_hat = _round(y - means) + means
+        with autocast:
+            x_hat = model.g_s(y_hat)
+        return x_hat.float(), bits_of(y_likelihoods) + bits_of(z_likelihoods)
 
 
 def _round(values: Tensor) -> Tensor:
     return values + (torch.round(values) - values).detach()
-
-
-@torch.no_grad()
-def held_out_figures(model: nn.Module, pixels: Tensor, lmbda: float, device: torch.device) -> Figures:
-    """L, bpp and PSNR of the mean squared error over uint8 crops [n, 3, s, s]; the model's mode is left as it was."""
-    was_training = model.training
-    relaxed = Relaxed(model, "noise").eval()
-    squared = bits = 0.0
-    for part in pixels.split(8):
-        x = to_input(part, device)
-        x_hat, part_bits = relaxed(x)
-        squared += float((x_hat.clamp(0, 1) - x).double().square().sum())
-        bits += float(part_bits)
-    model.train(was_training)
-    mse = squared / pixels.numel()
-    bpp = bits / (pixels.shape[0] * pixels.shape[2] * pixels.shape[3])
-    return figures_of(lmbda, mse, bpp)
-
-
-def train_quantiles(model: Any, steps: int, with_medians: bool = True, rate: float = 1e-1) -> float:
-    """Train the quantiles of z's prior alone until the auxiliary loss is small; returns it. Uses no data.
-
-    Without medians these stay where they are: a hyper-decoder that was trained on z rounded about them needs them so.
-
-    Runs phases of `steps` steps, each with its own cosine, until the loss is below AUXILIARY_SMALL a channel: priors
-    with long tails need quantiles far from where they start.
-    """
-    quantiles = model.entropy_bottleneck.quantiles
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter is quantiles)
-    optimizer = torch.optim.Adam([quantiles], lr=rate)
-    trained = [0, 1, 2] if with_medians else [0, 2]
-
-    def auxiliary_loss() -> Tensor:
-        prior = model.entropy_bottleneck
-        logits = prior._logits_cumulative(quantiles, stop_gradient=True)
-        return (logits - prior.target).abs()[..., trained].sum()
-
-    for _ in range(QUANTILE_PHASES):
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, rate, 0, 1.0, 1e-3)
-            optimizer.zero_grad()
-            auxiliary_loss().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        if (loss := float(auxiliary_loss().detach())) < AUXILIARY_SMALL * quantiles.shape[0]:
-            break
-    return loss
 
 
 def train(config: Train, photos: Images) -> Path:
@@ -139,42 +98,67 @@ def _train(config: Train, section: Images, here: Ranks) -> Path:
     if not len(judged):
         judged = photo_crops.centre_crops(section.path, held_out, config.crop, HELD_OUT_MOST)
     identity = {
-        **config.model_dump(mode="json", exclude={"out", "start"}),
+        **config.model_dump(mode="json", exclude={"out", "start", "keep", "tensorboard"}),
         "start": checkpoint.digest(start.model.state_dict()),
         "manifest_sha256": manifest.digest,
         "held_out": section.held_out,
     }
-    model.entropy_bottleneck.quantiles.requires_grad_(False)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    course = Course(f"training {config.architecture}", config, config.anneal, model, trained, identity, here)
-    relaxed = here.wrap(Relaxed(model, config.relaxation).train())
+    relaxed = Relaxed(model, config.relaxation, config.precision == "bf16").train()
+    distortion = Distortion(config.distortion, config.crop, here.device)
+    trained = tuple(name for name, _ in model.named_parameters() if name != "entropy_bottleneck.quantiles")
+    if config.compile:
+        model.g_a.compile()
+        model.g_s.compile()
 
-    def measure() -> Figures | None:
-        return held_out_figures(model, judged, config.lmbda, here.device) if len(judged) else None
+    def loss(forward: nn.Module, pixels: Tensor) -> Tensor:
+        x = to_input(pixels, here.device)
+        x_hat, bits = forward(x)
+        return config.lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
 
-    batches = iter(photo_crops.batches(crops, course.first, config.steps, config.batch, here.share(config.batch)))
-    for _ in course:
-        x = to_input(next(batches), here.device)
-        x_hat, bits = relaxed(x)
-        mse = (x_hat - x).square().mean()
-        course.take(combine(config.lmbda, mse, bits / x[:, 0].numel()))
+    def figures() -> Figures | None:
+        return measured(model, judged, config, here) if len(judged) else None
+
+    phases = [Trained(trained, config.steps, config.lr)]
+    course = Course(f"training {config.architecture}", config, phases, relaxed, model, identity, here)
+    share = here.share(config.batch)
+    batches = iter(photo_crops.batches(crops, course.first, config.steps, config.batch, share))
+    for step in course:
+        numbers = range(step * config.batch, (step + 1) * config.batch)[share]
+        parts = next(batches).tensor_split(config.accumulate)
+        course.take(parts, loss, lambda: f"crops of {', '.join(map(crops.source, numbers))}")  # noqa: B023
         if course.due:
-            course.save(measure())
+            course.judge(figures)
 
     auxiliary = train_quantiles(model, config.quantile_steps, with_medians=config.relaxation == "noise")
     final = config.out / f"checkpoint{checkpoint.SUFFIX}"
     if here.first:
-        figures = measure()
+        best = course.best.figures
         entry = {
             "what": "base training",
             **identity,
             "photos": len(used),
             "auxiliary_loss": auxiliary,
-            "held_out_figures": asdict(figures) if figures else None,
+            "best_step": course.best.step,
+            "held_out_figures": asdict(best) if best else None,
         }
         checkpoint.save(Checkpoint(model.cpu(), start.spec, history=[*start.history, entry]), final)
     here.wait()
     return final
+
+
+def measured(model: nn.Module, pixels: Tensor, config: Train, here: Ranks) -> Figures:
+    """Figures of CompressAI's own evaluation forward over uint8 crops [n, 3, s, s]; the model's mode is left as is."""
+    was_training = model.training
+    relaxed = Relaxed(model, "noise", config.precision == "bf16").eval()
+    distortion = Distortion(config.distortion, pixels.shape[-1], here.device)
+
+    def decode(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = to_input(part, here.device)
+        return x, *relaxed(x)
+
+    found = held_out_figures(pixels.split(8), decode, distortion, config.lmbda, here)
+    model.train(was_training)
+    return found
 
 
 def _start(config: Train) -> Checkpoint:

@@ -7,24 +7,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lic_dist.errors import UsageError
+from lic_dist.errors import LicError, UsageError
 
-PATIENCE = timedelta(hours=2)  # the others wait while the first rank calibrates at the end
+PATIENCE = timedelta(minutes=10)  # a rank that is silent for longer within a step is taken for dead
+ALONE = timedelta(days=7)  # what the first rank does alone, a search over the whole cache say, may take long
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place: its rank among `world`, and its device."""
+    """This process's place: its rank among `world`, and its device. `waiting` is a group of gloo, to wait in."""
 
     rank: int
     world: int
     device: torch.device
+    waiting: Any = None
 
     @property
     def first(self) -> bool:
@@ -50,9 +53,24 @@ class Ranks:
         return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)  # none changes in training
 
     def wait(self) -> None:
-        """Wait for all ranks."""
+        """Wait for all ranks, for as long as one of them works alone."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(group=self.waiting)
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a scalar over the ranks, the same on all: not finite where any rank's is not."""
+        value = value.detach().double()
+        if self.world > 1:
+            dist.all_reduce(value)
+        return float(value) / self.world
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank; small plain data."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.waiting)
+        return values
 
 
 @contextmanager
@@ -64,17 +82,26 @@ def ranks() -> Iterator[Ranks]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
         if world > 1:
             torch.set_num_threads(1)
-    if world == 1 or dist.is_initialized():
+    if world == 1:
         yield Ranks(rank, world, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    joined = dist.is_initialized()
+    if not joined:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield Ranks(rank, world, device)
-    finally:
+        yield Ranks(rank, world, device, dist.new_group(backend="gloo", timeout=ALONE))
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise LicError(
+                f"rank {rank} of {world} lost another: it died, or was silent for {PATIENCE}",
+                hint="its own message says why; started again, the job goes on from its last state",
+            ) from error
+        raise
+    if not joined:  # after an error, other ranks may never come to leave the group
         dist.destroy_process_group()

@@ -1,21 +1,23 @@
-"""The loss L = lmbda * 255^2 * MSE + bpp (Balle et al. 2018, CompressAI's weights)."""
+"""The loss L = lmbda * D + bpp (Balle et al. 2018; D of training/distortion.py), and held-out figures."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import torch
 from torch import Tensor
+
+from lic_dist.training.distributed import Ranks
+
+P = TypeVar("P")
 
 
 def bits_of(likelihoods: Tensor) -> Tensor:
     """Sum of -log2 of likelihoods."""
     return likelihoods.log().sum() / -math.log(2)
-
-
-def combine(lmbda: float, mse: Tensor, bpp: Tensor) -> Tensor:
-    """L from the mean squared error of [0, 1] pixels and the rate in bits per pixel."""
-    return lmbda * 255**2 * mse + bpp
 
 
 def psnr(mse: float) -> float:
@@ -32,6 +34,27 @@ class Figures:
     psnr: float
 
 
-def figures_of(lmbda: float, mse: float, bpp: float) -> Figures:
-    """Figures from the mean squared error of [0, 1] pixels and the rate."""
-    return Figures(lmbda * 255**2 * mse + bpp, bpp, psnr(mse))
+@torch.no_grad()
+def held_out_figures(
+    parts: Sequence[P],
+    decode: Callable[[P], tuple[Tensor, Tensor, Tensor]],
+    distortion: Callable[[Tensor, Tensor], Tensor],
+    lmbda: float,
+    here: Ranks,
+) -> Figures:
+    """Figures over parts of the held-out pictures, of which every rank decodes its own.
+
+    `decode` gives x, x_hat (clamped here), float32 [B, 3, s, s], and the bits of a part. Sums are taken in the order of
+    the parts, so that the figures are the same on every rank, and for any number of ranks.
+    """
+    mine = []
+    for part in parts[here.rank :: here.world]:
+        x, x_hat, bits = decode(part)
+        x_hat = x_hat.clamp(0, 1)
+        squared = float((x_hat - x).double().square().sum())
+        mine.append((len(x) * float(distortion(x_hat, x)), squared, float(bits), len(x), x.numel()))
+    ranks = here.gathered(mine)
+    rows = [ranks[number % here.world][number // here.world] for number in range(len(parts))]
+    error, squared, bits, pictures, values = (sum(column) for column in zip(*rows, strict=True))
+    bpp = bits / (values / 3)
+    return Figures(lmbda * error / pictures + bpp, bpp, psnr(squared / values))

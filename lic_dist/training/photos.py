@@ -38,9 +38,16 @@ class RandomCrops(Dataset[Tensor]):
     def __len__(self) -> int:
         return 2**62
 
+    def source(self, number: int) -> str:
+        """The photo that a sample is taken from."""
+        return str(self.photos[self._index(np.random.default_rng((self.seed, number)))].path)
+
+    def _index(self, generator: np.random.Generator) -> int:
+        return int(np.searchsorted(self.chances, generator.random(), side="right"))
+
     def __getitem__(self, number: int) -> Tensor:
         generator = np.random.default_rng((self.seed, number))
-        index = int(np.searchsorted(self.chances, generator.random(), side="right"))
+        index = self._index(generator)
         photo = self.decoded[index] if self.decoded else images.read(self.folder / self.photos[index].path)
         y = int(generator.integers(photo.shape[0] - self.crop + 1))
         x = int(generator.integers(photo.shape[1] - self.crop + 1))

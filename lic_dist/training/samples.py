@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -41,17 +41,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """pixels uint8 [b, 3, s, s], y float16 [b, M, h, w], z int16, level float32 (y_hat - means), row uint8, k int16.
+    """Samples of a cache, first axis b; those of `y` and `noise` are none where a job does not need them.
 
-    `quantizer` is the active quantizer of each index (0 or 1), all [b, M, h, w].
+    sample int64 [b], their numbers; pixels uint8 [b, 3, s, s]; z int16 [b, Nz, hz, wz]; and [b, M, h, w] each: y
+    float16, noise float32 in -0.5..0.5, k int16, level float32 (y_hat - means), quantizer uint8, the active one (0 or
+    1) of each index.
     """
 
+    sample: Tensor
     pixels: Tensor
     y: Tensor
+    noise: Tensor
     z: Tensor
     k: Tensor
     level: Tensor
     quantizer: Tensor
+
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in parts of equal size."""
+        columns = {name: value.tensor_split(parts) for name, value in vars(self).items()}
+        return [Batch(**{name: column[part] for name, column in columns.items()}) for part in range(parts)]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
 class Training(Protocol):
@@ -96,7 +109,7 @@ class Samples:
     ) -> None:
         if not len(part):
             raise LicError("the cache has no usable samples of this part", hint="see images.held_out")
-        self.quantizer, self.names = quantizer, array_names(group, with_y)
+        self.quantizer, self.names, self.part = quantizer, array_names(group, with_y), part
         arrays = {name: cache.array(name) for name in self.names}
         self.arrays = {name: np.empty((len(part), *array.shape[1:]), array.dtype) for name, array in arrays.items()}
         self._fill(cache, part)
@@ -125,9 +138,10 @@ class Samples:
         orders = {epoch: self.order(seed, int(epoch)) for epoch in np.unique(epochs)}
         return np.array([orders[epoch][index % len(self)] for epoch, index in zip(epochs, wanted, strict=True)])
 
-    def batch(self, numbers: NDArray[np.int64]) -> Batch:
-        """The samples of these numbers."""
-        return walked(self.quantizer, *(self.arrays[name][numbers] for name in self.names))
+    def batch(self, numbers: NDArray[np.int64], key: tuple[int, int] = (0, 0)) -> Batch:
+        """The samples of these numbers, counted within the part, with the noise of a key."""
+        rows = {name: self.arrays[name][numbers] for name in self.names}
+        return walked(self.quantizer, self.names, {"sample": self.part[numbers], **rows}, key)
 
 
 @dataclass(frozen=True)
@@ -145,7 +159,8 @@ class Shuffled:
     def batches(self, first: int, here: Ranks) -> Generator[Batch, None, None]:
         samples, share = self.samples, here.share(self.batch)
         return made_ahead(
-            samples.batch(samples.numbers(self.seed, step, self.batch, share)) for step in itertools.count(first)
+            samples.batch(samples.numbers(self.seed, step, self.batch, share), (self.seed, step))
+            for step in itertools.count(first)
         )
 
 
@@ -171,23 +186,31 @@ class Streamed:
         stream = ShardStream(self.cache, self.names, self.order, first, here.rank, here.world)
         stream.among(0, max(1, self.workers))  # refuses here what a worker would
         how: Any = {"num_workers": self.workers, "multiprocessing_context": "forkserver" if self.workers else None}
-        # a generator of its own: the loader draws a seed in this thread, which must not move the training's noise
-        rows = joined(DataLoader(StreamedBatches(stream), batch_size=None, generator=torch.Generator(), **how))
-        return made_ahead(walked(self.quantizer, *(one[name].numpy() for name in self.names)) for one in rows)
+        loader = joined(DataLoader(StreamedBatches(stream), batch_size=None, **how))
+        read = ({name: rows.numpy() for name, rows in batch.items()} for batch in loader)
+        return made_ahead(
+            walked(self.quantizer, self.names, rows, (self.order.seed, step))
+            for step, rows in enumerate(read, start=first)
+        )
 
 
 def walked(
-    quantizer: Quantizer,
-    pixels: NDArray[np.uint8],
-    z: NDArray[np.int16],
-    k: NDArray[np.int16],
-    y: NDArray[np.float16] | None = None,
+    quantizer: Quantizer, names: tuple[str, ...], rows: Mapping[str, NDArray[Any]], key: tuple[int, int]
 ) -> Batch:
-    """A batch of the arrays' rows; levels and active quantizers by walking the state machine, without the GIL."""
+    """A batch of the arrays' rows, which are named as by `array_names`, and "sample"; without the GIL.
+
+    Levels and active quantizers come of walking the state machine; where there is y, noise is drawn for each sample by
+    (seed, step, number of the sample): whatever the rank, the split of the batch, or the device.
+    """
+    pixels, z, k, *rest = (rows[name] for name in names)
     lanes = np.ascontiguousarray(k.reshape(k.shape[0] * k.shape[1], -1))
     level, active = quantizer.dequantize(lanes).reshape(k.shape), quantizer.active(lanes).reshape(k.shape)
-    kept = np.empty(0, np.float16) if y is None else y
-    return Batch(*(torch.from_numpy(array) for array in (pixels, kept, z, k, level, active)))
+    y = rest[0] if rest else np.empty(0, np.float16)
+    noise = np.empty(y.shape, np.float32)
+    for one, sample in zip(noise, rows["sample"] if rest else (), strict=True):
+        np.random.default_rng((*key, int(sample))).random(out=one, dtype=np.float32)
+    noise -= 0.5
+    return Batch(*map(torch.from_numpy, (rows["sample"], pixels, y, noise, z, k, level, active)))
 
 
 def made_ahead(items: Iterator[T]) -> Generator[T, None, None]:

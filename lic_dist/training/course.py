@@ -1,0 +1,244 @@
+"""The course of a training job: phases of guarded steps, judged on held-out pictures, resumable at any of them.
+
+    course = Course(title, section, phases, module, model, identity, here)
+    for step in course:                          # the learning rate is set, the step's noise seeded
+        course.take(parts, loss, naming)         # gradients of the global batch, clipped; one step of Adam
+        if course.due:                           # every `evaluate_every` steps, and at a phase's last
+            course.judge(measure)                # held-out figures, the best weights, a state on disk, a row of the log
+    course.best                                  # what the model is left with
+
+A phase trains its own parameters with an optimizer and a schedule of its own, from the best weights so far. What is
+judged and kept is the moving average of the weights where there is one. The state on disk and the number of a step
+determine all that follows: on CPUs, a job that is killed and started again ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lic_dist.config import Steps
+from lic_dist.errors import LicError, UsageError
+from lic_dist.models.parts import freeze_all_but
+from lic_dist.progress import Progress
+from lic_dist.training.average import Average
+from lic_dist.training.distributed import Ranks
+from lic_dist.training.log import Log
+from lic_dist.training.loss import Figures
+from lic_dist.training.schedule import Watch, learning_rate
+from lic_dist.training.states import States
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A phase: the parameters that it trains, by name, for so many steps, up to a learning rate."""
+
+    parameters: tuple[str, ...]
+    steps: int
+    lr: float
+
+
+@dataclass
+class Best:
+    """The weights of least held-out L, and the step after which they were met; figures None without held-out part."""
+
+    figures: Figures | None
+    step: int
+    weights: dict[str, Tensor]
+
+
+def take_step(
+    loss: float, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float
+) -> tuple[float, bool]:
+    """Clip the gradients and step, unless the loss or their norm is not finite; returns the norm, and whether."""
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+    finite = math.isfinite(norm + loss)
+    if finite:
+        optimizer.step()
+    return norm, finite
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed what a step draws on one rank: a function of the three alone, so that resuming is exact."""
+    torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
+
+
+class Course:
+    """See the module's text. `module` holds `model` and is what is wrapped for the ranks; `identity` names the job.
+
+    Raises:
+        UsageError: `section.out` holds states of a job with other settings, or the batch does not divide.
+        LicError: the ranks do not find the same state.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        section: Steps,
+        phases: Sequence[Trained],
+        module: nn.Module,
+        model: nn.Module,
+        identity: dict[str, Any],
+        here: Ranks,
+    ) -> None:
+        self.title, self.section, self.phases, self.here = title, section, tuple(phases), here
+        self.module, self.model = module, model
+        share = here.share(section.batch)
+        if (share.stop - share.start) % section.accumulate:
+            raise UsageError(
+                f"a rank's {share.stop - share.start} samples do not divide into {section.accumulate} parts",
+                hint="accumulate",
+            )
+        self.states = States(section.out / "states", identity, section.keep)
+        self.best = Best(None, 0, copy.deepcopy(model.state_dict()))
+        self.phase = self.taken = self.done = 0  # the present phase, steps taken in it, and in all
+        state = self.states.latest()
+        if state is not None:
+            self.phase, self.taken, self.done = state["phase"], state["taken"], state["done"]
+            figures, step = state["best"]["figures"], state["best"]["step"]
+            self.best = Best(Figures(**figures) if figures else None, step, state["best"]["weights"])
+            model.load_state_dict(state["model"])
+        self._begin(state)
+        self.first = self.done
+        self._agree()
+        self.log = Log(section.out, self.first, section.tensorboard) if here.first else None
+
+    @property
+    def due(self) -> bool:
+        """Whether the step just taken is one to judge after."""
+        return self.taken % self.section.evaluate_every == 0 or self.taken == self.phases[self.phase].steps
+
+    def __iter__(self) -> Iterator[int]:
+        self.started = time.monotonic()
+        total = sum(phase.steps for phase in self.phases)
+        with Progress(self.title, total, "step", done=self.done) as self.bar:
+            while True:
+                phase = self.phases[self.phase]
+                while self.taken < phase.steps and not self.watch.over(self.section):
+                    self.rate = learning_rate(self.section, self.taken, phase.steps, phase.lr, self.watch.halvings)
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = self.rate
+                    seed_step(self.section.seed, self.done, self.here.rank)
+                    yield self.done
+                if self.phase + 1 == len(self.phases):
+                    break
+                self.model.load_state_dict(self.best.weights)
+                self.phase, self.taken = self.phase + 1, 0
+                self._begin(None)
+        self.model.load_state_dict(self.best.weights)
+
+    def take(self, parts: Sequence[P], loss: Callable[[nn.Module, P], Tensor], naming: Callable[[], str]) -> None:
+        """One step on this rank's share of a global batch, in `accumulate` parts of equal size.
+
+        `loss` is the mean over a part's samples, `naming` says what the batch is.
+
+        Raises:
+            LicError: a loss or gradient that is not finite, on any rank; the weights are as before the step.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.here.device)
+        for number, part in enumerate(parts, start=1):
+            last = number == len(parts)
+            with contextlib.nullcontext() if last or self.here.world == 1 else self.wrapped.no_sync():  # type: ignore
+                value = loss(self.wrapped, part) / len(parts)
+                value.backward()  # type: ignore[no-untyped-call]
+            total += value.detach()
+        mean = self.here.mean(total)
+        norm, finite = take_step(mean, self.trained, self.optimizer, self.section.clip)
+        if not finite:
+            self._stop(float(total), norm, naming())
+        self.average.update()
+        self.taken, self.done, self.loss = self.taken + 1, self.done + 1, mean
+        self.bar.advance(1, loss=mean)
+
+    def judge(self, measure: Callable[[], Figures | None]) -> None:
+        """Measure, keep the weights if they are the best, write the log's row and the state; the ranks stay in step.
+
+        Raises:
+            LicError: figures or weights that are not finite, or a disk that refuses the state; the last one stays.
+        """
+        with self.average.applied():
+            figures = measure()
+            norms = sum(float(parameter.detach().norm()) for parameter in self.trained)
+            if not math.isfinite(norms + (figures.L if figures else 0.0)):
+                self._fail(f"step {self.done}: held-out L is {figures and figures.L}, the weights' norm {norms:.4g}")
+            better = figures is None or self.best.figures is None or figures.L < self.best.figures.L
+            if better:
+                self.best = Best(figures, self.done, copy.deepcopy(self.model.state_dict()))
+        self.watch.note(better, self.section)
+        if figures:
+            self.bar.advance(0, L=figures.L, bpp=figures.bpp, psnr=figures.psnr)
+        if self.log is not None:
+            rate = (self.done - self.first) / (time.monotonic() - self.started)
+            self.log.write(self.done, lr=self.rate, loss=self.loss, **_row(figures), steps_per_second=rate)
+            self.states.write(self.done, self._state())
+        self.here.wait()
+
+    def note_start(self, figures: Figures) -> None:
+        """Take what was measured before the first step as the best so far, and log it."""
+        if self.first == 0:
+            self.best = Best(figures, 0, self.best.weights)
+            if self.log is not None:
+                self.log.write(0, **_row(figures))
+
+    def _begin(self, state: dict[str, Any] | None) -> None:
+        phase = self.phases[self.phase]
+        self.trained = freeze_all_but(self.model, phase.parameters)
+        self.optimizer = torch.optim.Adam(self.trained, lr=phase.lr)
+        self.average = Average(self.trained, self.section.ema)
+        self.watch = Watch()
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average.load_state_dict(state["average"])
+            self.watch = Watch(**state["watch"])
+        self.wrapped = self.here.wrap(self.module)
+
+    def _state(self) -> dict[str, Any]:
+        figures = asdict(self.best.figures) if self.best.figures else None
+        return {
+            "phase": self.phase,
+            "taken": self.taken,
+            "done": self.done,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "watch": asdict(self.watch),
+            "best": {"figures": figures, "step": self.best.step, "weights": self.best.weights},
+        }
+
+    def _agree(self) -> None:
+        found = self.here.gathered(self.done)
+        if len(set(found)) > 1:
+            raise LicError(
+                f"the ranks find states of different steps in {self.states.folder}: {found}",
+                hint="every node needs the same 'out', on a file system that all see",
+            )
+
+    def _stop(self, loss: float, norm: float, batch: str) -> None:
+        """End on a loss or gradient that is not finite: what each rank to blame had before it is named."""
+        told = self.here.gathered((loss, batch))
+        blamed = [one for one in told if not math.isfinite(one[0])] or told
+        named = "; ".join(f"loss {value:.4g} of {batch}" for value, batch in blamed)
+        self._fail(f"step {self.done + 1}: {named}; gradient norm {norm:.4g}: stopped before the step")
+
+    def _fail(self, message: str) -> NoReturn:
+        """End every rank; the first says why."""
+        if not self.here.first:
+            raise SystemExit(1)
+        raise LicError(message, hint="the last state on disk is good; take a lower lr, with another 'out'")
+
+
+def _row(figures: Figures | None) -> dict[str, float]:
+    if figures is None:
+        return {}
+    return {"held_out_L": figures.L, "held_out_bpp": figures.bpp, "held_out_psnr": figures.psnr}

@@ -1,0 +1,96 @@
+"""The trained part's forward: from cached z and latents to the picture and the bits, in the form a job trains on.
+
+    quantized           y_hat = means + level(k): k stays, y_hat moves with the means; bits of k by the record's tables
+    likelihood          the same y_hat; bits are CompressAI's likelihood of the y_hat that the parent's means gave: SQ
+                        with h_s in training, whose k do not minimize a cost that would make their bits the loss
+    noise               the first control: y + uniform noise for y_hat, and its likelihood
+    straight-through    the second: SQ of y about the means for y_hat, no gradient through the rounding to the means;
+                        the likelihood of y + uniform noise (Minnen and Singh 2020)
+
+METHOD.md section 3. z_hat is what is stored; its bits are CompressAI's likelihood.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lic_dist.config import Finetune
+from lic_dist.models.stages import Stage, dequantize_z, run_stages
+from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.training.loss import bits_of
+from lic_dist.training.rate import IndexRate
+from lic_dist.training.samples import Batch
+
+Form = Literal["quantized", "likelihood", "noise", "straight-through"]
+
+
+def form_of(section: Finetune, record: QuantizerRecord, hyper_trains: bool) -> Form:
+    """The form of a job: what it trains on, and for unit SQ under a moving h_s the section's `sq_rate`."""
+    if section.latents != "quantized":
+        return section.latents
+    unit_sq = record.name == "sq" and record.step == 1  # the cells of CompressAI's likelihood
+    return "likelihood" if unit_sq and hyper_trains and section.sq_rate == "likelihood" else "quantized"
+
+
+class Decoding(nn.Module):
+    """See the module's text. `bf16` runs g_s under autocast; means, scales and bits are float32 always."""
+
+    def __init__(self, model: nn.Module, record: QuantizerRecord, form: Form = "quantized", bf16: bool = False) -> None:
+        super().__init__()
+        self.model, self.bf16 = model, bf16
+        self.rate = IndexRate(record)
+        parent = copy.deepcopy(model.h_s).requires_grad_(False) if form == "likelihood" else None
+        self.parent: list[Any] = [parent]  # in a list: no part of what trains or is synchronized
+        forms = {
+            "quantized": self._quantized,
+            "likelihood": self._likelihood,
+            "noise": self._noise,
+            "straight-through": self._straight_through,
+        }
+        self.serve = forms[form]
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """-> (x_hat float32 [b, 3, s, s], bits of y and z in the batch, float32)."""
+        model: Any = self.model
+        z_hat = dequantize_z(model, batch.z)
+        _, z_likelihoods = model.entropy_bottleneck(z_hat, training=False)
+        bits = bits_of(z_likelihoods)
+
+        def serve(stage: Stage) -> Tensor:
+            nonlocal bits
+            y_hat, bits_of_y = self.serve(batch, stage, z_hat)
+            bits = bits + bits_of_y
+            return y_hat
+
+        y_hat = run_stages(model, z_hat, serve)
+        with torch.autocast(y_hat.device.type, torch.bfloat16, enabled=self.bf16):
+            x_hat = model.g_s(y_hat)
+        return x_hat.float(), bits
+
+    def _quantized(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+        model: Any = self.model
+        scales = model.gaussian_conditional.lower_bound_scale(stage.scales)  # lets sigma grow out of the bound
+        return stage.means + batch.level, self.rate(scales, batch.k, batch.quantizer).sum()
+
+    def _likelihood(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            before = self.parent[0](z_hat)
+            means = before.chunk(2, 1)[1] if before.shape[1] > batch.k.shape[1] else stage.means
+        return stage.means + batch.level, self._gaussian_bits(means + batch.level, stage)
+
+    def _noise(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+        y_hat = batch.y.float() + batch.noise
+        return y_hat, self._gaussian_bits(y_hat, stage)
+
+    def _straight_through(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+        y, means = batch.y.float(), stage.means.detach()
+        return torch.round(y - means) + means, self._gaussian_bits(y + batch.noise, stage)
+
+    def _gaussian_bits(self, y_hat: Tensor, stage: Stage) -> Tensor:
+        gaussian: Any = self.model.gaussian_conditional  # type: ignore[union-attr]
+        likelihoods = gaussian._likelihood(y_hat, stage.scales, stage.means)
+        return bits_of(gaussian.likelihood_lower_bound(likelihoods))

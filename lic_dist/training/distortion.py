@@ -1,0 +1,68 @@
+"""What a picture's error costs: MSE, MS-SSIM, LPIPS, or a weighted sum of them.
+
+    D = w_mse * 255^2 * MSE + w_ms-ssim * (1 - MS-SSIM) + w_lpips * LPIPS,    L = lmbda * D + bpp
+
+MSE of pixels in [0, 1] and 1 - MS-SSIM with lmbda before them are CompressAI's losses; its models for MS-SSIM have
+lambdas of that scale. A weight is what one unit of a measure is worth beside the others: `{mse: 1, ms-ssim: 1000}`.
+The searches and their calibration weigh squared errors, whatever this is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lic_dist.errors import LicError, UsageError
+
+LEAST_MS_SSIM = 161  # pixels a side: five scales of an 11-tap window (Wang et al. 2003)
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+class Distortion:
+    """D of pictures x_hat against x, float32 [B, 3, s, s] in [0, 1]; a scalar, the mean over the pictures.
+
+    Raises:
+        UsageError: crops too small for MS-SSIM, or LPIPS without its package.
+    """
+
+    def __init__(self, weights: str | Mapping[Any, float], crop: int, device: torch.device) -> None:
+        self.weights = {weights: 1.0} if isinstance(weights, str) else dict(weights)
+        if "ms-ssim" in self.weights and crop < LEAST_MS_SSIM:
+            raise UsageError(
+                f"MS-SSIM needs crops of {LEAST_MS_SSIM} pixels or more, these have {crop}",
+                hint="larger crops, or distortion: mse",
+            )
+        measures = {"mse": lambda: _mse, "ms-ssim": lambda: _one_less_ms_ssim, "lpips": lambda: _lpips(device)}
+        self.measures: dict[str, Measure] = {name: measures[name]() for name in self.weights}
+
+    def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        terms = [weight * self.measures[name](x_hat, x) for name, weight in self.weights.items()]
+        return torch.stack(terms).sum()
+
+
+def _mse(x_hat: Tensor, x: Tensor) -> Tensor:
+    return 255**2 * (x_hat - x).square().mean()
+
+
+def _one_less_ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
+    from pytorch_msssim import ms_ssim
+
+    value: Tensor = ms_ssim(x_hat, x, data_range=1.0)
+    return 1 - value
+
+
+def _lpips(device: torch.device) -> Measure:
+    """LPIPS with AlexNet (Zhang et al. 2018), its weights frozen."""
+    try:
+        import lpips
+    except ModuleNotFoundError:
+        raise UsageError("distortion: lpips needs the package lpips", hint="pip install lpips") from None
+    try:
+        network: Any = lpips.LPIPS(net="alex", verbose=False).to(device).eval().requires_grad_(False)
+    except OSError as error:  # of the network, or of the folder the weights are kept in
+        raise LicError(f"the weights of LPIPS are not at hand: {error}", hint="torch.hub fetches them once") from None
+    return lambda x_hat, x: network(x_hat, x, normalize=True).mean()

@@ -1,0 +1,44 @@
+"""The learning rate: warm-up, then a cosine, a plateau that halves it, or a constant."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lic_dist.config import Steps
+
+HALVED = 0.5  # by a plateau
+
+
+def learning_rate(section: Steps, step: int, steps: int, peak: float, halvings: int = 0) -> float:
+    """The rate of step `step` (from 0) of a phase of `steps`.
+
+    Linear warm-up to `peak`; then for `cosine` a cosine to `floor * peak` over the first `anneal` of the steps, flat
+    from there; for `plateau` the peak, halved so many times, but not below the floor.
+    """
+    if step < section.warmup:
+        return peak * (step + 1) / section.warmup
+    if section.schedule == "cosine":
+        progress = min(1.0, (step - section.warmup) / max(1.0, section.anneal * steps - section.warmup))
+        return peak * (section.floor + (1 - section.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * max(HALVED**halvings, section.floor) if section.schedule == "plateau" else peak
+
+
+@dataclass
+class Watch:
+    """What a phase's held-out figures have said: evaluations since the last better L, and halvings by a plateau."""
+
+    worse: int = 0
+    since_halving: int = 0
+    halvings: int = 0
+
+    def note(self, better: bool, section: Steps) -> None:
+        """Count one evaluation."""
+        self.worse = 0 if better else self.worse + 1
+        self.since_halving = 0 if better else self.since_halving + 1
+        if section.schedule == "plateau" and self.since_halving >= section.patience:
+            self.halvings, self.since_halving = self.halvings + 1, 0
+
+    def over(self, section: Steps) -> bool:
+        """Whether early stopping ends the phase."""
+        return section.stop_after is not None and self.worse >= section.stop_after

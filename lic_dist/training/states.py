@@ -1,0 +1,56 @@
+"""States of a job on disk: the last few, each written whole or not at all; a job goes on from the newest that reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lic_dist.errors import LicError, UsageError
+from lic_dist.models import checkpoint
+
+
+class States:
+    """The files `<step>.pth` of a folder, of one job: `identity` is all that its weights depend on."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any], keep: int) -> None:
+        self.folder, self.identity, self.keep = folder, identity, keep
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest state that can be read, or None where there is none.
+
+        Raises:
+            UsageError: it is of a job with other settings; each that differs is named.
+            LicError: there are states, and none can be read.
+        """
+        files = self._files()
+        for path in reversed(files):
+            try:
+                state = checkpoint.read(path)
+                found = state["identity"]
+            except (LicError, KeyError) as error:
+                print(f"warning: {error}: passed over", file=sys.stderr)
+                continue
+            differing = [key for key in sorted({*found, *self.identity}) if found.get(key) != self.identity.get(key)]
+            if differing:
+                named = ", ".join(f"{key} ({found.get(key)} there, {self.identity.get(key)} here)" for key in differing)
+                raise UsageError(
+                    f"{self.folder} is of another job: {named}", hint="give another 'out', or remove that folder"
+                )
+            return state
+        if files:
+            raise LicError(f"no state in {self.folder} can be read", hint="remove it to start from the first step")
+        return None
+
+    def write(self, step: int, state: dict[str, Any]) -> None:
+        """Write the state after `step` steps, then remove what is more than `keep` old, and leftovers of the killed.
+
+        Raises:
+            LicError: the disk refuses it; the states before it are as they were.
+        """
+        checkpoint.write({"identity": self.identity, **state}, self.folder / f"{step:08d}.pth")
+        for path in [*self._files()[: -self.keep], *self.folder.glob("*.pth.*")]:
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.pth"))
