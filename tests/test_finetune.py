@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from itertools import islice
@@ -13,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from lic_dist import config
 from lic_dist.building.build import build
@@ -28,7 +24,6 @@ from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training import course
 from lic_dist.training import finetune as job
 from lic_dist.training.distributed import Ranks
-from lic_dist.training.log import read_log
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch, Samples, training_samples
 from tests.conftest import dying_at
@@ -107,32 +102,6 @@ def test_a_killed_job_goes_on_to_the_same_weights(
     monkeypatch.undo()
     resumed = run(base, photos, store, tmp_path / "cut", latents="noise")
     assert checkpoint.digest(resumed.model.state_dict()) == checkpoint.digest(whole.model.state_dict())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("streams", ["auto", 2])
-def test_two_ranks_take_the_steps_of_one(
-    base: Path, photos: Path, store: Path, tmp_path: Path, streams: int | str
-) -> None:
-    one = run(base, photos, store, tmp_path / "one", recipe="decoder+hyper", streams=streams)
-    file = tmp_path / "two.yaml"
-    more = {"recipe": "decoder+hyper", "streams": streams, "workers": 0 if streams == "auto" else 1}
-    file.write_text(yaml.safe_dump(document(base, photos, store, tmp_path / "two", **more)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, "-m", "lic_dist", "finetune", str(file)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = checkpoint.load(str(tmp_path / "two"))
-    for name, value in tensors(one.model, prefixes("decoder+hyper")).items():
-        if name.endswith(
-            "gamma"
-        ):  # of no effect in this tiny model: Adam turns the rounding of its gradient into steps
-            continue
-        torch.testing.assert_close(two.model.state_dict()[name], value, rtol=1e-4, atol=2e-6)
-    losses = [read_log(tmp_path / part / "log.jsonl")[-1]["held_out_L"] for part in ("one", "two")]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
 def test_the_rate_agrees_with_the_coders_tables_at_the_levels(store: Path) -> None:

@@ -38,10 +38,16 @@ class Job:
 
     @classmethod
     def of(cls, checkpoint: str, quantizer: str, experiment: Experiment) -> Job:
-        """Load both once, so that every mistake shows before the first image is coded."""
+        """Load both once, so that every mistake shows before the first image is coded.
+
+        A checkpoint's own record of a name comes first; else a bare name is a group of the experiment's cache.
+        """
         section = experiment.model
         architecture, lmbda = (section.architecture, section.lmbda) if section else (None, None)
         loaded = checkpoints.load(checkpoint, architecture, lmbda)
+        elsewhere = quantizer in ("sq", *loaded.quantizers) or "/" in quantizer or Path(quantizer).exists()
+        if experiment.cache is not None and not elsewhere:
+            quantizer = f"{experiment.cache.path}/quantized/{quantizer}"
         record = named_record(loaded, quantizer)
         ImageCodec(loaded.model, record)
         model = checkpoints.digest(loaded.model.state_dict())
@@ -138,11 +144,15 @@ def _run_point(job: Job, folder: Path, names: list[str], pictures: str, engine: 
 
 
 def arm_of(loaded: Checkpoint) -> str:
-    """How a checkpoint was made, by its own account: "base", "decoder", "decoder noise", "decoder+hyper" ..."""
-    last = loaded.history[-1] if loaded.history else {}
-    if "recipe" not in last:
+    """How a checkpoint was made, by its own account: "base", "decoder", "decoder noise", "decoder+hyper round 2" ..."""
+    rounds = [entry for entry in loaded.history if "recipe" in entry]
+    if not rounds:
         return "base"
-    return str(last["recipe"]) + ("" if last["latents"] == "quantized" else f" {last['latents']}")
+    last = rounds[-1]
+    phases = [phase["recipe"] for phase in last.get("phases", ())] or [last["recipe"]]
+    recipes = [one if isinstance(one, str) else "+".join(one) for one in phases]
+    latents = "" if last["latents"] == "quantized" else f" {last['latents']}"
+    return ", ".join(recipes) + latents + (f" round {len(rounds)}" if len(rounds) > 1 else "")
 
 
 def short_name(quantizer: str) -> str:

@@ -85,5 +85,6 @@ def analyse(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_z(model: nn.Module, z: Tensor) -> Tensor:
-    """z_hat = z + medians, float32."""
-    return z.float() + medians(model)
+    """z_hat = z + medians, of the model's type: float32."""
+    middle = medians(model)
+    return z.to(middle.dtype) + middle

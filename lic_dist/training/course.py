@@ -121,7 +121,8 @@ class Course:
     def __iter__(self) -> Iterator[int]:
         self.started = time.monotonic()
         total = sum(phase.steps for phase in self.phases)
-        with Progress(self.title, total, "step", done=self.done) as self.bar:
+        told = contextlib.nullcontext() if self.log is None else contextlib.closing(self.log)
+        with told, Progress(self.title, total, "step", done=self.done) as self.bar:
             while True:
                 phase = self.phases[self.phase]
                 while self.taken < phase.steps and not self.watch.over(self.section):

@@ -43,8 +43,7 @@ class Decoding(nn.Module):
         super().__init__()
         self.model, self.bf16 = model, bf16
         self.rate = IndexRate(record)
-        parent = copy.deepcopy(model.h_s).requires_grad_(False) if form == "likelihood" else None
-        self.parent: list[Any] = [parent]  # in a list: no part of what trains or is synchronized
+        self.parent: Any = copy.deepcopy(model.h_s).requires_grad_(False) if form == "likelihood" else None
         forms = {
             "quantized": self._quantized,
             "likelihood": self._likelihood,
@@ -69,7 +68,7 @@ class Decoding(nn.Module):
         y_hat = run_stages(model, z_hat, serve)
         with torch.autocast(y_hat.device.type, torch.bfloat16, enabled=self.bf16):
             x_hat = model.g_s(y_hat)
-        return x_hat.float(), bits
+        return x_hat.to(y_hat.dtype), bits
 
     def _quantized(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         model: Any = self.model
@@ -78,16 +77,16 @@ class Decoding(nn.Module):
 
     def _likelihood(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            before = self.parent[0](z_hat)
+            before = self.parent(z_hat)
             means = before.chunk(2, 1)[1] if before.shape[1] > batch.k.shape[1] else stage.means
         return stage.means + batch.level, self._gaussian_bits(means + batch.level, stage)
 
     def _noise(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        y_hat = batch.y.float() + batch.noise
+        y_hat = batch.y.to(stage.means.dtype) + batch.noise
         return y_hat, self._gaussian_bits(y_hat, stage)
 
     def _straight_through(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        y, means = batch.y.float(), stage.means.detach()
+        y, means = batch.y.to(stage.means.dtype), stage.means.detach()
         return torch.round(y - means) + means, self._gaussian_bits(y + batch.noise, stage)
 
     def _gaussian_bits(self, y_hat: Tensor, stage: Stage) -> Tensor:

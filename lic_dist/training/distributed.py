@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from lic_dist.errors import LicError, UsageError
 
 PATIENCE = timedelta(minutes=10)  # a rank that is silent for longer within a step is taken for dead
+_KNOWN = inspect.signature(DistributedDataParallel).parameters  # the one name is deprecated, the other newer than 2.6
+_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers": False}  # none changes
 ALONE = timedelta(days=7)  # what the first rank does alone, a search over the whole cache say, may take long
 
 
@@ -50,7 +55,7 @@ class Ranks:
         if self.world == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)  # none changes in training
+        return DistributedDataParallel(module, device_ids=devices, **_BUFFERS)  # type: ignore[arg-type]
 
     def wait(self) -> None:
         """Wait for all ranks, for as long as one of them works alone."""
@@ -93,11 +98,14 @@ def ranks() -> Iterator[Ranks]:
         return
     joined = dist.is_initialized()
     if not joined:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        fresh = _fresh(store, rank, world)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=world, timeout=PATIENCE)
     try:
         yield Ranks(rank, world, device, dist.new_group(backend="gloo", timeout=ALONE))
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
             raise LicError(
                 f"rank {rank} of {world} lost another: it died, or was silent for {PATIENCE}",
                 hint="its own message says why; started again, the job goes on from its last state",
@@ -105,3 +113,27 @@ def ranks() -> Iterator[Ranks]:
         raise
     if not joined:  # after an error, other ranks may never come to leave the group
         dist.destroy_process_group()
+
+
+def _fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """A part of the launcher's store that no earlier start of these ranks has written in.
+
+    When torchrun starts ranks again, they find the addresses that the dead ones left in its store, and hang or fail
+    (pytorch issue 167288). So each rank asks by a name that is new, and is told the name of this start by the first.
+    """
+    mine, deadline = uuid.uuid4().hex, time.monotonic() + PATIENCE.total_seconds()
+    if rank > 0:
+        store.set(f"asks/{rank}", mine)
+        start = store.get(f"start/{mine}").decode()  # waits for it
+        store.set(f"joined/{start}/{rank}", "")
+        return dist.PrefixStore(start, store)
+    missing = list(range(1, world))
+    while missing:
+        for other in missing:
+            if store.check([f"asks/{other}"]):  # of this start or an earlier one: that is never read
+                store.set(f"start/{store.get(f'asks/{other}').decode()}", mine)
+        time.sleep(0.02)
+        missing = [other for other in missing if not store.check([f"joined/{mine}/{other}"])]
+        if time.monotonic() > deadline:
+            raise LicError(f"ranks {missing} have not joined within {PATIENCE}", hint="do all nodes reach the first?")
+    return dist.PrefixStore(mine, store)

@@ -29,6 +29,11 @@ class Log:
                 self.board.add_scalar(name, value, step)
             self.board.flush()
 
+    def close(self) -> None:
+        """Write what TensorBoard's writer still holds."""
+        if self.board is not None:
+            self.board.close()
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a log."""
