@@ -59,22 +59,27 @@ class Ranks:
 def ranks() -> Iterator[Ranks]:
     """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs); leave it at the end.
 
-    A group that the launcher has joined, as Ray Train does, is used as it is and left to the launcher.
+    A group that the launcher has joined, as Ray Train does, is used as it is and left to the launcher, which has set
+    this thread's GPU where the group has GPUs.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
+    if dist.is_initialized():
+        on_gpu = dist.get_backend() == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        here = Ranks(dist.get_rank(), dist.get_world_size(), device)
     else:
-        device = torch.device("cpu")
-        if world > 1:
-            torch.set_num_threads(1)
-    if world == 1 or dist.is_initialized():
-        yield Ranks(rank, world, device)
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        on_gpu = torch.cuda.is_available()
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+        here = Ranks(int(os.environ.get("RANK", "0")), world, device)
+        if on_gpu:
+            torch.cuda.set_device(device)
+    if here.world > 1 and not on_gpu:
+        torch.set_num_threads(1)
+    if here.world == 1 or dist.is_initialized():
+        yield here
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
-        yield Ranks(rank, world, device)
+        yield here
     finally:
         dist.destroy_process_group()
