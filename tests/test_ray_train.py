@@ -81,7 +81,8 @@ def test_two_workers_give_the_weights_of_one_process_and_outlive_a_kill(
         if not name.endswith("gamma"):  # as in test_finetune.py
             torch.testing.assert_close(two.model.state_dict()[name], value, rtol=1e-4, atol=2e-6)
     assert {file.name for file in Path("out").iterdir()} == {"checkpoint.pth.tar", "log.jsonl", "state.pth"}
-    failed = submit("finetune", "x.yaml", "--set", "finetune.batch=3", "--address", head, "--follow", folder=folder)
+    wrong = ["--set", "finetune.batch=3", "--set", "engine.trainers=1"]
+    failed = submit("finetune", "x.yaml", *wrong, "--address", head, "--follow", folder=folder)
     assert failed.returncode == 2, failed.stdout + failed.stderr
     errors = [line for line in failed.stdout.splitlines() if line.startswith("error:")]
     assert errors == ["error: out/state.pth is of another job: batch (4 there, 3 here)"]

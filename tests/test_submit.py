@@ -189,6 +189,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "include-dashboard": "true",
     }
     environment = {**CLEAN, "PATH": f"{Path(sys.executable).parent}:{CLEAN['PATH']}"}
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
     ray = Path(sys.executable).with_name("ray")
     log = tmp_path_factory.mktemp("head") / "log"
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short, log.open("w") as output:

@@ -53,17 +53,18 @@ def finetune_on_ray(experiment: config.Experiment) -> Path:
     from lic_dist.engine import on_ray
 
     engine = experiment.engine
-    with on_ray.connected(engine.address, engine.num_cpus, show_workers=True):
-        on_ray.require_gpus(engine.trainers * engine.gpus_per_trainer)
-        for restart in range(1, RESTARTS + 1):
+    losses = 0
+    while True:
+        with on_ray.connected(engine.address, engine.num_cpus, show_workers=True):  # anew, so that all of the last ends
+            if losses == 0:  # later, Ray Train waits a minute for a node to come back
+                on_ray.require_gpus(engine.trainers * engine.gpus_per_trainer)
             try:
                 return _run(experiment)
             except TrainersLost as lost:
-                print(f"lost a trainer ({lost}): starting again, {restart} of {RESTARTS}", file=sys.stderr, flush=True)
-        try:
-            return _run(experiment)
-        except TrainersLost as lost:
-            raise LicError(f"lost a trainer {RESTARTS + 1} times, at last: {lost}", hint=GOES_ON) from lost
+                losses += 1
+                if losses > RESTARTS:
+                    raise LicError(f"lost a trainer {losses} times, at last: {lost}", hint=GOES_ON) from lost
+                print(f"lost a trainer ({lost}): starting again, {losses} of {RESTARTS}", file=sys.stderr, flush=True)
 
 
 def _run(experiment: config.Experiment) -> Path:
@@ -73,25 +74,23 @@ def _run(experiment: config.Experiment) -> Path:
         Exception: what the training function raised.
         TrainersLost: a worker or node was lost.
     """
+    import ray.train.torch
     from ray.exceptions import RayActorError, RayError, RaySystemError
-    from ray.train import (
-        ControllerError,
-        FailureConfig,
-        LoggingConfig,
-        RunConfig,
-        ScalingConfig,
-        TrainingFailedError,
-        WorkerGroupError,
-    )
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2._internal.exceptions import RayTrainError
 
     from lic_dist.engine.on_ray import cpu_share
     from lic_dist.training.distributed import PATIENCE
 
-    class Trainer(TorchTrainer):
+    ray_train: Any = ray.train  # whose types are those of its first version
+
+    class Trainer(ray_train.torch.TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             """None: Ctrl-C is ours, and ends the driver, whose workers end with it."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            """Without the actor that clears up after a controller: it needs a dashboard, and takes 12 s to end."""
+            made = super()._create_default_callbacks()
+            return [one for one in made if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
     engine = experiment.engine
     resources: dict[str, float] = {"CPU": cpu_share(engine.trainers)}
@@ -101,31 +100,31 @@ def _run(experiment: config.Experiment) -> Path:
         trainer = Trainer(
             _finetune,
             train_loop_config={"experiment": experiment.model_dump(mode="json"), "folder": os.getcwd()},
-            torch_config=TorchConfig(
+            torch_config=ray_train.torch.TorchConfig(
                 backend="nccl" if engine.gpus_per_trainer else "gloo", timeout_s=int(PATIENCE.total_seconds())
             ),
-            scaling_config=ScalingConfig(
+            scaling_config=ray_train.ScalingConfig(
                 num_workers=engine.trainers,
                 use_gpu=bool(engine.gpus_per_trainer),
                 resources_per_worker=resources,
             ),
-            run_config=RunConfig(
+            run_config=ray_train.RunConfig(
                 name="finetune",
                 storage_path=storage,
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # ours to tell apart
-                logging_config=LoggingConfig(log_level="CRITICAL"),  # what it would say, the driver says
+                failure_config=ray_train.FailureConfig(max_failures=0, controller_failure_limit=0),
+                logging_config=ray_train.LoggingConfig(log_level="CRITICAL"),  # what it would say, the driver says
             ),
         )
         try:
             return Path(str(trainer.fit().return_value))
-        except WorkerGroupError as error:
+        except ray_train.WorkerGroupError as error:
             for failure in error.worker_failures.values():
                 if not isinstance(failure, (RayError, RayTrainError, RuntimeError)):
                     raise failure from error
             raise TrainersLost(_line(*error.worker_failures.values())) from error
-        except ControllerError as error:
+        except ray_train.ControllerError as error:
             raise TrainersLost(_line(error.controller_failure)) from error
-        except (TrainingFailedError, RayActorError) as error:
+        except (ray_train.TrainingFailedError, RayActorError) as error:
             raise TrainersLost(_line(error)) from error
         except RaySystemError as error:
             raise LicError(f"lost the Ray cluster: {_line(error)}", hint=GOES_ON) from error
