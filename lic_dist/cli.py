@@ -21,7 +21,7 @@ from lic_dist.commands.options import (
     experiments,
     write_json,
 )
-from lic_dist.errors import LicError
+from lic_dist.errors import LicError, SharedError, UsageError
 
 # Idle OpenMP threads that spin starve their own process where cores are shared; read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -70,6 +70,8 @@ def main() -> None:
     except LicError as error:
         if os.environ.get("LIC_DIST_DEBUG"):
             raise
+        if isinstance(error, SharedError) and os.environ.get("RANK", "0") != "0":
+            sys.exit(error.exit_code)
         typer.secho(f"error: {error.message}", fg="red", err=True)
         if error.hint:
             typer.echo(f"hint: {error.hint}", err=True)
@@ -100,11 +102,25 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def finetune(config: ConfigFile, overrides: Overrides = None) -> None:
+def finetune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="ray: engine.trainers workers under Ray Train; default: here.")
+    ] = None,
+) -> None:
     """Retrain the decoder side from a cache (also under torchrun: torchrun ... -m lic_dist finetune CONFIG)."""
-    from lic_dist.training.finetune import finetune as run
+    chosen = experiments(config, overrides, engine)
+    if engine == "ray":
+        if "WORLD_SIZE" in os.environ:
+            raise UsageError(
+                "--engine ray under torchrun", hint="Ray Train starts its own workers: leave one of them out"
+            )
+        from lic_dist.cluster.train import finetune_on_ray as run
+    else:
+        from lic_dist.training.finetune import finetune as run
 
-    for experiment in experiments(config, overrides):
+    for experiment in chosen:
         typer.echo(run(experiment))
 
 

@@ -136,6 +136,8 @@ class Engine(Section):
     searchers: int = Field(1, ge=1)
     readers: int = Field(1, ge=1)
     gpus_per_encoder: float = Field(0.0, ge=0)
+    trainers: int = Field(1, ge=1)  # ranks of a finetuning under Ray Train
+    gpus_per_trainer: Literal[0, 1] = 0
     address: str | None = None  # of a running Ray cluster; None starts one here
     num_cpus: int | None = None  # for a cluster started here
 

@@ -27,3 +27,11 @@ class ToleranceError(LicError):
     """The work is done, but more samples were set aside than `images.tolerate` allows. Exit code 3."""
 
     exit_code = 3
+
+
+class SharedError(LicError):
+    """What every rank of a training job raises alike: the first tells it. Exit code 1."""
+
+
+class LostRank(LicError):
+    """Another rank of a training job died: the same job, started again, goes on. Exit code 1."""

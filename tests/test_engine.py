@@ -81,7 +81,7 @@ def cluster():
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), before]))
-    with on_ray._connected(None, num_cpus=4):
+    with on_ray.connected(None, num_cpus=4):
         yield
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 

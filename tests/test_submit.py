@@ -105,8 +105,8 @@ def test_the_file_alone_is_sent_with_the_cluster_as_its_engine(dashboard: Dashbo
     done = submit(
         "finetune",
         file,
-        "--gpus",
-        2,
+        "--set",
+        "engine.trainers=2",
         "--folder",
         "/mnt/shared",
         "--address",
@@ -115,13 +115,13 @@ def test_the_file_alone_is_sent_with_the_cluster_as_its_engine(dashboard: Dashbo
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     cache, finetune = sent
-    assert cache["submission_id"] and cache["entrypoint_num_cpus"] == cache["entrypoint_num_gpus"] == 0
+    assert cache["submission_id"] and cache["entrypoint_num_cpus"] == finetune["entrypoint_num_cpus"] == 0
     assert f"cd {tmp_path} " in cache["entrypoint"]
     assert cache["entrypoint"].endswith('cache build "$file" --set cache.shard=8 --set engine.address=auto')
     assert cache["runtime_env"]["working_dir"].startswith("gcs://")
-    assert finetune["entrypoint_num_cpus"] == finetune["entrypoint_num_gpus"] == 2
-    assert "cd /mnt/shared " in finetune["entrypoint"] and "engine.address" not in finetune["entrypoint"]
-    assert "torch.distributed.run --standalone --nproc-per-node=2 -m lic_dist finetune" in finetune["entrypoint"]
+    assert "cd /mnt/shared " in finetune["entrypoint"]
+    command = 'lic_dist finetune "$file" --engine ray --set engine.trainers=2 --set engine.address=auto'
+    assert finetune["entrypoint"].endswith(command)
     assert cache["runtime_env"] == finetune["runtime_env"]  # the same one file
 
 
@@ -189,6 +189,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "include-dashboard": "true",
     }
     environment = {**CLEAN, "PATH": f"{Path(sys.executable).parent}:{CLEAN['PATH']}"}
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
     ray = Path(sys.executable).with_name("ray")
     log = tmp_path_factory.mktemp("head") / "log"
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short, log.open("w") as output:

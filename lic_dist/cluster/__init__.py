@@ -1,1 +1,1 @@
-"""Submission of jobs to Ray clusters."""
+"""Ray clusters: jobs submitted to them, finetuning under Ray Train."""

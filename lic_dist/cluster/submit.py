@@ -6,9 +6,9 @@ the relative paths of the YAML there, so that they mean what they mean to a comm
 is the folder that the user is in, which suits a shared home. A folder that the head does not have ends the job with
 exit code 2.
 
-The driver runs on the head node and reserves no CPU there: the engine shares all CPUs of the cluster out among its
-workers, and what a driver held back would be missed by the last of them. Ray never starts a job again by itself; a job
-that is submitted again goes on where the last one stopped, because stores and checkpoints do.
+The driver runs on the head node and reserves no CPU there: the engine and Ray Train share all CPUs of the cluster out
+among their workers, and what a driver held back would be missed by the last of them. Ray never starts a job again by
+itself; a job that is submitted again goes on where the last one stopped, because stores and checkpoints do.
 
 ray is imported inside functions: this module costs nothing until a command needs it.
 """
@@ -62,15 +62,15 @@ class JobState:
         return f"{self.job}: {self.status}{when}, {self.seconds:.0f} s. {self.message}".rstrip()
 
 
-def entrypoint(kind: Kind, file: str, overrides: Sequence[str], folder: str, ranks: int = 1) -> str:
+def entrypoint(kind: Kind, file: str, overrides: Sequence[str], folder: str) -> str:
     """The shell command of a job that starts where `file` (a bare name) lies and works in `folder`.
 
-    It is what a user types, under torchrun where there are several ranks. PYTHONSAFEPATH keeps a checkout that may lie
-    in `folder` from shadowing the installed package in the driver but not in the workers.
+    It is what a user types. PYTHONSAFEPATH keeps a checkout that may lie in `folder` from shadowing the installed
+    package in the driver but not in the workers.
     """
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
-    command = ["python", "-m", *torchrun, "lic_dist", *(["cache", "build"] if kind == "cache" else [kind])]
-    options = [word for override in overrides for word in ("--set", override)]
+    command = ["python", "-m", "lic_dist", *(["cache", "build"] if kind == "cache" else [kind])]
+    options = ["--engine", "ray"] if kind == "finetune" else []
+    options += [word for override in overrides for word in ("--set", override)]
     complaint = f"error: the node that runs this has no folder {folder}; name one that it has: submit --folder"
     return (
         f'file="$PWD"/{shlex.quote(file)}; '
@@ -79,12 +79,12 @@ def entrypoint(kind: Kind, file: str, overrides: Sequence[str], folder: str, ran
     ).rstrip()
 
 
-def submit(kind: Kind, path: Path, overrides: Sequence[str], address: str, folder: str = "", gpus: int = 0) -> str:
+def submit(kind: Kind, path: Path, overrides: Sequence[str], address: str, folder: str = "") -> str:
     """Submit one command over an experiment file and return the job's id (name, command, time, digest).
 
-    `folder`: where on the cluster relative paths begin; "" is the present folder. `gpus`: for finetune, ranks on one
-    node with a GPU each (0: one rank on a CPU), all reserved for the job. An experiment whose engine is Ray is given
-    the cluster that it runs on, whatever its `engine.address` says.
+    `folder`: where on the cluster relative paths begin; "" is the present folder. What runs on Ray, finetuning always
+    and the others where the experiment's engine is Ray, is given the cluster that it runs on, whatever its
+    `engine.address` says.
 
     Raises:
         UsageError: the experiment is faulty or lacks the section that the command needs; the address is no URL.
@@ -94,9 +94,9 @@ def submit(kind: Kind, path: Path, overrides: Sequence[str], address: str, folde
     for experiment in experiments:
         config.need(getattr(experiment, kind), kind)
     chosen = list(overrides)
-    if kind != "finetune" and any(experiment.engine.name == "ray" for experiment in experiments):
+    if kind == "finetune" or any(experiment.engine.name == "ray" for experiment in experiments):
         chosen.append("engine.address=auto")
-    command = entrypoint(kind, path.name, chosen, folder or os.getcwd(), max(1, gpus))
+    command = entrypoint(kind, path.name, chosen, folder or os.getcwd())
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", experiments[0].name if len(experiments) == 1 else path.stem)
     digest = hashlib.sha256(path.read_bytes() + command.encode()).hexdigest()[:6]
     job = f"{name}-{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{digest}"
@@ -106,8 +106,7 @@ def submit(kind: Kind, path: Path, overrides: Sequence[str], address: str, folde
             entrypoint=command,
             submission_id=job,
             runtime_env={"working_dir": staged},
-            entrypoint_num_cpus=max(1, gpus) if kind == "finetune" else 0,
-            entrypoint_num_gpus=gpus,
+            entrypoint_num_cpus=0,
         )
 
 

@@ -45,13 +45,12 @@ def cache(
 def finetune(
     config: ConfigFile,
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option(min=0, help="Ranks, a GPU each, on one node; 0: one rank on a CPU.")] = 0,
     address: Address = LOCAL_DASHBOARD,
     folder: Folder = "",
     follow: Follow = False,
 ) -> None:
-    """Submit `finetune`, on one node; under torchrun where it has several ranks."""
-    _submit("finetune", config, overrides, address, folder, follow, gpus)
+    """Submit `finetune` under Ray Train: engine.trainers ranks, each with engine.gpus_per_trainer GPUs (0 or 1)."""
+    _submit("finetune", config, overrides, address, folder, follow)
 
 
 @app.command("evaluate")
@@ -66,12 +65,10 @@ def evaluate(
     _submit("evaluate", config, overrides, address, folder, follow)
 
 
-def _submit(
-    kind: Kind, path: Path, overrides: list[str] | None, address: str, folder: str, follow: bool, gpus: int = 0
-) -> None:
+def _submit(kind: Kind, path: Path, overrides: list[str] | None, address: str, folder: str, follow: bool) -> None:
     from lic_dist.cluster.submit import submit
 
-    job = submit(kind, path, overrides or (), address, folder, gpus)
+    job = submit(kind, path, overrides or (), address, folder)
     typer.echo(job)
     if follow:
         _follow(address, job)

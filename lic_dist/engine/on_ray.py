@@ -135,7 +135,7 @@ class _Run:
     """The state of one run: pools, calls in flight by their token, failures by unit."""
 
     def __init__(self, stages: Sequence[Stage], units: Sequence[Any]) -> None:
-        share = _cpu_share(sum(stage.workers for stage in stages))
+        share = cpu_share(sum(stage.workers for stage in stages))
         self.units = units
         self.pools = [_Pool(stage, share) for stage in stages]
         self.limit = 2 * max(stage.workers for stage in stages)
@@ -212,35 +212,46 @@ class _Run:
             pool.close()
 
 
-def _cpu_share(workers: int) -> float:
-    """CPUs that each actor asks for: one, or the largest part of one by which all fit on the nodes together."""
+def cpu_share(workers: int) -> float:
+    """CPUs that each worker asks for: one, or the largest part of one by which all fit on the nodes together."""
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return 1 / max(1, -(-workers // sum(cpus))) if sum(cpus) else 1.0
 
 
-def _require_gpus(stages: Sequence[Stage]) -> None:
-    wanted = sum(stage.workers * stage.gpus for stage in stages)
+def require_gpus(wanted: float) -> None:
+    """Refuse before anything starts what would wait for ever.
+
+    Raises:
+        LicError: the cluster has fewer GPUs.
+    """
     present = ray.cluster_resources().get("GPU", 0.0)
     if wanted > present:
         raise LicError(f"the workers ask for {wanted:g} GPUs, the Ray cluster has {present:g}")
 
 
 @contextmanager
-def _connected(address: str | None, num_cpus: int | None) -> Iterator[None]:
-    """A Ray to work on. One that is already initialised is left alone; ours ends with the block."""
+def connected(address: str | None, num_cpus: int | None, show_workers: bool = False) -> Iterator[None]:
+    """A Ray to work on, that of `address` or one started here. One that is already initialised is left alone; ours ends
+    with the block. `show_workers`: what they print is shown here too, but nothing that Ray logs in them below an error.
+
+    Raises:
+        LicError: no cluster at the address.
+    """
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    options: dict[str, Any] = {"log_to_driver": show_workers, "logging_level": "ERROR"}
+    if show_workers:
+        options["logging_config"] = ray.LoggingConfig(log_level="ERROR")
     told = os.environ.get("RAY_ADDRESS", "")
     address = address or ("" if told.startswith("http") else told)  # a URL is the job server's
     if address:
         try:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, **options)
         except ConnectionError as error:
             raise LicError(f"no Ray cluster at {address}: {error}", hint="`ray start --head` starts one") from error
     else:
-        ray.init(address="local", num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **options)
     try:
         yield
     finally:
@@ -253,8 +264,8 @@ def run_on_ray(
     """`stages.run` on Ray; see there."""
     if not units:
         return
-    with _connected(address, num_cpus):
-        _require_gpus(stages)
+    with connected(address, num_cpus):
+        require_gpus(sum(stage.workers * stage.gpus for stage in stages))
         state = _Run(stages, units)
         try:
             yield from state.results()

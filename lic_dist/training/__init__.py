@@ -1,1 +1,1 @@
-"""Base training and finetuning from the cache, in one process or under torchrun."""
+"""Base training and finetuning from the cache, in one process, under torchrun or Ray Train."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.config import Steps
-from lic_dist.errors import LicError, UsageError
+from lic_dist.errors import LicError, SharedError, UsageError
 from lic_dist.models.parts import freeze_all_but
 from lic_dist.progress import Progress
 from lic_dist.training.average import Average
@@ -234,9 +234,7 @@ class Course:
 
     def _fail(self, message: str) -> NoReturn:
         """End every rank; the first says why."""
-        if not self.here.first:
-            raise SystemExit(1)
-        raise LicError(message, hint="the last state on disk is good; take a lower lr, with another 'out'")
+        raise SharedError(message, hint="the last state on disk is good; take a lower lr, with another 'out'")
 
 
 def _row(figures: Figures | None) -> dict[str, float]:

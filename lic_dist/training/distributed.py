@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lic_dist.errors import LicError, UsageError
+from lic_dist.errors import LicError, LostRank, UsageError
 
 PATIENCE = timedelta(minutes=10)  # a rank that is silent for longer within a step is taken for dead
 _KNOWN = inspect.signature(DistributedDataParallel).parameters  # the one name is deprecated, the other newer than 2.6
@@ -82,31 +82,35 @@ class Ranks:
 def ranks() -> Iterator[Ranks]:
     """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs); leave it at the end.
 
-    A group that the launcher has joined, as Ray Train does, is used as it is and left to the launcher.
+    A group that the launcher has joined, as Ray Train does, is used as it is and left to the launcher, which has set
+    this thread's GPU where the group has GPUs.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        torch.cuda.set_device(device)
+    joined = dist.is_initialized()
+    if joined:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        on_gpu = dist.get_backend() == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     else:
-        device = torch.device("cpu")
-        if world > 1:
-            torch.set_num_threads(1)
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        on_gpu = torch.cuda.is_available()
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+        if on_gpu:
+            torch.cuda.set_device(device)
     if world == 1:
         yield Ranks(rank, world, device)
         return
-    joined = dist.is_initialized()
-    if not joined:
-        store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        fresh = _fresh(store, rank, world)
-        dist.init_process_group(backend, store=fresh, rank=rank, world_size=world, timeout=PATIENCE)
+    if not on_gpu:
+        torch.set_num_threads(1)
     try:
+        if not joined:
+            store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            store = _fresh(store, rank, world)
+            backend = "nccl" if on_gpu else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
         yield Ranks(rank, world, device, dist.new_group(backend="gloo", timeout=ALONE))
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-            raise LicError(
+            raise LostRank(
                 f"rank {rank} of {world} lost another: it died, or was silent for {PATIENCE}",
                 hint="its own message says why; started again, the job goes on from its last state",
             ) from error

@@ -1,0 +1,148 @@
+"""Finetuning under Ray Train: the one training function, in `engine.trainers` workers of a Ray cluster.
+
+Ray Train places the workers and joins them in a process group, NCCL where they have GPUs, gloo otherwise. It keeps
+nothing: the state that a job goes on from is the job's own, in `finetune.out`, which all nodes see. What it wants a
+folder for lies in a temporary one on the driver's node and goes when the job does.
+
+A worker or node that dies takes the others down, and the driver starts the job again, from its last state. An exception
+of the training function itself is raised by the driver as it was in the worker; only a LostRank counts as a loss: it
+says that another is gone.
+
+ray and torch are imported inside functions: this module costs nothing until it runs a job.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lic_dist import config
+from lic_dist.errors import LicError, LostRank
+
+RESTARTS = 3  # of one job, after a worker or node was lost
+GOES_ON = "start it again: it goes on from its last state on disk"
+
+# Read by Ray here and handed on to its processes: print prints, every line, and no actor watches for nodes on notice.
+SETTINGS = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+class TrainersLost(Exception):
+    """A worker or node died, or did not start. Says how."""
+
+
+def finetune_on_ray(experiment: config.Experiment) -> Path:
+    """Finetune under Ray Train; returns the path of the checkpoint, as `training.finetune.finetune` does.
+
+    The cluster is that of `engine.address`, else one started here. Relative paths begin in the present folder, on every
+    node.
+
+    Raises:
+        LicError, UsageError: as of `training.finetune.finetune`; a node has no such folder as this; no cluster, or one
+            with too few GPUs; workers were lost once more than RESTARTS times.
+    """
+    config.need(experiment.finetune, "finetune")
+    os.environ.update(SETTINGS)
+    from lic_dist.engine import on_ray
+
+    engine = experiment.engine
+    losses = 0
+    while True:
+        with on_ray.connected(engine.address, engine.num_cpus, show_workers=True):  # anew, so that all of the last ends
+            if losses == 0:  # later, Ray Train waits a minute for a node to come back
+                on_ray.require_gpus(engine.trainers * engine.gpus_per_trainer)
+            try:
+                return _run(experiment)
+            except TrainersLost as lost:
+                losses += 1
+                if losses > RESTARTS:
+                    raise LicError(f"lost a trainer {losses} times, at last: {lost}", hint=GOES_ON) from lost
+                print(f"lost a trainer ({lost}): starting again, {losses} of {RESTARTS}", file=sys.stderr, flush=True)
+
+
+def _run(experiment: config.Experiment) -> Path:
+    """Run the job once.
+
+    Raises:
+        Exception: what the training function raised.
+        TrainersLost: a worker or node was lost.
+    """
+    import ray.train.torch
+    from ray.exceptions import RayActorError, RayError, RaySystemError
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    from lic_dist.engine.on_ray import cpu_share
+    from lic_dist.training.distributed import PATIENCE
+
+    ray_train: Any = ray.train  # whose types are those of its first version
+
+    class Trainer(ray_train.torch.TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """None: Ctrl-C is ours, and ends the driver, whose workers end with it."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            """Without the actor that clears up after a controller: it needs a dashboard, and takes 12 s to end."""
+            made = super()._create_default_callbacks()
+            return [one for one in made if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+    engine = experiment.engine
+    resources: dict[str, float] = {"CPU": cpu_share(engine.trainers)}
+    if engine.gpus_per_trainer:
+        resources["GPU"] = engine.gpus_per_trainer
+    with tempfile.TemporaryDirectory(prefix="lic_dist-") as storage:
+        trainer = Trainer(
+            _finetune,
+            train_loop_config={"experiment": experiment.model_dump(mode="json"), "folder": os.getcwd()},
+            torch_config=ray_train.torch.TorchConfig(
+                backend="nccl" if engine.gpus_per_trainer else "gloo", timeout_s=int(PATIENCE.total_seconds())
+            ),
+            scaling_config=ray_train.ScalingConfig(
+                num_workers=engine.trainers,
+                use_gpu=bool(engine.gpus_per_trainer),
+                resources_per_worker=resources,
+            ),
+            run_config=ray_train.RunConfig(
+                name="finetune",
+                storage_path=storage,
+                failure_config=ray_train.FailureConfig(max_failures=0, controller_failure_limit=0),
+                logging_config=ray_train.LoggingConfig(log_level="CRITICAL"),  # what it would say, the driver says
+            ),
+        )
+        try:
+            return Path(str(trainer.fit().return_value))
+        except ray_train.WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if not isinstance(failure, (RayError, RayTrainError, LostRank)):
+                    raise failure from error
+            raise TrainersLost(_line(*error.worker_failures.values())) from error
+        except ray_train.ControllerError as error:
+            raise TrainersLost(_line(error.controller_failure)) from error
+        except (ray_train.TrainingFailedError, RayActorError) as error:
+            raise TrainersLost(_line(error)) from error
+        except RaySystemError as error:
+            raise LicError(f"lost the Ray cluster: {_line(error)}", hint=GOES_ON) from error
+
+
+def _line(*failures: Exception) -> str:
+    return "; ".join(f"{type(one).__name__}: {' '.join(str(one).split())[:200]}" for one in failures)
+
+
+def _finetune(job: dict[str, Any]) -> str:
+    """What a worker runs; the checkpoint's path."""
+    try:
+        os.chdir(job["folder"])
+    except OSError:
+        raise LicError(
+            f"node {socket.gethostname()} has no folder {job['folder']}",
+            hint="relative paths begin there: start the job in a folder that all nodes see",
+        ) from None
+    from lic_dist.training.finetune import finetune
+
+    return str(finetune(config.Experiment.model_validate(job["experiment"])))
