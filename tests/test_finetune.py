@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from itertools import islice
@@ -10,11 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lic_dist import config
 from lic_dist.building.build import build
+from lic_dist.building.job import check_cache
+from lic_dist.building.records import compressai_record
 from lic_dist.cache.reader import LatentCache
+from lic_dist.codec.codec import ImageCodec
 from lic_dist.errors import LicError, UsageError
+from lic_dist.evaluation.run import measure_image
 from lic_dist.models import checkpoint
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import PARTS, RECIPES, decoder_digest, encoder_digest, entropy_digest, tensors
@@ -23,10 +32,11 @@ from lic_dist.quantization.rates import SCALES
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training import course
 from lic_dist.training import finetune as job
+from lic_dist.training.decoding import Decoding
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch, Samples, training_samples
-from tests.conftest import dying_at
+from tests.conftest import dying_at, picture
 
 
 def document(base: Path, photos: Path, store: Path, out: Path, **finetune: object) -> dict:
@@ -102,6 +112,113 @@ def test_a_killed_job_goes_on_to_the_same_weights(
     monkeypatch.undo()
     resumed = run(base, photos, store, tmp_path / "cut", latents="noise")
     assert checkpoint.digest(resumed.model.state_dict()) == checkpoint.digest(whole.model.state_dict())
+
+
+def test_phases_and_lists_of_parts_train_what_they_name(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
+    phases = [
+        {"recipe": ["g_s.6"], "steps": 4, "lr": 1e-3},
+        {"recipe": ["prior", "h_s.4.bias"], "steps": 4, "lr": 1e-3},
+    ]
+    made = run(base, photos, store, tmp_path, phases=phases, ema=0.5, schedule="plateau", evaluate_every=2)
+    before, after = checkpoint.load(str(base)).model.state_dict(), made.model.state_dict()
+    changed = {name for name in tensors(made.model, ("",)) if not torch.equal(before[name], after[name])}
+    assert {"g_s.6.weight", "g_s.6.bias"} <= changed
+    assert {name for name in changed if not name.startswith("entropy_bottleneck")} <= {
+        "g_s.6.weight", "g_s.6.bias", "h_s.4.bias"
+    }  # fmt: skip
+    medians = ["entropy_bottleneck.quantiles"]
+    assert all(torch.equal(before[name][:, 0, 1], after[name][:, 0, 1]) for name in medians)
+    with pytest.raises(UsageError, match=r"g_a\.0\.bias belongs to the encoder"):
+        run(base, photos, store, tmp_path / "x", recipe=["g_a.0"])
+
+
+def test_a_finished_job_is_left_as_it_is(
+    base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(base, photos, store, tmp_path)
+    before = (tmp_path / "checkpoint.pth.tar").read_bytes()
+    monkeypatch.setattr(course, "take_step", dying_at(1))
+    monkeypatch.setattr("lic_dist.training.retrain.calibrate", dying_at(1))
+    run(base, photos, store, tmp_path, keep=5)
+    assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before
+
+
+def test_rounds_search_again_with_the_new_model_and_keep_all(
+    base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "a.zarr"
+    shutil.copytree(store, own)
+    monkeypatch.setattr(course, "take_step", dying_at(15))  # in the third step of the second round
+    with pytest.raises(KeyboardInterrupt):
+        run(base, photos, own, tmp_path / "out", recipe="all-but-encoder", rounds=2)
+    monkeypatch.undo()
+    made = run(base, photos, own, tmp_path / "out", recipe="all-but-encoder", rounds=2)
+    rows = json.loads((tmp_path / "out" / "rounds.json").read_text())
+    assert [row["group"] for row in rows] == ["tcq8", "tcq8-round2"]
+    first, second = (checkpoint.load(row["checkpoint"]) for row in rows)
+    cache = LatentCache.open(own)
+    assert cache.record_json("tcq8-round2") == first.quantizers["tcq8"]
+    check_cache(cache, first, "tcq8-round2")  # the group is of the first round's entropy model
+    assert second.history[-1]["parent"] == checkpoint.digest(first.model.state_dict())
+    assert rows[1]["before"] == pytest.approx(rows[0]["after"])  # the same model, quantizer and crops
+    best = min(rows, key=lambda row: row["after"]["L"])
+    assert checkpoint.digest(made.model.state_dict()) == checkpoint.digest(
+        checkpoint.load(best["checkpoint"]).model.state_dict()
+    )
+
+
+def test_a_cache_without_y_serves_the_decoder(base: Path, photos: Path, tmp_path: Path) -> None:
+    without_y = document(base, photos, tmp_path / "a.zarr", tmp_path / "out")
+    without_y["cache"]["store_y"] = False
+    build(config.Experiment.model_validate(without_y))
+    made = checkpoint.load(str(job.finetune(config.Experiment.model_validate(without_y))))
+    assert made.quantizers["tcq8"] == LatentCache.open(tmp_path / "a.zarr").record_json("tcq8")
+    for more, message in (
+        ({"recipe": "decoder+hyper"}, "more than the decoder needs y"),
+        ({"latents": "straight-through"}, "latents: straight-through needs y"),
+        ({"rounds": 2}, "rounds need y"),
+    ):
+        without_y["finetune"] |= {"recipe": "decoder", "latents": "quantized", "rounds": 1, **more}
+        with pytest.raises(UsageError, match=message):
+            job.finetune(config.Experiment.model_validate(without_y))
+
+
+def test_half_precision_keeps_the_entropy_model_in_float32(
+    base: Path, photos: Path, store: Path, tmp_path: Path
+) -> None:
+    cache = LatentCache.open(store)
+    record = QuantizerRecord.from_json(cache.record_json("tcq8"))
+    batch = Samples(cache, "tcq8", Quantizer(record), cache.indices(False), with_y=True).batch(np.arange(4))
+    model = checkpoint.load(str(base)).model
+    for form in ("quantized", "likelihood", "noise", "straight-through"):
+        (x_hat, bits), (rough, same) = (Decoding(model, record, form, bf16)(batch) for bf16 in (False, True))
+        assert bits.dtype == same.dtype == rough.dtype == torch.float32
+        assert torch.equal(bits, same) and not torch.equal(x_hat, rough)
+        torch.testing.assert_close(rough, x_hat, rtol=0, atol=0.03)
+    made = run(base, photos, store, tmp_path, recipe="decoder+hyper", precision="bf16", latents="straight-through")
+    assert made.history[-1]["precision"] == "bf16"
+
+
+def test_compressais_own_evaluation_loads_the_result(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
+    """The same bits and the same 8-bit PSNR as ours with its tables, for SQ."""
+    run(base, photos, store, tmp_path / "out", recipe="all-but-encoder")
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(picture(9, 192, 256)).save(tmp_path / "pictures" / "a.png")
+    code = (
+        "import sys; from lic_dist.models.compat import import_compressai; import_compressai();"
+        "from compressai.utils.eval_model.__main__ import main; main(sys.argv[1:])"
+    )
+    arguments = ["checkpoint", str(tmp_path / "pictures"), "-a", "mbt2018-mean", "-p"]
+    told = subprocess.run(
+        [sys.executable, "-c", code, *arguments, str(tmp_path / "out" / "checkpoint.pth.tar")],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-2000:]
+    theirs = json.loads(told.stdout[told.stdout.index("{") :])["results"]
+    loaded = checkpoint.load(str(tmp_path / "out"))
+    codec = ImageCodec(loaded.model, compressai_record(loaded))
+    ours = measure_image(codec, tmp_path / "pictures" / "a.png", "a.png")
+    assert theirs["bpp"][0] == pytest.approx(ours.bpp, abs=1e-9)
 
 
 def test_the_rate_agrees_with_the_coders_tables_at_the_levels(store: Path) -> None:
