@@ -231,8 +231,8 @@ def bench_cache(
 def bench_training(
     parts: Annotated[list[str] | None, typer.Option("--part", help="feeding or in-loop; may be repeated.")] = None,
     images: Annotated[Path | None, typer.Option(help="Photos to build from; default: scikit-image's.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of which medians are taken.")] = 5,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and steps: about a minute.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of which medians are taken.")] = 9,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and steps.")] = False,
     out: JsonFile = None,
 ) -> None:
     """Training from a cache against tensors in memory, and against quantizing inside the training loop."""

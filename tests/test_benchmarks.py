@@ -121,7 +121,7 @@ def test_training_from_a_cache_is_measured_against_memory_and_against_the_loop(
 ) -> None:
     monkeypatch.setattr(building, "N", 8)
     monkeypatch.setattr(building, "M", 12)
-    monkeypatch.setattr(training, "QUICK", training.Extent(28, 1, 2))
+    monkeypatch.setattr(training, "QUICK", training.Extent(28, 1, 1))
     out = tmp_path / "figures.json"
     result = CliRunner().invoke(app, ["bench", "training", "--quick", "--rounds", "2", "--json", str(out)])
     assert result.exit_code == 0, result.output

@@ -70,7 +70,7 @@ class Extent:
         return cache.indices(held_out=False)[: self.timed * BATCH]
 
 
-FEEDING, IN_LOOP, QUICK = Extent(512, 24, 64), Extent(80, 2, 8), Extent(40, 1, 4)
+FEEDING, IN_LOOP, QUICK = Extent(160, 4, 16), Extent(80, 2, 8), Extent(40, 1, 4)
 
 
 def bench(parts: Sequence[str], images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
@@ -124,9 +124,9 @@ def in_loop(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
     """A step from the shard stream against one that encodes and searches its crops first, by model.
 
     The step of recipe `decoder`. Quantizing in the loop overlaps nothing; its crops lie in RAM, their decoding and
-    cropping left out. Seconds a step: `encode` (g_a, h_a and h_s, which the training step runs again for its means),
-    `search`, `step` (training alone, tensors in memory), `in_loop`, `cache`. `speedup` is in_loop / cache, `bound`
-    (encode + search + step) / step: what a cache that costs nothing would reach. `of_bound` is their quotient.
+    cropping left out. Seconds a step: `in_loop`, its parts `encode` (g_a, h_a and h_s, which training runs again for
+    its means), `search` and `step` (training alone), and `cache`. `speedup` is in_loop / cache, `bound` (encode +
+    search + step) / step: what a cache that costs nothing would reach. `of_bound` is their quotient.
     """
     figures: dict[str, Any] = {"batch": BATCH, "recipe": "decoder", "models": {}}
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
@@ -144,13 +144,19 @@ def in_loop(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
             arms: dict[str, tuple[Feed, Step]] = {
                 "in_loop": (feeds[MEMORY], quantizing),
                 "cache": (feeds[STREAM], step),
-                "step": (feeds[MEMORY], step),
             }
             seconds = _seconds(arms, extent, rounds, f"training steps, {title}")
-            seconds["encode"], seconds["search"] = quantizing.seconds(extent, rounds)
-            speedup = seconds["in_loop"] / seconds["cache"]
-            bound = (seconds["encode"] + seconds["search"] + seconds["step"]) / seconds["step"]
-            found = {**seconds, "speedup": speedup, "bound": bound, "of_bound": speedup / bound}
+            encoding, searching, training = quantizing.seconds(extent, rounds)
+            speedup, bound = seconds["in_loop"] / seconds["cache"], (encoding + searching + training) / training
+            found = {
+                **seconds,
+                "encode": encoding,
+                "search": searching,
+                "step": training,
+                "speedup": speedup,
+                "bound": bound,
+                "of_bound": speedup / bound,
+            }
             figures["models"][f"{title}, N = {parent.spec.N}, M = {parent.spec.M}"] = {
                 name: float(np.median(one)) for name, one in found.items()
             }
@@ -194,7 +200,7 @@ class _Quantizing:
 
     def __init__(self, model: nn.Module, quantizer: Quantizer, step: Step) -> None:
         self.model, self.quantizer, self.step = model, quantizer, step
-        self.laps: list[tuple[float, float]] = []
+        self.laps: list[tuple[float, float, float]] = []
 
     def __call__(self, batch: Batch) -> None:
         started = time.perf_counter()
@@ -205,12 +211,13 @@ class _Quantizing:
         found = {"k": k, "level": self.quantizer.dequantize(k), "quantizer": self.quantizer.active(k)}
         tensors = {name: torch.from_numpy(values.reshape(latents.y.shape)) for name, values in found.items()}
         batch = replace(batch, z=torch.from_numpy(latents.z), **tensors)
-        self.laps.append((encoded - started, time.perf_counter() - encoded))
+        searched = time.perf_counter()
         self.step(batch)
+        self.laps.append((encoded - started, searched - encoded, time.perf_counter() - searched))
 
     def seconds(self, extent: Extent, rounds: int) -> NDArray[np.float64]:
-        """Mean seconds of a timed step's encoding and search in each round, [2, rounds]."""
-        laps = np.array(self.laps).reshape(rounds, extent.warm + extent.timed, 2)
+        """Mean seconds of a timed step's encoding, search and training in each round, [3, rounds]."""
+        laps = np.array(self.laps).reshape(rounds, extent.warm + extent.timed, 3)
         means: NDArray[np.float64] = laps[:, extent.warm :].mean(axis=1).T
         return means
 
