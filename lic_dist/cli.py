@@ -237,10 +237,24 @@ def bench_cache(
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of everything.")] = False,
     out: JsonFile = None,
 ) -> None:
-    """A build against the bare work, training from the store against memory, bytes on disk, memory of workers."""
+    """A build against the bare work, rates of reading, bytes on disk, memory of workers."""
     from lic_dist.benchmarks.cache import bench
 
     write_json(out, bench(parts or (), images, crops, quick))
+
+
+@bench_app.command("training")
+def bench_training(
+    parts: Annotated[list[str] | None, typer.Option("--part", help="feeding or in-loop; may be repeated.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Photos to build from; default: scikit-image's.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of which medians are taken.")] = 9,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and steps.")] = False,
+    out: JsonFile = None,
+) -> None:
+    """Training from a cache against tensors in memory, and against quantizing inside the training loop."""
+    from lic_dist.benchmarks.training import bench
+
+    write_json(out, bench(parts or (), images, rounds, quick))
 
 
 @app.command()

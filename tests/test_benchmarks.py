@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lic_dist.benchmarks import building, data, exhaustive, quantization, reading, speed, theory
+from lic_dist.benchmarks import building, data, exhaustive, quantization, reading, speed, theory, training
 from lic_dist.benchmarks import cache as cache_bench
 from lic_dist.cli import app
 from lic_dist.errors import LicError, UsageError
@@ -98,23 +98,44 @@ def test_the_command_prints_tables_and_writes_figures(tmp_path: Path, monkeypatc
 def test_unknown_parts_and_small_pictures_are_one_line(photos: Path) -> None:
     with pytest.raises(UsageError, match="no part 'warp'"):
         quantization.bench(["warp"], None, 1, True)
+    with pytest.raises(UsageError, match="no part 'warp'"):
+        training.bench(["warp"], None, 1, True)
     with pytest.raises(LicError, match="no picture of 512x384"):
         data.real(photos)
 
 
-def test_a_cache_is_measured_on_disk_and_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "SECTION", 2)
-    monkeypatch.setattr(reading, "WARM", 1)
+def test_a_cache_is_measured_on_disk_and_as_it_is_read() -> None:
     found = reading.size(None, 28)
     assert 1 < found["group_to_entropy_coded"] < 1.5 and 1 < found["z_to_entropy_coded"] < 1.6
     k = found["codecs"]["quantized/tcq8/k"]
     assert k["zstd, shuffled bits"]["part_of_raw"] < 0.8 * k["zstd, level 1"]["part_of_raw"]
     assert found["codecs"]["pixels"]["lossless WebP"]["part_of_raw"] < 0.5
-    fed = reading.feeding(None, 28, 1)
-    assert fed["arms"]["stream of shards"]["amplification"] == 1.0
-    assert set(fed["arms"]) == {"tensors in memory", "samples in RAM", "stream of shards"}
-    for tables in (cache_bench._size_tables(found), cache_bench._loader_tables(fed)):
+    read = reading.loading(None, 28)
+    assert read["amplification"] == 1.0 and read["whole_shards"]["pixels, zarr"] > 0
+    for tables in (cache_bench._size_tables(found), cache_bench._loader_tables(read)):
         assert all(table.row_count for table in tables)
+
+
+def test_training_from_a_cache_is_measured_against_memory_and_against_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "N", 8)
+    monkeypatch.setattr(building, "M", 12)
+    monkeypatch.setattr(training, "QUICK", training.Extent(28, 1, 1))
+    out = tmp_path / "figures.json"
+    result = CliRunner().invoke(app, ["bench", "training", "--quick", "--rounds", "2", "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(out.read_text())
+    assert set(figures) == {"machine", "quick", "feeding", "in-loop"}
+    assert set(figures["feeding"]["recipes"]) == set(RECIPES)
+    for arms in figures["feeding"]["recipes"].values():
+        assert set(arms) == {"tensors in memory", "samples in RAM", "stream of shards"}
+        assert arms["tensors in memory"]["ratio"] == 1 and all(one["ratio"] > 0 for one in arms.values())
+    models = figures["in-loop"]["models"]
+    assert list(models) == ["the shipped model, N = 48, M = 72", "untrained mbt2018-mean, N = 8, M = 12"]
+    for one in models.values():
+        assert set(one) == {"encode", "search", "step", "in_loop", "cache", "speedup", "bound", "of_bound"}
+        assert one["bound"] > 1 and min(one.values()) > 0 and one["in_loop"] > one["encode"] + one["search"]
 
 
 def test_a_plan_is_measured_in_a_process_of_its_own() -> None:

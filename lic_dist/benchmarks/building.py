@@ -52,7 +52,7 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
         work = Path(name)
         source = folder or photographs()
-        model = _checkpoint(work, N, M)
+        model = untrained(work, N, M)
         variations = variations_for(source, crops)
 
         def asked(engine: str) -> config.Experiment:
@@ -103,7 +103,8 @@ def variations_for(source: Path, crops: int) -> int:
     return -(-crops // usable)
 
 
-def _checkpoint(work: Path, n: int, m: int) -> Path:
+def untrained(work: Path, n: int, m: int) -> Path:
+    """The checkpoint of an mbt2018-mean as it is initialized, written to a folder."""
     torch.manual_seed(0)
     path = work / f"untrained-{n}-{m}.pth.tar"
     checkpoints.save(Checkpoint(build_model("mbt2018-mean", n, m), ModelSpec("mbt2018-mean", n, m, 0.013)), path)
@@ -154,7 +155,7 @@ def memory(counts: tuple[int, ...]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
         work = Path(name)
-        model = _checkpoint(work, 8, 12)
+        model = untrained(work, 8, 12)
         photos = work / "photos"
         for count in counts:
             _small_photos(photos, count)

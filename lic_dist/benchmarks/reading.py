@@ -1,4 +1,4 @@
-"""What a cache takes on disk, and how fast training is fed from it."""
+"""What a cache takes on disk, and how fast its shards are read."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import io
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 import zarr
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,7 +20,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from lic_dist import config
-from lic_dist.benchmarks.building import FIXED, photographs, variations_for
+from lic_dist.benchmarks.building import BATCH, FIXED, photographs, variations_for
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import one_thread, z_bits
 from lic_dist.cache.inspect import inspect
@@ -29,17 +28,8 @@ from lic_dist.cache.layout import inner_chunk
 from lic_dist.cache.order import Order
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.stream import ShardStream
-from lic_dist.models import checkpoint as checkpoints
-from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.parts import freeze_all_but, trainable
-from lic_dist.models.stages import to_input
-from lic_dist.progress import Progress
-from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.training.course import take_step
-from lic_dist.training.decoding import Decoding
-from lic_dist.training.distributed import Ranks
-from lic_dist.training.samples import Batch, Samples, Shuffled, Streamed, array_names
+from lic_dist.training.samples import array_names
 
 CODECS: dict[str, Any] = {
     "zstd, level 1": ZstdCodec(level=1),
@@ -48,16 +38,14 @@ CODECS: dict[str, Any] = {
     "zstd, shuffled bits": BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),
 }
 TRIES = 5  # of which the medians are reported
-STEP_BATCH = 8
-WARM, SECTION = 24, 64  # steps of a section: until reading is no further ahead than it keeps, and timed
 
 
-def built(folder: Path | None, work: Path, crops: int) -> Path:
-    """A cache of the shipped model, TCQ-8, over so many crops of photographs."""
+def built(folder: Path | None, work: Path, crops: int, model: str = "base-small") -> Path:
+    """A cache of a model, the shipped one by default, with TCQ-8, over so many crops of photographs."""
     source = folder or photographs()
     experiment = config.Experiment.model_validate(
         {
-            "model": {"checkpoint": "base-small"},
+            "model": {"checkpoint": model},
             "images": {
                 "path": str(source),
                 "variations": variations_for(source, crops),
@@ -143,73 +131,26 @@ def _picture(file: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(file)))
 
 
-def feeding(folder: Path | None, crops: int, rounds: int) -> dict[str, Any]:
-    """Training steps a second from RAM-decoded samples and from the shard stream, against tensors already in memory.
+def loading(folder: Path | None, crops: int) -> dict[str, Any]:
+    """Samples a second of whole shards by array and codec pipeline, one process, and the stream's amplification.
 
-    The step of recipe `decoder` on the shipped model, one thread, batch 8. The arms take sections of steps in turn,
-    each from a reader begun anew, so that none reads ahead while another is timed; ratios are of the median sections.
-    Amplification: shards decoded for each that an epoch needs.
+    Amplification: shards that a stream in batches of 8 decodes for each that an epoch needs.
     """
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name, one_thread():
         store = built(folder, Path(name), crops)
-        cache, parent = LatentCache.open(store), checkpoints.load("base-small")
-        record = QuantizerRecord.from_json(cache.record_json("tcq8"))
-        quantizer, part = Quantizer(record), cache.indices(held_out=False)
-        names = array_names("tcq8", with_y=False)
-        in_memory = Shuffled(Samples(cache, "tcq8", quantizer, part, with_y=False), seed=0, batch=STEP_BATCH)
-        order = Order(part, cache.header.shard, STEP_BATCH, seed=0)
-        streamed = Streamed(cache, names, quantizer, order, workers=0)
-        alone = Ranks(0, 1, torch.device("cpu"))
-        ready = list(itertools.islice(in_memory.batches(0, alone), 8))
-        arms: dict[str, Callable[[int], Iterator[Batch]]] = {
-            "tensors in memory": lambda first: (ready[number % 8] for number in itertools.count(first)),
-            "samples in RAM": lambda first: in_memory.batches(first, alone),
-            "stream of shards": lambda first: streamed.batches(first, alone),
+        cache, names = LatentCache.open(store), array_names("tcq8", with_y=False)
+        order = Order(cache.indices(held_out=False), cache.header.shard, BATCH, seed=0)
+        return {
+            "samples": len(cache),
+            "amplification": _amplification(cache, names, order),
+            "whole_shards": _shard_rates(store, names),
         }
-        step = _training_step(parent, record)
-        times: dict[str, list[float]] = {arm: [] for arm in arms}
-        with Progress("training steps", rounds * len(arms), "section") as bar:
-            for number in range(rounds):
-                for arm, make in arms.items():
-                    batches = make(number * SECTION)
-                    for _ in range(WARM):
-                        step(next(batches))
-                    started = time.perf_counter()
-                    for _ in range(SECTION):
-                        step(next(batches))
-                    times[arm].append((time.perf_counter() - started) / SECTION)
-                    batches.close()  # type: ignore[attr-defined]
-                    bar.advance()
-        seconds = {arm: median(one) for arm, one in times.items()}
-        rates = {
-            arm: {"steps_per_second": 1 / one, "ratio": seconds["tensors in memory"] / one}
-            for arm, one in seconds.items()
-        }
-        rates["stream of shards"]["amplification"] = _amplification(cache, names, order)
-        return {"batch": STEP_BATCH, "samples": len(cache), "arms": rates, "whole_shards": _shard_rates(store, names)}
-
-
-def _training_step(parent: Checkpoint, record: QuantizerRecord) -> Callable[[Batch], None]:
-    model: Any = parent.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decoding = Decoding(model, record)
-    trained = freeze_all_but(model, trainable(model, "decoder"))
-    optimizer = torch.optim.Adam(trained, lr=1e-5)
-
-    def step(batch: Batch) -> None:
-        x = to_input(batch.pixels, torch.device("cpu"))
-        x_hat, bits = decoding(batch)
-        loss = parent.spec.lmbda * 255**2 * (x_hat - x).square().mean() + bits / x[:, 0].numel()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        take_step(float(loss.detach()), trained, optimizer, clip=1.0)
-
-    return step
 
 
 def _amplification(cache: LatentCache, names: tuple[str, ...], order: Order) -> float:
     """Shards decoded in one epoch of every stream, for each shard that holds samples of the part."""
     stream = ShardStream(cache, names, order)
-    steps = len(order.part) // STEP_BATCH
+    steps = len(order.part) // order.batch
     for _ in itertools.islice(stream, steps):
         pass
     return stream.reads / len(np.unique(order.part // cache.header.shard))
