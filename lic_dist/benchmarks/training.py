@@ -253,30 +253,19 @@ def _feeding_table(figures: dict[str, Any]) -> Table:
 
 
 def _in_loop_table(figures: dict[str, Any]) -> Table:
-    title = f"Training from a cache against quantizing in the loop: batch {figures['batch']}, recipe decoder, ms a step"
-    times = ("encode", "search", "step", "in_loop", "cache")
-    rows = [
-        (
-            name,
-            *(f"{1000 * one[part]:.0f}" for part in times),
-            f"{one['speedup']:.3f}",
-            f"{one['bound']:.3f}",
-            f"{100 * one['of_bound']:.1f} %",
-        )
-        for name, one in figures["models"].items()
-    ]
-    names = (
-        "",
-        "encode",
-        "search",
-        "training",
-        "all in the loop",
-        "from the cache",
-        "speedup",
-        "bound",
-        "of the bound",
-    )
-    return table(title, names, rows)
+    title = f"Quantizing in the loop against a cache: recipe {figures['recipe']}, batch {figures['batch']}"
+    models = figures["models"]
+    times = {
+        "ms a step: encode": "encode",
+        "search": "search",
+        "train": "step",
+        "all in the loop": "in_loop",
+        "from the cache": "cache",
+    }
+    rows = [(label, *(f"{1000 * one[name]:.0f}" for one in models.values())) for label, name in times.items()]
+    rows += [(name, *(f"{one[name]:.3f}" for one in models.values())) for name in ("speedup", "bound")]
+    rows.append(("speedup, of the bound", *(f"{100 * one['of_bound']:.1f} %" for one in models.values())))
+    return table(title, ("", *models), rows)
 
 
 _TABLES: dict[str, Callable[[Any], Table]] = {"feeding": _feeding_table, "in-loop": _in_loop_table}
