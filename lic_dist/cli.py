@@ -139,7 +139,7 @@ def report(
     anchor: Annotated[str, typer.Option(help="The curve that BD-rates refer to.")],
     out: Annotated[Path, typer.Option(help="Folder for results.md and rd.png.")] = Path("report"),
 ) -> None:
-    """BD-rates between curves and a rate-distortion plot."""
+    """BD-rates between curves, gains at each lambda, and a rate-distortion plot."""
     from lic_dist.evaluation.report import report as run
 
     run(files, anchor, out)

@@ -1,16 +1,14 @@
 """One experiment, one YAML file, read into frozen pydantic models.
 
-Unknown keys are errors that name the nearest valid one; `--set a.b=c` overrides; `sweep` multiplies. A section
-that a command does not need may be absent: `need` says so in one line when it is missed.
+Unknown keys are errors that name the nearest valid one; `--set a.b=c` overrides; `sweep` multiplies (sweeps.py). A
+section that a command does not need may be absent: `need` says so in one line when it is missed.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -223,66 +221,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         UsageError: no such file, not YAML, an unknown key (the nearest valid one is named), a bad value.
     """
-    return parse(_apply(_read(path), overrides), str(path))
-
-
-def expand(path: Path, overrides: Sequence[str] = ()) -> Iterator[Experiment]:
-    """Yield one experiment for each combination of `sweep`, or the file itself where there is none.
-
-    Each combination's `name` gets its values as a suffix, and so does every path that the commands write, wherever it
-    stands in the file, so that a later section finds what an earlier one wrote.
-    """
-    document = _apply(_read(path), overrides)
-    sweep = document.pop("sweep", None) or {}
-    if not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
-        raise UsageError("sweep must map keys to lists with values", hint="sweep: {train.lmbda: [0.0067, 0.013]}")
-    if not sweep:
-        yield parse(document, str(path))
-        return
-    labels = [_labels(values) for values in sweep.values()]
-    for values, suffixes in zip(itertools.product(*sweep.values()), itertools.product(*labels), strict=True):
-        one = _rename(copy.deepcopy(document), "-".join(suffixes))
-        for key, value in zip(sweep, values, strict=True):
-            _set(one, str(key), value)
-        yield parse(one, str(path))
-
-
-def _rename(document: dict[str, Any], suffix: str) -> dict[str, Any]:
-    moved: dict[str, str] = {}
-    for section, key in (("train", "out"), ("cache", "path"), ("finetune", "out"), ("evaluate", "out")):
-        part = document.get(section)
-        if isinstance(part, dict) and isinstance(part.get(key), str):
-            around, slash, name = part[key].rstrip("/").rpartition("/")  # a path, or a URL
-            moved[part[key].rstrip("/")] = f"{around}{slash}{Path(name).stem}-{suffix}{Path(name).suffix}"
-    renamed: dict[str, Any] = {
-        name: part if name == "images" else _follow(part, moved) for name, part in document.items()
-    }
-    return {**renamed, "name": f"{document.get('name', 'experiment')}-{suffix}"}
-
-
-def _follow(value: Any, moved: dict[str, str]) -> Any:
-    """Replace every path below that is one of the moved ones, or lies in one."""
-    if isinstance(value, dict):
-        return {key: _follow(one, moved) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_follow(one, moved) for one in value]
-    if isinstance(value, str):
-        for old, new in moved.items():
-            if f"{value}/".startswith(f"{old}/"):
-                return new + value.rstrip("/")[len(old) :]
-    return value
-
-
-def _labels(values: list[Any]) -> list[str]:
-    """Short names of a sweep's values, told apart by number where they would be equal."""
-    labels = [_label(value) for value in values]
-    return [f"{label}-{index}" if labels.count(label) > 1 else label for index, label in enumerate(labels)]
-
-
-def _label(value: Any) -> str:
-    if isinstance(value, dict):
-        value = value.get("group") or value.get("name") or "-".join(map(str, value.values()))
-    return Path(str(value)).name.removesuffix(".pth.tar")
+    return parse(apply(read(path), overrides), str(path))
 
 
 def parse(document: dict[str, Any], where: str) -> Experiment:
@@ -308,7 +247,8 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     return ".".join([*map(str, location[:-1]), *matches]) if matches else ""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The file as plain data. Raises UsageError: no such file, not YAML, no mapping."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -320,12 +260,13 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _apply(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The document, changed in place by `a.b=c` overrides. Raises UsageError: not of that form, or not YAML."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {override}: not of the form a.b=c")
-        _set(document, key, _scalar(value))
+        set_key(document, key, _scalar(value))
     return document
 
 
@@ -342,12 +283,13 @@ def _scalar(text: str) -> Any:
     return value
 
 
-def _set(document: dict[str, Any], key: str, value: Any) -> None:
+def set_key(document: dict[str, Any], key: str, value: Any) -> None:
+    """Set `a.b` in place, making the sections above it. Raises UsageError: `a` is no section."""
     *parents, last = key.split(".")
     for part in parents:
         if document.get(part) is None:
             document[part] = {}
         document = document[part]
         if not isinstance(document, dict):
-            raise UsageError(f"--set {key}: '{part}' is not a section")
+            raise UsageError(f"{key}: '{part}' is not a section")
     document[last] = value

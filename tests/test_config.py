@@ -7,6 +7,7 @@ import yaml
 
 from lic_dist import config
 from lic_dist.errors import UsageError
+from lic_dist.sweeps import expand
 
 
 def write(path: Path, document: object) -> Path:
@@ -49,7 +50,6 @@ def test_unknown_key_names_the_nearest(tmp_path: Path, document: dict, near: str
         "quantizer: {states: 5}",
         "quantizer: {step: 0}",
         "quantizer: {group: sq}",
-        "sweep: {5: [1]}",
         "evaluate: {images: x, quantizers: []}",
     ],
 )
@@ -73,41 +73,6 @@ def test_bad_overrides(tmp_path: Path, override: str) -> None:
         config.load(write(tmp_path / "a.yaml", {"name": "x"}), [override])
 
 
-def test_sweep_runs_every_combination_into_its_own_place(tmp_path: Path) -> None:
-    document = {
-        "name": "photos",
-        "train": {"out": "runs/photos"},
-        "cache": {"path": "other/store.zarr"},
-        "sweep": {"train.lmbda": [0.01, 0.02], "train.seed": [0, 1]},
-    }
-    found = list(config.expand(write(tmp_path / "a.yaml", document)))
-    assert [(e.train.lmbda, e.train.seed) for e in found if e.train] == [(0.01, 0), (0.01, 1), (0.02, 0), (0.02, 1)]
-    assert [str(e.train.out) for e in found if e.train][1] == "runs/photos-0.01-1"
-    assert len({str(e.cache.path) for e in found if e.cache}) == 4
-    assert all(str(e.cache.path).endswith(".zarr") for e in found if e.cache)
-
-
-def test_a_sweep_renames_paths_wherever_they_stand_and_tells_equal_names_apart(tmp_path: Path) -> None:
-    document = {
-        "name": "p",
-        "cache": {"path": "runs/p.zarr"},
-        "finetune": {"out": "runs/p/finetuned"},
-        "images": {"path": "runs/photos"},
-        "evaluate": {"images": "kodak", "checkpoints": ["runs/p/finetuned"], "quantizers": ["sq", "runs/p.zarr/q"]},
-        "sweep": {"model.checkpoint": ["runs/a/checkpoint.pth.tar", "runs/b/checkpoint.pth.tar"]},
-    }
-    one, two = config.expand(write(tmp_path / "a.yaml", document))
-    assert one.evaluate is not None and one.finetune is not None and two.cache is not None
-    assert one.evaluate.checkpoints == (str(one.finetune.out),) == ("runs/p/finetuned-checkpoint-0",)
-    assert one.evaluate.quantizers == ("sq", "runs/p-checkpoint-0.zarr/q")
-    assert str(two.cache.path) == "runs/p-checkpoint-1.zarr"
-    assert two.images is not None and str(two.images.path) == "runs/photos"
-    assert [e.model.checkpoint for e in (one, two) if e.model] == [
-        "runs/a/checkpoint.pth.tar",
-        "runs/b/checkpoint.pth.tar",
-    ]
-
-
 def test_canonical_json_is_the_same_for_equal_files(tmp_path: Path) -> None:
     one = config.load(write(tmp_path / "a.yaml", {"name": "x", "train": {"N": 16, "M": 32}}))
     two = config.load(write(tmp_path / "b.yaml", {"train": {"M": 32, "N": 16}, "name": "x"}))
@@ -119,4 +84,4 @@ def test_every_experiment_file_of_the_repository_is_valid() -> None:
     files = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
     assert files
     for file in files:
-        assert list(config.expand(file))
+        assert list(expand(file))

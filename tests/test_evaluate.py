@@ -13,6 +13,7 @@ from lic_dist import config
 from lic_dist.building.records import analytic_record
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation import run as running
+from lic_dist.evaluation.gains import gains
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.results import read_curves, read_points
 from lic_dist.evaluation.run import evaluate, short_name
@@ -60,6 +61,25 @@ def test_a_run_is_measured_resumed_and_reported(
     assert "e base mine" in (tmp_path / "report" / "results.md").read_text()
     with pytest.raises(UsageError):
         report([out], "nothing", tmp_path / "report")
+
+
+def test_a_finetuned_checkpoint_is_compared_with_the_base_at_the_quantizer_of_its_name(
+    base: Path, photos: Path, tmp_path: Path
+) -> None:
+    loaded = checkpoint.load(str(base))
+    analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.ones(12)).save(tmp_path / "x.zarr/quantized/tcq8/record.json")
+    loaded.quantizers["tcq8"] = analytic_record(loaded, "tcq", 8, 0.9, 0.1, np.ones(12)).to_json()
+    loaded.history.append({"recipe": "decoder", "latents": "quantized"})
+    checkpoint.save(loaded, tmp_path / "finetuned.pth.tar")
+    asked = experiment(base, photos, tmp_path / "r.json", "tcq8")
+    both = {"checkpoints": [str(base), str(tmp_path / "finetuned.pth.tar")]}
+    sections = asked.model_dump(exclude_none=True)
+    sections |= {"evaluate": {**sections["evaluate"], **both}, "cache": {"path": str(tmp_path / "x.zarr")}}
+    (table,) = gains(read_points(evaluate(config.Experiment.model_validate(sections))))
+    first, second = table.rows
+    assert [(row.point.quantizer, row.arm) for row in table.rows] == [("tcq8", "base"), ("tcq8", "decoder")]
+    assert first.point.record != second.point.record and first.own is None
+    assert second.own is not None and second.own.mean == pytest.approx(100 * (second.loss / first.loss - 1))
 
 
 def test_other_pictures_of_the_same_names_are_measured_anew(base: Path, photos: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 
 from lic_dist import config
 from lic_dist.errors import LicError, ToleranceError, UsageError
+from lic_dist.sweeps import expand
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -90,7 +91,7 @@ def submit(kind: Kind, path: Path, overrides: Sequence[str], address: str, folde
         UsageError: the experiment is faulty or lacks the section that the command needs; the address is no URL.
         LicError: no Ray dashboard at the address, or it refuses the job.
     """
-    experiments = list(config.expand(path, overrides))
+    experiments = list(expand(path, overrides))
     for experiment in experiments:
         config.need(getattr(experiment, kind), kind)
     chosen = list(overrides)

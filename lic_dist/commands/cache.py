@@ -110,10 +110,11 @@ def build(
     from lic_dist.building.build import build as run
 
     chosen = experiments(config, overrides, engine)
+    firsts = _firsts(chosen)  # the others add to the stores that these begin
     if rebuild and not yes:
-        for experiment in chosen:
+        for experiment in firsts:
             _ask_to_remove(experiment)
-    reports = [run(experiment, strict, rebuild) for experiment in chosen]
+    reports = [run(experiment, strict, rebuild and experiment in firsts) for experiment in chosen]
     write_json(out, [_show_build(report) for report in reports])
     for report in reports:
         report.require_tolerated()
@@ -171,8 +172,18 @@ def _stores(target: str, overrides: list[str] | None) -> list[tuple[Place, Exper
     from lic_dist.cache.place import place_of
 
     if Path(target).suffix in (".yaml", ".yml"):
-        return [(place(experiment), experiment) for experiment in experiments(Path(target), overrides)]
+        return [(place(experiment), experiment) for experiment in _firsts(experiments(Path(target), overrides))]
     return [(place_of(target), None)]
+
+
+def _firsts(chosen: list[Experiment]) -> list[Experiment]:
+    """The first combination of a sweep in each store."""
+    from lic_dist.building.job import place
+
+    found: dict[str, Experiment] = {}
+    for experiment in chosen:
+        found.setdefault(str(place(experiment)), experiment)
+    return list(found.values())
 
 
 @app.command("inspect")

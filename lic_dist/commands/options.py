@@ -23,10 +23,10 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures
 
 def experiments(path: Path, overrides: list[str] | None, engine: str | None = None) -> list[Experiment]:
     """The experiments of a file, one for each combination of its sweep."""
-    from lic_dist import config
+    from lic_dist.sweeps import expand
 
     chosen = [*(overrides or []), *([f"engine.name={engine}"] if engine else [])]
-    return list(config.expand(path, chosen))
+    return list(expand(path, chosen))
 
 
 def write_json(path: Path | None, figures: Any) -> None:

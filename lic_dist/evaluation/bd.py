@@ -67,10 +67,30 @@ def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip") -> dict[st
 def mean_interval(rates: Sequence[float], confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
     """The mean over images with its percentile bootstrap interval (Efron): images drawn with replacement."""
     values = np.asarray(rates, np.float64)
-    generator = np.random.default_rng(seed)
-    means = values[generator.integers(0, len(values), (draws, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    means = values[_drawn(len(values), draws, seed)].mean(axis=1)
+    return _interval(float(values.mean()), means, confidence)
+
+
+def change_interval(
+    values: Sequence[float], bases: Sequence[float], confidence: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> Interval:
+    """By how many percent the mean over images differs from that of `bases`, the same images in the same order.
+
+    The interval is that of `mean_interval`, with both means of the images drawn.
+    """
+    tests, others = np.asarray(values, np.float64), np.asarray(bases, np.float64)
+    images = _drawn(len(tests), draws, seed)
+    changes = 100 * (tests[images].mean(axis=1) / others[images].mean(axis=1) - 1)
+    return _interval(float(100 * (tests.mean() / others.mean() - 1)), changes, confidence)
+
+
+def _drawn(images: int, draws: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, images, (draws, images))
+
+
+def _interval(mean: float, drawn: np.ndarray, confidence: float) -> Interval:
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean, float(low), float(high))
 
 
 def _image_figures(curve: Curve) -> dict[str, list[Figures]]:

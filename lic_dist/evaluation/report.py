@@ -1,4 +1,4 @@
-"""The report on a set of curves: BD-rates against an anchor, every point, a plot; on the terminal and in files."""
+"""The report on curves: BD-rates, gains at each lambda, every point, a plot; on the terminal and in files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rich.table import Table
 
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.bd import Interval, bd_rate, image_bd_rates, mean_interval, overlap
+from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
+from lic_dist.evaluation.gains import Gains, cells, gains
 from lic_dist.evaluation.plots import rd_plot
 from lic_dist.evaluation.results import Curve, Point, read_curves
 
@@ -64,9 +66,12 @@ def report(files: Sequence[Path], anchor: str, out: Path) -> list[Comparison]:
     if chosen is None:
         raise UsageError(f"no curve is named {anchor!r}", hint=f"there are {', '.join(one.name for one in curves)}")
     comparisons = [compare(chosen, curve) for curve in curves if curve is not chosen]
-    _show(comparisons, chosen, Console())
+    found = gains([point for curve in curves for point in curve.points])
+    console = Console()
+    _show(comparisons, chosen, console)
+    _show_gains(found, console)
     rd_plot(curves, out / "rd.png", anchor)
-    (out / "results.md").write_text(_page(comparisons, chosen, curves))
+    (out / "results.md").write_text(_page(comparisons, found, chosen, curves))
     return comparisons
 
 
@@ -114,7 +119,24 @@ def _show(comparisons: Sequence[Comparison], anchor: Curve, console: Console) ->
         console.print(f"{_letter(number)}  {note}", markup=False, highlight=False)
 
 
-def _page(comparisons: Sequence[Comparison], anchor: Curve, curves: Sequence[Curve]) -> str:
+def _show_gains(found: Sequence[Gains], console: Console) -> None:
+    for table in found:
+        shown = Table(title=_title(table), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        shown.padding = (0, 1, 0, 0)  # 80 columns are few
+        for number, column in enumerate(GAIN_COLUMNS):
+            numeric = number > 1
+            head = column.replace("against ", "against\n").replace(" [", "\n[")
+            shown.add_column(head, justify="right" if numeric else "left", no_wrap=number != 1, overflow="fold")
+        for row in table.rows:
+            shown.add_row(*(cell.replace(" [", "\n[") for cell in cells(row)))
+        console.print(shown)
+
+
+def _title(table: Gains) -> str:
+    return f"L at lambda {table.lmbda:g}, {table.images} image{'s' if table.images > 1 else ''}"
+
+
+def _page(comparisons: Sequence[Comparison], found: Sequence[Gains], anchor: Curve, curves: Sequence[Curve]) -> str:
     notes = _notes(comparisons)
     lines = [
         f"# BD-rate against {anchor.name}",
@@ -128,6 +150,7 @@ def _page(comparisons: Sequence[Comparison], anchor: Curve, curves: Sequence[Cur
         "",
         "![Rate-distortion curves](rd.png)",
         "",
+        *_gains_page(found),
         "# Points",
         "",
         "Means over images. bpp counts the entropy-coded streams; `container` is what is around them, `estimated` the",
@@ -143,6 +166,25 @@ def _page(comparisons: Sequence[Comparison], anchor: Curve, curves: Sequence[Cur
         for number, one in enumerate(curve.figures)
     ]
     return "\n".join([*lines, *_markdown(heads, rows)]) + "\n"
+
+
+def _gains_page(found: Sequence[Gains]) -> list[str]:
+    if not found:
+        return []
+    tables = [
+        line
+        for table in found
+        for line in (f"## {_title(table)}", "", *_markdown(GAIN_COLUMNS, [cells(row) for row in table.rows]), "")
+    ]
+    return [
+        "# Gains at each lambda",
+        "",
+        "L = lambda 255^2 MSE + bpp, the mean over images (8-bit pictures); less is better. Its change with a",
+        "bootstrap interval over images: against the same quantizer, and against SQ with adapted tables",
+        "(`sq-adapted`), both on the base model; empty where there is no such point, or several that differ.",
+        "",
+        *tables,
+    ]
 
 
 def _point_cells(point: Point) -> tuple[str, str]:

@@ -1,0 +1,116 @@
+"""Gains at one lambda: L = lmbda 255^2 MSE + bpp of every quantizer and arm, against what it has to beat.
+
+That is the same quantizer on the base model, and SQ with adapted tables on the base model. MSE is that of the 8-bit
+pictures. A point's base is the point of arm `base`, at its lambda and on its pictures, with its quantizer's name. That
+is the name of the cache's group wherever a record comes from: the base takes the store's (`tcq8`, or
+`runs/x.zarr/quantized/tcq8`), a finetuned checkpoint carries one calibrated anew under the same name. Where no name
+fits, the base's point with the same record does: `tcq8-cached`, the bits that a decoder was trained on, has the base's
+`tcq8`. Of two base models at one lambda neither is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from lic_dist.evaluation.bd import Interval, change_interval
+from lic_dist.evaluation.results import Point
+
+BASE, SQ_ADAPTED = "base", "sq-adapted"
+COLUMNS = ("quantizer", "arm", "bpp", "PSNR dB", "L", "L against base [95 %]", "L against sq-adapted [95 %]")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A point's L, and its change in percent against its own base and against SQ adapted; None where there is none."""
+
+    point: Point
+    arm: str  # the point's, told apart from those of the same quantizer and arm
+    loss: float
+    own: Interval | None
+    sq_adapted: Interval | None
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The points of one lambda and set of images: by quantizer, the base first."""
+
+    lmbda: float
+    images: int
+    rows: tuple[Gain, ...]
+
+
+def image_losses(point: Point) -> dict[str, float]:
+    """L of each image, by name."""
+    return {row.image: point.lmbda * 255**2 * 10 ** (-row.psnr / 10) + row.bpp for row in point.images}
+
+
+def gains(points: Sequence[Point]) -> tuple[Gains, ...]:
+    """L and its changes, for each lambda by rising lambda, and each set of images apart; equal points count once."""
+    tables: dict[tuple[float, str, tuple[str, ...]], list[Point]] = {}
+    for point in points:
+        names = tuple(sorted(row.image for row in point.images))
+        tables.setdefault((point.lmbda, point.pictures, names), []).append(point)
+    return tuple(
+        Gains(lmbda, len(names), _rows(found))
+        for (lmbda, _, names), found in sorted(tables.items(), key=lambda table: table[0][0])
+    )
+
+
+def cells(gain: Gain) -> tuple[str, ...]:
+    """A row of COLUMNS."""
+    figures = gain.point.figures
+    numbers = f"{figures.bpp:.4f}", f"{figures.psnr:.3f}", f"{gain.loss:.4f}"
+    return gain.point.quantizer, gain.arm, *numbers, _interval(gain.own), _interval(gain.sq_adapted)
+
+
+def _rows(points: Sequence[Point]) -> tuple[Gain, ...]:
+    once = list({(one.quantizer, one.arm, _measured(one)): one for one in points}.values())
+    quantizers = list(dict.fromkeys(one.quantizer for one in once))
+    once.sort(key=lambda one: (quantizers.index(one.quantizer), one.arm != BASE))
+    bases = [one for one in once if one.arm == BASE]
+    sq_adapted = _only([one for one in bases if one.quantizer == SQ_ADAPTED])
+    return tuple(
+        Gain(
+            point,
+            _told_apart(point, [one for one in once if (one.quantizer, one.arm) == (point.quantizer, point.arm)]),
+            fmean(image_losses(point).values()),
+            _change(point, _base_of(point, bases)),
+            _change(point, sq_adapted),
+        )
+        for point in once
+    )
+
+
+def _measured(point: Point) -> tuple[tuple[str, float, float], ...]:
+    return tuple(sorted((row.image, row.bpp, row.psnr) for row in point.images))
+
+
+def _base_of(point: Point, bases: Sequence[Point]) -> Point | None:
+    named = [one for one in bases if one.quantizer == point.quantizer]
+    return _only(named or [one for one in bases if point.record and one.record == point.record])
+
+
+def _only(points: Sequence[Point]) -> Point | None:
+    """The point, where all of them measure the same."""
+    return points[0] if len({_measured(point) for point in points}) == 1 else None
+
+
+def _change(point: Point, base: Point | None) -> Interval | None:
+    if base is None or base is point:
+        return None
+    losses, others = image_losses(point), image_losses(base)
+    return change_interval([losses[image] for image in others], list(others.values()))
+
+
+def _told_apart(point: Point, alike: Sequence[Point]) -> str:
+    """The arm; the checkpoint and, where that too is the same, the record behind it."""
+    if len(alike) == 1:
+        return point.arm
+    several = len({one.checkpoint for one in alike}) < len(alike)
+    return f"{point.arm} ({point.checkpoint}{f', {point.record[:8]}' if several else ''})".strip()
+
+
+def _interval(change: Interval | None) -> str:
+    return f"{change.mean:+.2f} % [{change.low:+.2f}, {change.high:+.2f}]" if change else ""

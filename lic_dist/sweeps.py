@@ -1,0 +1,168 @@
+"""Sweeps: one experiment for each combination of the values under `sweep`, each writing into places of its own.
+
+What a path holds depends on part of the file, and its suffix has the labels of just the swept keys there: learning
+rates share one cache, quantizers one store, with a group for each.
+
+    train.out        train, images
+    cache.path       model, images, cache; train where the model lies in train.out; quantizer where y is not kept, from
+                     which a second group would be searched
+    quantizer.group  quantizer; finetune where rounds add groups that its models make
+    finetune.out     all but evaluate, engine
+    evaluate.out     all but engine
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lic_dist import config
+from lic_dist.config import Experiment
+from lic_dist.errors import UsageError
+
+ALL = frozenset(Experiment.model_fields)
+STORE, GROUP = "cache.path", "quantizer.group"
+DEFAULTS = {
+    "train.out": str(config.Train.model_fields["out"].default),
+    GROUP: config.Quantizer.model_fields["group"].default,
+    "finetune.out": str(config.Finetune.model_fields["out"].default),
+    "evaluate.out": str(config.Evaluate.model_fields["out"].default),
+}
+
+
+def expand(path: Path, overrides: Sequence[str] = ()) -> Iterator[Experiment]:
+    """Yield one experiment for each combination of `sweep`, or the file itself where there is none.
+
+    Each combination's `name` gets the labels of all its values as a suffix, every path that the commands write those of
+    the values that it depends on, wherever it stands in the file, so that a later section finds what an earlier one
+    wrote. A path that is itself swept, or given by a swept section, stays as it is given.
+
+    Raises:
+        UsageError: see `config.load`; two combinations that would write one group of a store with other quantizers.
+    """
+    document = config.apply(config.read(path), overrides)
+    sweep = document.pop("sweep", None) or {}
+    if not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
+        raise UsageError("sweep must map keys to lists with values", hint="sweep: {train.lmbda: [0.0067, 0.013]}")
+    if not sweep:
+        yield config.parse(document, str(path))
+        return
+    keys, labels = [str(key) for key in sweep], [_labels(values) for values in sweep.values()]
+    combinations = []
+    for values, chosen in zip(itertools.product(*sweep.values()), itertools.product(*labels), strict=True):
+        one = copy.deepcopy(document)
+        for key, value in zip(keys, values, strict=True):
+            config.set_key(one, key, copy.deepcopy(value))
+        combinations.append(config.parse(_renamed(one, dict(zip(keys, chosen, strict=True))), str(path)))
+    _refuse_clashes(combinations)
+    yield from combinations
+
+
+def _refuse_clashes(combinations: Sequence[Experiment]) -> None:
+    found: dict[tuple[str, str], Experiment] = {}
+    for one in combinations:
+        if one.cache is None or one.quantizer is None:
+            continue
+        first = found.setdefault((one.cache.path, one.quantizer.group), one)
+        if first.quantizer != one.quantizer:
+            raise UsageError(
+                f"{first.name} and {one.name} would write group '{one.quantizer.group}' of {one.cache.path} "
+                "with different quantizers",
+                hint="give each quantizer of the sweep a group of its own",
+            )
+
+
+def _renamed(document: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
+    """A combination with its suffixes; `labels` are those of its values, by swept key."""
+    was: dict[str, str] = {}
+    now: dict[str, str] = {}
+    for path, sections in _dependences(document).items():
+        section, name = path.split(".")
+        part = document.get(section)
+        if not isinstance(part, dict):
+            continue
+        given = {path, section} if name in part else {path}
+        if path in DEFAULTS:
+            part.setdefault(name, DEFAULTS[path])
+        if isinstance(part.get(name), str):
+            chosen = [label for key, label in labels.items() if key.split(".")[0] in sections and key not in given]
+            was[path] = part[name].rstrip("/")
+            now[path] = "-".join([was[path], *chosen]) if path == GROUP else _suffixed(was[path], chosen)
+    moved = _moved(was, now)
+    renamed = {name: part if name == "images" else _follow(part, moved) for name, part in document.items()}
+    if GROUP in now:
+        renamed["quantizer"]["group"] = now[GROUP]
+        groups = {f"{was[GROUP]}{tail}": f"{now[GROUP]}{tail}" for tail in ("", "-cached")}  # as checkpoints carry them
+        if isinstance(names := _get(renamed, "evaluate.quantizers"), list):
+            renamed["evaluate"]["quantizers"] = [groups.get(str(name), name) for name in names]
+    suffix = [label for key, label in labels.items() if key != "name"]
+    return {**renamed, "name": "-".join([str(document.get("name", "experiment")), *suffix])}
+
+
+def _dependences(document: dict[str, Any]) -> dict[str, frozenset[str]]:
+    """The sections that each path that is written, and the group's name, depend on."""
+    store, group = {"model", "images", "cache"}, {"quantizer"}
+    if _lies_in(_get(document, "model.checkpoint"), _get(document, "train.out") or DEFAULTS["train.out"]):
+        store |= {"train"}
+    if _get(document, "cache.store_y") is False:
+        store |= {"quantizer"}
+    if _get(document, "finetune.rounds") not in (None, 1):
+        group |= {"finetune"}
+    return {
+        "train.out": frozenset({"train", "images"}),
+        STORE: frozenset(store),
+        GROUP: frozenset(group),
+        "finetune.out": ALL - {"evaluate", "engine"},
+        "evaluate.out": ALL - {"engine"},
+    }
+
+
+def _moved(was: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """Paths that moved: those that are written, the group in its store, and the group's record beside the store."""
+    moved = {was[path]: now[path] for path in was if path != GROUP}
+    if GROUP in was and STORE in was:
+        for pattern, ending in (("{}/quantized/{}", ""), ("{}.{}.json", ".zarr")):
+            old, new = (pattern.format(paths[STORE].removesuffix(ending), paths[GROUP]) for paths in (was, now))
+            moved[old] = new
+    return moved
+
+
+def _follow(value: Any, moved: dict[str, str]) -> Any:
+    """Replace every path below that is one of the moved ones, or lies in one: the innermost."""
+    if isinstance(value, dict):
+        return {key: _follow(one, moved) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_follow(one, moved) for one in value]
+    old = max((one for one in moved if _lies_in(value, one)), key=len, default=None)
+    return value if old is None else moved[old] + value.rstrip("/")[len(old) :]
+
+
+def _lies_in(value: Any, folder: str) -> bool:
+    return isinstance(value, str) and f"{value}/".startswith(f"{folder.rstrip('/')}/")
+
+
+def _get(document: dict[str, Any], key: str) -> Any:
+    section, name = key.split(".")
+    part = document.get(section)
+    return part.get(name) if isinstance(part, dict) else None
+
+
+def _suffixed(path: str, labels: Sequence[str]) -> str:
+    """A path, or a URL, with labels at the end of its name and before its ending."""
+    around, slash, name = path.rpartition("/")
+    return f"{around}{slash}{'-'.join([Path(name).stem, *labels])}{Path(name).suffix}"
+
+
+def _labels(values: list[Any]) -> list[str]:
+    """Short names of a sweep's values, told apart by number where they would be equal."""
+    labels = [_label(value) for value in values]
+    return [f"{label}-{index}" if labels.count(label) > 1 else label for index, label in enumerate(labels)]
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("group") or value.get("name") or "-".join(map(str, value.values()))
+    return Path(str(value)).name.removesuffix(".pth.tar")
