@@ -13,6 +13,7 @@ from lic_dist.benchmarks import building, data, exhaustive, quantization, readin
 from lic_dist.benchmarks import cache as cache_bench
 from lic_dist.cli import app
 from lic_dist.errors import LicError, UsageError
+from lic_dist.models.parts import RECIPES
 from lic_dist.quantization.adaptation import adapted
 from lic_dist.quantization.quantize import search
 from lic_dist.quantization.trellis import CODE16, ECM8, VVC4, Trellis
