@@ -178,7 +178,7 @@ class Evaluate(Section):
     checkpoints: tuple[str, ...] = ()  # empty: the model section's
     quantizers: tuple[str, ...] = Field(
         ("sq",), min_length=1
-    )  # sq | sq-adapted style names carried by the checkpoint | a record's path
+    )  # sq | a name that the checkpoint carries, or a group of the cache | carried: all of the first | a record's path
     out: Path = Path("runs/evaluation.json")
 
 

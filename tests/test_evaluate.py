@@ -79,6 +79,10 @@ def test_a_finetuned_checkpoint_is_compared_with_the_base_at_the_quantizer_of_it
     first, second = table.rows
     assert [(row.point.quantizer, row.arm) for row in table.rows] == [("tcq8", "base"), ("tcq8", "decoder")]
     assert first.point.record != second.point.record and first.own is None
+    sections["evaluate"] |= {"checkpoints": [str(tmp_path / "finetuned.pth.tar")], "quantizers": ["carried"]}
+    alone = sections["evaluate"] | {"out": str(tmp_path / "alone.json")}
+    points = read_points(evaluate(config.Experiment.model_validate({**sections, "evaluate": alone})))
+    assert [point.record for point in points] == [second.point.record]
     assert second.own is not None and second.own.mean == pytest.approx(100 * (second.loss / first.loss - 1))
 
 

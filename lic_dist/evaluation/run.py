@@ -23,6 +23,8 @@ from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
 
+CARRIED = "carried"  # a quantizer's name that stands for all that a checkpoint carries
+
 
 @dataclass(frozen=True)
 class Job:
@@ -70,7 +72,12 @@ def evaluate(experiment: Experiment) -> Path:
     chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
     names = images.find(section.images)
     pictures = images.files_digest(section.images, names)
-    jobs = [Job.of(one, quantizer, experiment) for one in chosen for quantizer in section.quantizers]
+    jobs = [
+        Job.of(one, quantizer, experiment)
+        for one in chosen
+        for wanted in section.quantizers
+        for quantizer in (carried(one) if wanted == CARRIED else (wanted,))
+    ]
     before = {(point.quantizer, point.record, point.model, point.pictures): point for point in read_points(section.out)}
     known = {job: before.get((short_name(job.quantizer), job.record, job.model, pictures)) for job in jobs}
     named = {(job.checkpoint, short_name(job.quantizer)) for job in jobs}
@@ -79,6 +86,12 @@ def evaluate(experiment: Experiment) -> Path:
         known[job] = known[job] or _run_point(job, section.images, names, pictures, experiment.engine)
         write_points(section.out, experiment.name, [*(point for point in known.values() if point), *others])
     return section.out
+
+
+def carried(checkpoint: str) -> tuple[str, ...]:
+    """The quantizers that a checkpoint carries for its own weights: not those of the caches it was trained from."""
+    names = checkpoints.read(checkpoints.locate(checkpoint)).get("quantizers", ())
+    return tuple(name for name in names if not name.endswith("-cached"))
 
 
 def measure_image(codec: ImageCodec, path: Path, name: str) -> ImageResult:
