@@ -290,6 +290,13 @@ def test_tensorboards_files_say_what_the_log_says(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 13
 
 
+def test_ranks_that_find_other_states_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [4, 0])
+    with pytest.raises(LicError, match=r"states of different steps in .*: \[4, 0\]") as caught:
+        run(tmp_path)
+    assert "that all see" in caught.value.hint
+
+
 # distortions and held-out figures
 
 

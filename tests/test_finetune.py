@@ -199,6 +199,15 @@ def test_half_precision_keeps_the_entropy_model_in_float32(
     assert made.history[-1]["precision"] == "bf16"
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_decoder_trains_and_is_saved_as_any(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
+    plain = run(base, photos, store, tmp_path / "plain", steps=2)
+    made = run(base, photos, store, tmp_path / "compiled", steps=2, compile=True)
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(made.model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_compressais_own_evaluation_loads_the_result(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
     """The same bits and the same 8-bit PSNR as ours with its tables, for SQ."""
     run(base, photos, store, tmp_path / "out", recipe="all-but-encoder")

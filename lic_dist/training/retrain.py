@@ -129,9 +129,11 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
             if course.due:
                 course.judge(figures)
     if here.first:
+        made = Checkpoint(copy.deepcopy(parent.model), parent.spec)  # on the CPU, laid out and compiled as parents are
+        made.model.load_state_dict(course.best.weights)
         if any(name.startswith(PARTS["prior"]) for name in names):
-            train_quantiles(model, QUANTILE_STEPS, with_medians=False)
-        _finish(source, Checkpoint(model.cpu().eval(), parent.spec), identity, before, course.best, path)
+            train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
+        _finish(source, made, identity, before, course.best, path)
     here.wait()
     return path
 
