@@ -377,6 +377,21 @@ def test_too_many_bad_photos_stop_no_sweep_and_lose_no_figures(base: Path, photo
     assert [one["shards_built"] for one in json.loads((tmp_path / "figures.json").read_text())] == [3, 3]
 
 
+def test_a_sweep_of_quantizers_and_learning_rates_rebuilds_one_store_once(
+    base: Path, photos: Path, tmp_path: Path
+) -> None:
+    document = experiment(base, photos, tmp_path / "a.zarr", quantizer=FIXED).model_dump(mode="json", exclude_none=True)
+    sweep = {"finetune.lr": [1e-3, 1e-4], "quantizer.states": [4, 8]}
+    file = write(tmp_path / "x.yaml", **{**document, "sweep": sweep})
+    for _ in range(2):
+        done = lic_dist("cache", "build", file, "--rebuild", "--yes", "--json", tmp_path / "figures.json")
+        assert done.returncode == 0, done.stderr
+        built = [one["shards_built"] for one in json.loads((tmp_path / "figures.json").read_text())]
+        assert built == [3, 3, 0, 0]
+    cache, group = LatentCache.open(tmp_path / "a.zarr"), document["quantizer"]["group"]
+    assert [len(cache.written(f"{group}-{states}")) for states in (4, 8)] == [cache.num_shards] * 2
+
+
 def test_rebuild_removes_nothing_but_a_store_of_ours(base: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("mine")
