@@ -40,16 +40,16 @@ class Steps(Section):
     anneal: float = Field(1.0, gt=0, le=1)  # the part of the steps in which the cosine takes lr to its floor
     floor: float = Field(0.05, gt=0, le=1)  # the least learning rate, as a part of lr
     patience: int = Field(3, ge=1)  # plateau: evaluations without a better held-out L after which lr is halved
-    stop_after: int | None = Field(None, ge=1)  # evaluations without a better held-out L that end the job early
+    stop_after: int | None = Field(None, ge=1)  # evaluations without a better held-out L that end a phase early
     clip: float = Field(1.0, gt=0)  # the gradient's largest norm
     ema: float = Field(0.0, ge=0, lt=1)  # decay of the weights' moving average, which is what is judged; 0: none
     precision: Literal["float32", "bf16"] = "float32"  # of g_a and g_s; entropy models and rates stay in float32
     compile: bool = False  # g_a and g_s by torch.compile
-    distortion: Literal["mse", "ms-ssim"] | Weights = "mse"  # or a weighted sum; see training/distortion.py
+    distortion: Literal["mse", "ms-ssim", "lpips"] | Weights = "mse"  # or a weighted sum; see training/distortion.py
     evaluate_every: int = Field(100, ge=1)  # steps between two measurements of held-out L, each with a state on disk
     keep: int = Field(2, ge=1)  # states kept on disk
     tensorboard: bool = False  # event files in `out` beside the log
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 32)
     out: Path
 
 
@@ -156,9 +156,9 @@ class Finetune(Steps):
 
     recipe: Recipe = "decoder+hyper"  # or a list of parts (decoder, hyper, prior) and parameters (g_s.6)
     latents: Literal["quantized", "noise", "straight-through"] = "quantized"  # the last two are controls
-    sq_rate: Literal["likelihood", "index"] = "likelihood"  # METHOD section 3: the two forms for SQ when h_s trains
+    sq_rate: Literal["likelihood", "index"] = "likelihood"  # of SQ with step 1 when h_s trains; others: index
     steps: int = Field(2000, ge=1)
-    phases: tuple[Phase, ...] = ()  # one after another; empty: one, of the recipe, steps and lr above
+    phases: tuple[Phase, ...] = ()  # one after another, instead of the recipe, steps and lr above; empty: just those
     rounds: int = Field(1, ge=1)  # of search and finetuning, each with the model of the one before
     batch: int = Field(16, ge=1)
     streams: Annotated[int, Field(ge=1)] | Auto = "auto"  # of cache/order.py; auto: in RAM where the samples fit
@@ -239,7 +239,7 @@ def parse(document: dict[str, Any], where: str) -> Experiment:
 
 def _nearest(location: tuple[int | str, ...]) -> str:
     section: type[BaseModel] = Experiment
-    for part in location[:-1]:
+    for part in (one for one in location[:-1] if isinstance(one, str)):
         annotation = section.model_fields[str(part)].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         section = next(one for one in options if isinstance(one, type) and issubclass(one, BaseModel))

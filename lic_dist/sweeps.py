@@ -6,7 +6,7 @@ rates share one cache, quantizers one store, with a group for each.
     train.out        train, images
     cache.path       model, images, cache; train where the model lies in train.out; quantizer where y is not kept, from
                      which a second group would be searched
-    quantizer.group  quantizer; finetune where rounds add groups that its models make
+    quantizer.group  quantizer
     finetune.out     all but evaluate, engine
     evaluate.out     all but engine
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,17 +105,15 @@ def _renamed(document: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]
 
 def _dependences(document: dict[str, Any]) -> dict[str, frozenset[str]]:
     """The sections that each path that is written, and the group's name, depend on."""
-    store, group = {"model", "images", "cache"}, {"quantizer"}
+    store = {"model", "images", "cache"}
     if _lies_in(_get(document, "model.checkpoint"), _get(document, "train.out") or DEFAULTS["train.out"]):
         store |= {"train"}
     if _get(document, "cache.store_y") is False:
         store |= {"quantizer"}
-    if _get(document, "finetune.rounds") not in (None, 1):
-        group |= {"finetune"}
     return {
         "train.out": frozenset({"train", "images"}),
         STORE: frozenset(store),
-        GROUP: frozenset(group),
+        GROUP: frozenset({"quantizer"}),
         "finetune.out": ALL - {"evaluate", "engine"},
         "evaluate.out": ALL - {"engine"},
     }
@@ -164,5 +163,7 @@ def _labels(values: list[Any]) -> list[str]:
 
 def _label(value: Any) -> str:
     if isinstance(value, dict):
-        value = value.get("group") or value.get("name") or "-".join(map(str, value.values()))
-    return Path(str(value)).name.removesuffix(".pth.tar")
+        value = value.get("group") or value.get("name") or list(value.values())
+    if isinstance(value, list):
+        value = "-".join(map(_label, value))
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(str(value)).name.removesuffix(".pth.tar"))[:60]

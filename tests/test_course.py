@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lic_dist.training.average import Average
 from lic_dist.training.course import Course, Trained
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
-from lic_dist.training.log import read_log
+from lic_dist.training.log import Log, read_log
 from lic_dist.training.loss import Figures, held_out_figures
 from lic_dist.training.schedule import Watch, learning_rate
 from lic_dist.training.states import States
@@ -217,13 +218,13 @@ def test_what_is_not_finite_stops_before_the_step_and_names_the_batch(poison: st
     with pytest.raises(LicError, match=r"step 5: loss .* of batch 4; gradient norm .*stopped before the step"):
         run(tmp_path, model, loss=loss)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-    assert [path.name for path in (tmp_path / "states").iterdir()] == ["00000003.pth"]
+    assert [path.name for path in (tmp_path / "states").glob("*.pth*")] == ["00000003.pth"]
 
 
 def test_weights_that_are_lost_between_two_states_never_reach_the_disk(tmp_path: Path) -> None:
     with pytest.raises(LicError, match=r"step 3: held-out L is (nan|inf)"):
         run(tmp_path, measure=lambda model: Figures(math.nan, 0.0, 0.0))
-    assert not list((tmp_path / "states").glob("*"))
+    assert not list((tmp_path / "states").glob("*.pth*"))
     with pytest.raises(UsageError, match="finite"):
         config.parse({"finetune": {"lr": math.inf}}, "a.yaml")
 
@@ -235,7 +236,7 @@ def test_the_last_states_are_kept_and_a_broken_one_is_passed_over(
     assert states.latest() is None
     for step in (3, 6, 9):
         states.write(step, {"done": step})
-    assert sorted(path.name for path in states.folder.iterdir()) == ["00000006.pth", "00000009.pth"]
+    assert sorted(path.name for path in states.folder.glob("*.pth*")) == ["00000006.pth", "00000009.pth"]
     newest = states.folder / "00000009.pth"
     newest.write_bytes(newest.read_bytes()[:-100])
     found = states.latest()
@@ -267,7 +268,7 @@ def test_a_disk_that_takes_no_state_keeps_the_one_before(
         with pytest.raises(LicError, match=f"cannot write .*{os.strerror(code)}") as caught:
             run(tmp_path / "full")
     assert "is kept" in caught.value.hint
-    assert [path.name for path in (tmp_path / "full" / "states").iterdir()] == ["00000003.pth"]
+    assert [path.name for path in (tmp_path / "full" / "states").glob("*.pth*")] == ["00000003.pth"]
     _, resumed = run(tmp_path / "full")
     assert bits(resumed) == bits(whole)
 
@@ -290,11 +291,42 @@ def test_tensorboards_files_say_what_the_log_says(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 13
 
 
-def test_ranks_that_find_other_states_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [4, 0])
-    with pytest.raises(LicError, match=r"states of different steps in .*: \[4, 0\]") as caught:
-        run(tmp_path)
+def test_a_state_that_a_rank_does_not_find_is_waited_for_and_then_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = States(tmp_path, {}, keep=2)
+    later = threading.Timer(0.5, states.write, (4, {"done": 4}))
+    later.start()
+    assert states.of(4)["done"] == 4
+    later.join()
+    monkeypatch.setattr("lic_dist.training.states.PATIENCE", 0.0)
+    with pytest.raises(LicError, match=r"a rank does not find .*00000008\.pth") as caught:
+        states.of(8)
     assert "that all see" in caught.value.hint
+
+
+def test_two_jobs_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
+    with States(tmp_path / "states", {}, keep=2).held(), pytest.raises(LicError, match="another job writes into"):
+        run(tmp_path)
+    run(tmp_path)  # the lock went with its holder
+
+
+def test_a_log_that_cannot_be_cut_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(tmp_path, 0, tensorboard=False)
+    for step in (1, 2, 3):
+        log.write(step, loss=0.5)
+    before = log.path.read_bytes()
+
+    def refuse(self: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", refuse)
+        with pytest.raises(LicError, match="cannot write .*log.jsonl: No space left"):
+            Log(tmp_path, 2, tensorboard=False)
+    assert log.path.read_bytes() == before
+    Log(tmp_path, 2, tensorboard=False)
+    assert [row["step"] for row in read_log(log.path)] == [1, 2]
 
 
 # distortions and held-out figures

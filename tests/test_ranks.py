@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ import yaml
 from lic_dist import config
 from lic_dist.building.build import build
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.verify import verify
 from lic_dist.models import checkpoint
 from lic_dist.models.parts import freeze_all_but, trainable
 from lic_dist.models.stages import to_input
@@ -127,7 +130,7 @@ def test_ranks_that_die_end_the_job_which_goes_on_to_the_same_bits(
     assert one.returncode != 0 and time.monotonic() - started < 120
     assert "Signal 9 (SIGKILL)" in one.stderr or "lost another" in one.stderr
     assert not (tmp_path / "cut" / "checkpoint.pth.tar").exists()
-    assert [path.name for path in (tmp_path / "cut" / "states").iterdir()] == ["00000004.pth"]
+    assert [path.name for path in (tmp_path / "cut" / "states").glob("*.pth*")] == ["00000004.pth"]
     everyone = torchrun(DYING, "0,1", "4", "finetune", file("cut"))  # after those of steps 5, a phase's last
     assert everyone.returncode != 0
     resumed = torchrun("-m", "lic_dist", "finetune", file("cut"))
@@ -156,6 +159,8 @@ def test_two_ranks_take_the_steps_of_one(
     for name, value in one.items():
         if name.startswith(("g_s.", "h_s.")) and not name.endswith("gamma"):  # see above_bound
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-6)
+    again = torchrun("-m", "lic_dist", "finetune", file)
+    assert again.returncode == 0 and "steps" not in again.stderr, again.stderr[-3000:]
     losses = [read_log(tmp_path / part / "log.jsonl")[-1]["held_out_L"] for part in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
@@ -175,6 +180,18 @@ def test_a_job_of_two_ranks_goes_on_with_one(base: Path, photos: Path, store: Pa
             assert torch.equal(two[name], value), name
         elif not name.endswith("gamma"):  # see above_bound
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_search_between_rounds(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "a.zarr")
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump(document(base, photos, tmp_path / "a.zarr", tmp_path / "out", steps=4, rounds=2)))
+    done = torchrun("-m", "lic_dist", "finetune", path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    second = json.loads((tmp_path / "out" / "rounds.json").read_text())[1]
+    assert LatentCache.open(tmp_path / "a.zarr").written(second["group"]) == [0, 1, 2]
+    assert not verify(tmp_path / "a.zarr")
 
 
 def test_a_lost_rank_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,12 +108,10 @@ def test_a_path_that_is_swept_itself_stays_as_given(tmp_path: Path) -> None:
     assert [places(each)[2] for each in (one, two)] == ["tcq8-4", "tcq8-8"]
 
 
-def test_a_store_without_y_holds_one_quantizer_and_rounds_add_groups_of_their_models(tmp_path: Path) -> None:
+def test_a_store_without_y_holds_one_quantizer(tmp_path: Path) -> None:
     sweep = {"quantizer.states": [4], "finetune.lr": [3]}
     (one,) = expanded(tmp_path, sweep, cache={"path": "x.zarr", "store_y": False})
     assert places(one)[1:3] == ["x-4.zarr", "tcq8-4"]
-    (one,) = expanded(tmp_path, sweep, finetune={"rounds": 2})
-    assert places(one)[1:4] == ["runs/p/x.zarr", "tcq8-4-3", "runs/finetuned-4-3"]
 
 
 def test_one_group_of_two_quantizers_is_refused(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from lic_dist.building.shards import (
     make_recaller,
     make_searcher,
     make_viewer,
+    undisturbed,
 )
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import Header
@@ -123,11 +124,14 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
     return _report(there, made, found, started, excess)
 
 
-def requantize(experiment: config.Experiment, record: QuantizerRecord | None = None) -> BuildReport:
+def requantize(
+    experiment: config.Experiment, record: QuantizerRecord | None = None, share: tuple[int, int] = (0, 1)
+) -> BuildReport:
     """Add a group, or what is left of it, to a finished store from its stored y: no encoder runs, no photo is read.
 
     The quantizer is `record`, else calibrated on the store's own samples unless `cache adapt` left one beside it. The
-    model may be a finetuned one: its encoder must be the store's, its entropy model is the group's.
+    model may be a finetuned one: its encoder must be the store's, its entropy model is the group's. `share` (i, n) is
+    the i-th of n jobs that do it together: every n-th shard; what the others do is then not waited for.
 
     Raises:
         LicError: another encoder, a group of another identity, or latents that are not all written.
@@ -149,9 +153,11 @@ def requantize(experiment: config.Experiment, record: QuantizerRecord | None = N
     if record is None:
         record = calibrate(parent, section, *calibration_samples(cache, section), batch=cache.header.batch)
     store.create_group(cache.place, section.group, record.to_json(), group_identity(parent, record), provenance())
-    numbers = store.pending(cache.place, section.group)
+    mine, jobs = share
+    numbers = [number for number in store.pending(cache.place, section.group) if number % jobs == mine]
     made = _run(experiment, _requantizing(experiment, section.group, record), _Units(numbers))
-    _require_whole(cache.place, section.group)
+    if jobs == 1:
+        _require_whole(cache.place, section.group)
     base = store.finished(cache.place, cache.header)
     return _report(cache.place, made, markers.fault_counts(base.values()), started)
 
@@ -282,7 +288,8 @@ def _run(experiment: config.Experiment, stages: list[Stage], units: _Units, stri
     left = sum(header.count(number) for number in units.numbers)
     title = "building the cache" if stages[0].name == "read" else "quantizing the cache"
     results = run(stages, units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
-    with Progress(title, header.num_samples, "crop", done=header.num_samples - left) as bar, closing(results):
+    bar = Progress(title, header.num_samples, "crop", done=header.num_samples - left)
+    with undisturbed(), bar, closing(results):
         for unit, report in results:
             if report is None:  # another job was faster
                 bar.advance(header.count(unit.number))

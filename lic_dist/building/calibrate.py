@@ -118,9 +118,16 @@ def settings_of(section: config.Quantizer) -> dict[str, Any]:
 
 @one_thread()
 def calibrate(
-    checkpoint: Checkpoint, section: config.Quantizer, pilot: Latents, held_out: Latents, batch: int = 8
+    checkpoint: Checkpoint,
+    section: config.Quantizer,
+    pilot: Latents,
+    held_out: Latents,
+    batch: int = 8,
+    known: QuantizerRecord | None = None,
 ) -> QuantizerRecord:
     """Make the quantizer record of a checkpoint: sensitivities, step and strength where `auto`, adapted tables.
+
+    `known` is the record of a model that this one was made from: its step and strength are tried too.
 
     Notes: `calibration`, a list of {strength, step, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the analytic
     tables on; `mse_unquantized`; `weights_standard_error`.
@@ -154,6 +161,10 @@ def calibrate(
 
     with Progress(f"calibrating {section.name}", (1, 8, 16)[fixed.count(None)], "trial") as bar:
         strength, step = _pattern_search(trial, AXES[section.name], *fixed)
+    if known is not None:
+        pair = (_strength(known) if fixed[0] is None else fixed[0], known.step if fixed[1] is None else fixed[1])
+        if trial(*pair) < trials[key_of(strength, step)][0].L:
+            strength, step = pair
     measured, made = trials[key_of(strength, step)]
     if section.name == "deadzone":  # levels at the centroids: less error of the latents, not always of the picture
         moved = with_rounds(centred(made[0], [part]))
@@ -178,7 +189,7 @@ def calibrate(
 def describe(record: QuantizerRecord) -> list[str]:
     """What a calibrated record's notes say, in plain lines: the pair chosen, the gain of each round, the prediction."""
     notes = record.notes
-    strength = record.rounding if record.name == "deadzone" else record.lambda_scale
+    strength = _strength(record)
     symbols = {"sq": "", "deadzone": f", xi {strength:.4g}"}.get(record.name, f", g {strength:.4g}")
     states = f" with {record.states} states" if record.name == "tcq" else ""
     lines = [
@@ -199,6 +210,10 @@ def describe(record: QuantizerRecord) -> list[str]:
             f"(ratio {change / notes['mse_predicted']:.2f}); sensitivities +- {100 * relative:.1f} % (median)"
         )
     return lines
+
+
+def _strength(record: QuantizerRecord) -> float:
+    return record.rounding if record.name == "deadzone" else record.lambda_scale
 
 
 def _fixed(section: config.Quantizer) -> tuple[float | None, float | None]:

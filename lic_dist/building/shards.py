@@ -11,7 +11,8 @@ the plan alone: encoder batches are the plan's, each worker computes on one thre
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,6 +172,18 @@ def make_viewer(
         return Coded(shard, None, y, z, seen.residual, seen.level, read["samples/status"], seconds)
 
     return target.unless_done(work)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within one process, workers change its threads and TF32: after the block both are what they were."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    threads, allowed = torch.get_num_threads(), (matmul.allow_tf32, cudnn.allow_tf32)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        matmul.allow_tf32, cudnn.allow_tf32 = allowed
 
 
 def _load(source: str, architecture: str | None, lmbda: float | None) -> nn.Module:

@@ -137,17 +137,17 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
 
 def write(content: dict[str, Any], path: Path) -> None:
     """Save atomically: a temporary file beside, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise LicError(f"cannot write {path}: {error}", hint="the checkpoint before it is kept") from None
-    temporary.replace(path)
 
 
 def update_tables(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.config import Steps
-from lic_dist.errors import LicError, SharedError, UsageError
+from lic_dist.errors import SharedError, UsageError
 from lic_dist.models.parts import freeze_all_but
 from lic_dist.progress import Progress
 from lic_dist.training.average import Average
@@ -78,7 +78,7 @@ class Course:
 
     Raises:
         UsageError: `section.out` holds states of a job with other settings, or the batch does not divide.
-        LicError: the ranks do not find the same state.
+        LicError: another job writes there, or a rank does not find the state that the first does.
     """
 
     def __init__(
@@ -102,7 +102,11 @@ class Course:
         self.states = States(section.out / "states", identity, section.keep)
         self.best = Best(None, 0, copy.deepcopy(model.state_dict()))
         self.phase = self.taken = self.done = 0  # the present phase, steps taken in it, and in all
-        state = self.states.latest()
+        with contextlib.ExitStack() as stack:  # until the course is over, or fails to begin
+            if here.first:
+                stack.enter_context(self.states.held())
+            state = self._found()
+            self.open = stack.pop_all()
         if state is not None:
             self.phase, self.taken, self.done = state["phase"], state["taken"], state["done"]
             figures, step = state["best"]["figures"], state["best"]["step"]
@@ -110,8 +114,9 @@ class Course:
             model.load_state_dict(state["model"])
         self._begin(state)
         self.first = self.done
-        self._agree()
         self.log = Log(section.out, self.first, section.tensorboard) if here.first else None
+        if self.log is not None:
+            self.open.callback(self.log.close)
 
     @property
     def due(self) -> bool:
@@ -121,8 +126,7 @@ class Course:
     def __iter__(self) -> Iterator[int]:
         self.started = time.monotonic()
         total = sum(phase.steps for phase in self.phases)
-        told = contextlib.nullcontext() if self.log is None else contextlib.closing(self.log)
-        with told, Progress(self.title, total, "step", done=self.done) as self.bar:
+        with self.open, Progress(self.title, total, "step", done=self.done) as self.bar:
             while True:
                 phase = self.phases[self.phase]
                 while self.taken < phase.steps and not self.watch.over(self.section):
@@ -163,7 +167,7 @@ class Course:
         self.bar.advance(1, loss=mean)
 
     def judge(self, measure: Callable[[], Figures | None]) -> None:
-        """Measure, keep the weights if they are the best, write the log's row and the state; the ranks stay in step.
+        """Measure, keep the weights if they are the best; the first rank writes the log's row and the state.
 
         Raises:
             LicError: figures or weights that are not finite, or a disk that refuses the state; the last one stays.
@@ -183,7 +187,6 @@ class Course:
             rate = (self.done - self.first) / (time.monotonic() - self.started)
             self.log.write(self.done, lr=self.rate, loss=self.loss, **_row(figures), steps_per_second=rate)
             self.states.write(self.done, self._state())
-        self.here.wait()
 
     def note_start(self, figures: Figures) -> None:
         """Take what was measured before the first step as the best so far, and log it."""
@@ -217,13 +220,11 @@ class Course:
             "best": {"figures": figures, "step": self.best.step, "weights": self.best.weights},
         }
 
-    def _agree(self) -> None:
-        found = self.here.gathered(self.done)
-        if len(set(found)) > 1:
-            raise LicError(
-                f"the ranks find states of different steps in {self.states.folder}: {found}",
-                hint="every node needs the same 'out', on a file system that all see",
-            )
+    def _found(self) -> dict[str, Any] | None:
+        """The state that the first rank finds, on every rank."""
+        state = self.states.latest() if self.here.first else None
+        step = self.here.gathered(state["done"] if state else None)[0]
+        return self.states.of(step) if step is not None and not self.here.first else state
 
     def _stop(self, loss: float, norm: float, batch: str) -> None:
         """End on a loss or gradient that is not finite: what each rank to blame had before it is named."""

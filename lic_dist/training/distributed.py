@@ -74,7 +74,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value, group=self.waiting)
+        dist.all_gather_object(values, value)
         return values
 
 
@@ -95,6 +95,10 @@ def ranks() -> Iterator[Ranks]:
         on_gpu = torch.cuda.is_available()
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
         if on_gpu:
+            if device.index >= torch.cuda.device_count():
+                raise UsageError(
+                    f"rank {rank} has no GPU: there are {torch.cuda.device_count()}", hint="fewer ranks a node"
+                )
             torch.cuda.set_device(device)
     if world == 1:
         yield Ranks(rank, world, device)

@@ -5,8 +5,9 @@
     lic-dist finetune CONFIG --engine ray                             DDP under Ray Train
 
 A round is calibrate, search, finetune, adapt: from the second on, the search over the whole cache is done again with
-the model and the calibrated quantizer of the round before. Each round keeps its group in the cache (`tcq8-round2`),
-its folder in `out`, and its figures in `out/rounds.json`; `out` itself gets the checkpoint of the best.
+the model and the calibrated quantizer of the round before, by all ranks together. Each round keeps its group in the
+cache (`tcq8-round2-`, and the model's digest), its folder in `out`, and its figures in `out/rounds.json`; `out` itself
+gets the checkpoint of the best.
 """
 
 from __future__ import annotations
@@ -60,17 +61,16 @@ def _after(experiment: config.Experiment, path: Path) -> config.Experiment:
 
 def _round(experiment: config.Experiment, number: int, out: Path, here: Ranks) -> Path:
     section, quantizer = config.need(experiment.finetune, "finetune"), config.need(experiment.quantizer, "quantizer")
-    parent, name = load_parent(experiment), quantizer.group
-    group = name if number == 1 else f"{name}-round{number}"
+    parent, group = load_parent(experiment), quantizer.group
     if number > 1:
-        if here.first:
-            record = QuantizerRecord.from_json(parent.quantizers[name])
-            searched = experiment.model_copy(
-                update={"quantizer": quantizer.model_copy(update={"group": group})},
-            )
-            requantize(searched, record)
+        group = f"{group}-round{number}-{checkpoints.digest(parent.model.state_dict())[:8]}"
+        searched: dict[str, Any] = {"quantizer": quantizer.model_copy(update={"group": group})}
+        if here.world > 1:  # which hold the machines that an engine would ask for: each searches its share itself
+            searched |= {"engine": config.Engine(name="local")}
+        record = QuantizerRecord.from_json(parent.quantizers[quantizer.group])
+        requantize(experiment.model_copy(update=searched), record, (here.rank, here.world))
         here.wait()
-    return retrain(Source(parent, open_cache(experiment), group, name, quantizer), section, out, here)
+    return retrain(Source(parent, open_cache(experiment), group, quantizer), section, out, here)
 
 
 def _keep(paths: list[Path], best: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lic_dist.errors import UsageError
+from lic_dist.errors import LicError, UsageError
 
 
 class Log:
@@ -15,19 +17,33 @@ class Log:
 
     def __init__(self, folder: Path, resumed_at: int, tensorboard: bool) -> None:
         self.path = folder / "log.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_log(self.path) if row["step"] <= resumed_at] if resumed_at else []
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = read_log(self.path)
+            kept = [row for row in rows if row["step"] <= resumed_at] if resumed_at else []
+            if kept != rows:
+                temporary = self.path.with_suffix(".part")
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+                temporary.replace(self.path)
         self.board = _board(folder / "tensorboard", resumed_at) if tensorboard else None
 
     def write(self, step: int, **figures: Any) -> None:
         """Append one row."""
-        with self.path.open("a") as file:
+        with self._writing(), self.path.open("a") as file:
             file.write(json.dumps({"step": step, **figures, "time": round(time.time(), 3)}) + "\n")
         if self.board is not None:
             for name, value in figures.items():
                 self.board.add_scalar(name, value, step)
             self.board.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LicError(
+                f"cannot write {self.path}: {error.strerror}", hint="the last state on disk is good"
+            ) from None
 
     def close(self) -> None:
         """Write what TensorBoard's writer still holds."""

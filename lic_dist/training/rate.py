@@ -29,8 +29,8 @@ class IndexRate(nn.Module):
     def forward(self, scales: Tensor, k: Tensor, quantizer: Tensor) -> Tensor:
         """scales float32, k int16, quantizer uint8, equal shapes -> bits of each element, float32."""
         position = (scales.clamp_min(1e-6).log() - self.first) / self.spacing
-        position = position.clamp(0, LEVELS - 1)
-        below = position.detach().floor().clamp(max=LEVELS - 2)
+        position = position.clamp(-1e-3, LEVELS - 1)  # at its bound a sigma may lie an ulp below
+        below = position.detach().floor().clamp(0, LEVELS - 2)
         part = position - below
         magnitude = k.long().abs().clamp(max=self.largest)
         index = (quantizer.long() * LEVELS + below.long()) * (self.largest + 1) + magnitude

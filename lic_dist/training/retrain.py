@@ -15,18 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from lic_dist import config
-from lic_dist.building.calibrate import Measured, calibrate, measure
+from lic_dist.building.calibrate import calibrate, z_bits
 from lic_dist.building.job import check_cache
-from lic_dist.building.latents import view
+from lic_dist.building.latents import Latents, view
 from lic_dist.building.pilot import calibration_samples, check_record
 from lic_dist.building.records import fits
 from lic_dist.cache.reader import LatentCache
-from lic_dist.errors import UsageError
+from lic_dist.errors import SharedError, UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import PARTS, trainable
@@ -37,9 +38,10 @@ from lic_dist.training.course import Best, Course, Trained
 from lic_dist.training.decoding import Decoding, form_of
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
-from lic_dist.training.loss import Figures, held_out_figures, psnr
+from lic_dist.training.loss import Figures, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
 from lic_dist.training.samples import Batch, Samples, training_samples
+from lic_dist.training.states import OF_ALL
 
 HELD_OUT_MOST, HELD_OUT_BATCH = 64, 8  # L is measured on the first held-out samples, in batches of this size
 QUANTILE_STEPS = 2000
@@ -50,13 +52,12 @@ NOT_IDENTITY = {"out", "streams", "workers", "rounds", "keep", "tensorboard"}  #
 class Source:
     """What a retraining starts from: a model, and a group of its cache.
 
-    `section` says how the quantizer is calibrated, `name` under which name the result carries it.
+    `section` says how the quantizer is calibrated, and as which group the result carries it.
     """
 
     parent: Checkpoint
     cache: LatentCache
     group: str
-    name: str
     section: config.Quantizer
 
     @property
@@ -72,6 +73,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
             not finite; a rank that died; a disk that refuses a state.
         UsageError: `out` holds the states of a job with other settings, or the cache lacks what the job needs.
     """
+    here.share(section.batch)  # refuses what does not divide, before anything is read
     parent, cache, record = source.parent, source.cache, source.record
     check_cache(cache, parent, source.group)
     check_record(record, source.section, parent, f"{cache.place}/quantized/{source.group}")
@@ -94,15 +96,17 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
         "parent": checkpoints.digest(parent.model.state_dict()),
     }
     path = out / f"checkpoint{checkpoints.SUFFIX}"
-    if _is_made(path, identity):
-        here.wait()
+    done = here.gathered(_is_made(path, identity, source.section))
+    if all(done):
         return path
+    if any(done):
+        raise SharedError(f"not every rank finds {path}", hint=OF_ALL)
     model: Any = copy.deepcopy(parent.model).to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decoding = Decoding(model, record, form_of(section, record, hyper), section.precision == "bf16").to(here.device)
     judged = Decoding(model, record, bf16=section.precision == "bf16").to(here.device)
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], here.device)
     held_out = Samples(cache, source.group, quantizer, cache.indices(held_out=True)[:HELD_OUT_MOST], with_y=False)
-    parts = np.array_split(np.arange(len(held_out)), -(-len(held_out) // HELD_OUT_BATCH))
+    parts = _parts(len(held_out))
     if section.compile:
         model.g_s.compile()
 
@@ -118,6 +122,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
         x_hat, bits = forward(batch)
         return parent.spec.lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
 
+    here.wait()  # the first may have read more, or from farther
     before = figures()
     title = f"finetuning on {section.latents} latents"
     course = Course(title, section.model_copy(update={"out": out}), phases, decoding, model, identity, here)
@@ -133,56 +138,81 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
         made.model.load_state_dict(course.best.weights)
         if any(name.startswith(PARTS["prior"]) for name in names):
             train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
-        _finish(source, made, identity, before, course.best, path)
+        _finish(source, made, identity, before, course.best, section.distortion, path)
     here.wait()
     return path
 
 
-def _is_made(path: Path, identity: dict[str, Any]) -> bool:
-    """Whether a checkpoint is this very job's result."""
+def _is_made(path: Path, identity: dict[str, Any], section: config.Quantizer) -> bool:
+    """Whether a checkpoint is this very job's result, calibrated as the section says."""
     if not path.is_file():
         return False
     last = (checkpoints.read(path).get("history") or [{}])[-1]
-    return all(last.get(key) == value for key, value in identity.items())
+    wanted = {**identity, "quantizer": section.model_dump(mode="json")}
+    return all(last.get(key) == value for key, value in wanted.items())
 
 
 def _finish(
-    source: Source, made: Checkpoint, identity: dict[str, Any], before: Figures, best: Best, path: Path
+    source: Source,
+    made: Checkpoint,
+    identity: dict[str, Any],
+    before: Figures,
+    best: Best,
+    weights: Any,
+    path: Path,
 ) -> None:
     """Calibrate the quantizer for the new weights, compare with the parent, write the checkpoint."""
     checkpoints.update_tables(made.model)
     cached = source.record
     outcome: dict[str, Any] = {}
-    carried = {**source.parent.quantizers, f"{source.name}-cached": cached.to_json()}
-    made.quantizers = {
-        name: text for name, text in carried.items() if fits(QuantizerRecord.from_json(text), made.model)
-    }
+    if fits(cached, made.model):
+        made.quantizers[f"{source.section.group}-cached"] = cached.to_json()
     rows = [("cached indices, before", before), ("cached indices, after", best.figures or before)]
     if source.cache.header.store_y:
-        record, compared = _calibrated(source, made)
-        made.quantizers[source.name] = record.to_json()
+        distortion = Distortion(weights, source.cache.array("pixels").shape[-1], torch.device("cpu"))
+        record, compared = _calibrated(source, made, distortion)
+        made.quantizers[source.section.group] = record.to_json()
         outcome = {name: asdict(one) for name, one in compared.items()}
         rows += [(name.replace("_", ", "), one) for name, one in compared.items()]
     else:
-        made.quantizers[source.name] = cached.to_json()
+        made.quantizers[source.section.group] = cached.to_json()
     outcome |= {"held_out_before": asdict(before), "held_out_best": asdict(rows[1][1]), "best_step": best.step}
-    made.history = [*source.parent.history, {"what": "finetuning", **identity, **outcome}]
+    settings = {**identity, "quantizer": source.section.model_dump(mode="json")}
+    made.history = [*source.parent.history, {"what": "finetuning", **settings, **outcome}]
     checkpoints.save(made, path)
     _show(rows, best.step)
 
 
-def _calibrated(source: Source, made: Checkpoint) -> tuple[QuantizerRecord, dict[str, Figures]]:
+def _calibrated(source: Source, made: Checkpoint, distortion: Distortion) -> tuple[QuantizerRecord, dict[str, Figures]]:
     """The quantizer at the new model's own (g, D), and both models on the held-out crops, each with its own record."""
     pilot, held_out = calibration_samples(source.cache, source.section)
-    record = calibrate(made, source.section, pilot, held_out, batch=source.cache.header.batch)
+    batch = source.cache.header.batch
+    record = calibrate(made, source.section, pilot, held_out, batch, known=source.record)
+    compared = {"calibrated_before": (source.parent, source.record), "calibrated_after": (made, record)}
+    return record, {name: _measured(*one, held_out, batch, distortion) for name, one in compared.items()}
 
-    def measured(checkpoint: Checkpoint, one: QuantizerRecord) -> Figures:
-        seen = view(checkpoint.model, held_out.y, held_out.z, source.cache.header.batch)
-        found: Measured = measure(checkpoint, one, held_out, seen)
-        return Figures(float(found.L), float(found.bpp), psnr(float(found.mse)))
 
-    before, after = measured(source.parent, source.record), measured(made, record)
-    return record, {"calibrated_before": before, "calibrated_after": after}
+def _measured(
+    checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, batch: int, distortion: Distortion
+) -> Figures:
+    """Quantize, count bits by the integer tables, decode: what a model and its quantizer cost on these samples."""
+    model: Any = checkpoint.model
+    seen, quantizer = view(model, samples.y, samples.z, batch), Quantizer(record)
+    k = quantizer.quantize(seen.residual, seen.level)
+    y_hat = torch.from_numpy(seen.means + quantizer.dequantize(k).reshape(seen.means.shape))
+    bits = quantizer.bits(k, seen.level).reshape(len(samples), -1).sum(axis=1) + z_bits(record, samples.z)
+
+    def decode(numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        x = to_input(torch.from_numpy(samples.pixels[numbers]), torch.device("cpu"))
+        return x, model.g_s(y_hat[numbers]), torch.tensor(bits[numbers].sum())
+
+    parts = _parts(len(samples))
+    return held_out_figures(parts, decode, distortion, checkpoint.spec.lmbda, Ranks(0, 1, torch.device("cpu")))
+
+
+def _parts(count: int) -> list[NDArray[np.int64]]:
+    """The numbers of held-out samples in batches."""
+    return np.array_split(np.arange(count), -(-count // HELD_OUT_BATCH))
 
 
 def _show(rows: list[tuple[str, Figures]], step: int) -> None:

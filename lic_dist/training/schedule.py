@@ -13,13 +13,15 @@ HALVED = 0.5  # by a plateau
 def learning_rate(section: Steps, step: int, steps: int, peak: float, halvings: int = 0) -> float:
     """The rate of step `step` (from 0) of a phase of `steps`.
 
-    Linear warm-up to `peak`; then for `cosine` a cosine to `floor * peak` over the first `anneal` of the steps, flat
-    from there; for `plateau` the peak, halved so many times, but not below the floor.
+    Linear warm-up to `peak`, over a fifth of a short phase at most; then for `cosine` a cosine to `floor * peak` over
+    the first `anneal` of the steps, flat from there; for `plateau` the peak, halved so many times, but not below the
+    floor.
     """
-    if step < section.warmup:
-        return peak * (step + 1) / section.warmup
+    warmup = min(section.warmup, steps // 5)
+    if step < warmup:
+        return peak * (step + 1) / warmup
     if section.schedule == "cosine":
-        progress = min(1.0, (step - section.warmup) / max(1.0, section.anneal * steps - section.warmup))
+        progress = min(1.0, (step - warmup) / max(1.0, section.anneal * steps - warmup))
         return peak * (section.floor + (1 - section.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
     return peak * max(HALVED**halvings, section.floor) if section.schedule == "plateau" else peak
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
+
+PATIENCE = 60.0  # seconds
+OF_ALL = "every node needs the same 'out', on a file system that all see"
 
 
 class States:
@@ -42,15 +49,46 @@ class States:
             raise LicError(f"no state in {self.folder} can be read", hint="remove it to start from the first step")
         return None
 
+    def of(self, step: int) -> dict[str, Any]:
+        """The state after `step` steps, waited for: on a shared file system what one node wrote others see later.
+
+        Raises:
+            LicError: it does not come.
+        """
+        path, deadline = self._file(step), time.monotonic() + PATIENCE
+        while not path.is_file():
+            if time.monotonic() > deadline:
+                raise LicError(f"a rank does not find {path}", hint=OF_ALL)
+            time.sleep(0.2)
+        return checkpoint.read(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other jobs from the folder, until this one ends or dies.
+
+        Raises:
+            LicError: another is at work there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LicError(f"another job writes into {self.folder}", hint="wait for its end, or stop it") from None
+            yield
+
     def write(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps, then remove what is more than `keep` old, and leftovers of the killed.
 
         Raises:
             LicError: the disk refuses it; the states before it are as they were.
         """
-        checkpoint.write({"identity": self.identity, **state}, self.folder / f"{step:08d}.pth")
+        checkpoint.write({"identity": self.identity, **state}, self._file(step))
         for path in [*self._files()[: -self.keep], *self.folder.glob("*.pth.*")]:
             path.unlink(missing_ok=True)
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"{step:08d}.pth"
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.pth"))
