@@ -197,9 +197,9 @@ def test_two_ranks_share_the_search_between_rounds(base: Path, photos: Path, sto
 def test_a_lost_rank_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from lic_dist.errors import LicError
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed.dist, "new_group", lambda **_: None)
+    told = {"is_initialized": True, "get_rank": 0, "get_world_size": 2, "get_backend": "gloo", "new_group": None}
+    for name, value in told.items():
+        monkeypatch.setattr(distributed.dist, name, lambda value=value, **_: value)
     with pytest.raises(LicError, match="rank 0 of 2 lost another"), distributed.ranks():
         raise RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]")
     with pytest.raises(RuntimeError, match="of its own"), distributed.ranks():
