@@ -113,6 +113,14 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_made(path: Path, identity: dict[str, Any]) -> bool:
+    """Whether a checkpoint is there whose last entry of history has all of these fields: a finished job's own."""
+    if not path.is_file():
+        return False
+    last = (read(path).get("history") or [{}])[-1]
+    return all(last.get(key) == value for key, value in identity.items())
+
+
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint whole or not at all; `dtype` float16 halves the parameters for shipping.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lic_dist.config import Images, Train
 from lic_dist.crops import is_held_out
-from lic_dist.errors import LicError
+from lic_dist.errors import LicError, SharedError
 from lic_dist.manifest import scan
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
@@ -29,6 +29,7 @@ from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks, ranks
 from lic_dist.training.loss import Figures, bits_of, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
+from lic_dist.training.states import OF_ALL
 
 HELD_OUT_MOST, HELD_OUT_CROP = 48, 256  # held-out crops that L is measured on, and their size where photos allow
 
@@ -103,6 +104,12 @@ def _train(config: Train, section: Images, here: Ranks) -> Path:
         "manifest_sha256": manifest.digest,
         "held_out": section.held_out,
     }
+    final = config.out / f"checkpoint{checkpoint.SUFFIX}"
+    done = here.gathered(checkpoint.is_made(final, identity))
+    if all(done):
+        return final
+    if any(done):
+        raise SharedError(f"not every rank finds {final}", hint=OF_ALL)
     relaxed = Relaxed(model, config.relaxation, config.precision == "bf16").train()
     distortion = Distortion(config.distortion, config.crop, here.device)
     trained = tuple(name for name, _ in model.named_parameters() if name != "entropy_bottleneck.quantiles")
@@ -130,7 +137,6 @@ def _train(config: Train, section: Images, here: Ranks) -> Path:
             course.judge(figures)
 
     auxiliary = train_quantiles(model, config.quantile_steps, with_medians=config.relaxation == "noise")
-    final = config.out / f"checkpoint{checkpoint.SUFFIX}"
     if here.first:
         best = course.best.figures
         entry = {

@@ -96,7 +96,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
         "parent": checkpoints.digest(parent.model.state_dict()),
     }
     path = out / f"checkpoint{checkpoints.SUFFIX}"
-    done = here.gathered(_is_made(path, identity, source.section))
+    calibrated = {"quantizer": source.section.model_dump(mode="json")}  # after the training, whose states do not mind
+    done = here.gathered(checkpoints.is_made(path, identity | calibrated))
     if all(done):
         return path
     if any(done):
@@ -138,18 +139,9 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
         made.model.load_state_dict(course.best.weights)
         if any(name.startswith(PARTS["prior"]) for name in names):
             train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
-        _finish(source, made, identity, before, course.best, section.distortion, path)
+        _finish(source, made, identity | calibrated, before, course.best, section.distortion, path)
     here.wait()
     return path
-
-
-def _is_made(path: Path, identity: dict[str, Any], section: config.Quantizer) -> bool:
-    """Whether a checkpoint is this very job's result, calibrated as the section says."""
-    if not path.is_file():
-        return False
-    last = (checkpoints.read(path).get("history") or [{}])[-1]
-    wanted = {**identity, "quantizer": section.model_dump(mode="json")}
-    return all(last.get(key) == value for key, value in wanted.items())
 
 
 def _finish(
@@ -177,8 +169,7 @@ def _finish(
     else:
         made.quantizers[source.section.group] = cached.to_json()
     outcome |= {"held_out_before": asdict(before), "held_out_best": asdict(rows[1][1]), "best_step": best.step}
-    settings = {**identity, "quantizer": source.section.model_dump(mode="json")}
-    made.history = [*source.parent.history, {"what": "finetuning", **settings, **outcome}]
+    made.history = [*source.parent.history, {"what": "finetuning", **identity, **outcome}]
     checkpoints.save(made, path)
     _show(rows, best.step)
 
