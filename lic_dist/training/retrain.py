@@ -1,8 +1,9 @@
 """One retraining: the decoder side of a model, from one group of its cache; the encoder stays as it is.
 
-What is judged, for whatever a job trains on, are the really quantized held-out samples of the cache. The checkpoint
-carries the quantizer calibrated for the new weights under the name of the group (METHOD.md section 3: every arm at its
-own (g, D)), and the record that the cache was made with as `<group>-cached`.
+What is judged, for whatever a job trains on, are really quantized held-out samples: the cache's own integers, or, where
+means and scales move, those that the same quantizer chooses under them. The checkpoint carries the quantizer calibrated
+for the new weights under the name of the group (METHOD.md section 3: every arm at its own (g, D)), and the record that
+the cache was made with as `<group>-cached`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.loss import Figures, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
-from lic_dist.training.samples import Batch, Samples, training_samples
+from lic_dist.training.samples import Batch, Samples, training_samples, walked
 from lic_dist.training.states import OF_ALL
 
 HELD_OUT_MOST, HELD_OUT_BATCH = 64, 8  # L is measured on the first held-out samples, in batches of this size
@@ -106,13 +107,16 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
     decoding = Decoding(model, record, form_of(section, record, hyper), section.precision == "bf16").to(here.device)
     judged = Decoding(model, record, bf16=section.precision == "bf16").to(here.device)
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], here.device)
-    held_out = Samples(cache, source.group, quantizer, cache.indices(held_out=True)[:HELD_OUT_MOST], with_y=False)
+    held_out = Samples(cache, source.group, quantizer, cache.indices(held_out=True)[:HELD_OUT_MOST], with_y=hyper)
     parts = _parts(len(held_out))
     if section.compile:
         model.g_s.compile()
 
     def decode(numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
-        batch = held_out.batch(numbers).to(here.device)
+        batch = held_out.batch(numbers)
+        if hyper:
+            batch = _searched(batch, model, quantizer)
+        batch = batch.to(here.device)
         return to_input(batch.pixels, here.device), *judged(batch)
 
     def figures() -> Figures:
@@ -144,6 +148,14 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
     return path
 
 
+def _searched(batch: Batch, model: nn.Module, quantizer: Quantizer) -> Batch:
+    """The batch with the indices that a quantizer chooses under a model's present means and scales."""
+    seen = view(model, batch.y.numpy(), batch.z.numpy(), HELD_OUT_BATCH)
+    k = quantizer.quantize(seen.residual, seen.level).reshape(batch.k.shape)
+    rows = {"sample": batch.sample, "pixels": batch.pixels, "z": batch.z, "k": torch.from_numpy(k), "y": batch.y}
+    return walked(quantizer, ("pixels", "z", "k", "y"), {name: rows[name].numpy() for name in rows}, (0, 0))
+
+
 def _finish(
     source: Source,
     made: Checkpoint,
@@ -159,7 +171,7 @@ def _finish(
     outcome: dict[str, Any] = {}
     if fits(cached, made.model):
         made.quantizers[f"{source.section.group}-cached"] = cached.to_json()
-    rows = [("cached indices, before", before), ("cached indices, after", best.figures or before)]
+    rows = [("the cache's quantizer, before", before), ("the cache's quantizer, after", best.figures or before)]
     if source.cache.header.store_y:
         distortion = Distortion(weights, source.cache.array("pixels").shape[-1], torch.device("cpu"))
         record, compared = _calibrated(source, made, distortion)
