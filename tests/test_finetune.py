@@ -27,6 +27,7 @@ from lic_dist.evaluation.run import measure_image
 from lic_dist.models import checkpoint
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import PARTS, RECIPES, decoder_digest, encoder_digest, entropy_digest, tensors
+from lic_dist.models.stages import dequantize_z
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import SCALES
 from lic_dist.quantization.record import QuantizerRecord
@@ -188,6 +189,34 @@ def test_a_cache_without_y_serves_the_decoder(base: Path, photos: Path, tmp_path
         without_y["finetune"] |= {"recipe": "decoder", "latents": "quantized", "rounds": 1, **more}
         with pytest.raises(UsageError, match=message):
             job.finetune(config.Experiment.model_validate(without_y))
+
+
+def test_the_means_are_moved_by_what_the_search_minimized(base: Path, store: Path) -> None:
+    """Gradients of h_s are those of bits + lmbda 255^2 / (3 g) sum S_c (y - means - level)^2, written out here."""
+    cache = LatentCache.open(store)
+    record = QuantizerRecord.from_json(cache.record_json("tcq8"))
+    batch = Samples(cache, "tcq8", Quantizer(record), cache.indices(False), with_y=True).batch(np.arange(4))
+    model = checkpoint.load(str(base)).model
+    named = dict(model.h_s.named_parameters())
+
+    def gradients(value: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(value, list(named.values())))
+
+    x_hat, bits = Decoding(model, record, moved_by="search")(batch)
+    found = gradients(bits)
+    scales, means = model.h_s(dequantize_z(model, batch.z)).chunk(2, 1)
+    rate = IndexRate(record)(scales.clamp_min(0.11), batch.k, batch.quantizer).sum()
+    weights = torch.from_numpy(record.weights).reshape(1, -1, 1, 1)
+    error = (weights * (batch.y.float() - means - batch.level) ** 2).sum()
+    expected = gradients(rate + record.lmbda * 255**2 / (3 * record.lambda_scale) * error)
+    for name, one, other in zip(named, found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()), msg=name)
+    pixels, same = Decoding(model, record)(batch)
+    assert torch.equal(x_hat, pixels) and torch.allclose(bits, same)
+    assert x_hat.requires_grad  # g_s still learns from the picture
+    with pytest.raises(RuntimeError, match="not have been used"):
+        gradients(x_hat.sum())
+    gradients(pixels.sum())
 
 
 def test_half_precision_keeps_the_entropy_model_in_float32(

@@ -1,8 +1,12 @@
 """The trained part's forward: from cached z and latents to the picture and the bits, in the form a job trains on.
 
-    quantized           y_hat = means + level(k): k stays, y_hat moves with the means; bits of k by the record's tables
+    quantized           y_hat = means + level(k): k stays, y_hat moves with the means; bits of k by the record's tables.
+                        The envelope theorem gives the gradient of what the search minimized, so the means are moved by
+                        that: bits + lmbda 255^2 / (3 g) * sum S_c (y - y_hat)^2. With `pixels` they are moved by the
+                        picture's error instead, which the next search does not minimize, and undoes
     likelihood          the same y_hat; bits are CompressAI's likelihood of the y_hat that the parent's means gave: SQ
-                        with h_s in training, whose k do not minimize a cost that would make their bits the loss
+                        with h_s in training, whose k do not minimize a cost that would make their bits the loss. The
+                        rate alone moves the means, unless `pixels`
     noise               the first control: y + uniform noise for y_hat, and its likelihood
     straight-through    the second: SQ of y about the means for y_hat, no gradient through the rounding to the means;
                         the likelihood of y + uniform noise (Minnen and Singh 2020)
@@ -25,6 +29,7 @@ from lic_dist.training.loss import bits_of
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch
 
+MovedBy = Literal["search", "pixels"]
 Form = Literal["quantized", "likelihood", "noise", "straight-through"]
 
 
@@ -37,12 +42,26 @@ def form_of(section: Finetune, record: QuantizerRecord, hyper_trains: bool) -> F
 
 
 class Decoding(nn.Module):
-    """See the module's text. `bf16` runs g_s under autocast; means, scales and bits are float32 always."""
+    """See the module's text. `bf16` runs g_s under autocast; means, scales and bits are float32 always.
 
-    def __init__(self, model: nn.Module, record: QuantizerRecord, form: Form = "quantized", bf16: bool = False) -> None:
+    The searched cost needs y in the batch; it adds to the gradient, not to the bits that are returned.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        record: QuantizerRecord,
+        form: Form = "quantized",
+        bf16: bool = False,
+        moved_by: MovedBy = "pixels",
+    ) -> None:
         super().__init__()
-        self.model, self.bf16 = model, bf16
+        self.model, self.bf16, self.pixels = model, bf16, moved_by == "pixels"
         self.rate = IndexRate(record)
+        price = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
+        weights = torch.from_numpy(record.weights) * price
+        self.register_buffer("weights", weights.reshape(1, -1, 1, 1), persistent=False)
+        self.weights: Tensor
         self.parent: Any = copy.deepcopy(model.h_s).requires_grad_(False) if form == "likelihood" else None
         forms = {
             "quantized": self._quantized,
@@ -73,13 +92,18 @@ class Decoding(nn.Module):
     def _quantized(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         model: Any = self.model
         scales = model.gaussian_conditional.lower_bound_scale(stage.scales)  # lets sigma grow out of the bound
-        return stage.means + batch.level, self.rate(scales, batch.k, batch.quantizer).sum()
+        y_hat, bits = stage.means + batch.level, self.rate(scales, batch.k, batch.quantizer).sum()
+        if self.pixels:
+            return y_hat, bits
+        cost = (self.weights * (batch.y - y_hat).square()).sum()
+        return y_hat.detach(), bits + cost - cost.detach()
 
     def _likelihood(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             before = self.parent(z_hat)
             means = before.chunk(2, 1)[1] if before.shape[1] > batch.k.shape[1] else stage.means
-        return stage.means + batch.level, self._gaussian_bits(means + batch.level, stage)
+        y_hat = (stage.means if self.pixels else stage.means.detach()) + batch.level
+        return y_hat, self._gaussian_bits(means + batch.level, stage)
 
     def _noise(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         y_hat = batch.y.to(stage.means.dtype) + batch.noise

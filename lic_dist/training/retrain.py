@@ -87,7 +87,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
         raise UsageError(f"{what} needs y, which this cache does not keep", hint="build it with cache.store_y: true")
 
     quantizer = Quantizer(record)
-    training = training_samples(cache, source.group, quantizer, control, section)
+    training = training_samples(cache, source.group, quantizer, control or hyper, section)
     identity = {
         **section.model_dump(mode="json", exclude=NOT_IDENTITY),
         **training.identity,
@@ -104,8 +104,9 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
     if any(done):
         raise SharedError(f"not every rank finds {path}", hint=OF_ALL)
     model: Any = copy.deepcopy(parent.model).to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decoding = Decoding(model, record, form_of(section, record, hyper), section.precision == "bf16").to(here.device)
-    judged = Decoding(model, record, bf16=section.precision == "bf16").to(here.device)
+    bf16, moved_by = section.precision == "bf16", section.means if hyper else "pixels"
+    decoding = Decoding(model, record, form_of(section, record, hyper), bf16, moved_by).to(here.device)
+    judged = Decoding(model, record, bf16=bf16).to(here.device)
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], here.device)
     held_out = Samples(cache, source.group, quantizer, cache.indices(held_out=True)[:HELD_OUT_MOST], with_y=hyper)
     parts = _parts(len(held_out))
