@@ -218,6 +218,13 @@ def test_the_means_are_moved_by_what_the_search_minimized(base: Path, store: Pat
         gradients(x_hat.sum())
     gradients(pixels.sum())
 
+    fixed = Decoding(model, record, "likelihood", moved_by="search")
+    before, _ = fixed(batch)
+    with torch.no_grad():
+        model.h_s[4].bias += 0.3
+    after, bits = fixed(batch)
+    assert torch.equal(before, after) and len(gradients(bits)) == len(named)  # y_hat stays, its rate moves the means
+
 
 def test_half_precision_keeps_the_entropy_model_in_float32(
     base: Path, photos: Path, store: Path, tmp_path: Path

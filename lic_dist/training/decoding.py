@@ -4,9 +4,9 @@
                         The envelope theorem gives the gradient of what the search minimized, so the means are moved by
                         that: bits + lmbda 255^2 / (3 g) * sum S_c (y - y_hat)^2. With `pixels` they are moved by the
                         picture's error instead, which the next search does not minimize, and undoes
-    likelihood          the same y_hat; bits are CompressAI's likelihood of the y_hat that the parent's means gave: SQ
-                        with h_s in training, whose k do not minimize a cost that would make their bits the loss. The
-                        rate alone moves the means, unless `pixels`
+    likelihood          y_hat stays what the parent's means gave, and bits are CompressAI's likelihood of it: SQ with
+                        h_s in training, whose k do not minimize a cost that would make their bits the loss. With
+                        `pixels` g_s sees k about the means as they move
     noise               the first control: y + uniform noise for y_hat, and its likelihood
     straight-through    the second: SQ of y about the means for y_hat, no gradient through the rounding to the means;
                         the likelihood of y + uniform noise (Minnen and Singh 2020)
@@ -102,8 +102,8 @@ class Decoding(nn.Module):
         with torch.no_grad():
             before = self.parent(z_hat)
             means = before.chunk(2, 1)[1] if before.shape[1] > batch.k.shape[1] else stage.means
-        y_hat = (stage.means if self.pixels else stage.means.detach()) + batch.level
-        return y_hat, self._gaussian_bits(means + batch.level, stage)
+        fixed = means + batch.level
+        return stage.means + batch.level if self.pixels else fixed, self._gaussian_bits(fixed, stage)
 
     def _noise(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         y_hat = batch.y.to(stage.means.dtype) + batch.noise
