@@ -42,12 +42,15 @@ def stages(model: nn.Module, z_hat: Tensor) -> Generator[Stage, Tensor, None]:
     z_hat is laid out afresh: an encoder's, channels last, and a decoder's would take other convolution kernels, whose
     results differ in the last bit.
     """
-    parameters = model.h_s(z_hat.flatten().view(z_hat.shape))  # type: ignore[operator]
-    if parameters.shape[1] == model.M:  # a scale hyperprior: zero means
-        yield Stage(torch.zeros_like(parameters), parameters)
-    else:
-        scales, means = parameters.chunk(2, 1)
-        yield Stage(means, scales)
+    yield gaussians(model.h_s(z_hat.flatten().view(z_hat.shape)), model.M)  # type: ignore[operator,arg-type]
+
+
+def gaussians(parameters: Tensor, M: int) -> Stage:
+    """What a hyper-decoder's output float32 [B, M or 2M, h, w] says of M channels; a scale hyperprior's means are 0."""
+    if parameters.shape[1] == M:
+        return Stage(torch.zeros_like(parameters), parameters)
+    scales, means = parameters.chunk(2, 1)
+    return Stage(means, scales)
 
 
 def run_stages(model: nn.Module, z_hat: Tensor, serve: Callable[[Stage], Tensor]) -> Tensor:

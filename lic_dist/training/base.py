@@ -17,19 +17,19 @@ from torch import Tensor, nn
 
 from lic_dist.config import Images, Train
 from lic_dist.crops import is_held_out
-from lic_dist.errors import LicError, SharedError
+from lic_dist.errors import LicError
 from lic_dist.manifest import scan
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.stages import hyper_analyse, to_input
+from lic_dist.models.stages import gaussians, hyper_analyse, to_input
 from lic_dist.training import photos as photo_crops
 from lic_dist.training.course import Course, Trained
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks, ranks
 from lic_dist.training.loss import Figures, bits_of, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
-from lic_dist.training.states import OF_ALL
+from lic_dist.training.states import finished
 
 HELD_OUT_MOST, HELD_OUT_CROP = 48, 256  # held-out crops that L is measured on, and their size where photos allow
 
@@ -58,14 +58,10 @@ class Relaxed(nn.Module):
         if rounding:
             medians = model.entropy_bottleneck._get_medians().detach().reshape(1, -1, 1, 1)
             z_hat = _round(z - medians) + medians
-        parameters = model.h_s(z_hat)
-        if parameters.shape[1] == y.shape[1]:
-            scales, means = parameters, torch.zeros_like(y)
-        else:
-            scales, means = parameters.chunk(2, 1)
-        y_hat, y_likelihoods = model.gaussian_conditional(y, scales, means=means)
+        stage = gaussians(model.h_s(z_hat), y.shape[1])
+        y_hat, y_likelihoods = model.gaussian_conditional(y, stage.scales, means=stage.means)
         if rounding:
-            y_hat = _round(y - means) + means
+            y_hat = _round(y - stage.means) + stage.means
         with autocast:
             x_hat = model.g_s(y_hat)
         return x_hat.float(), bits_of(y_likelihoods) + bits_of(z_likelihoods)
@@ -105,11 +101,8 @@ def _train(config: Train, section: Images, here: Ranks) -> Path:
         "held_out": section.held_out,
     }
     final = config.out / f"checkpoint{checkpoint.SUFFIX}"
-    done = here.gathered(checkpoint.is_made(final, identity))
-    if all(done):
+    if finished(final, identity, here):
         return final
-    if any(done):
-        raise SharedError(f"not every rank finds {final}", hint=OF_ALL)
     relaxed = Relaxed(model, config.relaxation, config.precision == "bf16").train()
     distortion = Distortion(config.distortion, config.crop, here.device)
     trained = tuple(name for name, _ in model.named_parameters() if name != "entropy_bottleneck.quantiles")

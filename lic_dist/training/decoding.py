@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.config import Finetune
-from lic_dist.models.stages import Stage, dequantize_z, run_stages
+from lic_dist.models.stages import Stage, dequantize_z, gaussians, run_stages
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.loss import bits_of
 from lic_dist.training.rate import IndexRate
@@ -100,8 +100,7 @@ class Decoding(nn.Module):
 
     def _likelihood(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            before = self.parent(z_hat)
-            means = before.chunk(2, 1)[1] if before.shape[1] > batch.k.shape[1] else stage.means
+            means = gaussians(self.parent(z_hat), batch.k.shape[1]).means
         fixed = means + batch.level
         return stage.means + batch.level if self.pixels else fixed, self._gaussian_bits(fixed, stage)
 

@@ -28,7 +28,7 @@ from lic_dist.building.latents import Latents, view
 from lic_dist.building.pilot import calibration_samples, check_record
 from lic_dist.building.records import fits
 from lic_dist.cache.reader import LatentCache
-from lic_dist.errors import SharedError, UsageError
+from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import PARTS, trainable
@@ -42,7 +42,7 @@ from lic_dist.training.distributed import Ranks
 from lic_dist.training.loss import Figures, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
 from lic_dist.training.samples import Batch, Samples, training_samples, walked
-from lic_dist.training.states import OF_ALL
+from lic_dist.training.states import finished
 
 HELD_OUT_MOST, HELD_OUT_BATCH = 64, 8  # L is measured on the first held-out samples, in batches of this size
 QUANTILE_STEPS = 2000
@@ -98,11 +98,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
     }
     path = out / f"checkpoint{checkpoints.SUFFIX}"
     calibrated = {"quantizer": source.section.model_dump(mode="json")}  # after the training, whose states do not mind
-    done = here.gathered(checkpoints.is_made(path, identity | calibrated))
-    if all(done):
+    if finished(path, identity | calibrated, here):
         return path
-    if any(done):
-        raise SharedError(f"not every rank finds {path}", hint=OF_ALL)
     model: Any = copy.deepcopy(parent.model).to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16, moved_by = section.precision == "bf16", section.means if hyper else "pixels"
     decoding = Decoding(model, record, form_of(section, record, hyper), bf16, moved_by).to(here.device)

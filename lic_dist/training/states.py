@@ -10,11 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lic_dist.errors import LicError, UsageError
+from lic_dist.errors import LicError, SharedError, UsageError
 from lic_dist.models import checkpoint
+from lic_dist.training.distributed import Ranks
 
 PATIENCE = 60.0  # seconds
 OF_ALL = "every node needs the same 'out', on a file system that all see"
+
+
+def finished(path: Path, identity: dict[str, Any], here: Ranks) -> bool:
+    """Whether a checkpoint is this very job's result, for every rank.
+
+    Raises:
+        SharedError: some ranks find it and others do not.
+    """
+    found = here.gathered(checkpoint.is_made(path, identity))
+    if any(found) and not all(found):
+        raise SharedError(f"not every rank finds {path}", hint=OF_ALL)
+    return all(found)
 
 
 class States:
