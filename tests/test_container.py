@@ -20,13 +20,13 @@ def with_check(content: bytes) -> bytes:
 
 
 def test_golden_bytes() -> None:
-    header = "4c494301" + "0002" + "0003" + b"modereco".hex() + "efbeadde" + "04000000"
+    header = "4c49430200" + "0002" + "0003" + b"modereco".hex() + "efbeadde" + "04000000"
     assert SMALL.pack() == with_check(bytes.fromhex(header) + b"zzzzyyyyyyyy")
-    assert SMALL.pack()[-4:].hex() == "caec15e0"
+    assert SMALL.pack()[-4:].hex() == "900d87e8"
 
 
 def test_overhead() -> None:
-    assert OVERHEAD == 28 <= 32
+    assert OVERHEAD == 29 <= 32
     assert len(SMALL.pack()) == OVERHEAD + 12
 
 
@@ -38,11 +38,21 @@ def test_overhead() -> None:
     st.integers(0, 2**32 - 1),
     st.integers(0, 9),
     st.integers(0, 9),
+    st.booleans(),
+    st.booleans(),
 )
 def test_round_trip(
-    height: int, width: int, model: bytes, record: bytes, planes: int, z_words: int, y_words: int
+    height: int,
+    width: int,
+    model: bytes,
+    record: bytes,
+    planes: int,
+    z_words: int,
+    y_words: int,
+    grey: bool,
+    integer: bool,
 ) -> None:
-    container = Container(height, width, model, record, planes, b"z123" * z_words, b"y456" * y_words)
+    container = Container(height, width, model, record, planes, b"z123" * z_words, b"y456" * y_words, grey, integer)
     assert Container.unpack(container.pack()) == container
 
 
@@ -77,13 +87,14 @@ def test_noise_is_an_error(noise: bytes) -> None:
 def test_contradictions_under_a_right_checksum_are_errors() -> None:
     content = SMALL.pack()[:-4]
     for position, field in (
-        (3, b"\x02"),  # a later format
-        (4, b"\0\0"),  # no rows
-        (6, b"\0\0"),  # no columns
-        (4, b"\xff" * 4),  # four thousand million pixels
-        (20, b"\xff\xff\xff\xff"),  # a z stream longer than the file
-        (20, b"\x02\0\0\0"),  # half words
-        (36, b"y"),  # a byte too many
+        (3, b"\x03"),  # a later format
+        (4, b"\x04"),  # an unknown flag
+        (5, b"\0\0"),  # no rows
+        (7, b"\0\0"),  # no columns
+        (5, b"\xff" * 4),  # four thousand million pixels
+        (21, b"\xff\xff\xff\xff"),  # a z stream longer than the file
+        (21, b"\x02\0\0\0"),  # half words
+        (37, b"y"),  # a byte too many
     ):
         altered = content[:position] + field + content[position + len(field) :]
         with pytest.raises(BitstreamError):

@@ -1,18 +1,19 @@
-"""The file around the two entropy-coded streams of an image: format 1.
+"""The file around the two entropy-coded streams of an image: format 2.
 
-All integers are unsigned and little-endian. 28 bytes are not streams.
+All integers are unsigned and little-endian. 29 bytes are not streams.
 
     offset  bytes
          0      3  "LIC"
-         3      1  format: 1
-         4      2  height of the image in pixels, 1..65535
-         6      2  width of the image in pixels, 1..65535
-         8      4  the model: first bytes of the digest of its tensors
-        12      4  the quantizer: first bytes of the digest of its record
-        16      4  CRC-32 of the scale-index planes: does this decoder compute the encoder's scales?
-        20      4  length a of the z stream in bytes, a multiple of 4
-        24      a  z stream
-    24 + a      b  y stream, up to the last four bytes of the file; a multiple of 4
+         3      1  format: 2
+         4      1  flags: 1 a grey image, 2 h_s was computed in integers; no other
+         5      2  height of the image in pixels, 1..65535
+         7      2  width of the image in pixels, 1..65535
+         9      4  the model: first bytes of the digest of its tensors
+        13      4  the quantizer: first bytes of the digest of its record
+        17      4  CRC-32 of the scale-index planes: does this decoder compute the encoder's scales?
+        21      4  length a of the z stream in bytes, a multiple of 4
+        25      a  z stream
+    25 + a      b  y stream, up to the last four bytes of the file; a multiple of 4
        end      4  CRC-32 of every byte before
 
 A CRC-32 sees every error of up to 32 bits in a row, and any other but for one in 2^32. Height times width is at
@@ -29,17 +30,18 @@ from lic_dist.codec.rans import BitstreamError
 from lic_dist.errors import LicError
 
 MAGIC = b"LIC"
-FORMAT = 1
+FORMAT = 2
+_GREY, _INTEGER = 1, 2
 LARGEST_SIDE = 65535
 LARGEST_AREA = 1 << 28  # pixels
-_HEADER = struct.Struct("<3sBHH4s4sII")
+_HEADER = struct.Struct("<3sBBHH4s4sII")
 _CHECK = struct.Struct("<I")
 OVERHEAD = _HEADER.size + _CHECK.size  # bytes
 
 
 @dataclass(frozen=True)
 class Container:
-    """One coded image: sizes in pixels, identities of 4 bytes, the CRC-32 of the level planes, two streams.
+    """One coded image: sizes in pixels, identities of 4 bytes, the CRC-32 of the level planes, two streams, and flags.
 
     Raises:
         LicError: a picture larger than the format holds.
@@ -52,6 +54,8 @@ class Container:
     planes: int
     z: bytes
     y: bytes
+    grey: bool = False
+    integer: bool = False
 
     def __post_init__(self) -> None:
         if max(self.height, self.width) > LARGEST_SIDE or self.height * self.width > LARGEST_AREA:
@@ -66,7 +70,9 @@ class Container:
 
     def pack(self) -> bytes:
         """The file's bytes."""
-        header = _HEADER.pack(MAGIC, FORMAT, self.height, self.width, self.model, self.record, self.planes, len(self.z))
+        flags = _GREY * self.grey | _INTEGER * self.integer
+        sizes = self.height, self.width
+        header = _HEADER.pack(MAGIC, FORMAT, flags, *sizes, self.model, self.record, self.planes, len(self.z))
         content = header + self.z + self.y
         return content + _CHECK.pack(zlib.crc32(content))
 
@@ -86,8 +92,11 @@ class Container:
         (check,) = _CHECK.unpack(data[-_CHECK.size :])
         if zlib.crc32(data[: -_CHECK.size]) != check:
             raise BitstreamError("this bitstream is cut or altered: its checksum does not fit")
-        _, _, height, width, model, record, planes, z_size = _HEADER.unpack_from(data)
+        _, _, flags, height, width, model, record, planes, z_size = _HEADER.unpack_from(data)
+        if flags & ~(_GREY | _INTEGER):
+            raise BitstreamError("this bitstream states flags that this program does not know")
         streams = data[_HEADER.size : -_CHECK.size]
         if not 1 <= height * width <= LARGEST_AREA or z_size > len(streams) or z_size % 4 or len(streams) % 4:
             raise BitstreamError("this bitstream contradicts itself: sizes that no encoder writes")
-        return cls(height, width, model, record, planes, streams[:z_size], streams[z_size:])
+        grey, integer = bool(flags & _GREY), bool(flags & _INTEGER)
+        return cls(height, width, model, record, planes, streams[:z_size], streams[z_size:], grey, integer)
