@@ -1,0 +1,127 @@
+"""Hostile bytes against the container and the coder, without the networks; every checksum can be made right.
+
+    pip install atheris
+    NUMBA_DISABLE_JIT=1 python -m tests.fuzz_bitstream CORPUS -runs=100000   # finds the coder's branches, in Python
+    NUMBA_BOUNDSCHECK=1 python -m tests.fuzz_bitstream CORPUS -runs=1000000 -timeout=10 -rss_limit_mb=2048
+
+An input is two bytes and a file. The first says which checks are mended before it is decoded (1 the file's CRC-32,
+2 the identities, 4 the CRC-32 of the level planes), so that mutations reach what lies behind them; the second chooses
+the quantizer. What is neither an image's indices nor a BitstreamError is a finding. tests/test_hostile.py runs it too.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from lic_dist.codec import rans
+from lic_dist.codec.container import Container
+from lic_dist.codec.rans import BitstreamError
+from lic_dist.quantization.distributions import analytic_pmf
+from lic_dist.quantization.quantize import table_rows
+from lic_dist.quantization.rates import LEVELS, CdfTables, tables_from_pmf
+from lic_dist.quantization.trellis import SCALAR, trellis
+
+M, N = 4, 3  # channels of y and z
+MACHINES = tuple(trellis(name) for name in ("sq", "tcq4", "tcq8", "tcq16", "tcq32"))
+Y_TABLES = tuple(tables_from_pmf(analytic_pmf(0.6, machine)) for machine in MACHINES)
+Z_TABLES = CdfTables(
+    np.array([[0, 9, 65000, 65536], [0, 30000, 65535, 65536], [0, 1, 65536, 0]]),
+    np.array([4, 4, 3]),
+    np.array([-1, 0, 7]),
+)
+MODEL, RECORD = b"mode", b"reco"
+CRC, IDENTITIES, PLANES = 1, 2, 4
+Indices = tuple[np.ndarray, np.ndarray]
+
+
+def levels_of(z: np.ndarray) -> np.ndarray:
+    """What stands for h_s: the levels of y, uint8 [M, 16 steps], from z, int16 [N, steps]."""
+    mixed = z.astype(np.int64).sum(axis=0) + 17 * np.arange(M)[:, None]
+    return np.repeat(mixed % LEVELS, 16, axis=1).astype(np.uint8)
+
+
+def z_rows(height: int, width: int) -> np.ndarray:
+    """The rows of z's tables for an image of that size, int32 [N, steps]."""
+    steps = -(-height // 64) * -(-width // 64)
+    return np.ascontiguousarray(np.broadcast_to(np.arange(N, dtype=np.int32)[:, None], (N, steps)))
+
+
+def encode(seed: int, quantizer: int, height: int, width: int) -> bytes:
+    """A true file of that size, with escapes in it."""
+    generator = np.random.default_rng(seed)
+    rows = z_rows(height, width)
+    z = np.rint(generator.laplace(0, 1, rows.shape)).astype(np.int16)
+    level = levels_of(z)
+    k = np.rint(generator.laplace(0, 0.2 + level / 16)).astype(np.int16)
+    k[generator.random(k.shape) < 0.01] = generator.integers(-32768, 32768)
+    y = rans.encode(k, table_rows(k, level, MACHINES[quantizer], LEVELS), Y_TABLES[quantizer])
+    planes = zlib.crc32(level.tobytes())
+    return Container(height, width, MODEL, RECORD, planes, rans.encode(z, rows, Z_TABLES), y).pack()
+
+
+def decode(data: bytes, quantizer: int, mend_planes: bool) -> Indices:
+    """What ImageCodec.decode does around its networks. Raises BitstreamError."""
+    held = Container.unpack(data)
+    if (held.model, held.record) != (MODEL, RECORD):
+        raise BitstreamError("this file was made with another model or quantizer")
+    z = rans.decode(held.z, z_rows(held.height, held.width), Z_TABLES, SCALAR)
+    level = levels_of(z)
+    if not mend_planes and zlib.crc32(level.tobytes()) != held.planes:
+        raise BitstreamError("this machine computes other scales than the encoder's")
+    k = rans.decode(held.y, level, Y_TABLES[quantizer], MACHINES[quantizer])
+    return z, k
+
+
+def one_input(data: bytes) -> Indices | None:
+    """Decode an input: indices of the size that its header claims, or None where it is refused."""
+    if len(data) < 2:
+        return None
+    mends, quantizer, file = data[0], data[1] % len(MACHINES), bytearray(data[2:])
+    if mends & IDENTITIES:
+        file[9:17] = (MODEL + RECORD)[: len(file[9:17])]
+    if mends & CRC:
+        file = file[:-4] + zlib.crc32(file[:-4]).to_bytes(4, "little")
+    try:
+        z, k = decode(bytes(file), quantizer, bool(mends & PLANES))
+    except BitstreamError as error:
+        assert error.message and "\n" not in error.message and error.hint
+        return None
+    height, width = (int.from_bytes(file[at : at + 2], "little") for at in (5, 7))
+    steps = -(-height // 64) * -(-width // 64)
+    assert (z.shape, k.shape, z.dtype, k.dtype) == ((N, steps), (M, 16 * steps), np.int16, np.int16)
+    return z, k
+
+
+def seeds() -> list[bytes]:
+    """True inputs to start from: every quantizer, small sizes, no check mended and all."""
+    sizes = ((1, 1), (64, 64), (65, 30), (200, 70))
+    return [
+        bytes([mends, quantizer]) + encode(number, quantizer, *size)
+        for number, size in enumerate(sizes)
+        for quantizer in range(len(MACHINES))
+        for mends in (0, CRC | IDENTITIES, CRC | IDENTITIES | PLANES)
+    ]
+
+
+def main() -> None:
+    """Write the seeds into the corpus, the first argument, and fuzz."""
+    import atheris
+
+    corpus = Path(sys.argv[1])
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds()):
+        (corpus / f"seed-{number}").write_bytes(seed)
+    atheris.instrument_func(Container.unpack.__func__)
+    if numba.config.DISABLE_JIT:
+        atheris.instrument_func(rans._decode_plane)
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
