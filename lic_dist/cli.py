@@ -202,6 +202,43 @@ def models() -> None:
         typer.echo(f"{name}: {spec}; quantizers: {', '.join(['sq', *content['quantizers']])}")
 
 
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a name of `lic-dist models`.")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint to write.")],
+    quantizers: Annotated[
+        list[str] | None,
+        typer.Option("--quantizer", metavar="NAME=RECORD", help="A record it shall carry; repeatable."),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Parameters in float16.")] = False,
+    architecture: Architecture = None,
+    lmbda: Lmbda = None,
+) -> None:
+    """Write a checkpoint to ship: in half the size; with the quantizers that were calibrated for it, by name.
+
+    float16 is another model: round it first, then calibrate and build caches with what was written.
+    """
+    import torch
+
+    from lic_dist.building.records import named_record
+    from lic_dist.models import checkpoint as checkpoints
+
+    loaded = checkpoints.load(checkpoint, architecture, lmbda)
+    for text in quantizers or ():
+        name, equals, record = text.partition("=")
+        if not (name and equals) or name == "sq":
+            raise UsageError(f"--quantizer {text}: not of the form NAME=RECORD", hint="tcq8=runs/x.zarr/quantized/tcq8")
+        loaded.quantizers[name] = named_record(loaded, record).to_json()
+    rounds = any(not torch.equal(one, one.half().float()) for one in loaded.model.parameters())
+    if half and rounds and loaded.quantizers:
+        raise UsageError(
+            "--half rounds the weights that the quantizers were calibrated for",
+            hint="export with --half first, calibrate for what that writes, export again with --quantizer",
+        )
+    checkpoints.save(loaded, file, torch.float16 if half else torch.float32)
+    typer.echo(f"{file}: {file.stat().st_size / 1e6:.2f} MB; quantizers: {', '.join(['sq', *loaded.quantizers])}")
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the resolved file, every default filled in; with a sweep, each combination."""

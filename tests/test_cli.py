@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from lic_dist import __version__
+from lic_dist.building.records import analytic_record
 from lic_dist.models import checkpoint
+from lic_dist.quantization.record import QuantizerRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "ray", "zarr", "numpy", "compressai", "numba", "pydantic", "matplotlib", "pyarrow")
@@ -167,3 +170,18 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lic_dist.models.checkpoint.zoo", interrupt)
     done = lic_dist("models")
     assert done.returncode == 130 and done.stderr == "stopped; the same command goes on where it is\n"
+
+
+def test_a_checkpoint_is_exported_with_its_quantizers_in_half_the_size(base: Path, tmp_path: Path) -> None:
+    half, whole, record = tmp_path / "half.pth.tar", tmp_path / "whole.pth.tar", tmp_path / "r.json"
+    assert lic_dist("export", base, half, "--half").returncode == 0
+    loaded = checkpoint.load(str(half))
+    analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.ones(12)).save(record)
+    shown = lic_dist("export", half, whole, "--half", "--quantizer", f"tcq8={record}")
+    assert shown.returncode == 0 and "sq, tcq8" in shown.stdout
+    made = checkpoint.load(str(whole))
+    assert checkpoint.digest(made.model.state_dict()) == checkpoint.digest(loaded.model.state_dict())
+    assert QuantizerRecord.from_json(made.quantizers["tcq8"]).digest == QuantizerRecord.load(record).digest
+    assert half.stat().st_size < base.stat().st_size  # most of a tiny model are its tables
+    for source, wrong in ((base, f"a={record}"), (half, str(record)), (half, f"sq={record}"), (half, "a=nowhere")):
+        assert lic_dist("export", source, whole, "--half", "--quantizer", wrong).returncode == 2
