@@ -156,7 +156,9 @@ class Finetune(Steps):
 
     recipe: Recipe = "decoder+hyper"  # or a list of parts (decoder, hyper, prior) and parameters (g_s.6)
     latents: Literal["quantized", "noise", "straight-through"] = "quantized"  # the last two are controls
-    means: Literal["search", "pixels"] = "search"  # what moves them when h_s trains: training/decoding.py
+    means: Literal["likelihood", "search", "pixels"] = (
+        "likelihood"  # what moves them when h_s trains: training/decoding.py
+    )
     sq_rate: Literal["likelihood", "index"] = "likelihood"  # of SQ with step 1 when h_s trains; others: index
     steps: int = Field(2000, ge=1)
     phases: tuple[Phase, ...] = ()  # one after another, instead of the recipe, steps and lr above; empty: just those

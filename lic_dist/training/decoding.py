@@ -4,9 +4,10 @@
                         The envelope theorem gives the gradient of what the search minimized, so the means are moved by
                         that: bits + lmbda 255^2 / (3 g) * sum S_c (y - y_hat)^2. With `pixels` they are moved by the
                         picture's error instead, which the next search does not minimize, and undoes
-    likelihood          y_hat stays what the parent's means gave, and bits are CompressAI's likelihood of it: SQ with
-                        h_s in training, whose k do not minimize a cost that would make their bits the loss. With
-                        `pixels` g_s sees k about the means as they move
+    likelihood          y_hat stays what the parent's means gave, and bits are CompressAI's likelihood: for SQ of that
+                        y_hat, since its k do not minimize a cost that would make their bits the loss (with `pixels` g_s
+                        sees k about the means as they move); for the others, with `means: likelihood`, of y + uniform
+                        noise: h_s learns what y is, as in base training, and g_s what the quantizer makes of it
     noise               the first control: y + uniform noise for y_hat, and its likelihood
     straight-through    the second: SQ of y about the means for y_hat, no gradient through the rounding to the means;
                         the likelihood of y + uniform noise (Minnen and Singh 2020)
@@ -29,7 +30,7 @@ from lic_dist.training.loss import bits_of
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch
 
-MovedBy = Literal["search", "pixels"]
+MovedBy = Literal["likelihood", "search", "pixels"]
 Form = Literal["quantized", "likelihood", "noise", "straight-through"]
 
 
@@ -37,8 +38,13 @@ def form_of(section: Finetune, record: QuantizerRecord, hyper_trains: bool) -> F
     """The form of a job: what it trains on, and for unit SQ under a moving h_s the section's `sq_rate`."""
     if section.latents != "quantized":
         return section.latents
-    unit_sq = record.name == "sq" and record.step == 1  # the cells of CompressAI's likelihood
-    return "likelihood" if unit_sq and hyper_trains and section.sq_rate == "likelihood" else "quantized"
+    by_likelihood = section.means == "likelihood" or (unit_sq(record) and section.sq_rate == "likelihood")
+    return "likelihood" if hyper_trains and by_likelihood else "quantized"
+
+
+def unit_sq(record: QuantizerRecord) -> bool:
+    """Whether a quantizer's cells are those of CompressAI's likelihood."""
+    return record.name == "sq" and record.step == 1
 
 
 class Decoding(nn.Module):
@@ -57,7 +63,7 @@ class Decoding(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.bf16, self.pixels = model, bf16, moved_by == "pixels"
-        self.rate = IndexRate(record)
+        self.rate, self.unit_sq = IndexRate(record), unit_sq(record)
         price = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
         weights = torch.from_numpy(record.weights) * price
         self.register_buffer("weights", weights.reshape(1, -1, 1, 1), persistent=False)
@@ -102,7 +108,8 @@ class Decoding(nn.Module):
         with torch.no_grad():
             means = gaussians(self.parent(z_hat), batch.k.shape[1]).means
         fixed = means + batch.level
-        return stage.means + batch.level if self.pixels else fixed, self._gaussian_bits(fixed, stage)
+        coded = fixed if self.unit_sq else batch.y.to(fixed.dtype) + batch.noise
+        return stage.means + batch.level if self.pixels else fixed, self._gaussian_bits(coded, stage)
 
     def _noise(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         y_hat = batch.y.to(stage.means.dtype) + batch.noise
