@@ -60,7 +60,7 @@ class IntegerHyperDecoder:
         x = _clamp(z.double() * 2.0**UNIT_BITS + self._medians).transpose(0, 1)
         for layer in self._layers:
             x = layer(x)
-        return gaussians((x.transpose(0, 1) * 2.0**-UNIT_BITS).float().contiguous(), self._M)  # type: ignore[arg-type]
+        return gaussians((x.transpose(0, 1) * 2.0**-UNIT_BITS).float(), self._M)  # type: ignore[arg-type]
 
 
 class _Convolution:
