@@ -153,11 +153,14 @@ def encode(
     quantizer: Annotated[str, typer.Option(help="sq, a name that the checkpoint carries, or a record.")] = "sq",
     architecture: Architecture = None,
     lmbda: Lmbda = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Entropy parameters in integers: decodes on any machine.")
+    ] = False,
 ) -> None:
     """Code one picture."""
     from lic_dist import images
 
-    data = _codec(model, quantizer, architecture, lmbda).encode(images.read(image)).data
+    data = _codec(model, quantizer, architecture, lmbda, deterministic).encode(images.read(image)).data
     file.write_bytes(data)
     typer.echo(f"{file}: {len(data)} bytes")
 
@@ -182,13 +185,13 @@ def decode(
     typer.echo(str(image))
 
 
-def _codec(model: str, quantizer: str, architecture: str | None, lmbda: float | None) -> Any:
+def _codec(model: str, quantizer: str, architecture: str | None, lmbda: float | None, integer: bool = False) -> Any:
     from lic_dist.building.records import named_record
     from lic_dist.codec.codec import ImageCodec
     from lic_dist.models import checkpoint
 
     loaded = checkpoint.load(model, architecture, lmbda)
-    return ImageCodec(loaded.model, named_record(loaded, quantizer))
+    return ImageCodec(loaded.model, named_record(loaded, quantizer), integer)
 
 
 @app.command()

@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from lic_dist.codec import rans
 from lic_dist.codec.container import Container
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.errors import LicError
+from lic_dist.models.integer import IntegerHyperDecoder
 from lic_dist.models.parts import decoder_digest, entropy_digest
 from lic_dist.models.stages import Stage, analyse, dequantize_z, run_stages, to_input
 from lic_dist.quantization.quantize import Quantizer
@@ -64,14 +67,17 @@ def padding(height: int, width: int) -> tuple[int, int, int, int]:
 class ImageCodec:
     """A model in eval mode and a quantizer record, ready to code RGB images of any size.
 
+    `integer`: encode with h_s in integers (models/integer.py), so that the file decodes on any machine. A decoder does
+    as the file says.
+
     Raises:
         LicError: the record has another number of channels than the model.
     """
 
-    def __init__(self, model: nn.Module, record: QuantizerRecord) -> None:
+    def __init__(self, model: nn.Module, record: QuantizerRecord, integer: bool = False) -> None:
         if len(record.weights) != model.M:
             raise LicError(f"the quantizer has {len(record.weights)} channels, the model {model.M}")
-        self.model, self.record, self.quantizer = model, record, Quantizer(record)
+        self.model, self.record, self.quantizer, self.integer = model, record, Quantizer(record), integer
         self.device = next(model.parameters()).device
         networks = hashlib.sha256(f"{entropy_digest(model)} {decoder_digest(model)}".encode()).digest()
         self.model_id, self.record_id = networks[:4], bytes.fromhex(record.digest)[:4]
@@ -112,9 +118,11 @@ class ImageCodec:
             likelihood += self._y_likelihood_bits(y_hat, stage)
             return y_hat
 
-        y_hat = run_stages(self.model, dequantize_z(self.model, z), serve)
+        y_hat = self._serve(z, self.integer, serve)
         z_stream, y_stream = rans.encode(z_lanes, z_rows, z_tables), b"".join(streams)
-        container = Container(height, width, self.model_id, self.record_id, planes, z_stream, y_stream)
+        container = Container(
+            height, width, self.model_id, self.record_id, planes, z_stream, y_stream, integer=self.integer
+        )
         return Encoded(
             container.pack(),
             np.concatenate(indices),
@@ -156,14 +164,24 @@ class ImageCodec:
             level = level_index(stage.to_lanes(stage.scales), self.record.level_rule)
             if zlib.crc32(level.tobytes()) != held.planes:
                 raise BitstreamError(
-                    "this machine computes other scales than the encoder's", hint="decode with the encoder's backend"
+                    "this machine computes other scales than the encoder's",
+                    hint="decode with the encoder's backend, or encode with --deterministic",
                 )
             k = rans.decode(held.y, level, self.record.y_tables, self.quantizer.trellis)
             indices.append(k)
             return stage.means + stage.from_lanes(self.quantizer.dequantize(k))
 
-        y_hat = run_stages(self.model, dequantize_z(self.model, z), serve)
+        y_hat = self._serve(z, held.integer, serve)
         return self._picture(y_hat, held.height, held.width), np.concatenate(indices)
+
+    def _serve(self, z: Tensor, integer: bool, serve: Callable[[Stage], Tensor]) -> Tensor:
+        if integer:
+            return serve(self._integer_h_s(z))
+        return run_stages(self.model, dequantize_z(self.model, z), serve)
+
+    @cached_property
+    def _integer_h_s(self) -> IntegerHyperDecoder:
+        return IntegerHyperDecoder(self.model)
 
     def _picture(self, y_hat: Tensor, height: int, width: int) -> NDArray[np.uint8]:
         left, _, top, _ = padding(height, width)

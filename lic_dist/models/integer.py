@@ -1,0 +1,128 @@
+"""h_s in exact integers: the same means and scales on every machine, whatever its threads, batch, layout or backend.
+
+The definition. Every value is an integer; round() is to the nearest, a half to the even one; floor(v / 2^s) is a shift.
+
+    unit        an activation X stands for X 2^-12; clamp(X) keeps it within -2^24 .. 2^24
+    input       X = clamp(2^12 z + round(2^12 m)), z the coded integer, m the float32 median of its channel
+    layers      a convolution of stride 1, or a transposed one of stride s whose output is s times the input on both
+                axes; odd kernels, zero padding. For each output channel with float32 weights w and bias b:
+                    e   the least integer with max |w| < 2^e; 0 where all are 0
+                    f = 14 - e, within 1..24
+                    W = round(2^f w),  B = round(2^(12+f) b)
+                    X = clamp(floor((B + 2^(f-1) + sum of W X) / 2^f)), with X = 0 outside of the picture
+    ReLU        max(X, 0)
+    LeakyReLU   X where X > 0, else floor((S X + 2^18) / 2^19) with S = round(2^19 slope), 5243 for a slope of 0.01
+    output      means and scales are X 2^-12, which float32 holds exactly. A scale's level is the number of thresholds t
+                of quantization/rates.py, float32, with X > floor(2^12 t)
+
+Sums are taken in float64, one matrix product a tap of the kernel. The sum of |W| 2^24, with |B| and the half, stays
+below 2^53 (checked), so float64 is exact in any order, fused or not; and no library's convolution may choose an inexact
+way (Winograd, FFT). W and B follow from the checkpoint by powers of two and roundings alone, without a function that
+differs between libraries. For CompressAI's h_s, an element of y follows from the z at most 2 positions away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lic_dist.errors import LicError
+from lic_dist.models.parts import medians
+from lic_dist.models.stages import Stage, gaussians
+
+UNIT_BITS, WEIGHT_BITS, MOST_BITS, SLOPE_BITS = 12, 14, 24, 19
+LARGEST = 1 << 24
+_EXACT = 1 << 53
+_HINT = "code without --deterministic"
+
+
+class IntegerHyperDecoder:
+    """The integer form of a hyperprior model's h_s, on the model's device; see the module's text.
+
+    Raises:
+        LicError: a layer that has no such form, or sums that float64 may not hold exactly.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        middle = medians(model)
+        whole = np.rint(np.ldexp(middle.cpu().numpy().astype(np.float64), UNIT_BITS))
+        self._medians, self._M = torch.from_numpy(whole).to(middle.device), model.M
+        self._layers = [_layer(layer) for layer in model.h_s]  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor) -> Stage:
+        """Means and scales, float32 [B, M, h, w], multiples of 2^-12; z: integers about the medians [B, Nz, hz, wz]."""
+        x = _clamp(z.double() * 2.0**UNIT_BITS + self._medians).transpose(0, 1)
+        for layer in self._layers:
+            x = layer(x)
+        return gaussians((x.transpose(0, 1) * 2.0**-UNIT_BITS).float(), self._M)  # type: ignore[arg-type]
+
+
+class _Convolution:
+    """On float64 [channels, B, h, w]: output s i + r takes the input i - n times the weight at padding + r + s n."""
+
+    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        given = layer.weight.detach().cpu().numpy()
+        # A plain convolution is a transposed one of stride 1 with its kernel turned round.
+        turned = (
+            given.transpose(2, 3, 1, 0)
+            if isinstance(layer, nn.ConvTranspose2d)
+            else given.transpose(2, 3, 0, 1)[::-1, ::-1]
+        )
+        weight = np.array(turned, np.float64, order="C")  # [row, column, out, in]
+        bias = np.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().cpu().numpy()
+        _, e = np.frexp(np.abs(weight).max((0, 1, 3)))
+        f = np.clip(WEIGHT_BITS - e, 1, MOST_BITS)
+        whole = np.rint(np.ldexp(weight, f[:, None]))
+        start = np.rint(np.ldexp(bias.astype(np.float64), UNIT_BITS + f)) + np.ldexp(0.5, f)
+        if (
+            not (np.abs(whole).sum((0, 1, 3)) * LARGEST + np.abs(start)).max() < _EXACT
+        ):  # nor a weight that is no number
+            raise LicError(f"h_s is too wide for exact sums, or its weights too large: {layer}", hint=_HINT)
+        device = layer.weight.device
+        self._start, self._unit = (torch.from_numpy(each[:, None]).to(device) for each in (start, np.ldexp(1.0, -f)))
+        self._stride, self._padding = layer.stride[0], int(layer.padding[0])
+        self._taps: dict[tuple[int, int], list[tuple[int, int, Tensor]]] = {}
+        for row, column in product(range(len(whole)), repeat=2):
+            (n, r), (m, q) = (divmod(at - self._padding, self._stride) for at in (row, column))
+            tap = n, m, torch.from_numpy(whole[row, column]).to(device)
+            self._taps.setdefault((r, q), []).append(tap)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (_, batch, high, wide), pad, stride = x.shape, self._padding, self._stride
+        around = nn.functional.pad(x, (pad, pad, pad, pad))
+        out = x.new_empty(len(self._start), batch, high, stride, wide, stride)
+        for (r, q), taps in self._taps.items():
+            total = self._start.repeat(1, batch * high * wide)
+            for n, m, weight in taps:
+                part = around[:, :, pad - n : pad - n + high, pad - m : pad - m + wide]
+                total.addmm_(weight, part.reshape(len(part), -1))
+            out[:, :, :, r, :, q] = _clamp(total.mul_(self._unit).floor_()).view(-1, batch, high, wide)
+        return out.view(-1, batch, high * stride, wide * stride)
+
+
+def _layer(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        k, s = layer.kernel_size[0], layer.stride[0]
+        form = layer.kernel_size, layer.stride, layer.padding, layer.output_padding
+        plain = (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
+        if plain and k % 2 and form == ((k, k), (s, s), (k // 2, k // 2), (s - 1, s - 1)):
+            return _Convolution(layer)
+    if isinstance(layer, nn.ReLU):
+        return partial(torch.clamp, min=0)
+    if isinstance(layer, nn.LeakyReLU):
+        return partial(_leaky, round(layer.negative_slope * 2**SLOPE_BITS))
+    raise LicError(f"h_s has a layer without a form in integers: {layer}", hint=_HINT)
+
+
+def _leaky(slope: int, x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, ((x * slope + 2.0 ** (SLOPE_BITS - 1)) * 2.0**-SLOPE_BITS).floor())
+
+
+def _clamp(x: Tensor) -> Tensor:
+    return x.clamp(-LARGEST, LARGEST)
