@@ -1,8 +1,8 @@
 """Hostile bytes against the container and the coder, without the networks; every checksum can be made right.
 
     pip install atheris
-    NUMBA_DISABLE_JIT=1 python -m tests.fuzz_bitstream CORPUS -runs=100000   # finds the coder's branches, in Python
     NUMBA_BOUNDSCHECK=1 python -m tests.fuzz_bitstream CORPUS -runs=1000000 -timeout=10 -rss_limit_mb=2048
+    NUMBA_DISABLE_JIT=1 python -m tests.fuzz_bitstream CORPUS -runs=100000  # the coder in Python, led by its branches
 
 An input is two bytes and a file. The first says which checks are mended before it is decoded (1 the file's CRC-32,
 2 the identities, 4 the CRC-32 of the level planes), so that mutations reach what lies behind them; the second chooses
@@ -11,8 +11,12 @@ the quantizer. What is neither an image's indices nor a BitstreamError is a find
 
 from __future__ import annotations
 
+import random
+import re
 import sys
 import zlib
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numba
@@ -36,6 +40,8 @@ Z_TABLES = CdfTables(
 )
 MODEL, RECORD = b"mode", b"reco"
 CRC, IDENTITIES, PLANES = 1, 2, 4
+EVERYTHING = CRC | IDENTITIES | PLANES
+OUTCOMES: Counter[str] = Counter()
 Indices = tuple[np.ndarray, np.ndarray]
 
 
@@ -90,36 +96,71 @@ def one_input(data: bytes) -> Indices | None:
         z, k = decode(bytes(file), quantizer, bool(mends & PLANES))
     except BitstreamError as error:
         assert error.message and "\n" not in error.message and error.hint
+        OUTCOMES[re.sub(r"\d+", "n", error.message)] += 1
         return None
+    OUTCOMES["decoded"] += 1
     height, width = (int.from_bytes(file[at : at + 2], "little") for at in (5, 7))
     steps = -(-height // 64) * -(-width // 64)
     assert (z.shape, k.shape, z.dtype, k.dtype) == ((N, steps), (M, 16 * steps), np.int16, np.int16)
     return z, k
 
 
-def seeds() -> list[bytes]:
+@cache
+def seeds() -> tuple[bytes, ...]:
     """True inputs to start from: every quantizer, small sizes, no check mended and all."""
     sizes = ((1, 1), (64, 64), (65, 30), (200, 70))
-    return [
+    return tuple(
         bytes([mends, quantizer]) + encode(number, quantizer, *size)
         for number, size in enumerate(sizes)
         for quantizer in range(len(MACHINES))
-        for mends in (0, CRC | IDENTITIES, CRC | IDENTITIES | PLANES)
-    ]
+        for mends in (0, CRC | IDENTITIES, EVERYTHING)
+    )
+
+
+def mutated(generator: random.Random) -> bytes:
+    """A true input after one to six mutations: bytes altered, cut out, repeated, inserted, a field replaced."""
+    data = bytearray(generator.choice(seeds()))
+    data[0] = generator.choice((0, CRC, EVERYTHING, EVERYTHING))
+    for _ in range(generator.randint(1, 6)):
+        at, some = generator.randint(2, len(data)), generator.randbytes(generator.choice((1, 2, 4, 4, 40)))
+        kind = generator.randrange(6)
+        if kind == 0:
+            data[at : at + len(some)] = some
+        elif kind == 1:
+            del data[at : at + len(some)]
+        elif kind == 2:
+            data[at:at] = data[at : at + len(some)]
+        elif kind == 3:
+            data[at:at] = some
+        elif kind == 4 and at < len(data):
+            data[at] ^= 1 << generator.randrange(8)
+        else:
+            at = 2 + generator.choice((0, 3, 4, 5, 7, 9, 13, 17, 21))
+            data[at : at + 2] = bytes(generator.choice((0, 1, 2, 64, 127, 128, 255)) for _ in range(2))
+    return bytes(data)
 
 
 def main() -> None:
-    """Write the seeds into the corpus, the first argument, and fuzz."""
+    """Fuzz: half of the inputs are true ones mutated here, half libFuzzer's own. Says what became of them."""
     import atheris
+
+    def mutate(data: bytes, most: int, seed: int) -> bytes:
+        generator = random.Random(seed)
+        return mutated(generator)[:most] if generator.random() < 0.5 else atheris.Mutate(data, most)
+
+    def counted(data: bytes) -> None:
+        one_input(data)
+        if (total := OUTCOMES.total()) % 100_000 == 0:
+            print(total, *(f"{count:9}  {outcome}" for outcome, count in OUTCOMES.most_common()), sep="\n")
 
     corpus = Path(sys.argv[1])
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(seeds()):
-        (corpus / f"seed-{number}").write_bytes(seed)
+    for number, one in enumerate(seeds()):
+        (corpus / f"seed-{number}").write_bytes(one)
     atheris.instrument_func(Container.unpack.__func__)
     if numba.config.DISABLE_JIT:
         atheris.instrument_func(rans._decode_plane)
-    atheris.Setup(sys.argv, one_input)
+    atheris.Setup(sys.argv, counted, custom_mutator=mutate)
     atheris.Fuzz()
 
 
