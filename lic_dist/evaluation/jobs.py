@@ -71,6 +71,8 @@ class Task:
             images.measure(images.contents(section.images / name, name), name)
         chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
         jobs = [job for one in dict.fromkeys(chosen) for job in _jobs(one, section.quantizers, experiment)]
+        if not jobs:
+            raise UsageError("nothing to evaluate: no checkpoint carries a quantizer", hint="name evaluate.quantizers")
         pictures = images.files_digest(section.images, names)
         return cls(experiment, tuple(jobs), section.images, tuple(names), pictures)
 

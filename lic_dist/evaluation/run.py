@@ -133,7 +133,8 @@ def code(
     `work` takes a codec, an image and its name, and returns a row and a picture; it must pickle.
     """
     left = Counter(unit.job for unit in units)
-    finish([job for job in task.jobs if not left[job]])
+    if whole := [job for job in task.jobs if not left[job]]:
+        finish(whole)
     if not units:
         return
     engine = task.experiment.engine
@@ -262,7 +263,8 @@ def _missing(job: Job, task: Task, point: Point | None, journal: Journal, kept: 
 def _require_known(show: Sequence[str], names: Sequence[str]) -> None:
     for name in show:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1) or names[:1]
+            alike = [one for one in names if Path(one).name == Path(name).name]
+            near = alike or difflib.get_close_matches(name, names, 1) or names
             raise UsageError(f"evaluate.show names no image: '{name}'", hint=f"there is '{near[0]}'")
 
 
