@@ -181,6 +181,8 @@ def test_shown_pictures_are_kept_and_come_again_when_lost(
 ) -> None:
     with pytest.raises(UsageError, match=r"no image: 'b.png' \(there is 'sub/b.png'\)"):
         evaluate(experiment(base, folder, show=["b.png"]))
+    with pytest.raises(UsageError, match="lies in the folder of images"):
+        evaluate(experiment(base, folder, "pictures/r.json", show=["a.png"]))
     first = read_points(evaluate(experiment(base, folder)))
     assert not (folder / "r.pictures").exists() and first[0].shown == {}
     coded = counting(monkeypatch)

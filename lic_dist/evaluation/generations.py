@@ -64,6 +64,7 @@ def evaluate_generations(experiment: Experiment, count: int) -> Path:
     """
     task = Task.of(experiment)
     out = beside(need(experiment.evaluate, "evaluate").out, ".generations.json")
+    task.require_outside(out)
     with Journal.of(out) as journal:
         before = read_generations(out)
         known = {(_key(point), row["image"]): row for point in before for row in point.images}

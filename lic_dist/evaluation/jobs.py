@@ -76,6 +76,11 @@ class Task:
         pictures = images.files_digest(section.images, names)
         return cls(experiment, tuple(jobs), section.images, tuple(names), pictures)
 
+    def require_outside(self, out: Path) -> None:
+        """Raises UsageError where pictures written beside `out` would be images of the next evaluation."""
+        if out.resolve().is_relative_to(self.folder.resolve()):
+            raise UsageError(f"{out} lies in the folder of images", hint="give evaluate.out another folder")
+
     def key(self, job: Job) -> Key:
         """What a job's rows and point are measured of."""
         return Key(job.quantizer, job.record, job.model, self.pictures)

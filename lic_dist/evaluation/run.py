@@ -13,7 +13,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -91,6 +91,8 @@ def evaluate(experiment: Experiment) -> Path:
     task = Task.of(experiment)
     section = need(experiment.evaluate, "evaluate")
     _require_known(section.show, task.names)
+    if section.show:
+        task.require_outside(section.out)
     with Journal.of(section.out) as journal:
         before = read_points(section.out)
         originals = read_originals(section.out) | _keep_originals(section.out, section.show, task)
@@ -162,6 +164,7 @@ def _make_coder(
         if held is None or held[0] != unit.job:
             held = None  # two models at once are too many
             held = unit.job, unit.job.codec()
+            _warm_up(held[1])
         image = images.read(Path(folder) / unit.image)
         try:
             row, picture = work(held[1], image, unit.image)
@@ -174,6 +177,12 @@ def _make_coder(
         return row
 
     return code
+
+
+def _warm_up(codec: ImageCodec) -> None:
+    """Load the compiled kernels: that is no time of an image."""
+    with suppress(LicError):  # of a model that can code nothing: its images will say so
+        codec.decode(codec.encode(np.zeros((1, 1, 3), np.uint8)).data)
 
 
 def _measured_row(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> tuple[Row, NDArray[np.uint8]]:
