@@ -170,6 +170,17 @@ def test_a_killed_run_loses_no_image_that_is_coded(base: Path, folder: Path, mon
     assert not journal.exists()
 
 
+def test_one_checkpoint_of_two_names_is_two_points_of_the_same_figures(
+    base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(base, folder / "copy.pth.tar")
+    both = experiment(base, folder, checkpoints=[str(base), str(folder / "copy.pth.tar")], quantizers=["sq"])
+    points = read_points(evaluate(both))
+    assert [point.checkpoint for point in points] == [str(base), str(folder / "copy.pth.tar")]
+    monkeypatch.setattr(running, "measure_image", lambda *_: pytest.fail("measured again"))
+    assert [point.checkpoint for point in read_points(evaluate(both))] == [point.checkpoint for point in points]
+
+
 def test_two_runs_on_one_file_are_refused(base: Path, folder: Path) -> None:
     with Journal.of(folder / "r.json"), pytest.raises(LicError, match="another run writes"):
         evaluate(experiment(base, folder))

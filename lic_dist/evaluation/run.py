@@ -98,7 +98,10 @@ def evaluate(experiment: Experiment) -> Path:
         originals = read_originals(section.out) | _keep_originals(section.out, section.show, task)
         known = {Key(point.quantizer, point.record, point.model, point.pictures): point for point in before}
         others = [point for point in before if (point.checkpoint, point.quantizer) not in task.named]
-        found: dict[Job, Point | None] = {job: known.get(task.key(job)) for job in task.jobs}
+        found: dict[Job, Point | None] = {
+            job: replace(point, checkpoint=job.checkpoint, arm=job.arm) if (point := known.get(task.key(job))) else None
+            for job in task.jobs
+        }
         kept = {job: _kept(section.out, job, task, section.show) for job in task.jobs}
         units = [unit for job in task.jobs for unit in _missing(job, task, found[job], journal, kept[job])]
 
