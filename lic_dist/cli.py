@@ -125,12 +125,26 @@ def finetune(
 
 
 @app.command()
-def evaluate(config: ConfigFile, overrides: Overrides = None, engine: EngineName = None) -> None:
+def evaluate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    engine: EngineName = None,
+    generations: Annotated[
+        int | None, typer.Option(min=1, help="Instead: code each picture again, N times in all, and plot the drift.")
+    ] = None,
+    out: JsonFile = None,
+) -> None:
     """Code a folder of images to real bytes with each checkpoint and quantizer, decode, compare, measure."""
-    from lic_dist.evaluation.run import evaluate as run
+    from lic_dist.evaluation import generations as successive
+    from lic_dist.evaluation import run, tables
 
-    for experiment in experiments(config, overrides, engine):
-        typer.echo(run(experiment))
+    chosen = experiments(config, overrides, engine)
+    if generations:
+        done = [successive.summary(successive.evaluate_generations(one, generations)) for one in chosen]
+    else:
+        done = [tables.summary(run.evaluate(one)) for one in chosen]
+    write_json(out, done)
+    tables.require_coded(done)
 
 
 @app.command()

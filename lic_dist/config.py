@@ -131,7 +131,7 @@ class Engine(Section):
 
     name: Literal["ray", "local"] = "ray"
     encoders: int = Field(1, ge=1)
-    searchers: int = Field(1, ge=1)
+    searchers: int = Field(1, ge=1)  # of a build; the workers of an evaluation, with `local` processes
     readers: int = Field(1, ge=1)
     gpus_per_encoder: float = Field(0.0, ge=0)
     trainers: int = Field(1, ge=1)  # ranks of a finetuning under Ray Train
@@ -182,6 +182,7 @@ class Evaluate(Section):
     quantizers: tuple[str, ...] = Field(
         ("sq",), min_length=1
     )  # sq | a name that the checkpoint carries, or a group of the cache | carried: all of the first | a record's path
+    show: tuple[str, ...] = ()  # images whose decoded pictures are kept, by their names in the results
     out: Path = Path("runs/evaluation.json")
 
 

@@ -94,6 +94,7 @@ class PhotoError(LicError):
     def __init__(self, path: str, fault: str) -> None:
         super().__init__(f"{path}: {fault}")
         self.fault = fault
+        self.args = path, fault  # by which it pickles
 
 
 def walk(folder: Path) -> list[str]:

@@ -77,7 +77,7 @@ def create(path: Path, planned: Plan) -> None:
 
 
 def build(path: Path, planned: Plan, **engine) -> list[tuple[int, int]]:
-    stage = Stage("build", partial(make_builder, path, planned), workers=2)
+    stage = Stage("build", partial(make_builder, path, planned), workers=2 if engine else 1)
     done = list(run([stage], store.pending(path), **engine))
     Folder(path).sweep()
     return done

@@ -1,8 +1,10 @@
-"""The engine: order and errors in this process, pools and lost workers on Ray."""
+"""The engine: order and errors in this process, pools and lost workers, of processes and on Ray."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, UsageError
+from lic_dist.images import PhotoError
 
 HERE = Path(__file__).parent
 
@@ -74,6 +77,14 @@ def make_log(folder: Path, name: str, seconds: float):
     return work
 
 
+def make_sleep(folder: Path):
+    def work(value):
+        (folder / str(os.getpid())).touch()
+        time.sleep(600)
+
+    return work
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """A Ray of four logical CPUs, shared by the tests of this file: starting one takes five seconds."""
@@ -104,6 +115,57 @@ def test_local_makes_once_and_raises_unchanged():
     with pytest.raises(ZeroDivisionError):
         next(results)
     assert made == [1]
+
+
+def test_local_workers_of_one_stage_are_processes():
+    results = list(run([Stage("pid", make_process_id, 2)], range(12)))
+    assert sorted(unit for unit, _ in results) == list(range(12))
+    assert 1 <= len({process for _, process in results} - {os.getpid()}) == len({process for _, process in results})
+    several = run([Stage("add", partial(make_add, 1), 2), Stage("pid", make_process_id, 2)], range(3))
+    assert {process for _, process in several} == {os.getpid()}
+    assert dict(run([Stage("pid", make_process_id, 2)], [1])) == {1: os.getpid()}  # one unit starts no pool
+
+
+def test_local_processes_raise_the_works_own_exception():
+    failing = Stage("fails", partial(make_fail, PhotoError("a.png", "truncated")), 2)
+    with pytest.raises(PhotoError) as caught:
+        list(run([failing], range(9)))
+    assert (caught.value.message, caught.value.fault) == ("a.png: truncated", "truncated")
+
+
+def test_a_local_process_that_dies_is_one_error_that_names_its_unit(tmp_path):
+    results = run([Stage("deadly", partial(make_dies_once, tmp_path, 7), 2)], range(30))
+    done = []
+    with pytest.raises(LicError, match=r"a worker of stage 'deadly' died, at one of: .*\b7\b") as caught:
+        for unit, _ in results:
+            done.append(unit)
+    assert "memory" in caught.value.hint and 7 not in done
+
+
+def test_local_processes_end_with_a_killed_parent(tmp_path):
+    code = (
+        "from functools import partial; from pathlib import Path; from lic_dist.engine.stages import Stage, run\n"
+        "from tests.test_engine import make_sleep\n"
+        f"list(run([Stage('sleep', partial(make_sleep, Path({str(tmp_path)!r})), 2)], [1, 2]))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parent)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(file.name) for file in tmp_path.iterdir()]
+    parent.kill()
+    parent.wait()
+    while any(runs(process) for process in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(workers) == 2 and not any(runs(process) for process in workers)
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and no zombie, which nobody may wait for."""
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_wrong_use_is_refused():

@@ -14,9 +14,10 @@ from lic_dist.building.records import analytic_record
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation import run as running
 from lic_dist.evaluation.gains import gains
+from lic_dist.evaluation.jobs import short_name
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.results import read_curves, read_points
-from lic_dist.evaluation.run import evaluate, short_name
+from lic_dist.evaluation.run import evaluate
 from lic_dist.models import checkpoint
 
 
@@ -52,7 +53,7 @@ def test_a_run_is_measured_resumed_and_reported(
             assert row.container_bpp == pytest.approx(29 * 8 / (row.height * row.width))
     assert [curve.name for curve in read_curves(out)] == ["e base sq", "e base mine"]
     with monkeypatch.context() as patch:
-        patch.setattr(running, "_run_point", lambda *_: pytest.fail("measured again"))
+        patch.setattr(running, "measure_image", lambda *_: pytest.fail("measured again"))
         evaluate(experiment(base, photos, tmp_path / "r.json", "sq", str(tmp_path / "mine")))
         assert read_points(out) == points
         evaluate(experiment(base, photos, tmp_path / "r.json", "sq"))
@@ -99,7 +100,7 @@ def test_a_quantizer_of_another_model_is_refused_before_anything_is_coded(
 ) -> None:
     loaded = checkpoint.load(str(base))
     replace(analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.ones(12)), lmbda=0.5).save(tmp_path / "x" / "record.json")
-    monkeypatch.setattr(running, "_run_point", lambda *_: pytest.fail("coded"))
+    monkeypatch.setattr(running, "measure_image", lambda *_: pytest.fail("coded"))
     with pytest.raises(UsageError, match="made for another model"):
         evaluate(experiment(base, photos, tmp_path / "r.json", "sq", str(tmp_path / "x")))
 

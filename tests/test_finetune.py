@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lic_dist import config
+from lic_dist import config, images
 from lic_dist.building.build import build
 from lic_dist.building.job import check_cache
 from lic_dist.building.records import compressai_record
@@ -274,7 +274,7 @@ def test_compressais_own_evaluation_loads_the_result(base: Path, photos: Path, s
     theirs = json.loads(told.stdout[told.stdout.index("{") :])["results"]
     loaded = checkpoint.load(str(tmp_path / "out"))
     codec = ImageCodec(loaded.model, compressai_record(loaded))
-    ours = measure_image(codec, tmp_path / "pictures" / "a.png", "a.png")
+    ours = measure_image(codec, images.read(tmp_path / "pictures" / "a.png"), "a.png").result
     assert theirs["bpp"][0] == pytest.approx(ours.bpp, abs=1e-9)
 
 

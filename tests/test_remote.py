@@ -139,7 +139,7 @@ def create(url: str) -> None:
 
 
 def build(url: str, **engine) -> None:
-    work = Stage("build", partial(make_builder, url, make_plan()), workers=2)
+    work = Stage("build", partial(make_builder, url, make_plan()), workers=2 if engine else 1)
     list(run([work], store.pending(url), **engine))
 
 

@@ -41,12 +41,14 @@ STRIDE = 64  # of z against pixels
 class Encoded:
     """One coded image: its bytes, the picture its decoder will show, and the rate in bits.
 
+    k and level, [lanes, steps]: the indices and the scale levels that they were coded at.
     coded_bits counts the entropy-coded streams; estimated_bits is the sum of -log2 over the integer tables;
     likelihood_bits the continuous model's (with cells of step 1 about the means; nan for other quantizers).
     """
 
     data: bytes
     k: NDArray[np.int16]
+    level: NDArray[np.uint8]
     reconstruction: NDArray[np.uint8]
     coded_bits: int
     estimated_bits: float
@@ -103,6 +105,7 @@ class ImageCodec:
         likelihood = self._z_likelihood_bits(z)
         streams: list[bytes] = []
         indices: list[NDArray[np.int16]] = []
+        level_planes: list[NDArray[np.uint8]] = []
         planes = 0
 
         def serve(stage: Stage) -> Tensor:
@@ -112,6 +115,7 @@ class ImageCodec:
             rows = self.quantizer.rows(k, level)
             streams.append(rans.encode(k, rows, y_tables))
             indices.append(k)
+            level_planes.append(level)
             planes = zlib.crc32(level.tobytes(), planes)
             estimated += float(y_tables.bits(k, rows).sum())
             y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
@@ -126,6 +130,7 @@ class ImageCodec:
         return Encoded(
             container.pack(),
             np.concatenate(indices),
+            np.concatenate(level_planes),
             self._picture(y_hat, height, width),
             8 * (len(z_stream) + len(y_stream)),
             estimated,

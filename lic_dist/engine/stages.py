@@ -1,4 +1,4 @@
-"""Staged work over units: in this process, or on Ray.
+"""Staged work over units: in this process, in processes of this machine, or on Ray.
 
 A unit (a shard number, say) flows through all stages; the result of one stage is the argument of the next:
 
@@ -49,18 +49,23 @@ def run(
 ) -> Generator[tuple[Any, Any], None, None]:
     """Run every unit through all stages; yields (unit, result) in order of completion.
 
-    `engine` is "local" (one unit after the other, in this process) or "ray": then `address` is a running
-    cluster's (default: RAY_ADDRESS, else a Ray of our own with `num_cpus`, default all, which ends with the
-    run). A Ray that is already initialised is used and left alone. Results must be small on Ray: they are
-    all that the driver fetches.
+    `engine` is "local": a single stage of several workers has a process for each, else one unit after the other
+    is done in this process. Or "ray": then `address` is a running cluster's (default: RAY_ADDRESS, else a Ray of
+    our own with `num_cpus`, default all, which ends with the run). A Ray that is already initialised is used and
+    left alone. Results must be small on Ray: they are all that the driver fetches.
 
     Raises:
         UsageError: an unknown engine.
-        LicError: the cluster lacks the GPUs asked for, or the workers of one unit died again and again.
+        LicError: the cluster lacks the GPUs asked for, or the workers of one unit died again and again; a process
+            of this machine died.
         Exception: whatever the work raises, unchanged; the first failure ends the run.
     """
     if not stages:
         raise ValueError("no stages to run")
+    if engine == "local" and len(stages) == 1 and min(stages[0].workers, len(units)) > 1:
+        from lic_dist.engine.processes import run_in_processes
+
+        return run_in_processes(stages[0], units)
     if engine == "local":
         return _run_here(stages, units)
     if engine == "ray":

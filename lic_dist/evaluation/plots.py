@@ -1,4 +1,4 @@
-"""Pictures of results: rate-distortion curves, crops side by side, a training's course. PNG, through Agg."""
+"""Pictures of results: rate-distortion curves, crops side by side, a training's course, drift. PNG, through Agg."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ class Picture:
     name: str
     figures: str
     pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A line of a drift plot: bpp and PSNR against the original, a number a generation of successive coding."""
+
+    name: str
+    bpp: Sequence[float]
+    psnr: Sequence[float]
 
 
 def rd_plot(curves: Sequence[Curve], path: Path, anchor: str = "", title: str = "") -> None:
@@ -101,6 +110,32 @@ def training_plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
             least = int(np.argmin(values))
             axes.plot(steps[least], values[least], "o", markersize=9, mfc="none", mec=ANCHOR_COLOUR)
             axes.set_title(f"least {values[least]:.4f} at step {steps[least]}", fontsize=9, loc="right")
+    _save(figure, path)
+
+
+def drift_plot(lines: Sequence[Drift], path: Path) -> None:
+    """PSNR against the original, and bpp, over the generations of successive coding."""
+    figure = _figure(11.0, 4.2)
+    panels = figure.subplots(1, 2)
+    titles = ("PSNR against the original [dB]", "rate [bit per pixel]")
+    for axes, title, figures in zip(panels, titles, ("psnr", "bpp"), strict=True):
+        for number, line in enumerate(lines):
+            values = getattr(line, figures)
+            axes.plot(
+                range(1, len(values) + 1),
+                values,
+                color=COLOURS[number % len(COLOURS)],
+                linestyle="-" if number < len(COLOURS) else "--",
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=4.5,
+                linewidth=1.5,
+                label=line.name,
+            )
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("generation")
+        _clean(axes)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[1].legend(fontsize=9 if len(lines) <= 10 else 8, frameon=False)
     _save(figure, path)
 
 

@@ -1,0 +1,83 @@
+"""One stage of work over a pool of processes of this machine.
+
+Processes are spawned, not forked: threads of numba and zarrs do not outlive a fork. A process makes its work once, at
+its first unit. Units are handed out in order, few at a time, so that a long list costs nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from lic_dist.engine.stages import Stage, Work
+from lic_dist.errors import LicError
+
+_make: Callable[[], Work]
+_work: Work | None = None
+
+
+def run_in_processes(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any, Any], None, None]:
+    """`stages.run` of one stage in `stage.workers` processes; see there.
+
+    Raises:
+        LicError: a process died; the units that it may have been at are named.
+    """
+    workers = min(stage.workers, len(units))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(stage.make,))
+    left, flying = iter(units), dict[Future[Any], Any]()
+
+    def fill() -> None:
+        while len(flying) <= workers:  # one more than they work on, so that none waits for its next
+            for unit in left:
+                flying[pool.submit(_call, unit)] = unit
+                break
+            else:
+                return
+
+    try:
+        fill()
+        while flying:
+            done, _ = wait(flying, return_when=FIRST_COMPLETED)
+            failed = [future for future in done if future.exception() is not None]
+            results = [(flying.pop(future), future.result()) for future in done.difference(failed)]
+            if not failed:
+                fill()
+            yield from results
+            for future in failed:
+                future.result()
+    except BrokenProcessPool:
+        raise LicError(
+            f"a worker of stage '{stage.name}' died, at one of: {', '.join(map(str, flying.values()))}",
+            hint="out of memory? fewer workers need less; what is finished stays finished",
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(make: Callable[[], Work]) -> None:
+    """A new process: Ctrl-C ends it in silence, and it ends with its parent, however that ends."""
+    global _make
+    _make = make
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _call(unit: Any) -> Any:
+    global _work
+    if _work is None:
+        _work = _make()
+    return _work(unit)

@@ -1,0 +1,191 @@
+"""Successive coding: each image coded, then its decoded picture, and so on; does a codec drift, and how fast?
+
+    {"name": .., "points": [{"checkpoint": .., "quantizer": .., "bpp": [..], "psnr": [..], "psnr_previous": [..],
+                             "images": [{"image": .., "bpp": [..], "psnr": [..], "psnr_previous": [..]}, ..]}, ..]}
+
+A number a generation, of the first to the last: bpp, PSNR against the original and against the picture that was coded.
+Those of a point are means over its images. A PSNR that is not finite (nothing changed any more) is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from lic_dist.codec.codec import ImageCodec
+from lic_dist.config import Experiment, need
+from lic_dist.errors import LicError
+from lic_dist.evaluation.jobs import Job, Task, label
+from lic_dist.evaluation.journal import Journal, Key, beside
+from lic_dist.evaluation.metrics import psnr8
+from lic_dist.evaluation.plots import Drift, drift_plot
+from lic_dist.evaluation.results import write_whole
+from lic_dist.evaluation.run import Row, Unit, code, measure_image
+
+FIGURES = ("bpp", "psnr", "psnr_previous")
+
+
+@dataclass(frozen=True)
+class Generations:
+    """One checkpoint with one quantizer over a set of images, again and again; rows as the module's text has them."""
+
+    checkpoint: str
+    quantizer: str
+    arm: str
+    lmbda: float
+    record: str
+    model: str
+    pictures: str
+    images: tuple[Row, ...]
+    set_aside: dict[str, str] = field(default_factory=dict)
+
+    def means(self) -> dict[str, list[float | None]]:
+        """Means over the images, a number a generation; None where one is not finite."""
+        columns = {name: zip(*(row[name] for row in self.images), strict=True) for name in FIGURES}
+        return {name: [None if None in one else fmean(one) for one in found] for name, found in columns.items()}
+
+
+def evaluate_generations(experiment: Experiment, count: int) -> Path:
+    """Code every image `count` times with each checkpoint and quantizer; returns the result file, a plot beside it.
+
+    Resumed as `evaluate` is, whose errors it has; rows of more generations than asked for are cut.
+    """
+    task = Task.of(experiment)
+    out = beside(need(experiment.evaluate, "evaluate").out, ".generations.json")
+    task.require_outside(out)
+    with Journal.of(out) as journal:
+        before = read_generations(out)
+        known = {(_key(point), row["image"]): row for point in before for row in point.images}
+        known |= {(_key(point), name): _fault(name, why) for point in before for name, why in point.set_aside.items()}
+        known |= journal.rows
+        others = [point for point in before if (point.checkpoint, point.quantizer) not in task.named]
+        found: dict[Job, Generations | None] = dict.fromkeys(task.jobs)
+        units = [
+            Unit(job, name)
+            for job in task.jobs
+            for name in task.names
+            if not _reaches(known.get((task.key(job), name)), count)
+        ]
+
+        def finish(jobs: Sequence[Job]) -> None:
+            rows = known | journal.rows
+            for job in jobs:
+                found[job] = _point(job, task, [_cut(rows[task.key(job), name], count) for name in task.names])
+            _write(out, experiment.name, [*(point for point in found.values() if point), *others])
+
+        code(task, units, journal, partial(_coded_again, count), finish)
+        for job, point in found.items():
+            if point is not None and not point.images:
+                image, reason = next(iter(point.set_aside.items()))
+                raise LicError(f"no image can be coded with {job}: {image}: {reason}")
+        journal.settle(task.named)
+    return out
+
+
+def read_generations(path: Path) -> tuple[Generations, ...]:
+    """The points of a file; none where there is no file yet.
+
+    Raises:
+        LicError: not a file of generations.
+    """
+    if not path.exists():
+        return ()
+    try:
+        points = json.loads(path.read_text())["points"]
+        return tuple(
+            Generations(**{k: v for k, v in point.items() if k not in FIGURES} | {"images": tuple(point["images"])})
+            for point in points
+        )
+    except OSError as error:
+        raise LicError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise LicError(f"{path} has no generations", hint="remove it, or give evaluate another 'out'") from None
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """Show the first and the last generation of each point; returns the means of all."""
+    points = [point for point in read_generations(path) if point.images]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head in ("quantizer", "arm", "lmbda", "generation", "bpp", "PSNR dB", "to the one before"):
+        table.add_column(head, justify="left" if head in ("quantizer", "arm") else "right")
+    for point in points:
+        means = point.means()
+        for number in sorted({0, len(means["bpp"]) - 1}):
+            bpp, psnr, previous = (means[name][number] for name in FIGURES)
+            shown = (f"{bpp:.4f}", *("" if value is None else f"{value:.3f}" for value in (psnr, previous)))
+            table.add_row(point.quantizer, point.arm, f"{point.lmbda:g}", str(number + 1), *shown)
+    Console().print(table)
+    print(path)
+    told = [{k: v for k, v in asdict(one).items() if k != "images"} | one.means() for one in points]
+    return {"out": str(path), "points": told}
+
+
+def _coded_again(count: int, codec: ImageCodec, image: NDArray[np.uint8], name: str) -> tuple[Row, NDArray[np.uint8]]:
+    row: dict[str, Any] = {"image": name, "height": len(image), "width": image.shape[1]}
+    row |= {figure: [] for figure in FIGURES}
+    picture = image
+    for _ in range(count):
+        measured = measure_image(codec, picture, name)
+        previous, picture = picture, measured.picture
+        for figure, value in zip(
+            FIGURES, (measured.result.bpp, psnr8(image, picture), psnr8(previous, picture)), strict=True
+        ):
+            row[figure].append(value if math.isfinite(value) else None)
+    return row, picture
+
+
+def _point(job: Job, task: Task, rows: Sequence[Row]) -> Generations:
+    return Generations(
+        checkpoint=job.checkpoint,
+        quantizer=job.quantizer,
+        arm=job.arm,
+        lmbda=job.lmbda,
+        record=job.record,
+        model=job.model,
+        pictures=task.pictures,
+        images=tuple(row for row in rows if "fault" not in row),
+        set_aside={row["image"]: row["fault"] for row in rows if "fault" in row},
+    )
+
+
+def _write(out: Path, name: str, points: Sequence[Generations]) -> None:
+    content = {"name": name, "points": [asdict(point) | point.means() for point in points]}
+    write_whole(out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    several = len({point.lmbda for point in points}) > 1
+    lines = []
+    for point in points:
+        if point.images:
+            means = point.means()
+            title = f"{point.arm} {point.quantizer}" + (f", {label(point.checkpoint)}" if several else "")
+            lines.append(Drift(title, *([math.nan if v is None else v for v in means[k]] for k in ("bpp", "psnr"))))
+    if lines:
+        drift_plot(lines, out.with_suffix(".png"))
+
+
+def _reaches(row: Row | None, count: int) -> bool:
+    """Whether a row has all the figures that are asked for, or says why there are none."""
+    return row is not None and ("fault" in row or all(len(row.get(name, ())) >= count for name in FIGURES))
+
+
+def _cut(row: Row, count: int) -> Row:
+    return row if "fault" in row else {**row, **{name: row[name][:count] for name in FIGURES}}
+
+
+def _fault(name: str, reason: str) -> Row:
+    return {"image": name, "fault": reason}
+
+
+def _key(point: Generations) -> Key:
+    return Key(point.quantizer, point.record, point.model, point.pictures)

@@ -1,0 +1,154 @@
+"""What an evaluation is of: checkpoints, each with quantizers, over a folder of images; checked before work begins."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lic_dist import images
+from lic_dist.building.records import named_record
+from lic_dist.codec.codec import ImageCodec
+from lic_dist.config import Experiment, need
+from lic_dist.errors import UsageError
+from lic_dist.evaluation.journal import Key
+from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models.checkpoint import Checkpoint
+
+CARRIED = "carried"  # a quantizer's name that stands for all that a checkpoint carries
+
+
+@dataclass(frozen=True)
+class Job:
+    """One point to measure: a checkpoint with a quantizer, and the digests that say whether it is known already.
+
+    `checkpoint` is as the experiment names it, `quantizer` the short name; `model_at` and `record_at` are where workers
+    in other folders find both.
+    """
+
+    checkpoint: str
+    quantizer: str
+    model_at: str
+    record_at: str
+    architecture: str | None
+    lmbda: float
+    record: str
+    model: str
+    arm: str
+
+    def __str__(self) -> str:
+        return f"{label(self.checkpoint)}, {self.quantizer}"
+
+    def codec(self) -> ImageCodec:
+        """The codec of this point, loaded."""
+        loaded = checkpoints.load(self.model_at, self.architecture, self.lmbda)
+        return ImageCodec(loaded.model, named_record(loaded, self.record_at))
+
+
+@dataclass(frozen=True)
+class Task:
+    """The jobs of an experiment and its images: their folder, names, and one digest over them all."""
+
+    experiment: Experiment
+    jobs: tuple[Job, ...]
+    folder: Path
+    names: tuple[str, ...]
+    pictures: str
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Task:
+        """Load and look at everything once, so that every mistake shows before the first image is coded.
+
+        Raises:
+            LicError: no images, or one that cannot be read.
+            UsageError: an unknown checkpoint or quantizer, or one made for another model.
+        """
+        section = need(experiment.evaluate, "evaluate")
+        if not section.checkpoints and experiment.model is None:
+            raise UsageError("nothing to evaluate", hint="name evaluate.checkpoints, or a model")
+        names = images.find(section.images)
+        for name in names:
+            images.measure(images.contents(section.images / name, name), name)
+        chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
+        jobs = [job for one in dict.fromkeys(chosen) for job in _jobs(one, section.quantizers, experiment)]
+        if not jobs:
+            raise UsageError("nothing to evaluate: no checkpoint carries a quantizer", hint="name evaluate.quantizers")
+        pictures = images.files_digest(section.images, names)
+        return cls(experiment, tuple(jobs), section.images, tuple(names), pictures)
+
+    def require_outside(self, out: Path) -> None:
+        """Raises UsageError where pictures written beside `out` would be images of the next evaluation."""
+        if out.resolve().is_relative_to(self.folder.resolve()):
+            raise UsageError(f"{out} lies in the folder of images", hint="give evaluate.out another folder")
+
+    def key(self, job: Job) -> Key:
+        """What a job's rows and point are measured of."""
+        return Key(job.quantizer, job.record, job.model, self.pictures)
+
+    @property
+    def named(self) -> frozenset[tuple[str, str]]:
+        """Checkpoints and quantizers of the jobs, as points name them."""
+        return frozenset((job.checkpoint, job.quantizer) for job in self.jobs)
+
+
+def _jobs(checkpoint: str, wanted: tuple[str, ...], experiment: Experiment) -> list[Job]:
+    """A checkpoint's own record of a name comes first; else a bare name is a group of the experiment's cache."""
+    section = experiment.model
+    architecture, lmbda = (section.architecture, section.lmbda) if section else (None, None)
+    loaded = checkpoints.load(checkpoint, architecture, lmbda)
+    model = checkpoints.digest(loaded.model.state_dict())
+    jobs = []
+    for name in dict.fromkeys(each for one in wanted for each in (carried(loaded) if one == CARRIED else (one,))):
+        elsewhere = name in ("sq", *loaded.quantizers) or "/" in name or Path(name).exists()
+        in_cache = experiment.cache is not None and not elsewhere
+        quantizer = f"{experiment.cache.path}/quantized/{name}" if experiment.cache is not None and in_cache else name
+        record = named_record(loaded, quantizer)
+        ImageCodec(loaded.model, record)
+        jobs.append(
+            Job(
+                checkpoint=checkpoint,
+                quantizer=short_name(quantizer),
+                model_at=checkpoints.absolute(checkpoint),
+                record_at=checkpoints.absolute(quantizer),
+                architecture=architecture,
+                lmbda=loaded.spec.lmbda,
+                record=record.digest,
+                model=model,
+                arm=arm_of(loaded),
+            )
+        )
+    return jobs
+
+
+def carried(loaded: Checkpoint) -> tuple[str, ...]:
+    """The quantizers that a checkpoint carries for its own weights: not those of the caches it was trained from."""
+    return tuple(name for name in loaded.quantizers if not name.endswith("-cached"))
+
+
+def arm_of(loaded: Checkpoint) -> str:
+    """How a checkpoint was made, by its own account: "base", "decoder", "decoder noise", "decoder+hyper round 2" ..."""
+    rounds = [entry for entry in loaded.history if "recipe" in entry]
+    if not rounds:
+        return "base"
+    last = rounds[-1]
+    phases = [phase["recipe"] for phase in last.get("phases", ())] or [last["recipe"]]
+    recipes = [one if isinstance(one, str) else "+".join(one) for one in phases]
+    latents = "" if last["latents"] == "quantized" else f" {last['latents']}"
+    return ", ".join(recipes) + latents + (f" round {len(rounds)}" if len(rounds) > 1 else "")
+
+
+def short_name(quantizer: str) -> str:
+    """The name of a quantizer: of a record's path, the group or file that holds it."""
+    return Path(quantizer.removesuffix("record.json")).name.removesuffix(".json") or quantizer
+
+
+def label(checkpoint: str) -> str:
+    """The name of a checkpoint: of a path its file, or the folder that holds `checkpoint.pth.tar`."""
+    path = Path(checkpoint)
+    name = path.name.removesuffix(checkpoints.SUFFIX)
+    return path.parent.name if name == "checkpoint" and path.parent.name else name
+
+
+def file_safe(name: str) -> str:
+    """A name with nothing in it that a file's name should not have."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name)

@@ -1,0 +1,118 @@
+"""The journal of an evaluation: a line of JSON for each image coded, so that a killed run goes on in mid-point.
+
+It lies beside the result file while a run is not finished. Lines are only appended. Each says what it was measured of
+(`Key`), so that those of other tensors, records or pictures count for nothing. A last line that is torn is cut off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from lic_dist.errors import LicError
+from lic_dist.evaluation.results import write_whole
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a point is measured of: a quantizer's name, and the digests of its record, the model and the pictures."""
+
+    quantizer: str
+    record: str
+    model: str
+    pictures: str
+
+
+class Journal:
+    """The rows of unfinished points, by key and image; a row is a plain dictionary with its "image"."""
+
+    def __init__(self, path: Path, file: TextIO, lines: list[dict[str, Any]]) -> None:
+        self.path, self.file, self.lines = path, file, lines
+        self.rows = {(_key(line), line["row"]["image"]): line["row"] for line in lines}
+
+    @classmethod
+    @contextmanager
+    def of(cls, out: Path) -> Iterator[Journal]:
+        """The journal of a result file, which nobody else writes meanwhile.
+
+        Raises:
+            LicError: another run is at work on it, or the folder cannot be written.
+        """
+        path = beside(out, ".rows.jsonl")
+        with ExitStack() as open_files:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = open_files.enter_context(out.with_name(f".{out.name}.lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lines = _read(path)
+                file = open_files.enter_context(path.open("a", encoding="utf-8"))
+            except BlockingIOError:
+                raise LicError(f"another run writes {out}", hint="wait for its end, or stop it") from None
+            except OSError as error:
+                raise _unwritable(error, path) from None
+            journal = cls(path, file, lines)
+            try:
+                yield journal
+            finally:
+                if not journal.lines:
+                    path.unlink(missing_ok=True)
+
+    def add(self, key: Key, checkpoint: str, row: dict[str, Any]) -> None:
+        """Append a row; it is in the file when this returns."""
+        line = {**asdict(key), "checkpoint": checkpoint, "row": row}
+        try:
+            self.file.write(_text(line))
+            self.file.flush()
+        except OSError as error:
+            raise _unwritable(error, self.path) from None
+        self.lines.append(line)
+        self.rows[key, row["image"]] = row
+
+    def settle(self, named: Set[tuple[str, str]]) -> None:
+        """Drop the rows of these checkpoints and quantizers, whose points are in the result file; others stay."""
+        self.lines = [line for line in self.lines if (line["checkpoint"], line["quantizer"]) not in named]
+        write_whole(self.path, "".join(map(_text, self.lines)).encode())
+
+
+def beside(out: Path, ending: str) -> Path:
+    """A file beside a result file, of its name without .json."""
+    return out.with_name(out.name.removesuffix(".json") + ending)
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def _unwritable(error: OSError, path: Path) -> LicError:
+    return LicError(f"cannot write {error.filename or path}: {error.strerror}")
+
+
+def _key(line: dict[str, Any]) -> Key:
+    return Key(line["quantizer"], line["record"], line["model"], line["pictures"])
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal, if there is one; what is torn at its end is cut off."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return [line for text in whole.decode("utf-8", "replace").splitlines() if (line := _line(text)) is not None]
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """A line that says all it should; None for any other, which a failing disk may leave."""
+    try:
+        line = json.loads(text)
+        _key(line), line["row"]["image"], line["checkpoint"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return line  # type: ignore[no-any-return]

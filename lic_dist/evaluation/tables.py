@@ -1,0 +1,90 @@
+"""Points as tables: one row an image in a CSV, means over images as plain figures and on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from lic_dist.errors import ToleranceError
+from lic_dist.evaluation.results import Point, plain_row, read_points, write_whole
+
+RATES = ("bpp", "estimated_bpp", "likelihood_bpp", "container_bpp")
+SECONDS = ("encode_seconds", "decode_seconds")
+OF_POINT = ("checkpoint", "arm", "quantizer", "lmbda")
+OF_IMAGE = ("image", "height", "width", "bpp", "psnr", "ms_ssim", *RATES[1:], *SECONDS)
+
+
+def write_csv(path: Path, points: Sequence[Point]) -> None:
+    """A line for each image and point, with a line of heads; blank where a figure is missing or not finite.
+
+    Raises:
+        LicError: the folder cannot be written.
+    """
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow((*OF_POINT, *OF_IMAGE))
+    for point in points:
+        for row in map(plain_row, point.images):
+            table.writerow((*(getattr(point, name) for name in OF_POINT), *(row[name] for name in OF_IMAGE)))
+    write_whole(path, text.getvalue().encode())
+
+
+def means(point: Point) -> dict[str, Any]:
+    """A point's figures, means over its images; None where one is missing or not finite."""
+    figures = {name: fmean(getattr(row, name) for row in point.images) for name in (*RATES, "psnr", *SECONDS)}
+    finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    of_point = {name: getattr(point, name) for name in (*OF_POINT, "record", "model", "pictures", "z_bpp")}
+    counts = {"images": len(point.images), "set_aside": dict(point.set_aside)}
+    return {**of_point, **finite, "ms_ssim": point.figures.ms_ssim, **counts}
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """Show the points of a result file in a short table, and its path; returns their means.
+
+    `gap` is of the written bits over the estimated ones.
+    """
+    points = [means(point) for point in read_points(path)]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    heads = ("quantizer", "arm", "lmbda", "bpp", "PSNR dB", "MS-SSIM", "gap", "s encode", "s decode")
+    for number, head in enumerate(heads):
+        numeric = number > 1
+        table.add_column(head, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for one in points:
+        figures = (
+            f"{one['lmbda']:g}",
+            f"{one['bpp']:.4f}",
+            "" if one["psnr"] is None else f"{one['psnr']:.3f}",
+            "" if one["ms_ssim"] is None else f"{one['ms_ssim']:.4f}",
+            f"{100 * (one['bpp'] / one['estimated_bpp'] - 1):+.2f} %",
+            *(f"{one[name]:.2f}" for name in SECONDS),
+        )
+        table.add_row(f"{one['quantizer']} *" if one["set_aside"] else one["quantizer"], one["arm"], *figures)
+    Console().print(table)
+    if any(one["set_aside"] for one in points):
+        print("* without images that could not be coded: not to be compared with the others")
+    print(path)
+    return {"out": str(path), "points": points}
+
+
+def require_coded(summaries: Sequence[dict[str, Any]]) -> None:
+    """Raises ToleranceError, after a warning for each, where images were set aside: means are over the others."""
+    points = [point for one in summaries for point in one["points"]]
+    lacking = [point for point in points if point["set_aside"]]
+    for point in lacking:
+        for name, reason in point["set_aside"].items():
+            print(f"warning: {name} with {point['checkpoint']}, {point['quantizer']}: {reason}", file=sys.stderr)
+    if lacking:
+        raise ToleranceError(
+            f"{len(lacking)} of {len(points)} points lack images that could not be coded",
+            hint="their means are over the others: do not compare them with points of all images",
+        )
