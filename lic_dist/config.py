@@ -178,7 +178,8 @@ class Evaluate(Section):
     """A rate-distortion run with real bitstreams."""
 
     images: Path
-    checkpoints: tuple[str, ...] = ()  # empty: the model section's
+    # names, paths, patterns of them (runs/*); empty: the model section's; a mapping: each with quantizers of its own
+    checkpoints: tuple[str, ...] | dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = ()
     quantizers: tuple[str, ...] = Field(
         ("sq",), min_length=1
     )  # sq | a name that the checkpoint carries, or a group of the cache | carried: all of the first | a record's path

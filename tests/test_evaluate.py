@@ -14,7 +14,7 @@ from lic_dist.building.records import analytic_record
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation import run as running
 from lic_dist.evaluation.gains import gains
-from lic_dist.evaluation.jobs import short_name
+from lic_dist.evaluation.jobs import Task, short_name
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.results import read_curves, read_points
 from lic_dist.evaluation.run import evaluate
@@ -120,3 +120,24 @@ def test_short_names() -> None:
     assert short_name("sq") == "sq"
     assert short_name("runs/a.zarr/quantized/tcq8") == short_name("runs/a.zarr/quantized/tcq8/record.json") == "tcq8"
     assert short_name("runs/photos.tcq8.json") == "photos.tcq8"
+
+
+def test_checkpoints_may_be_patterns_each_with_quantizers_of_its_own(base: Path, photos: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(str(base))
+    for name in ("a", "b"):
+        loaded.quantizers = {name: analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.ones(12)).to_json()}
+        checkpoint.save(loaded, tmp_path / "runs" / name / "checkpoint.pth.tar")
+    (tmp_path / "runs" / "unfinished").mkdir()
+    asked = experiment(base, photos, tmp_path / "r.json", "deadzone").model_dump(exclude_none=True)
+    asked["evaluate"]["checkpoints"] = {str(base): ["sq"], f"{tmp_path}/runs/*": ["carried"]}
+    task = Task.of(config.Experiment.model_validate(asked))
+    assert [(job.checkpoint, job.quantizer) for job in task.jobs] == [
+        (str(base), "sq"),
+        (f"{tmp_path}/runs/a", "a"),
+        (f"{tmp_path}/runs/b", "b"),
+    ]
+    asked["evaluate"] |= {"checkpoints": ["base-s*"], "quantizers": ["sq"]}
+    assert [job.checkpoint for job in Task.of(config.Experiment.model_validate(asked)).jobs] == ["base-small"]
+    asked["evaluate"]["checkpoints"] = [f"{tmp_path}/runs/c*"]
+    with pytest.raises(UsageError, match="no checkpoint matches"):
+        Task.of(config.Experiment.model_validate(asked))

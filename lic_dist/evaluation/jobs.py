@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +72,9 @@ class Task:
         for name in names:
             images.measure(images.contents(section.images / name, name), name)
         chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
-        jobs = [job for one in dict.fromkeys(chosen) for job in _jobs(one, section.quantizers, experiment)]
+        asked = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, section.quantizers)
+        wanted = {one: quantizers for pattern, quantizers in asked.items() for one in _matching(pattern)}
+        jobs = [job for one, quantizers in wanted.items() for job in _jobs(one, quantizers, experiment)]
         if not jobs:
             raise UsageError("nothing to evaluate: no checkpoint carries a quantizer", hint="name evaluate.quantizers")
         pictures = images.files_digest(section.images, names)
@@ -89,6 +93,21 @@ class Task:
     def named(self) -> frozenset[tuple[str, str]]:
         """Checkpoints and quantizers of the jobs, as points name them."""
         return frozenset((job.checkpoint, job.quantizer) for job in self.jobs)
+
+
+def _matching(pattern: str) -> list[str]:
+    """The checkpoints, of the package and on disk, that a pattern names; of no pattern, itself.
+
+    Raises:
+        UsageError: it matches none.
+    """
+    if Path(pattern).exists() or not glob.has_magic(pattern):
+        return [pattern]
+    shipped = fnmatch.filter(checkpoints.zoo(), pattern)
+    there = [path for path in sorted(glob.glob(pattern)) if checkpoints.is_there(path)]
+    if not shipped and not there:
+        raise UsageError(f"no checkpoint matches '{pattern}'", hint="evaluate.checkpoints has names and paths")
+    return [*shipped, *there]
 
 
 def _jobs(checkpoint: str, wanted: tuple[str, ...], experiment: Experiment) -> list[Job]:

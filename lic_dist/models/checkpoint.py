@@ -51,14 +51,21 @@ def locate(name_or_path: str) -> Path:
     Raises:
         UsageError: neither.
     """
-    path = Path(name_or_path)
-    if path.is_dir():
-        path = path / f"checkpoint{SUFFIX}"
+    path = _file(name_or_path)
     if path.is_file():
         return path
     if name_or_path in zoo():
         return zoo()[name_or_path]
     raise UsageError(f"no checkpoint '{name_or_path}'", hint=f"a path, or one of: {', '.join(zoo())}")
+
+
+def is_there(path: str) -> bool:
+    """Whether a path is a file, or a folder with a `checkpoint.pth.tar`."""
+    return _file(path).is_file()
+
+
+def _file(path: str) -> Path:
+    return Path(path) / f"checkpoint{SUFFIX}" if Path(path).is_dir() else Path(path)
 
 
 def absolute(name_or_path: str) -> str:
