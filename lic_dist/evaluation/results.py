@@ -1,11 +1,12 @@
 """Result files: CompressAI's JSON shape, so that published curves plot beside ours, with a row for each image.
 
     {"name": .., "description": .., "results": {"bpp": [..], "psnr-rgb": [..], "ms-ssim-rgb": [..], ..},
-     "points": [{"checkpoint": .., "quantizer": .., "lmbda": .., "images": [{"image": .., "bpp": ..}, ..]}, ..]}
+     "points": [{"checkpoint": .., "quantizer": .., "lmbda": .., "images": [{"image": .., "bpp": ..}, ..]}, ..],
+     "originals": {image: path of a PNG}}
 
 `results` holds the means over images of each point, in the order of `points`, which only our files have. A file of
-several arms or quantizers is several curves. A number that is not finite is null: the PSNR of equal pictures, a
-likelihood that the quantizer does not have, an MS-SSIM of too small a picture.
+several arms or quantizers is several curves. Paths are relative to the file's folder. A number that is not finite is
+null: the PSNR of equal pictures, a likelihood that the quantizer does not have, an MS-SSIM of too small a picture.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from lic_dist.errors import LicError
+
+_TUPLES = ("channel_bits", "k_counts")  # of a point, lists in JSON
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class Point:
     `arm` says how the checkpoint was made ("base", "decoder", "decoder noise"): points of one arm and quantizer, at
     several lambdas, are a curve. Digests tell whether a measured point still stands: `record` of the quantizer's
     record, `model` of the checkpoint's tensors, `pictures` of the images' files. Raises ValueError without images.
+
+    What files of earlier versions lack: `channel_bits`, estimated bits a pixel of each of the M channels of y, and
+    `z_bpp` of z, means over images; `k_counts`, how often the index k was <= -8, -7, .., 7, >= 8 in all images;
+    `shown`, decoded pictures that are kept, by image; `set_aside`, images that could not be coded, with the reason.
     """
 
     checkpoint: str
@@ -69,6 +76,11 @@ class Point:
     model: str = ""
     arm: str = ""
     pictures: str = ""
+    channel_bits: tuple[float, ...] = ()
+    k_counts: tuple[int, ...] = ()
+    z_bpp: float | None = None
+    shown: Mapping[str, str] = field(default_factory=dict)
+    set_aside: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -101,8 +113,10 @@ def curve_of(name: str, points: Sequence[Point], description: str = "") -> Curve
     return Curve(name, tuple(point.figures for point in ordered), ordered, description)
 
 
-def write_points(path: Path, name: str, points: Sequence[Point], description: str = "") -> None:
-    """Write a result file whole or not at all: a temporary file beside it, then renamed.
+def write_points(
+    path: Path, name: str, points: Sequence[Point], description: str = "", originals: Mapping[str, str] | None = None
+) -> None:
+    """Write a result file whole or not at all; `originals` are the kept originals of the points' `shown`.
 
     Raises:
         LicError: the folder cannot be written.
@@ -117,19 +131,38 @@ def write_points(path: Path, name: str, points: Sequence[Point], description: st
         "lmbda": [point.lmbda for point in points],
         "quantizer": [point.quantizer for point in points],
     }
-    rows = [
-        asdict(point) | {"images": [{k: _plain(v) for k, v in asdict(row).items()} for row in point.images]}
-        for point in points
-    ]
+    rows = [asdict(point) | {"images": [plain_row(row) for row in point.images]} for point in points]
     content = {"name": name, "description": description, "results": results, "points": rows}
+    written = content | {"originals": dict(originals or {})}
+    write_whole(path, (json.dumps(written, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary file beside it, then renamed; makes its folder.
+
+    Raises:
+        LicError: the folder cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise LicError(f"cannot write {path}: {error.strerror}") from None
+
+
+def plain_row(row: ImageResult) -> dict[str, Any]:
+    """A row as JSON has it: null for a figure that is not finite."""
+    return {name: _plain(value) for name, value in asdict(row).items()}
+
+
+def image_row(row: Mapping[str, Any]) -> ImageResult:
+    """The inverse of `plain_row`; raises TypeError or KeyError for another dictionary."""
+    psnr = math.inf if row["psnr"] is None else row["psnr"]
+    likelihood = math.nan if row["likelihood_bpp"] is None else row["likelihood_bpp"]
+    return ImageResult(**{**row, "psnr": psnr, "likelihood_bpp": likelihood})
 
 
 def read_points(path: Path) -> tuple[Point, ...]:
@@ -140,7 +173,19 @@ def read_points(path: Path) -> tuple[Point, ...]:
     """
     if not path.exists():
         return ()
-    return _points(path, _content(path))
+    content = _content(path)
+    if "points" not in content:
+        raise LicError(f"{path} is a published curve, not an evaluation of ours", hint="give evaluate another 'out'")
+    return _points(path, content)
+
+
+def read_originals(path: Path) -> dict[str, str]:
+    """The kept originals of a result file, by image: relative paths; none where there is no file yet.
+
+    Raises:
+        LicError: not a result file.
+    """
+    return dict(_content(path).get("originals", {})) if path.exists() else {}
 
 
 def read_curves(path: Path) -> tuple[Curve, ...]:
@@ -192,17 +237,15 @@ def _content(path: Path) -> dict[str, Any]:
 def _points(path: Path, content: dict[str, Any]) -> tuple[Point, ...]:
     try:
         return tuple(
-            Point(**{**point, "images": tuple(_image(row) for row in point["images"])})
+            Point(**{**point, **{name: tuple(point.get(name, ())) for name in _TUPLES}, "images": _images(point)})
             for point in content.get("points", ())
         )
     except (TypeError, KeyError, ValueError) as error:
         raise LicError(f"{path} has broken points: {error}", hint="evaluate again into another file") from None
 
 
-def _image(row: dict[str, Any]) -> ImageResult:
-    psnr = math.inf if row["psnr"] is None else row["psnr"]
-    likelihood = math.nan if row["likelihood_bpp"] is None else row["likelihood_bpp"]
-    return ImageResult(**{**row, "psnr": psnr, "likelihood_bpp": likelihood})
+def _images(point: dict[str, Any]) -> tuple[ImageResult, ...]:
+    return tuple(image_row(row) for row in point["images"])
 
 
 def _published_figures(path: Path, content: dict[str, Any]) -> tuple[Figures, ...]:
