@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.bd import Interval, rate_change
@@ -24,6 +26,9 @@ from lic_dist.evaluation.results import Curve, Figures, Point
 FEWEST_BITS = 1e-6  # a pixel, of a channel on a logarithmic axis
 
 
+Line = Literal["-", "--"]
+
+
 @dataclass(frozen=True)
 class Style:
     """How a curve looks in every plot: `series` is its number, the first anchor's 0."""
@@ -31,7 +36,7 @@ class Style:
     series: int
     colour: str
     marker: str
-    line: str
+    line: Line
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def styles(curves: Sequence[Curve], anchor: str) -> dict[str, Style]:
     """The anchor in black, the others in the palette's order; broken lines where it begins again."""
     chosen = {anchor: Style(0, ANCHOR_COLOUR, MARKERS[0], "-")}
     for number, curve in enumerate([curve for curve in curves if curve.name != anchor]):
-        line = "-" if number < len(COLOURS) else "--"
+        line: Line = "-" if number < len(COLOURS) else "--"
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + 1) % len(MARKERS)]
         chosen[curve.name] = Style(number + 1, colour, marker, line)
     return chosen
@@ -71,8 +76,7 @@ def charts(curves: Sequence[Curve], tables: Sequence[Against], looks: Styles) ->
         _saving(curves, anchors, looks),
         _images(tables, looks),
         _gains(curves, anchors, looks),
-        _channels(curves, anchors[0], looks),
-        _indices(curves, looks),
+        _latents(curves, anchors[0], looks),
     )
     return [chart for chart in drawn if chart.panels]
 
@@ -105,7 +109,7 @@ def svg(panel: Panel, salt: str) -> str:
     """
     written = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure = new_figure(5.0, 3.5)
+        figure = new_figure(4.7, 3.3)
         panel.draw(figure.subplots())
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = written.getvalue()
@@ -148,6 +152,13 @@ def _interval(axes: Axes, look: Style, x: float, found: Interval) -> None:
 
 def _zero(axes: Axes) -> None:
     axes.axhline(0, color=ANCHOR_COLOUR, linewidth=1.2, zorder=1)
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 # rate and distortion
@@ -201,10 +212,11 @@ def _saving(curves: Sequence[Curve], anchors: Sequence[Curve], looks: Styles) ->
     for anchor in anchors:
         lines = list(_changes(curves, anchor))
         if lines:
-            panels.append(Panel(f"against {anchor.name} [%]", partial(_draw_saving, lines, looks)))
+            measured = {curve.name for curve in curves if curve.points}
+            panels.append(Panel(f"against {anchor.name} [%]", partial(_draw_saving, lines, measured, looks)))
     says = (
         "The change of rate at equal PSNR, in percent, over PSNR (averaged curves, PCHIP): below zero is less rate. "
-        "The BD-rate is its mean."
+        "The BD-rate is its mean. Published curves do not widen the axes."
     )
     return Chart("saving", "Rate saved at equal PSNR", says, tuple(panels))
 
@@ -218,10 +230,18 @@ def _changes(curves: Sequence[Curve], anchor: Curve) -> Iterator[tuple[str, np.n
                 continue
 
 
-def _draw_saving(lines: Sequence[tuple[str, np.ndarray, np.ndarray]], looks: Styles, axes: Axes) -> None:
+def _draw_saving(
+    lines: Sequence[tuple[str, np.ndarray, np.ndarray]], measured: Container[str], looks: Styles, axes: Axes
+) -> None:
+    """Axes as the measured curves need them, so that fractions of a percent show beside a far published curve."""
     _zero(axes)
     for name, psnr, change in lines:
         _line(axes, looks[name], list(psnr), list(change), marker="", linewidth=1.8)
+    own = [one for one in lines if one[0] in measured] or lines
+    low, high = min(0.0, *(one[2].min() for one in own)), max(0.0, *(one[2].max() for one in own))
+    left, right = min(one[1][0] for one in own), max(one[1][-1] for one in own)
+    margin = 0.05 * (high - low) or 1.0
+    axes.set(ylim=(low - margin, high + margin), xlim=(left, right))
     axes.set_xlabel("PSNR [dB]", fontsize=9)
     clean(axes)
 
@@ -244,6 +264,7 @@ def _draw_images(rates: Mapping[str, tuple[Interval, list[float]]], looks: Style
         places = np.linspace(1, count, len(found))
         _line(axes, looks[name], list(places), found, linewidth=0.6, markersize=3.5)
         _interval(axes, looks[name], count * 1.06 + 0.04 * count * number + 0.1, mean)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.axvline(count * 1.03 + 0.05, color=GRID_COLOUR, linewidth=1)
     axes.set_xlabel("image, by its BD-rate", fontsize=9)
     clean(axes)
@@ -296,23 +317,29 @@ def _draw_gains(found: Sequence[_Change], looks: Styles, axes: Axes) -> None:
 # inside the latents
 
 
-def _channels(curves: Sequence[Curve], anchor: Curve, looks: Styles) -> Chart:
+def _latents(curves: Sequence[Curve], anchor: Curve, looks: Styles) -> Chart:
+    panels = (*_channels(curves, anchor, looks), *_indices(curves, looks))
+    says = (
+        "Estimated bits of each channel of y, the anchor's largest first, and where the rate is saved; how often each "
+        "index k is sent (the outermost two count all beyond)."
+    )
+    return Chart("latents", "Inside the latents", says, panels)
+
+
+def _channels(curves: Sequence[Curve], anchor: Curve, looks: Styles) -> Iterator[Panel]:
     points = _points_with(curves, "channel_bits")
-    if points:
-        first = points.get(anchor.name) or next(iter(points.values()))
-        points = {name: one for name, one in points.items() if len(one.channel_bits) == len(first.channel_bits)}
-        order = np.argsort(first.channel_bits)[::-1]
-        bits = {name: np.asarray(one.channel_bits)[order] for name, one in points.items()}
-        at = f"at lambda {first.lmbda:g}"
-        panels = [Panel(f"bit per pixel of each channel of y {at}", partial(_draw_channels, bits, looks))]
-        if anchor.name in bits and len(bits) > 1:
-            against = {name: np.cumsum(one - bits[anchor.name]) for name, one in bits.items() if name != anchor.name}
-            title = f"change against {anchor.name}, summed up to that channel [bit per pixel]"
-            panels.append(Panel(title, partial(_draw_summed, against, looks)))
-    else:
-        panels = []
-    says = "Estimated bits of each channel of y, the anchor's largest first; and where the rate is saved."
-    return Chart("channels", "Bits per channel", says, tuple(panels))
+    if not points:
+        return
+    first = points.get(anchor.name) or next(iter(points.values()))
+    points = {name: one for name, one in points.items() if len(one.channel_bits) == len(first.channel_bits)}
+    order = np.argsort(first.channel_bits)[::-1]
+    bits = {name: np.asarray(one.channel_bits)[order] for name, one in points.items()}
+    title = f"bit per pixel of each channel of y at lambda {first.lmbda:g}"
+    yield Panel(title, partial(_draw_channels, bits, looks))
+    if anchor.name in bits and len(bits) > 1:
+        sums = {name: np.cumsum(one - bits[anchor.name]) for name, one in bits.items() if name != anchor.name}
+        title = f"change against {anchor.name}, summed up to that channel [bit per pixel]"
+        yield Panel(title, partial(_draw_summed, sums, looks))
 
 
 def _points_with(curves: Sequence[Curve], field: str) -> dict[str, Point]:
@@ -327,8 +354,7 @@ def _draw_channels(bits: Mapping[str, np.ndarray], looks: Styles, axes: Axes) ->
         _line(axes, looks[name], ranks, list(np.maximum(values, FEWEST_BITS)), marker="", linewidth=1.3)
     axes.set_xlabel("channel, by the anchor's bits", fontsize=9)
     clean(axes)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    _logarithmic(axes)
 
 
 def _draw_summed(sums: Mapping[str, np.ndarray], looks: Styles, axes: Axes) -> None:
@@ -339,16 +365,12 @@ def _draw_summed(sums: Mapping[str, np.ndarray], looks: Styles, axes: Axes) -> N
     clean(axes)
 
 
-def _indices(curves: Sequence[Curve], looks: Styles) -> Chart:
-    points = {name: one for name, one in _points_with(curves, "k_counts").items() if len(one.k_counts) == 17}
-    points = {name: one for name, one in points.items() if sum(one.k_counts) > 0}
-    panels = []
+def _indices(curves: Sequence[Curve], looks: Styles) -> Iterator[Panel]:
+    points = {name: one for name, one in _points_with(curves, "k_counts").items() if sum(one.k_counts) > 0}
     if points:
         shares = {name: np.asarray(one.k_counts) / sum(one.k_counts) for name, one in points.items()}
         title = f"share of the elements of y with this k, at lambda {next(iter(points.values())).lmbda:g}"
-        panels = [Panel(title, partial(_draw_indices, shares, looks))]
-    says = "How often each index k is sent; the outermost two count all beyond."
-    return Chart("indices", "Histogram of k", says, tuple(panels))
+        yield Panel(title, partial(_draw_indices, shares, looks))
 
 
 def _draw_indices(shares: Mapping[str, np.ndarray], looks: Styles, axes: Axes) -> None:
@@ -357,6 +379,5 @@ def _draw_indices(shares: Mapping[str, np.ndarray], looks: Styles, axes: Axes) -
         _line(axes, looks[name], places, [one if one > 0 else np.nan for one in share], linewidth=1.1, markersize=4)
     axes.set_xlabel("k", fontsize=9)
     clean(axes)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    _logarithmic(axes)
     axes.set_xticks(places[::2], ["≤ -8", *(str(k) for k in places[2:-2:2]), "≥ 8"])

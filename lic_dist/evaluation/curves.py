@@ -43,6 +43,7 @@ class Collection:
 class _Part:
     """The points of one arm and quantizer in one file."""
 
+    number: int
     file: Path
     name: str
     label: str
@@ -74,20 +75,24 @@ def collect(files: Sequence[Path]) -> Collection:
             folders[id(point)] = file.parent
             labels.setdefault((_label(point), point.pictures), []).append(point)
         parts += [
-            _Part(file, plain(found.name), label, tuple(points), found.description)
-            for (label, _), points in labels.items()
+            _Part(number, file, plain(found.name), label, tuple(points), found.description)
+            for number, ((label, _), points) in enumerate(labels.items(), len(parts))
         ]
-    own = [curve for family in _families(parts) for curve in _merged(family)]
-    several = {name for name in (name for name, *_ in own) if [one[0] for one in own].count(name) > 1}
-    measured = [
-        (stem, curve_of(f"{name} {label}".strip() if name in several else name, points, description))
-        for name, label, stem, points, description in own
-    ]
-    named = _told_apart([*measured, *published])
-    short = _shortened([curve.name for curve in named[: len(measured)]], [c.name for c in named[len(measured) :]])
-    curves = tuple(replace(curve, name=short.get(curve.name, curve.name)) for curve in named)
-    full = {one.name: whole.name for one, whole in zip(curves, named, strict=True)}
-    return Collection(curves, full, folders, originals)
+    groups = sorted((group for family in _families(parts) for group in _groups(family)), key=lambda one: one[0].number)
+    runs = [_common_name([part.name for part in group]) for group in groups]
+    labels_of: dict[str, set[str]] = {}
+    for run, group in zip(runs, groups, strict=True):
+        labels_of.setdefault(run, set()).add(group[0].label)
+    own = []
+    for run, group in zip(runs, groups, strict=True):
+        name = f"{run} {group[0].label}".strip() if len(labels_of[run]) > 1 else run
+        points = [point for part in group for point in part.points]
+        own.append((group[0].file.stem, curve_of(name, points, group[0].description)))
+    stems, whole = zip(*((stem, curve.name) for stem, curve in (*own, *published)), strict=True)
+    short = _shortened(whole[: len(own)], whole[len(own) :])
+    names = list(zip(_told_apart(short, stems), _told_apart(whole, stems), strict=True))
+    curves = tuple(replace(curve, name=name) for (name, _), (_, curve) in zip(names, (*own, *published), strict=True))
+    return Collection(curves, dict(names), folders, originals)
 
 
 def plain(text: str) -> str:
@@ -114,25 +119,12 @@ def _families(parts: Sequence[_Part]) -> list[list[_Part]]:
     return list(families.values())
 
 
-_Merged = tuple[str, str, str, tuple[Point, ...], str]  # file's name, label, file's stem, points, description
-
-
-def _merged(family: Sequence[_Part]) -> list[_Merged]:
-    """One curve of all parts where no lambda repeats; else one of each file's name; else one of each file."""
-    names = dict.fromkeys(part.name for part in family)
-    by_name = [[part for part in family if part.name == name] for name in names]
-    groups = [list(family)] if _distinct(family) else by_name
-    groups = [one for group in groups for one in ([group] if _distinct(group) else [[part] for part in group])]
-    return [
-        (
-            _common_name([part.name for part in group]),
-            group[0].label,
-            group[0].file.stem,
-            tuple(point for part in group for point in part.points),
-            group[0].description,
-        )
-        for group in groups
-    ]
+def _groups(family: Sequence[_Part]) -> list[list[_Part]]:
+    """All parts where no lambda repeats; else those of each file's name; else each."""
+    if _distinct(family):
+        return [list(family)]
+    by_name = [[part for part in family if part.name == name] for name in dict.fromkeys(part.name for part in family)]
+    return [one for group in by_name for one in ([group] if _distinct(group) else [[part] for part in group])]
 
 
 def _distinct(parts: Sequence[_Part]) -> bool:
@@ -148,28 +140,25 @@ def _common_name(names: Sequence[str]) -> str:
     return os.path.commonprefix(unique).rstrip(" -_.=0123456789") or plain(" + ".join(unique))
 
 
-def _told_apart(found: Sequence[tuple[str, Curve]]) -> list[Curve]:
-    """Curves of one name get their file's stem behind it, and a number where that is not enough."""
-    names = [curve.name for _, curve in found]
-    first = [f"{c.name} ({plain(stem)})" if names.count(c.name) > 1 else c.name for stem, c in found]
-    taken: set[str] = set()
-    apart = []
-    for name, (_, curve) in zip(first, found, strict=True):
-        unique, number = name, 1
+def _told_apart(names: Sequence[str], stems: Sequence[str]) -> list[str]:
+    """Equal names get their file's stem behind them, and a number where that is not enough."""
+    taken: dict[str, None] = {}
+    for name, stem in zip(names, stems, strict=True):
+        first = unique = f"{name} ({plain(stem)})" if names.count(name) > 1 else name
+        number = 1
         while unique in taken:
             number += 1
-            unique = f"{name} {number}"
-        taken.add(unique)
-        apart.append(replace(curve, name=unique))
-    return apart
+            unique = f"{first} {number}"
+        taken[unique] = None
+    return list(taken)
 
 
-def _shortened(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:
-    """Names without the words that all of them begin with; as they are where a published curve has such a name."""
+def _shortened(own: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Our names without the words that all begin with, as they are where a published curve has such a name; theirs."""
     words = [name.split(" ") for name in own]
     shared = 0
-    if len(own) > 1:
+    if len(set(own)) > 1:
         while all(len(one) > shared + 1 for one in words) and len({one[shared] for one in words}) == 1:
             shared += 1
     short = [" ".join(one[shared:]) for one in words]
-    return {} if set(short) & set(others) else dict(zip(own, short, strict=True))
+    return [*(own if set(short) & set(others) else short), *others]

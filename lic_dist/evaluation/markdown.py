@@ -25,9 +25,7 @@ from lic_dist.evaluation.rows import (
 )
 
 
-def markdown(
-    tables: Sequence[Against], found: Sequence[Gains], drawn: Sequence[Chart], curves: Sequence[Curve]
-) -> str:
+def markdown(tables: Sequence[Against], found: Sequence[Gains], drawn: Sequence[Chart], curves: Sequence[Curve]) -> str:
     """The text of results.md."""
     lines: list[str] = []
     for table in tables:

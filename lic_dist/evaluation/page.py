@@ -111,7 +111,8 @@ def _card(one: Comparison, pchip: float, anchor: str) -> str:
     if one.images:
         value = one.images.mean
         low, high = _signed(one.images.low), _signed(one.images.high)
-        said = f"95 % interval over {len(one.rates)} images: {low} to {high} %"
+        said = f"95 % interval over {len(one.rates)} images: {low} to {high}\N{NO-BREAK SPACE}%"
+    said = "; ".join([said, *one.notes])
     return (
         f'<div class="card"><b class="{_sense(value)}">{_signed(value)} %<small> rate at equal PSNR</small></b>'
         f'<span class="what">{escape(one.name)} against {escape(anchor)}</span><span>{escape(said)}</span></div>'
@@ -181,9 +182,7 @@ def _clear(change: Interval | None) -> str:
     return _sense(change.mean) if change and change.low * change.high > 0 else ""
 
 
-def _table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], senses: Sequence[dict[int, str]] | None = None
-) -> str:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], senses: Sequence[dict[int, str]] | None = None) -> str:
     """A table; `senses` has the class of some columns' cells for each row."""
     head = "".join(f'<th scope="col">{escape(one)}</th>' for one in heads)
     body = []

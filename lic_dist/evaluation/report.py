@@ -41,7 +41,7 @@ def report(files: Sequence[Path], anchors: Sequence[str], out: Path) -> list[Aga
     drawn = charts(curves, tables, looks)
     measured = [curve.name for curve in curves if curve.points]
     leading = [one.name for one in (best(table, measured) for table in tables) if one]
-    shown = collect_pictures(collection, looks, [*chosen, *leading])
+    shown = collect_pictures(collection, looks, [chosen[0], *leading])
     console = Console()
     for table in tables:
         _show(table, console)
@@ -66,9 +66,7 @@ def _show(found: Against, console: Console) -> None:
     table = _table(title)
     for number, column in enumerate(COMPARISON_COLUMNS):
         numeric = 0 < number < 5
-        table.add_column(
-            escape(column), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
-        )
+        table.add_column(escape(column), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for comparison in found.comparisons:
         table.add_row(*(escape(cell) for cell in comparison_cells(comparison, found.notes)))
     console.print(table)

@@ -12,7 +12,18 @@ from lic_dist.evaluation.gains import Gains
 from lic_dist.evaluation.results import Curve, Point
 
 COMPARISON_COLUMNS = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", "note")
-POINT_COLUMNS = ("curve", "lmbda", "images", "bpp", "PSNR dB", "MS-SSIM", "container", "estimated", "likelihood", "z bpp")
+POINT_COLUMNS = (
+    "curve",
+    "lmbda",
+    "images",
+    "bpp",
+    "PSNR dB",
+    "MS-SSIM",
+    "container",
+    "estimated",
+    "likelihood",
+    "z bpp",
+)
 TIME_COLUMNS = ("curve", "encode s", "decode s", "megapixels")
 
 BD_SAYS = (

@@ -20,10 +20,14 @@
   }
 
   const data = JSON.parse($("pictures").textContent);
-  const canvas = $("view"), pen = canvas.getContext("2d");
+  const asked = new URLSearchParams(location.hash.slice(1)); // image=1&lambda=0&mode=split&arms=0-2&x=90&y=40&zoom=8&difference=4
+  const probe = asked.has("probe"); // tells the colours that are drawn, for a test
+  const canvas = $("view"), pen = canvas.getContext("2d", { willReadFrequently: probe });
   const state = { image: 0, set: 0, arms: data.start.slice(), mode: "side", shown: 0, split: 0.5, difference: false, gain: 8, x: 0, y: 0, scale: 1 };
   const loaded = new Map(), differences = new Map();
-  let panes = [], timer = 0, probe = false;
+  let panes = [], timer = 0;
+
+  if (state.arms.length > 2 && window.innerWidth < 600) state.arms.shift(); // two fit on a phone: without the original
 
   const image = () => data.images[state.image];
   const set = () => image().sets[state.set];
@@ -73,7 +77,7 @@
     for (let columns = 1; columns <= count; columns++) {
       const rows = Math.ceil(count / columns);
       const w = (wide - gap * (columns - 1)) / columns, h = (high - gap * (rows - 1)) / rows;
-      const fit = Math.min(w / image().width, h / image().height) * (1 - 0.02 * (rows * columns - count));
+      const fit = Math.min(w / image().width, h / image().height) * (1 - 0.25 * (rows * columns - count));
       if (!best || fit > best.fit) best = { fit, columns, w, h };
     }
     return Array.from({ length: count }, (_, i) => ({
@@ -155,7 +159,7 @@
   function probed(arm, number, ratio) {
     const pane = panes[Math.min(number, panes.length - 1)];
     const part = state.mode === "split" ? (number ? 1 + state.split : state.split) / 2 : 0.5;
-    const [r, g, b] = pen.getImageData((pane.x + pane.w * part) * ratio, (pane.y + pane.h * 0.6) * ratio, 1, 1).data;
+    const [r, g, b] = pen.getImageData((pane.x + pane.w * part) * ratio, (pane.y + pane.h / 2) * ratio, 1, 1).data;
     return { arm: data.arms[arm].name, rgb: [r, g, b] };
   }
 
@@ -192,7 +196,7 @@
     $("splitting").hidden = state.mode !== "split" || count < 2;
     draw();
     const { image: i, set: s, mode, x, y, scale } = state;
-    const told = { image: i, lambda: s, mode, arms: state.arms.join("-"), x: Math.round(x), y: Math.round(y), zoom: scale.toFixed(2) };
+    const told = { image: i, lambda: s, mode, arms: state.arms.join("-"), x: x.toFixed(1), y: y.toFixed(1), zoom: scale.toFixed(2) };
     if (state.difference) told.difference = state.gain;
     if (!probe) history.replaceState(null, "", `#${new URLSearchParams(told)}`);
   }
@@ -336,14 +340,12 @@
   });
   new ResizeObserver(draw).observe(canvas);
 
-  // The address: image=1&lambda=0&mode=split&arms=0-2&x=90&y=40&zoom=8&difference=4
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const number = (key, most) => clamp(Math.trunc(Number(asked.get(key))) || 0, 0, most);
-  probe = asked.has("probe");
-  state.image = number("image", data.images.length - 1);
-  state.set = asked.has("lambda") ? number("lambda", image().sets.length - 1) : image().first;
+  const number = (key, most) => clamp(Number(asked.get(key)) || 0, 0, most);
+  const index = (key, count) => Math.trunc(number(key, count - 1));
+  state.image = index("image", data.images.length);
+  state.set = asked.has("lambda") ? index("lambda", image().sets.length) : image().first;
   if (["side", "flicker", "split"].includes(asked.get("mode"))) state.mode = asked.get("mode");
-  if (asked.has("arms")) state.arms = asked.get("arms").split("-").map(Number).filter((arm) => data.arms[arm]);
+  if (asked.has("arms")) state.arms = data.arms.map((_, arm) => arm).filter((arm) => asked.get("arms").split("-").includes(String(arm)));
   if (asked.has("difference")) { state.difference = true; state.gain = clamp(number("difference", 32), 1, 32); $("gain").value = state.gain; }
   lambdas();
   if (asked.get("zoom") > 0) {
