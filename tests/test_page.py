@@ -166,6 +166,15 @@ def test_the_split_is_dragged(chromium: Browser, page: Path) -> None:
     assert state(chromium)["x"] == "48.0"
 
 
+def test_the_hold_button_shows_the_next_while_it_is_held(chromium: Browser, page: Path) -> None:
+    chromium.open(page, "probe&image=1&mode=flicker&arms=0-2")
+    x, y = chromium.value("(b => [b.left + b.width / 2, b.top + b.height / 2])(hold.getBoundingClientRect())")
+    chromium.mouse("mousePressed", x, y, button="left", clickCount=1)
+    assert list(probed(chromium)) == ["tcq8"]
+    chromium.mouse("mouseReleased", x, y + 90, button="left", clickCount=1)
+    assert list(probed(chromium)) == ["original"]
+
+
 def test_buttons_say_what_is_chosen(chromium: Browser, page: Path) -> None:
     chromium.open(page, "")
     pressed = (
@@ -180,8 +189,8 @@ def test_buttons_say_what_is_chosen(chromium: Browser, page: Path) -> None:
 
 
 def test_a_report_without_pictures_has_no_viewer(chromium: Browser, tmp_path: Path) -> None:
-    write_points(tmp_path / "a.json", "a", [*measured("sq"), *measured("tcq8", 0.9)])
-    report([tmp_path / "a.json"], ["sq"], tmp_path / "out")
+    (tmp_path / "vtm.json").write_text('{"name": "vtm", "results": {"bpp": [1, 2], "psnr-rgb": [30, 32]}}')
+    report([tmp_path / "vtm.json"], ["vtm"], tmp_path / "out")
     chromium.open(tmp_path / "out/report.html", "")
     assert chromium.said == [] and not chromium.value("document.getElementById('viewer')")
 
@@ -219,7 +228,7 @@ def test_pictures_that_are_absent_or_elsewhere_are_left_out(tmp_path: Path) -> N
     data, note = shown_of(file)
     assert [one["name"] for one in data["images"]] == ["0.png", "1.png"] and note == ""
     assert [one["name"] for one in data["arms"]] == ["original", "sq", "tcq8"] and data["start"] == [0, 1]
-    assert data["images"][0]["sets"][0]["pictures"][2]["figures"] == "0.090 bpp  16.07 dB"
+    assert data["images"][0]["sets"][0]["pictures"][2]["figures"] == "0.090 bpp, 16.07 dB"
     Image.new("RGB", (10, 10)).save(tmp_path / "results/shown/1-tcq8.png")  # another size
     (tmp_path / "results/shown/0-original.png").rename(tmp_path / "outside.png")
     content = json.loads(file.read_text())

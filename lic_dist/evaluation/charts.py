@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from lic_dist.errors import LicError
 from lic_dist.evaluation.bd import Interval, rate_change
 from lic_dist.evaluation.comparison import Against, detailed_lambda, point_at
-from lic_dist.evaluation.gains import BASE, lambda_changes
+from lic_dist.evaluation.gains import Gains, lambda_changes
 from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, MARKERS, clean, new_figure, save
 from lic_dist.evaluation.results import Curve, Figures, Point
 
@@ -68,14 +68,14 @@ def styles(curves: Sequence[Curve], anchor: str) -> dict[str, Style]:
     return chosen
 
 
-def charts(curves: Sequence[Curve], tables: Sequence[Against], looks: Styles) -> list[Chart]:
+def charts(curves: Sequence[Curve], tables: Sequence[Against], found: Sequence[Gains], looks: Styles) -> list[Chart]:
     """All that these results can show."""
     anchors = [table.anchor for table in tables]
     drawn = (
         _rd(curves, anchors[0], looks),
         _saving(curves, anchors, looks),
         _images(tables, looks),
-        _gains(curves, anchors, looks),
+        _gains(curves, anchors, found, looks),
         _latents(curves, anchors[0], looks),
     )
     return [chart for chart in drawn if chart.panels]
@@ -275,17 +275,15 @@ def _draw_images(rates: Mapping[str, tuple[Interval, list[float]]], looks: Style
 _Change = tuple[str, dict[float, Interval]]
 
 
-def _gains(curves: Sequence[Curve], anchors: Sequence[Curve], looks: Styles) -> Chart:
+def _gains(curves: Sequence[Curve], anchors: Sequence[Curve], tables: Sequence[Gains], looks: Styles) -> Chart:
     panels = []
     for anchor in anchors:
         found = [(curve.name, lambda_changes(anchor, curve)) for curve in curves if curve is not anchor]
         panels += _gain_panel(f"L against {anchor.name} [%]", found, looks)
-    bases = {curve.points[0].quantizer: curve for curve in curves if curve.points and curve.points[0].arm == BASE}
-    retrained = [curve for curve in curves if curve.points and curve.points[0].arm != BASE]
+    changes = {id(row.point): row.own for table in tables for row in table.rows}
     own = [
-        (curve.name, lambda_changes(bases[quantizer], curve))
-        for curve in retrained
-        if (quantizer := curve.points[0].quantizer) in bases
+        (curve.name, {point.lmbda: change for point in curve.points if (change := changes.get(id(point)))})
+        for curve in curves
     ]
     panels += _gain_panel("L against the same quantizer on the base [%]", own, looks)
     says = (
@@ -328,6 +326,7 @@ def _latents(curves: Sequence[Curve], anchor: Curve, looks: Styles) -> Chart:
 
 def _channels(curves: Sequence[Curve], anchor: Curve, looks: Styles) -> Iterator[Panel]:
     points = _points_with(curves, "channel_bits")
+    points = {name: one for name, one in points.items() if all(0 <= bits < 1e4 for bits in one.channel_bits)}
     if not points:
         return
     first = points.get(anchor.name) or next(iter(points.values()))
@@ -366,11 +365,15 @@ def _draw_summed(sums: Mapping[str, np.ndarray], looks: Styles, axes: Axes) -> N
 
 
 def _indices(curves: Sequence[Curve], looks: Styles) -> Iterator[Panel]:
-    points = {name: one for name, one in _points_with(curves, "k_counts").items() if sum(one.k_counts) > 0}
+    points = {name: one for name, one in _points_with(curves, "k_counts").items() if _is_histogram(one.k_counts)}
     if points:
         shares = {name: np.asarray(one.k_counts) / sum(one.k_counts) for name, one in points.items()}
         title = f"share of the elements of y with this k, at lambda {next(iter(points.values())).lmbda:g}"
         yield Panel(title, partial(_draw_indices, shares, looks))
+
+
+def _is_histogram(counts: Sequence[int]) -> bool:
+    return len(counts) == 17 and min(counts) >= 0 and 0 < sum(counts) < 2**62
 
 
 def _draw_indices(shares: Mapping[str, np.ndarray], looks: Styles, axes: Axes) -> None:

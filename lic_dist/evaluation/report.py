@@ -38,7 +38,7 @@ def report(files: Sequence[Path], anchors: Sequence[str], out: Path) -> list[Aga
     tables = [against(collection.named(name), curves) for name in chosen]
     found = gains([point for curve in curves for point in curve.points])
     looks = styles(curves, chosen[0])
-    drawn = charts(curves, tables, looks)
+    drawn = charts(curves, tables, found, looks)
     measured = [curve.name for curve in curves if curve.points]
     leading = [one.name for one in (best(table, measured) for table in tables) if one]
     shown = collect_pictures(collection, looks, [chosen[0], *leading])

@@ -231,6 +231,7 @@
   function automatic(on) {
     clearInterval(timer);
     timer = on ? setInterval(flip, 700) : 0;
+    $("captions").ariaLive = on ? "off" : "polite";
   }
 
   function choose(arm) {
@@ -285,7 +286,7 @@
   $("gain").addEventListener("input", () => { state.gain = Number($("gain").value); update(); });
   $("split").addEventListener("input", () => { state.split = $("split").value / 100; update(); });
   $("auto").addEventListener("click", () => { automatic(!timer); update(); });
-  $("hold").addEventListener("pointerdown", () => flip(1));
+  $("hold").addEventListener("pointerdown", (event) => { $("hold").setPointerCapture(event.pointerId); flip(1); });
   for (const end of ["pointerup", "pointercancel"]) $("hold").addEventListener(end, () => flip(-1));
   $("hold").addEventListener("click", (event) => { if (event.detail === 0) flip(1); }); // by keyboard
 
