@@ -150,10 +150,10 @@ def evaluate(
 @app.command()
 def report(
     files: Annotated[list[Path], typer.Argument(help="Result files: ours, or published ones in CompressAI's JSON.")],
-    anchor: Annotated[str, typer.Option(help="The curve that BD-rates refer to.")],
-    out: Annotated[Path, typer.Option(help="Folder for results.md and rd.png.")] = Path("report"),
+    anchor: Annotated[list[str], typer.Option(help="The curve that BD-rates refer to; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html, results.md and the plots.")] = Path("report"),
 ) -> None:
-    """BD-rates between curves, gains at each lambda, and a rate-distortion plot."""
+    """BD-rates between curves, gains at each lambda, plots, and a page to compare the pictures on."""
     from lic_dist.evaluation.report import report as run
 
     run(files, anchor, out)

@@ -58,10 +58,10 @@ def test_a_run_is_measured_resumed_and_reported(
         assert read_points(out) == points
         evaluate(experiment(base, photos, tmp_path / "r.json", "sq"))
         assert read_points(out) == points  # what this run does not name stays
-    report([out], "e base sq", tmp_path / "report")
-    assert "e base mine" in (tmp_path / "report" / "results.md").read_text()
+    report([out], ["e base sq"], tmp_path / "report")
+    assert "| mine |" in (tmp_path / "report" / "results.md").read_text()
     with pytest.raises(UsageError):
-        report([out], "nothing", tmp_path / "report")
+        report([out], ["nothing"], tmp_path / "report")
 
 
 def test_a_finetuned_checkpoint_is_compared_with_the_base_at_the_quantizer_of_its_name(

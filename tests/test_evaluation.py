@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lic_dist.errors import LicError, UsageError
-from lic_dist.evaluation import bd, plots, report
+from lic_dist.errors import LicError
+from lic_dist.evaluation import bd, plots
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
 from lic_dist.evaluation.results import (
     Curve,
@@ -168,6 +168,17 @@ def test_bd_rate_of_parallel_curves_is_their_ratio(method: str, factor: float) -
     assert bd.bd_rate(parallel("a", 1.0), parallel("b", factor), method) == pytest.approx(100 * (factor - 1), abs=1e-9)
 
 
+def test_the_change_of_rate_over_psnr_has_the_bd_rate_as_its_mean() -> None:
+    anchor, test = parallel("a", 1.0), parallel("b", 0.9, points=4, first=0.2)
+    psnr, change = bd.rate_change(anchor, test)
+    ends = max(anchor.figures[0].psnr, test.figures[0].psnr), min(anchor.figures[-1].psnr, test.figures[-1].psnr)
+    assert (psnr[0], psnr[-1]) == pytest.approx(ends) and change == pytest.approx(-10, abs=0.05)
+    bent = Curve("b", tuple(replace(one, bpp=one.bpp * (0.8 + 0.1 * n)) for n, one in enumerate(anchor.figures)))
+    _, change = bd.rate_change(anchor, bent, 2001)
+    assert (change[0], change[-1]) == pytest.approx((-20, 30), abs=1e-9)
+    assert 100 * math.expm1(np.log1p(change / 100).mean()) == pytest.approx(bd.bd_rate(anchor, bent), abs=0.02)
+
+
 def test_bd_rate_counts_the_common_range_only() -> None:
     anchor, test = parallel("a", 1.0), parallel("b", 0.9, points=4, first=0.2)
     assert bd.bd_rate(anchor, test) == pytest.approx(-10, abs=0.05)
@@ -211,42 +222,16 @@ def test_bootstrap_interval() -> None:
     assert bd.mean_interval([-3.0, -3.0]) == bd.Interval(-3, -3, -3)
 
 
-# report and plots
-
-
-def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_points(tmp_path / "a.json", "base", [*measured("sq"), *measured("tcq8", 0.9)])
-    write_points(tmp_path / "b.json", "short", measured("sq", lambdas=3))
-    files = [tmp_path / "a.json", tmp_path / "b.json"]
-    found = report.report(files, "base sq", tmp_path / "out")
-    assert [(one.name, one.points) for one in found] == [("base tcq8", 5), ("short", 3)]
-    assert found[0].pchip is not None and found[0].images is not None
-    assert found[0].images.mean == pytest.approx(100 * (0.9 + 0.81 + 0.729 - 3) / 3)
-    assert found[1].pchip is None and found[1].notes == ("the curve has 3 points, a BD-rate needs 4",)
-    page = (tmp_path / "out/results.md").read_text()
-    assert "| base tcq8 | 5 | -2" in page and "-18.70 % [-27.10, -10.00]" in page
-    assert "| short | 3 |  |  |  | a |" in page and "- a: the curve has 3 points" in page
-    assert "+0.10 %" in page  # written against estimated
-    assert Image.open(tmp_path / "out/rd.png").size[0] > 800
-    assert "-18.70 %" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="no curve is named 'base'"):
-        report.report(files, "base", tmp_path / "out")
-
-
-def test_curves_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    for stem in ("first", "second"):
-        write_points(tmp_path / f"{stem}.json", "run", measured("sq"))
-    files = [tmp_path / "first.json", tmp_path / "second.json"]
-    found = report.report(files, "run (first)", tmp_path / "out")
-    assert [(one.name, one.pchip) for one in found] == [("run (second)", pytest.approx(0, abs=1e-9))]
+# plots
 
 
 def test_the_zoom_is_where_the_pictures_differ(tmp_path: Path) -> None:
     original = np.full((90, 120, 3), 100, np.uint8)
     coded = original.copy()
     coded[50:60, 80:95] = 180
-    top, left = plots._busiest_window([original, coded], 20)
+    top, left = plots.busiest_window([original, coded], 20, 20)
     assert 40 <= top <= 50 and 75 <= left <= 80
+    assert plots.busiest_window([original, coded], 90, 30)[0] == 0
     path = tmp_path / "sheet.png"
     plots.comparison_sheet([plots.Picture("original", "", original), plots.Picture("SQ", "0.5 bpp", coded)], path)
     width, height = Image.open(path).size

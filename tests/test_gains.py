@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lic_dist.evaluation import bd
-from lic_dist.evaluation.gains import cells, gains, image_losses
+from lic_dist.evaluation.gains import cells, gains, image_losses, lambda_changes
 from lic_dist.evaluation.report import report
-from lic_dist.evaluation.results import ImageResult, Point, write_points
+from lic_dist.evaluation.results import ImageResult, Point, curve_of, write_points
 
 LMBDA = 100 / 255**2
 
@@ -100,10 +100,17 @@ def test_of_two_base_models_neither_is_taken_and_equal_points_count_once() -> No
 def test_the_report_has_a_table_for_each_lambda(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_points(tmp_path / "a.json", "ours", [SQ_ADAPTED, TCQ, RETRAINED, replace(TCQ, lmbda=2 * LMBDA)])
     (tmp_path / "published.json").write_text('{"name": "vtm", "results": {"bpp": [1, 2], "psnr-rgb": [30, 32]}}')
-    report([tmp_path / "published.json", tmp_path / "a.json"], "vtm", tmp_path / "out")
+    report([tmp_path / "published.json", tmp_path / "a.json"], ["vtm"], tmp_path / "out")
     page, shown = (tmp_path / "out/results.md").read_text(), capsys.readouterr().out
     assert "| tcq8 | decoder+hyper | 1.0000 | 20.000 | 2.0000 | +0.00 % [-16.67, +10.00] | -20.00 % [" in page
     assert page.count("## L at lambda 0.00") == shown.count("L at lambda 0.00") == 2
     assert "[-16.67, +10.00]" in shown
-    report([tmp_path / "published.json"], "vtm", tmp_path / "out")
-    assert "lambda" not in (tmp_path / "out/results.md").read_text()
+    report([tmp_path / "published.json"], ["vtm"], tmp_path / "out")
+    assert "L at lambda" not in (tmp_path / "out/results.md").read_text()
+
+
+def test_changes_of_l_between_curves() -> None:
+    sq, tcq = curve_of("sq", [SQ_ADAPTED, replace(SQ_ADAPTED, lmbda=1.0)]), curve_of("tcq8", [TCQ])
+    assert lambda_changes(sq, tcq) == {LMBDA: gains([SQ_ADAPTED, TCQ])[0].rows[1].sq_adapted}
+    assert lambda_changes(sq, curve_of("tcq8", [replace(TCQ, images=TCQ.images[:1])])) == {}
+    assert lambda_changes(sq, curve_of("tcq8", [TCQ, RETRAINED])) == {}  # which of the two?

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import bjontegaard
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.results import Curve, Figures
@@ -34,6 +35,22 @@ def bd_rate(anchor: Curve, test: Curve, method: str = "pchip") -> float:
         LicError: fewer than four points, a PSNR that does not rise with the rate, or no overlap.
     """
     return _bd_rate(anchor.figures, test.figures, method)
+
+
+def rate_change(anchor: Curve, test: Curve, samples: int = 101) -> tuple[np.ndarray, np.ndarray]:
+    """PSNR in dB over the range that both have, and the change of rate there in percent, float64 [samples] each.
+
+    Both log rates are interpolated over PSNR by PCHIP, as for the BD-rate, which is their mean change.
+
+    Raises:
+        LicError: as `bd_rate`.
+    """
+    (anchor_bpp, anchor_psnr), (test_bpp, test_psnr) = _in_common(anchor.figures, test.figures)
+    psnr = np.linspace(max(anchor_psnr[0], test_psnr[0]), min(anchor_psnr[-1], test_psnr[-1]), samples)
+    change = PchipInterpolator(test_psnr, np.log(test_bpp))(psnr) - PchipInterpolator(anchor_psnr, np.log(anchor_bpp))(
+        psnr
+    )
+    return psnr, 100 * np.expm1(change)
 
 
 def overlap(anchor: Curve, test: Curve) -> float:
@@ -108,14 +125,21 @@ def _image_figures(curve: Curve) -> dict[str, list[Figures]]:
 def _bd_rate(anchor: Sequence[Figures], test: Sequence[Figures], method: str) -> float:
     if method not in METHODS:
         raise ValueError(f"no method {method!r}: there are {', '.join(METHODS)}")
-    anchor_bpp, anchor_psnr = _rising(anchor, "the anchor")
-    test_bpp, test_psnr = _rising(test, "the curve")
-    if min(anchor_psnr[-1], test_psnr[-1]) <= max(anchor_psnr[0], test_psnr[0]):
-        raise LicError("the curve has no PSNR in common with the anchor")
+    (anchor_bpp, anchor_psnr), (test_bpp, test_psnr) = _in_common(anchor, test)
     rate = bjontegaard.bd_rate(
         anchor_bpp, anchor_psnr, test_bpp, test_psnr, method, require_matching_points=False, min_overlap=0
     )
     return float(rate)
+
+
+_Samples = tuple[np.ndarray, np.ndarray]  # bpp and PSNR, both rising
+
+
+def _in_common(anchor: Sequence[Figures], test: Sequence[Figures]) -> tuple[_Samples, _Samples]:
+    of_anchor, of_test = _rising(anchor, "the anchor"), _rising(test, "the curve")
+    if min(of_anchor[1][-1], of_test[1][-1]) <= max(of_anchor[1][0], of_test[1][0]):
+        raise LicError("the curve has no PSNR in common with the anchor")
+    return of_anchor, of_test
 
 
 def _rising(figures: Sequence[Figures], who: str) -> tuple[np.ndarray, np.ndarray]:

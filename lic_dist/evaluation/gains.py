@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from lic_dist.evaluation.bd import Interval, change_interval
-from lic_dist.evaluation.results import Point
+from lic_dist.evaluation.comparison import point_at
+from lic_dist.evaluation.results import Curve, Point
 
 BASE, SQ_ADAPTED = "base", "sq-adapted"
 COLUMNS = ("quantizer", "arm", "bpp", "PSNR dB", "L", "L against base [95 %]", "L against sq-adapted [95 %]")
@@ -56,6 +57,18 @@ def gains(points: Sequence[Point]) -> tuple[Gains, ...]:
         Gains(lmbda, len(names), _rows(found))
         for (lmbda, _, names), found in sorted(tables.items(), key=lambda table: table[0][0])
     )
+
+
+def lambda_changes(anchor: Curve, test: Curve) -> dict[float, Interval]:
+    """The change of L in percent at each lambda that both curves have once, on the same images."""
+    found = {}
+    for lmbda in sorted({point.lmbda for point in test.points}):
+        ours, theirs = point_at(test, lmbda), point_at(anchor, lmbda)
+        if ours and theirs and image_losses(ours).keys() == image_losses(theirs).keys():
+            change = _change(ours, theirs)
+            if change:
+                found[lmbda] = change
+    return found
 
 
 def cells(gain: Gain) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Pictures of results: rate-distortion curves, crops side by side, a training's course, drift. PNG, through Agg."""
+"""Pictures of results: crops side by side, a training's course, drift. PNG, through Agg."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from lic_dist.evaluation.results import Curve
-
 # Okabe and Ito's colours: apart for the colour-blind too. The anchor is black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5539", "#6A4C93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-ANCHOR_COLOUR, FRAME_COLOUR = "#111111", "#FFC400"
+ANCHOR_COLOUR, FRAME_COLOUR, GRID_COLOUR = "#111111", "#FFC400", "#E4E4E4"
 DOTS_PER_INCH = 160
 
 
@@ -41,29 +39,6 @@ class Drift:
     psnr: Sequence[float]
 
 
-def rd_plot(curves: Sequence[Curve], path: Path, anchor: str = "", title: str = "") -> None:
-    """PSNR over rate, and MS-SSIM in dB beside it where every curve has it; the anchor in black."""
-    shows_ms_ssim = all(one.ms_ssim is not None for curve in curves for one in curve.figures)
-    figure = _figure(13.0 if shows_ms_ssim else 7.5, 5.8)
-    panels = figure.subplots(1, 2 if shows_ms_ssim else 1, squeeze=False)[0]
-    _curves(panels[0], curves, anchor, "PSNR", lambda one: one.psnr)
-    if shows_ms_ssim:
-        _curves(panels[1], curves, anchor, "MS-SSIM", lambda one: -10 * np.log10(1 - one.ms_ssim))
-    handles, labels = panels[0].get_legend_handles_labels()
-    ranked = sorted(range(len(curves)), key=lambda index: -_height(curves[index], curves))
-    panels[-1].legend(
-        [handles[index] for index in ranked],
-        [labels[index] for index in ranked],
-        loc="lower right",
-        handlelength=3.0,
-        fontsize=9 if len(curves) <= 10 else 8,
-        frameon=False,
-    )
-    if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
-    _save(figure, path)
-
-
 def comparison_sheet(pictures: Sequence[Picture], path: Path, zoom: int = 0) -> None:
     """Pictures side by side, the original first; under each the same window, enlarged.
 
@@ -74,10 +49,10 @@ def comparison_sheet(pictures: Sequence[Picture], path: Path, zoom: int = 0) -> 
     if any(picture.pixels.shape != shape for picture in pictures):
         raise ValueError("the pictures of a sheet have one shape")
     side = min(zoom or max(64, min(shape[:2]) // 5), *shape[:2])
-    top, left = _busiest_window([picture.pixels for picture in pictures], side)
+    top, left = busiest_window([picture.pixels for picture in pictures], side, side)
     column = 3.4  # inches
     tall = column * shape[0] / shape[1]
-    figure = _figure(column * len(pictures), tall + column + 0.8)
+    figure = new_figure(column * len(pictures), tall + column + 0.8)
     grid = figure.subplots(2, len(pictures), squeeze=False, height_ratios=[tall, column])
     for index, picture in enumerate(pictures):
         whole, enlarged = grid[0][index], grid[1][index]
@@ -90,14 +65,14 @@ def comparison_sheet(pictures: Sequence[Picture], path: Path, zoom: int = 0) -> 
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set(visible=True, color=colour, linewidth=0.8 if axes is whole else 1.8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def training_plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Held-out L and PSNR over the steps of a training's log; the step of least L is marked."""
     measured = [row for row in rows if "held_out_L" in row]
     steps = [row["step"] for row in measured]
-    figure = _figure(9.0, 3.6)
+    figure = new_figure(9.0, 3.6)
     panels = figure.subplots(1, 2)
     labels = (("held_out_L", "L", COLOURS[0]), ("held_out_psnr", "PSNR [dB]", COLOURS[1]))
     for axes, (key, label, colour) in zip(panels, labels, strict=True):
@@ -105,17 +80,17 @@ def training_plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.plot(steps, values, color=colour, marker="o", markersize=3.5, linewidth=1.6)
         axes.set_title(f"{label} on held-out samples", fontsize=10, loc="left")
         axes.set_xlabel("step")
-        _clean(axes)
+        clean(axes)
         if key == "held_out_L" and values:
             least = int(np.argmin(values))
             axes.plot(steps[least], values[least], "o", markersize=9, mfc="none", mec=ANCHOR_COLOUR)
             axes.set_title(f"least {values[least]:.4f} at step {steps[least]}", fontsize=9, loc="right")
-    _save(figure, path)
+    save(figure, path)
 
 
 def drift_plot(lines: Sequence[Drift], path: Path) -> None:
     """PSNR against the original, and bpp, over the generations of successive coding."""
-    figure = _figure(11.0, 4.2)
+    figure = new_figure(11.0, 4.2)
     panels = figure.subplots(1, 2)
     titles = ("PSNR against the original [dB]", "rate [bit per pixel]")
     for axes, title, figures in zip(panels, titles, ("psnr", "bpp"), strict=True):
@@ -133,16 +108,16 @@ def drift_plot(lines: Sequence[Drift], path: Path) -> None:
             )
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("generation")
-        _clean(axes)
+        clean(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
     panels[1].legend(fontsize=9 if len(lines) <= 10 else 8, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def calibration_plot(notes: dict[str, Any], path: Path, name: str) -> None:
     """A calibration's trials: L over the step, a line for each strength; predicted against real change of the MSE."""
     trials, base = notes["calibration"], notes["mse_unquantized"]
-    figure = _figure(11.0, 4.2)
+    figure = new_figure(11.0, 4.2)
     left, right = figure.subplots(1, 2)
     best = min(trials, key=lambda trial: trial["L"])
     for number, strength in enumerate(sorted({trial["strength"] for trial in trials})):
@@ -162,14 +137,14 @@ def calibration_plot(notes: dict[str, Any], path: Path, name: str) -> None:
     right.set_title("change of the MSE by quantization, 1e-4: real over predicted", fontsize=10, loc="left")
     right.set_xlabel("predicted from the sensitivities")
     for axes in (left, right):
-        _clean(axes)
-    _save(figure, path)
+        clean(axes)
+    save(figure, path)
 
 
 def cache_plot(report: dict[str, Any], path: Path) -> None:
     """What `inspect` found, drawn: rates and distortions of every group's samples, and bytes of each array."""
     groups = {name: group for name, group in report["groups"].items() if group["bits_per_pixel"] is not None}
-    figure = _figure(15.0, 4.4)
+    figure = new_figure(15.0, 4.4)
     rates, distortions, sizes = figure.subplots(1, 3)
     for axes, key, label in (
         (rates, "bits_per_pixel_histogram", "bits per pixel"),
@@ -181,7 +156,7 @@ def cache_plot(report: dict[str, Any], path: Path) -> None:
             axes.axvline(histogram["quantiles"][1], color=colour, linewidth=1, linestyle=":")
         axes.set_title(label, fontsize=10, loc="left")
         axes.set_ylabel("samples")
-        _clean(axes)
+        clean(axes)
         if groups:
             axes.legend(fontsize=8, frameon=False)
     arrays = {name: one for name, one in report["arrays"].items() if not name.startswith("samples/") and one["bytes"]}
@@ -194,75 +169,36 @@ def cache_plot(report: dict[str, Any], path: Path) -> None:
     sizes.spines[["top", "right"]].set_visible(False)
     written = f"{report['shards_written']} of {report['num_shards']} shards"
     figure.suptitle(f"{report['path']}: {report['num_samples']} samples, {written}", fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _curves(axes: Axes, curves: Sequence[Curve], anchor: str, name: str, value: Any) -> None:
-    others = [curve for curve in curves if curve.name != anchor]
-    limit = _rate_limit(curves, anchor)
-    shown: list[float] = []
-    for curve in curves:
-        number = others.index(curve) if curve.name != anchor else 0
-        bpp, quality = [one.bpp for one in curve.figures], [value(one) for one in curve.figures]
-        shown += [one for rate, one in zip(bpp, quality, strict=True) if rate <= limit]
-        shown.append(float(np.interp(limit, bpp, quality)))
-        axes.plot(
-            bpp,
-            quality,
-            color=ANCHOR_COLOUR if curve.name == anchor else COLOURS[number % len(COLOURS)],
-            linestyle="-" if number < len(COLOURS) else "--",
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=4.5,
-            linewidth=2.0 if curve.name == anchor else 1.5,
-            label=f"{curve.name} (anchor)" if curve.name == anchor else curve.name,
-            zorder=3 if curve.name == anchor else 2,
-        )
-    axes.set_xlabel("rate [bit per pixel]")
-    axes.set_title(f"{name} [dB]" + (" = -10 log10(1 - MS-SSIM)" if name == "MS-SSIM" else ""), fontsize=10, loc="left")
-    margin = 0.04 * (max(shown) - min(shown)) or 1.0
-    axes.set(xlim=(0, limit), ylim=(min(shown) - margin, max(shown) + margin))
-    _clean(axes)
-
-
-def _rate_limit(curves: Sequence[Curve], anchor: str) -> float:
-    """Rates shown: a quarter more than the anchor reaches, so that a curve of far higher rates hides nothing."""
-    reach = {curve.name: curve.figures[-1].bpp for curve in curves}
-    return min(1.25 * reach.get(anchor, max(reach.values())), 1.05 * max(reach.values()))
-
-
-def _height(curve: Curve, curves: Sequence[Curve]) -> float:
-    """Where a curve stands among others: its PSNR at a rate that as many as possible have, extended flat."""
-    middle = float(np.median([one.bpp for each in curves for one in each.figures]))
-    return float(np.interp(middle, [one.bpp for one in curve.figures], [one.psnr for one in curve.figures]))
-
-
-def _busiest_window(pixels: Sequence[NDArray[np.uint8]], side: int) -> tuple[int, int]:
+def busiest_window(pixels: Sequence[NDArray[np.uint8]], high: int, wide: int) -> tuple[int, int]:
     """Top and left of the window with most squared error against the first picture (its centre if alone)."""
     height, width = pixels[0].shape[:2]
     if len(pixels) == 1:
-        return (height - side) // 2, (width - side) // 2
-    original = pixels[0].astype(np.float64)
+        return (height - high) // 2, (width - wide) // 2
+    original = pixels[0].astype(np.int32)
     error = sum(np.square(other - original).sum(axis=2) for other in pixels[1:])
     sums = np.pad(np.cumsum(np.cumsum(error, axis=0), axis=1), ((1, 0), (1, 0)))
-    windows = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    windows = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
     top, left = np.unravel_index(int(np.argmax(windows)), windows.shape)
     return int(top), int(left)
 
 
-def _clean(axes: Axes) -> None:
-    axes.grid(color="#E4E4E4", linewidth=0.7)
+def clean(axes: Axes) -> None:
+    axes.grid(color=GRID_COLOUR, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
     axes.ticklabel_format(useOffset=False)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight", pad_inches=0.12)

@@ -1,208 +1,91 @@
-"""The report on curves: BD-rates, gains at each lambda, every point, a plot; on the terminal and in files."""
+"""The report on curves: BD-rates, gains at each lambda, every point, plots; on the terminal, in Markdown, as a page."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from lic_dist.errors import LicError, UsageError
-from lic_dist.evaluation.bd import Interval, bd_rate, image_bd_rates, mean_interval, overlap
+from lic_dist.errors import LicError
+from lic_dist.evaluation.charts import charts, styles, write_png
+from lic_dist.evaluation.comparison import Against, against, best
+from lic_dist.evaluation.curves import collect
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells, gains
-from lic_dist.evaluation.plots import rd_plot
-from lic_dist.evaluation.results import Curve, Point, read_curves
-
-LEAST_OVERLAP = 0.75  # of the PSNR ranges; the package `bjontegaard` warns below it
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A curve against the anchor: BD-rates in percent, None where there is none, and why in `notes`."""
-
-    name: str
-    points: int
-    pchip: float | None
-    akima: float | None
-    images: Interval | None
-    notes: tuple[str, ...] = ()
+from lic_dist.evaluation.markdown import markdown
+from lic_dist.evaluation.page import page
+from lic_dist.evaluation.results import write_whole
+from lic_dist.evaluation.rows import COMPARISON_COLUMNS, comparison_cells, gains_title, lettered
+from lic_dist.evaluation.shown import collect_pictures
 
 
-def compare(anchor: Curve, test: Curve) -> Comparison:
-    """BD-rate of the averaged curve (PCHIP, Akima) and the mean over images with its 95 % interval (PCHIP)."""
-    try:
-        pchip, akima = bd_rate(anchor, test, "pchip"), bd_rate(anchor, test, "akima")
-    except LicError as error:
-        return Comparison(test.name, len(test.figures), None, None, None, (error.message,))
-    shared = overlap(anchor, test)
-    notes = (
-        [f"less than {LEAST_OVERLAP:.0%} of the PSNR ranges in common: distrust the figure"]
-        if shared < LEAST_OVERLAP
-        else []
-    )
-    interval = None
-    try:
-        interval = mean_interval(list(image_bd_rates(anchor, test).values()))
-    except LicError as error:
-        notes.append(error.message)
-    return Comparison(test.name, len(test.figures), pchip, akima, interval, tuple(notes))
+def report(files: Sequence[Path], anchors: Sequence[str], out: Path) -> list[Against]:
+    """Compare all curves of result files with each anchor: tables on the terminal, report.html, results.md and plots.
 
-
-def report(files: Sequence[Path], anchor: str, out: Path) -> list[Comparison]:
-    """Compare all curves of result files with the one named `anchor`; print, write results.md and rd.png in `out`.
+    `anchors` are names of curves, whole or as short as the report has them; the first is black in the plots.
 
     Raises:
-        LicError: a file that is no result file.
+        LicError: a file that is no result file, or a folder that cannot be written.
         UsageError: no curve of that name.
     """
-    curves = _named_apart([(path, curve) for path in files for curve in read_curves(path)])
-    chosen = {curve.name: curve for curve in curves}.get(anchor)
-    if chosen is None:
-        raise UsageError(f"no curve is named {anchor!r}", hint=f"there are {', '.join(one.name for one in curves)}")
-    comparisons = [compare(chosen, curve) for curve in curves if curve is not chosen]
+    collection = collect(files)
+    curves = collection.curves
+    chosen = list(dict.fromkeys(collection.named(name).name for name in anchors))
+    tables = [against(collection.named(name), curves) for name in chosen]
     found = gains([point for curve in curves for point in curve.points])
+    looks = styles(curves, chosen[0])
+    drawn = charts(curves, tables, found, looks)
+    measured = [curve.name for curve in curves if curve.points]
+    leading = [one.name for one in (best(table, measured) for table in tables) if one]
+    shown = collect_pictures(collection, looks, [chosen[0], *leading])
     console = Console()
-    _show(comparisons, chosen, console)
+    for table in tables:
+        _show(table, console)
     _show_gains(found, console)
-    rd_plot(curves, out / "rd.png", anchor)
-    (out / "results.md").write_text(_page(comparisons, found, chosen, curves))
-    return comparisons
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LicError(f"cannot write {out}: {error.strerror}") from None
+    for chart in drawn:
+        write_png(chart, looks, out / f"{chart.name}.png")
+    write_whole(out / "results.md", markdown(tables, found, drawn, curves).encode())
+    text = page(tables, found, drawn, curves, looks, shown).encode()
+    write_whole(out / "report.html", text)
+    if shown and shown.note:
+        console.print(shown.note, markup=False, highlight=False)
+    console.print(f"{out / 'report.html'}: {len(text) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
+    return tables
 
 
-def _named_apart(found: Sequence[tuple[Path, Curve]]) -> list[Curve]:
-    """Curves of one name get their file's stem behind it."""
-    names = [curve.name for _, curve in found]
-    return [
-        replace(curve, name=f"{curve.name} ({path.stem})") if names.count(curve.name) > 1 else curve
-        for path, curve in found
-    ]
-
-
-_COLUMNS = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", "note")
-
-
-def _cells(comparison: Comparison, notes: Sequence[str]) -> tuple[str, ...]:
-    """A row of _COLUMNS; its notes by their letters."""
-    images = comparison.images
-    interval = f"{images.mean:+.2f} % [{images.low:+.2f}, {images.high:+.2f}]" if images else ""
-    letters = " ".join(_letter(notes.index(note)) for note in comparison.notes)
-    pchip, akima = (_percent(value) for value in (comparison.pchip, comparison.akima))
-    return comparison.name, str(comparison.points), pchip, akima, interval, letters
-
-
-def _notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """Every note once, in order."""
-    return list(dict.fromkeys(note for comparison in comparisons for note in comparison.notes))
-
-
-def _letter(number: int) -> str:
-    return (_letter(number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
-
-
-def _show(comparisons: Sequence[Comparison], anchor: Curve, console: Console) -> None:
-    notes = _notes(comparisons)
-    title = f"BD-rate against {anchor.name} ({len(anchor.figures)} points)"
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for number, column in enumerate(_COLUMNS):
+def _show(found: Against, console: Console) -> None:
+    title = f"BD-rate against {found.anchor.name} ({len(found.anchor.figures)} points)"
+    table = _table(title)
+    for number, column in enumerate(COMPARISON_COLUMNS):
         numeric = 0 < number < 5
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for comparison in comparisons:
-        table.add_row(*_cells(comparison, notes))
+        table.add_column(escape(column), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for comparison in found.comparisons:
+        table.add_row(*(escape(cell) for cell in comparison_cells(comparison, found.notes)))
     console.print(table)
-    for number, note in enumerate(notes):
-        console.print(f"{_letter(number)}  {note}", markup=False, highlight=False)
+    for letter, note in lettered(found):
+        console.print(f"{letter}  {note}", markup=False, highlight=False)
 
 
 def _show_gains(found: Sequence[Gains], console: Console) -> None:
-    for table in found:
-        shown = Table(title=_title(table), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-        shown.padding = (0, 1, 0, 0)  # 80 columns are few
+    for gain in found:
+        table = _table(gains_title(gain))
+        table.padding = (0, 1, 0, 0)  # 80 columns are few
         for number, column in enumerate(GAIN_COLUMNS):
             numeric = number > 1
             head = column.replace("against ", "against\n").replace(" [", "\n[")
-            shown.add_column(head, justify="right" if numeric else "left", no_wrap=number != 1, overflow="fold")
-        for row in table.rows:
-            shown.add_row(*(cell.replace(" [", "\n[") for cell in cells(row)))
-        console.print(shown)
+            table.add_column(escape(head), justify="right" if numeric else "left", no_wrap=number != 1, overflow="fold")
+        for row in gain.rows:
+            table.add_row(*(escape(cell.replace(" [", "\n[")) for cell in cells(row)))
+        console.print(table)
 
 
-def _title(table: Gains) -> str:
-    return f"L at lambda {table.lmbda:g}, {table.images} image{'s' if table.images > 1 else ''}"
-
-
-def _page(comparisons: Sequence[Comparison], found: Sequence[Gains], anchor: Curve, curves: Sequence[Curve]) -> str:
-    notes = _notes(comparisons)
-    lines = [
-        f"# BD-rate against {anchor.name}",
-        "",
-        "Rate at equal PSNR, in percent; negative is less rate. Averaged curves by PCHIP and Akima; the mean of the",
-        "images' own BD-rates (PCHIP) with a bootstrap interval over images.",
-        "",
-        *_markdown(_COLUMNS, [_cells(comparison, notes) for comparison in comparisons]),
-        "",
-        *(f"- {_letter(number)}: {note}" for number, note in enumerate(notes)),
-        "",
-        "![Rate-distortion curves](rd.png)",
-        "",
-        *_gains_page(found),
-        "# Points",
-        "",
-        "Means over images. bpp counts the entropy-coded streams; `container` is what is around them, `estimated` the",
-        "gap from the tables' own rate to the written bytes, `likelihood` the gap from the continuous model's rate.",
-        "",
-    ]
-    heads = ("curve", "lmbda", "images", "bpp", "PSNR dB", "MS-SSIM", "container", "estimated", "likelihood")
-    rows = [
-        (curve.name, *(_point_cells(curve.points[number]) if curve.points else ("", "")), f"{one.bpp:.4f}")
-        + (f"{one.psnr:.3f}", "" if one.ms_ssim is None else f"{one.ms_ssim:.4f}")
-        + (_gap_cells(curve.points[number]) if curve.points else ("", "", ""))
-        for curve in curves
-        for number, one in enumerate(curve.figures)
-    ]
-    return "\n".join([*lines, *_markdown(heads, rows)]) + "\n"
-
-
-def _gains_page(found: Sequence[Gains]) -> list[str]:
-    if not found:
-        return []
-    tables = [
-        line
-        for table in found
-        for line in (f"## {_title(table)}", "", *_markdown(GAIN_COLUMNS, [cells(row) for row in table.rows]), "")
-    ]
-    return [
-        "# Gains at each lambda",
-        "",
-        "L = lambda 255^2 MSE + bpp, the mean over images (8-bit pictures); less is better. Its change with a",
-        "bootstrap interval over images: against the same quantizer, and against SQ with adapted tables",
-        "(`sq-adapted`), both on the base model; empty where there is no such point, or several that differ.",
-        "",
-        *tables,
-    ]
-
-
-def _point_cells(point: Point) -> tuple[str, str]:
-    return f"{point.lmbda:g}", str(len(point.images))
-
-
-def _gap_cells(point: Point) -> tuple[str, str, str]:
-    bpp = fmean(row.bpp for row in point.images)
-    estimated = fmean(row.estimated_bpp for row in point.images)
-    likelihood = fmean(row.likelihood_bpp for row in point.images)
-    container = f"{fmean(row.container_bpp for row in point.images):.4f}"
-    return container, _percent(100 * (bpp / estimated - 1)), _percent(100 * (bpp / likelihood - 1))
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:+.2f} %"
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
+def _table(title: str) -> Table:
+    return Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)

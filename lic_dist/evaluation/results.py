@@ -18,11 +18,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lic_dist.errors import LicError
 
 _TUPLES = ("channel_bits", "k_counts")  # of a point, lists in JSON
+_GIVE = "give a result file, ours or CompressAI's"
+
+
+def _decibels(value: float) -> float:
+    if not (-1000 <= value <= 1000 or value == math.inf):
+        raise ValueError("no PSNR")
+    return value
+
+
+Rate = Annotated[float, Field(ge=0, le=1e4)]  # bits a pixel
+Decibels = Annotated[float, AfterValidator(_decibels)]  # inf for equal pictures
+Similarity = Annotated[float, Field(ge=-1, le=1)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 
 @dataclass(frozen=True)
@@ -36,23 +51,23 @@ class ImageResult:
     image: str
     height: int
     width: int
-    bpp: float
-    psnr: float
-    ms_ssim: float | None
-    estimated_bpp: float
+    bpp: Rate
+    psnr: Decibels
+    ms_ssim: Similarity | None
+    estimated_bpp: Rate
     likelihood_bpp: float
-    container_bpp: float
-    encode_seconds: float
-    decode_seconds: float
+    container_bpp: Rate
+    encode_seconds: Seconds
+    decode_seconds: Seconds
 
 
 @dataclass(frozen=True)
 class Figures:
     """A point of a curve: means over images at one lambda."""
 
-    bpp: float
-    psnr: float
-    ms_ssim: float | None
+    bpp: Rate
+    psnr: Decibels
+    ms_ssim: Similarity | None
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ class Point:
 
     checkpoint: str
     quantizer: str
-    lmbda: float
+    lmbda: Annotated[float, Field(gt=0, le=1e6)]
     images: tuple[ImageResult, ...]
     record: str = ""
     model: str = ""
@@ -95,6 +110,12 @@ class Point:
             psnr=fmean(row.psnr for row in self.images),
             ms_ssim=fmean(ms_ssim) if len(ms_ssim) == len(self.images) else None,
         )
+
+
+_ALWAYS = ConfigDict(revalidate_instances="always")
+_POINTS = TypeAdapter(tuple[Point, ...], config=_ALWAYS)
+_FIGURES = TypeAdapter(tuple[Figures, ...])
+_ORIGINALS = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -188,25 +209,49 @@ def read_originals(path: Path) -> dict[str, str]:
     return dict(_content(path).get("originals", {})) if path.exists() else {}
 
 
+@dataclass(frozen=True)
+class ResultFile:
+    """What a result file holds: `points` of ours with their `originals`, or a published file's `figures`."""
+
+    name: str
+    description: str
+    points: tuple[Point, ...]
+    figures: tuple[Figures, ...]
+    originals: Mapping[str, str]
+
+
+def read_file(path: Path) -> ResultFile:
+    """A result file, ours or published.
+
+    Raises:
+        LicError: not a result file, or one with figures that cannot be.
+    """
+    content = _content(path)
+    points = _checked(path, _POINTS, _points(path, content))
+    figures = () if points else _published_figures(path, content)
+    originals = _checked(path, _ORIGINALS, content.get("originals", {}))
+    name, description = str(content.get("name", path.stem)), str(content.get("description", ""))
+    return ResultFile(name, description, points, figures, originals)
+
+
 def read_curves(path: Path) -> tuple[Curve, ...]:
     """The curves of a result file, ours (one for each arm and quantizer) or published (one).
 
     A file of several curves has them named "name arm quantizer".
 
     Raises:
-        LicError: not a result file.
+        LicError: as `read_file`.
     """
-    content = _content(path)
-    name, description = str(content.get("name", path.stem)), str(content.get("description", ""))
-    points = _points(path, content)
-    if not points:
-        return (Curve(name, _published_figures(path, content), (), description),)
+    found = read_file(path)
+    if not found.points:
+        return (Curve(found.name, found.figures, (), found.description),)
     by_arm: dict[str, list[Point]] = {}
-    for point in points:
+    for point in found.points:
         by_arm.setdefault(f"{point.arm} {point.quantizer}".strip(), []).append(point)
     several = len(by_arm) > 1
     return tuple(
-        curve_of(f"{name} {label}" if several else name, chosen, description) for label, chosen in by_arm.items()
+        curve_of(f"{found.name} {label}" if several else found.name, chosen, found.description)
+        for label, chosen in by_arm.items()
     )
 
 
@@ -228,9 +273,9 @@ def _content(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise LicError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
-        raise LicError(f"{path} is not JSON", hint="give a result file, ours or CompressAI's") from None
+        raise LicError(f"{path} is not JSON", hint=_GIVE) from None
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
-        raise LicError(f"{path} has no 'results'", hint="give a result file, ours or CompressAI's")
+        raise LicError(f"{path} has no 'results'", hint=_GIVE)
     return content
 
 
@@ -252,13 +297,25 @@ def _published_figures(path: Path, content: dict[str, Any]) -> tuple[Figures, ..
     results = content["results"]
     bpp, psnr = results.get("bpp"), results.get("psnr-rgb", results.get("psnr"))
     if not isinstance(bpp, list) or not isinstance(psnr, list) or len(bpp) != len(psnr) or not bpp:
-        raise LicError(f"{path} has no 'bpp' and 'psnr-rgb' of one length")
+        raise LicError(f"{path} has no 'bpp' and 'psnr-rgb' of one length", hint=_GIVE)
     ms_ssim = results.get("ms-ssim-rgb", results.get("ms-ssim", [None] * len(bpp)))
-    if len(ms_ssim) != len(bpp):
-        raise LicError(f"{path} has {len(bpp)} rates and {len(ms_ssim)} MS-SSIM figures")
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in [*bpp, *psnr]):
-        raise LicError(f"{path} has rates or PSNR that are not numbers")
-    return tuple(sorted((Figures(*one) for one in zip(bpp, psnr, ms_ssim, strict=True)), key=lambda one: one.bpp))
+    if not isinstance(ms_ssim, list) or len(ms_ssim) != len(bpp):
+        raise LicError(f"{path} has {len(bpp)} rates and not as many MS-SSIM figures")
+    rows = [{"bpp": a, "psnr": b, "ms_ssim": c} for a, b, c in zip(bpp, psnr, ms_ssim, strict=True)]
+    figures = _checked(path, _FIGURES, rows)
+    if not all(math.isfinite(one.psnr) for one in figures):
+        raise LicError(f"{path} has PSNR that is not finite")
+    return tuple(sorted(figures, key=lambda one: one.bpp))
+
+
+def _checked(path: Path, kind: TypeAdapter[Any], content: Any) -> Any:
+    """The content, its types and ranges checked."""
+    try:
+        return kind.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"][:4])
+        raise LicError(f"{path} has broken figures at {where[:80]}: {first['msg']}", hint=_GIVE) from None
 
 
 def _plain(value: Any) -> Any:

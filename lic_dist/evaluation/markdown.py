@@ -1,0 +1,57 @@
+"""The report as Markdown, its plots beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lic_dist.evaluation.charts import Chart
+from lic_dist.evaluation.comparison import Against, times
+from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
+from lic_dist.evaluation.gains import Gains, cells
+from lic_dist.evaluation.results import Curve
+from lic_dist.evaluation.rows import (
+    BD_SAYS,
+    COMPARISON_COLUMNS,
+    GAINS_SAY,
+    POINT_COLUMNS,
+    POINTS_SAY,
+    TIME_COLUMNS,
+    TIMES_SAY,
+    comparison_cells,
+    gains_title,
+    lettered,
+    point_rows,
+    time_rows,
+)
+
+
+def markdown(tables: Sequence[Against], found: Sequence[Gains], drawn: Sequence[Chart], curves: Sequence[Curve]) -> str:
+    """The text of results.md."""
+    lines: list[str] = []
+    for table in tables:
+        rows = [comparison_cells(one, table.notes) for one in table.comparisons]
+        notes = [f"- {key}: {_escaped(note)}" for key, note in lettered(table)]
+        lines += [f"# BD-rate against {_escaped(table.anchor.name)}", "", BD_SAYS, ""]
+        lines += [*_table(COMPARISON_COLUMNS, rows), "", *notes, *([""] if notes else [])]
+    lines += ["# Plots", ""]
+    for chart in drawn:
+        lines += [f"## {chart.title}", "", chart.says, "", f"![{chart.title}]({chart.name}.png)", ""]
+    if found:
+        lines += ["# Gains at each lambda", "", GAINS_SAY, ""]
+    for gains in found:
+        lines += [f"## {gains_title(gains)}", "", *_table(GAIN_COLUMNS, [cells(row) for row in gains.rows]), ""]
+    lines += ["# Points", "", POINTS_SAY, "", *_table(POINT_COLUMNS, point_rows(curves)), ""]
+    measured = times(curves)
+    if measured:
+        lines += ["# Times", "", TIMES_SAY, "", *_table(TIME_COLUMNS, time_rows(measured)), ""]
+    return "\n".join(lines)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *([_escaped(cell) for cell in row] for row in rows))]
+
+
+def _escaped(text: str) -> str:
+    """Names from files: no HTML, no cell's end."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -1,0 +1,203 @@
+"""The report as one HTML page without any other file: figures, the picture viewer, plots, tables.
+
+The page's own policy forbids every address but its own data and every script but its own, by its digest; names from
+result files are escaped besides.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from string import Template
+
+from lic_dist import __version__
+from lic_dist.evaluation.bd import Interval
+from lic_dist.evaluation.charts import Chart, Style, Styles, svg
+from lic_dist.evaluation.comparison import Against, Comparison, best, times
+from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
+from lic_dist.evaluation.gains import Gains, cells
+from lic_dist.evaluation.results import Curve
+from lic_dist.evaluation.rows import (
+    BD_SAYS,
+    COMPARISON_COLUMNS,
+    GAINS_SAY,
+    POINT_COLUMNS,
+    POINTS_SAY,
+    TIME_COLUMNS,
+    TIMES_SAY,
+    comparison_cells,
+    gains_title,
+    lettered,
+    point_rows,
+    time_rows,
+)
+from lic_dist.evaluation.shown import Shown
+
+_MARKERS = {
+    "o": '<circle cx="13" cy="6" r="3.4"/>',
+    "s": '<path d="M9.8 2.8h6.4v6.4h-6.4z"/>',
+    "^": '<path d="M13 2l4 7.4h-8z"/>',
+    "D": '<path d="M13 1.6l4.4 4.4-4.4 4.4-4.4-4.4z"/>',
+    "v": '<path d="M13 10l4-7.4h-8z"/>',
+    "P": '<path d="M11.6 2h2.8v2.6h2.6v2.8h-2.6v2.6h-2.8v-2.6h-2.6v-2.8h2.6z"/>',
+    "X": '<path d="M10 1.6l3 3 3-3 1.8 1.8-3 2.6 3 2.6-1.8 1.8-3-3-3 3-1.8-1.8 3-2.6-3-2.6z"/>',
+}
+
+
+def page(
+    tables: Sequence[Against],
+    found: Sequence[Gains],
+    drawn: Sequence[Chart],
+    curves: Sequence[Curve],
+    looks: Styles,
+    shown: Shown | None,
+) -> str:
+    """The text of report.html."""
+    script = _asset("viewer.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    viewer = Template(_asset("viewer.html")).substitute(note=escape(shown.note)) if shown else ""
+    return Template(_asset("report.html.in")).substitute(
+        title="Rate-distortion report",
+        script_hash=f"sha256-{digest}",
+        style=_asset("style.css"),
+        script=script,
+        subtitle=escape(_subtitle(curves)),
+        cards=_cards(tables, curves),
+        viewer=viewer,
+        plots=_plots(drawn, looks),
+        tables=_tables(tables, found, curves),
+        footer=f"lic-dist {escape(__version__)}. One file, no network: it can be mailed or put on any server.",
+        data=f'<script type="application/json" id="pictures">{_json(shown.data)}</script>' if shown else "",
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("lic_dist.evaluation") / "page" / name).read_text("utf-8")
+
+
+def _json(data: object) -> str:
+    """As JSON that cannot end its element."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _subtitle(curves: Sequence[Curve]) -> str:
+    points = [point for curve in curves for point in curve.points]
+    images = {row.image for point in points for row in point.images}
+    lambdas = [f"{lmbda:g}" for lmbda in sorted({point.lmbda for point in points})]
+    parts = [f"{len(curves)} curves"]
+    if points:
+        parts += [f"{len(images)} image{'s' * (len(images) > 1)}", f"lambda {', '.join(lambdas)}"]
+    return " · ".join(parts)
+
+
+def _cards(tables: Sequence[Against], curves: Sequence[Curve]) -> str:
+    """The best curve against each anchor."""
+    measured = [curve.name for curve in curves if curve.points]
+    cards = []
+    for table in tables:
+        one = best(table, measured)
+        if one is not None and one.pchip is not None:
+            cards.append(_card(one, one.pchip, table.anchor.name))
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _card(one: Comparison, pchip: float, anchor: str) -> str:
+    value, said = pchip, "averaged curves"
+    if one.images:
+        value = one.images.mean
+        low, high = _signed(one.images.low), _signed(one.images.high)
+        said = f"95 % interval over {len(one.rates)} images: {low} to {high}\N{NO-BREAK SPACE}%"
+    said = "; ".join([said, *one.notes])
+    return (
+        f'<div class="card"><b class="{_sense(value)}">{_signed(value)} %<small> rate at equal PSNR</small></b>'
+        f'<span class="what">{escape(one.name)} against {escape(anchor)}</span><span>{escape(said)}</span></div>'
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _sense(value: float) -> str:
+    return "less" if value < 0 else "more"
+
+
+def _plots(drawn: Sequence[Chart], looks: Styles) -> str:
+    legend = "".join(
+        f'<li><button type="button" aria-pressed="false" data-series="{look.series}">{_swatch(look)}{escape(name)}'
+        f"{' (anchor)' if look.series == 0 else ''}</button></li>"
+        for name, look in looks.items()
+    )
+    sections = [
+        f"<h2>{escape(chart.title)}</h2><p>{escape(chart.says)}</p><div class='charts'>{_figures(chart)}</div>"
+        for chart in drawn
+    ]
+    return f'<ul class="legend" aria-label="curves: press to pick some out">{legend}</ul>{"".join(sections)}'
+
+
+def _figures(chart: Chart) -> str:
+    return "".join(
+        f'<figure role="img" aria-label="{escape(f"{chart.title}: {panel.title}. {chart.says}")}">'
+        f"<figcaption>{escape(panel.title)}</figcaption>{svg(panel, f'{chart.name}-{number}')}</figure>"
+        for number, panel in enumerate(chart.panels)
+    )
+
+
+def _swatch(look: Style) -> str:
+    colour = "currentColor" if look.series == 0 else f"var(--c{(look.series - 1) % 8})"
+    dash = ' stroke-dasharray="5 3"' if look.line == "--" else ""
+    return (
+        f'<svg viewBox="0 0 26 12" aria-hidden="true" style="color:inherit"><g fill="{colour}">'
+        f'<path d="M0 6h26" stroke="{colour}" stroke-width="2"{dash}/>{_MARKERS[look.marker]}</g></svg>'
+    )
+
+
+def _tables(tables: Sequence[Against], found: Sequence[Gains], curves: Sequence[Curve]) -> str:
+    parts = [f"<h2>BD-rates</h2><p>{_prose(BD_SAYS)}</p>"]
+    for table in tables:
+        rows = [comparison_cells(one, table.notes) for one in table.comparisons]
+        senses = [{4: _clear(one.images)} for one in table.comparisons]
+        parts.append(f"<h3>against {escape(table.anchor.name)}</h3>{_table(COMPARISON_COLUMNS, rows, senses)}")
+        parts += [f'<p class="soft">{key}: {escape(note)}</p>' for key, note in lettered(table)]
+    if found:
+        parts.append(f"<h2>Gains at each lambda</h2><p>{_prose(GAINS_SAY)}</p>")
+    for gains in found:
+        senses = [{5: _clear(row.own), 6: _clear(row.sq_adapted)} for row in gains.rows]
+        rows = [cells(row) for row in gains.rows]
+        parts.append(f"<h3>{escape(gains_title(gains))}</h3>{_table(GAIN_COLUMNS, rows, senses)}")
+    measured = times(curves)
+    if measured:
+        parts.append(f"<h2>Times</h2><p>{_prose(TIMES_SAY)}</p>{_table(TIME_COLUMNS, time_rows(measured))}")
+    parts.append(f"<h2>All points</h2><p>{_prose(POINTS_SAY)}</p>{_table(POINT_COLUMNS, point_rows(curves))}")
+    return "\n".join(parts)
+
+
+def _clear(change: Interval | None) -> str:
+    """The class of a change whose interval leaves zero out."""
+    return _sense(change.mean) if change and change.low * change.high > 0 else ""
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], senses: Sequence[dict[int, str]] | None = None) -> str:
+    """A table; `senses` has the class of some columns' cells for each row."""
+    head = "".join(f'<th scope="col">{escape(one)}</th>' for one in heads)
+    body = []
+    for number, row in enumerate(rows):
+        marks = senses[number] if senses else {}
+        cells_ = (
+            f'<td class="{marks[column]}">{escape(cell)}</td>' if marks.get(column) else f"<td>{escape(cell)}</td>"
+            for column, cell in enumerate(row)
+        )
+        body.append(f"<tr>{''.join(cells_)}</tr>")
+    return (
+        f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
