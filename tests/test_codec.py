@@ -56,7 +56,8 @@ def test_decoded_indices_and_pixels_equal_the_encoders(codec: ImageCodec, height
 
 def test_sq_writes_the_bytes_count_of_compressai(loaded: Checkpoint) -> None:
     image = picture(5, 128, 192)
-    encoded = ImageCodec(loaded.model, compressai_record(loaded)).encode(image)
+    codec = ImageCodec(loaded.model, compressai_record(loaded))
+    encoded = codec.encode(image)
     x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float() / 255
     with torch.no_grad():
         theirs = loaded.model.compress(x)
@@ -78,7 +79,8 @@ def test_a_file_decodes_in_a_fresh_process(loaded: Checkpoint, tmp_path: Path) -
     image = picture(7, 70, 90)
     record = analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.full(12, 30.0))
     record.save(tmp_path / "record.json")
-    encoded = ImageCodec(loaded.model, record).encode(image)
+    codec = ImageCodec(loaded.model, record)
+    encoded = codec.encode(image)
     (tmp_path / "a.lic").write_bytes(encoded.data)
     options = ["--model", loaded.source, "--quantizer", str(tmp_path / "record.json")]
     command = [sys.executable, "-m", "lic_dist", "decode", str(tmp_path / "a.lic"), str(tmp_path / "a.png"), *options]

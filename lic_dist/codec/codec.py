@@ -98,7 +98,7 @@ class ImageCodec:
             raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
         z_lanes = z[0].reshape(z.shape[1], -1).cpu().numpy().astype(np.int16)
         stage = self._stage(z_lanes, grid)
-        level = level_index(stage.to_lanes(stage.scales), self.record.level_rule)
+        level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
         k = self.quantizer.quantize(stage.to_lanes(y.float() - stage.means), level)
         y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables)
@@ -131,7 +131,7 @@ class ImageCodec:
         grid = Grid.of(held.height, held.width)
         z_rows = _channel_rows((self.record.z_tables.rows, grid.high * grid.wide))
         stage = self._stage(rans.decode(held.z, z_rows, self.record.z_tables, SCALAR), grid)
-        level = level_index(stage.to_lanes(stage.scales), self.record.level_rule)
+        level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
         if zlib.crc32(level) != held.planes:
             raise BitstreamError(
                 "this machine computes other scales than the encoder's", hint="decode with the encoder's backend"
