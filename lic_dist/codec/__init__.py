@@ -20,8 +20,8 @@ def open_codec(
 ) -> ImageCodec:
     """The codec of a checkpoint and one of its quantizers, on the CPU.
 
-    model: a checkpoint's path, or a name of `lic-dist models`; quantizer: `sq`, a name that the checkpoint carries, or a
-    record's file or folder; architecture and lmbda: of a checkpoint that does not say its own.
+    model is a checkpoint's path or a name of `lic-dist models`; quantizer is `sq`, a name that the checkpoint carries,
+    or a record's file or folder; architecture and lmbda are for a checkpoint that does not say its own.
 
     Raises:
         UsageError: there is no such checkpoint or quantizer, or they do not go together.

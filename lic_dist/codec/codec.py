@@ -94,7 +94,7 @@ class ImageCodec:
         check_sides(height, width)
         grid = Grid.of(height, width)
         y, z = analyse(self.model, grid, lambda rows, columns: self._window(image, rows, columns))
-        if int(z.abs().max()) > 32767 or not bool(torch.isfinite(y).all()):
+        if int(z.max()) > 32767 or int(z.min()) < -32767 or not bool(torch.isfinite(y).all()):
             raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
         z_lanes = z[0].reshape(z.shape[1], -1).cpu().numpy().astype(np.int16)
         stage = self._stage(z_lanes, grid)
@@ -103,7 +103,7 @@ class ImageCodec:
         y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables)
         y_stream = rans.encode(k, self.quantizer.rows(k, level), self.record.y_tables)
-        planes = zlib.crc32(level)
+        planes = zlib.crc32(level.data)
         grey = image.ndim == 2
         container = Container(height, width, self.model_id, self.record_id, planes, z_stream, y_stream, grey=grey)
         return Encoded(container.pack(), image.shape, z_lanes, level, k, y_hat)
@@ -132,7 +132,7 @@ class ImageCodec:
         z_rows = _channel_rows((self.record.z_tables.rows, grid.high * grid.wide))
         stage = self._stage(rans.decode(held.z, z_rows, self.record.z_tables, SCALAR), grid)
         level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
-        if zlib.crc32(level) != held.planes:
+        if zlib.crc32(level.data) != held.planes:
             raise BitstreamError(
                 "this machine computes other scales than the encoder's", hint="decode with the encoder's backend"
             )
