@@ -1,4 +1,4 @@
-"""The file around the two entropy-coded streams of an image: format 2.
+"""The file around the two entropy-coded streams of an image: format 2 (docs/bitstream.md).
 
 All integers are unsigned and little-endian. 29 bytes are not streams.
 
