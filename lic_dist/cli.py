@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lic_dist import __version__
-from lic_dist.commands import cache, submit
+from lic_dist.commands import cache, codec, submit
 from lic_dist.commands.options import (
     Architecture,
     ConfigFile,
@@ -159,53 +159,8 @@ def report(
     run(files, anchor, out)
 
 
-@app.command()
-def encode(
-    image: Annotated[Path, typer.Argument(help="The picture.")],
-    file: Annotated[Path, typer.Argument(help="The bitstream to write.")],
-    model: Annotated[str, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")],
-    quantizer: Annotated[str, typer.Option(help="sq, a name that the checkpoint carries, or a record.")] = "sq",
-    architecture: Architecture = None,
-    lmbda: Lmbda = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Entropy parameters in integers: decodes on any machine.")
-    ] = False,
-) -> None:
-    """Code one picture."""
-    from lic_dist import images
-
-    data = _codec(model, quantizer, architecture, lmbda, deterministic).encode(images.read(image)).data
-    file.write_bytes(data)
-    typer.echo(f"{file}: {len(data)} bytes")
-
-
-@app.command()
-def decode(
-    file: Annotated[Path, typer.Argument(help="The bitstream.")],
-    image: Annotated[Path, typer.Argument(help="The picture to write (PNG).")],
-    model: Annotated[str, typer.Option(help="The checkpoint it was made with.")],
-    quantizer: Annotated[str, typer.Option(help="The quantizer it was made with.")] = "sq",
-    architecture: Architecture = None,
-    lmbda: Lmbda = None,
-) -> None:
-    """Decode one picture."""
-    from PIL import Image
-
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise LicError(f"cannot read {file}: {error.strerror}") from None
-    Image.fromarray(_codec(model, quantizer, architecture, lmbda).decode(data)).save(image)
-    typer.echo(str(image))
-
-
-def _codec(model: str, quantizer: str, architecture: str | None, lmbda: float | None, integer: bool = False) -> Any:
-    from lic_dist.building.records import named_record
-    from lic_dist.codec.codec import ImageCodec
-    from lic_dist.models import checkpoint
-
-    loaded = checkpoint.load(model, architecture, lmbda)
-    return ImageCodec(loaded.model, named_record(loaded, quantizer), integer)
+app.command()(codec.encode)
+app.command()(codec.decode)
 
 
 @app.command()

@@ -34,6 +34,7 @@ LARGEST_FILE = 2 << 30  # bytes; a larger file is set aside unread
 Image.MAX_IMAGE_PIXELS = None  # ours is the limit
 
 EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"})
+EIGHT_BITS_GREY = frozenset({"1", "L", "LA"})
 SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B"})
 ORIENTATION = 0x0112  # EXIF tag
 LYING = (5, 6, 7, 8)  # orientations that swap width and height
@@ -143,8 +144,8 @@ def find(folder: Path) -> list[str]:
     return [readable(name) for name in walk(folder)]
 
 
-def decode(data: bytes, name: str = "image") -> NDArray[np.uint8]:
-    """Decode one photo to RGB: uint8 [H, W, 3], as the module says.
+def decode(data: bytes, name: str = "image", keep_grey: bool = False) -> NDArray[np.uint8]:
+    """Decode one photo to RGB: uint8 [H, W, 3], as the module says; with keep_grey a grey one to uint8 [H, W].
 
     Raises:
         PhotoError: not an image, truncated, animated, larger than LARGEST pixels, or of pixels with no such reading.
@@ -152,11 +153,12 @@ def decode(data: bytes, name: str = "image") -> NDArray[np.uint8]:
     with _opened(data, name) as image:
         image.load()
         if image.mode in SIXTEEN_BITS or image.mode == "I":
-            grey = np.asarray(image).astype(np.int64)
-            eight = np.clip((grey * 255 + 32767) // 65535, 0, 255).astype(np.uint8)
-            pixels = np.repeat(eight[:, :, None], 3, axis=2)
+            deep = np.asarray(image).astype(np.int64)
+            pixels = np.clip((deep * 255 + 32767) // 65535, 0, 255).astype(np.uint8)
         else:
-            pixels = np.array(image.convert("RGB"))
+            pixels = np.array(image.convert("L" if image.mode in EIGHT_BITS_GREY else "RGB"))
+        if pixels.ndim == 2 and not keep_grey:
+            pixels = np.repeat(pixels[:, :, None], 3, axis=2)
         return _upright(pixels, _orientation(image))
 
 
@@ -247,9 +249,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turn [H, W, 3] by its EXIF orientation."""
+    """Turn [H, W] or [H, W, 3] by its EXIF orientation."""
     if orientation in LYING:
-        pixels = pixels.transpose(1, 0, 2)
+        pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
@@ -257,9 +259,9 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
-def read(path: Path) -> NDArray[np.uint8]:
+def read(path: Path, keep_grey: bool = False) -> NDArray[np.uint8]:
     """Decode a file: see `decode`. Raises PhotoError, "unreadable" where the file cannot be read."""
-    return decode(contents(path, str(path)), str(path))
+    return decode(contents(path, str(path)), str(path), keep_grey)
 
 
 def files_digest(folder: Path, names: Sequence[str]) -> str:

@@ -23,8 +23,8 @@ from lic_dist.building.build import build
 from lic_dist.building.calibrate import calibrate
 from lic_dist.building.job import open_cache
 from lic_dist.building.pilot import calibration_samples
-from lic_dist.building.records import compressai_record
 from lic_dist.codec.codec import ImageCodec
+from lic_dist.codec.records import compressai_record
 from lic_dist.errors import LicError
 from lic_dist.evaluation.metrics import psnr8
 from lic_dist.evaluation.plots import Picture, comparison_sheet, training_plot
@@ -172,7 +172,7 @@ def _close(experiment: config.Experiment, finetuned: Path, out: Path, console: C
         for image in originals:
             encoded = codec.encode(image)
             decoded = codec.decode(encoded.data)
-            if (decoded != encoded.reconstruction).any():
+            if (decoded != codec.reconstruction(encoded)).any():
                 raise LicError(f"{name}: the decoder's picture differs from the encoder's")
             results.append((encoded.coded_bits / image[..., 0].size, psnr8(image, decoded), decoded, image))
         rows.append(_row(name, model.spec.lmbda, results))

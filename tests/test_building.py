@@ -17,8 +17,9 @@ from lic_dist.building.calibrate import calibrate, describe, measure, z_bits
 from lic_dist.building.job import check_cache, prepare
 from lic_dist.building.latents import encode, view
 from lic_dist.building.pilot import adapt, calibration_samples, record_beside
-from lic_dist.building.records import analytic_record, compressai_record, fits, named_record
+from lic_dist.building.records import analytic_record, named_record
 from lic_dist.cache.reader import LatentCache
+from lic_dist.codec.records import compressai_record, fits
 from lic_dist.crops import plan_crops
 from lic_dist.errors import LicError, ToleranceError, UsageError
 from lic_dist.evaluation.plots import calibration_plot

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from lic_dist import __version__
 from lic_dist.building.records import analytic_record
 from lic_dist.models import checkpoint
 from lic_dist.quantization.record import QuantizerRecord
+
+from .conftest import picture
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "ray", "zarr", "numpy", "compressai", "numba", "pydantic", "matplotlib", "pyarrow")
@@ -89,9 +92,9 @@ def test_an_unknown_architecture_a_missing_and_an_empty_folder(base: Path, photo
         refused(lic_dist("cache", "build", file), 1, words)
 
 
-def test_what_no_room_foresaw_is_one_line_too(base: Path, photos: Path, tmp_path: Path) -> None:
-    into_nowhere = lic_dist("encode", photos / "train" / "0.png", tmp_path / "no" / "a.lic", "--model", base)
-    refused(into_nowhere, 1, "FileNotFoundError")
+def test_what_no_room_foresaw_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lic_dist.models.checkpoint.zoo", lambda: 1 / 0)
+    refused(lic_dist("models"), 1, "ZeroDivisionError")
     refused(lic_dist("config", "show", write(tmp_path / "a.yaml", name="x"), "--set", "images.path=[a"), 2, "YAML")
 
 
@@ -128,12 +131,51 @@ def test_a_cache_of_another_encoder_is_refused_with_the_field(base: Path, photos
 
 
 def test_a_picture_goes_there_and_back(base: Path, photos: Path, tmp_path: Path) -> None:
-    file, picture = tmp_path / "a.lic", tmp_path / "a.png"
+    file, shown = tmp_path / "a.lic", tmp_path / "a.png"
     assert lic_dist("encode", photos / "train" / "0.png", file, "--model", base).returncode == 0
-    assert lic_dist("decode", file, picture, "--model", base).returncode == 0 and picture.is_file()
-    file.write_bytes(file.read_bytes()[:-3])
-    refused(lic_dist("decode", file, picture, "--model", base), 1, "damaged")
-    refused(lic_dist("decode", file, picture, "--model", base, "--quantizer", "none"), 2, "none", "sq")
+    assert lic_dist("decode", file, shown, "--model", base).returncode == 0 and shown.is_file()
+    refused(lic_dist("decode", file, shown, "--model", base, "--quantizer", "none"), 2, "none", "sq")
+
+
+def test_a_grey_picture_stays_grey(base: Path, tmp_path: Path) -> None:
+    eight = picture(1, 40, 50)[..., 0]
+    Image.fromarray(eight).save(tmp_path / "8.png")
+    Image.fromarray(eight.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    for name in ("8", "16"):
+        encoded = lic_dist("encode", tmp_path / f"{name}.png", tmp_path / f"{name}.lic", "--model", base)
+        assert encoded.returncode == 0 and "bpp" in encoded.stdout, encoded.stderr
+    assert (tmp_path / "8.lic").read_bytes() == (tmp_path / "16.lic").read_bytes()
+    for suffix, kind in (("png", "PNG"), ("TIFF", "TIFF"), ("bmp", "BMP")):
+        shown = tmp_path / f"a.{suffix}"
+        assert lic_dist("decode", tmp_path / "8.lic", shown, "--model", base).returncode == 0
+        with Image.open(shown) as image:
+            assert (image.mode, image.size, image.format) == ("L", (50, 40), kind)
+
+
+def test_outputs_are_refused_before_the_work_and_written_whole(base: Path, photos: Path, tmp_path: Path) -> None:
+    photo, file, shown = photos / "train" / "0.png", tmp_path / "a.lic", tmp_path / "a.png"
+    assert lic_dist("encode", photo, file, "--model", base).returncode == 0
+    work = mock.patch("lic_dist.models.checkpoint.load", side_effect=AssertionError("the work has begun"))
+    with work:
+        for name in ("a.jpg", "a.webp", "a"):
+            refused(lic_dist("decode", file, tmp_path / name, "--model", base), 2, "lossless", "a.png")
+        (tmp_path / "folder.png").mkdir()
+        refused(lic_dist("decode", file, tmp_path / "folder.png", "--model", base), 1, "not a plain file")
+        refused(lic_dist("decode", file, tmp_path / "no" / "a.png", "--model", base), 1, "cannot write", "No such file")
+        refused(
+            lic_dist("encode", photo, tmp_path / "no" / "a.lic", "--model", base), 1, "cannot write", "No such file"
+        )
+        refused(lic_dist("encode", photo, "/dev/null", "--model", base), 1, "not a plain file")
+        refused(lic_dist("decode", tmp_path / "none.lic", shown, "--model", base), 1, "cannot read", "none.lic")
+    shown.write_bytes(b"kept")
+    file.write_bytes(file.read_bytes()[:-4])
+    refused(lic_dist("decode", file, shown, "--model", base), 1, "cut or altered")
+    assert shown.read_bytes() == b"kept"
+    with mock.patch("PIL.Image.Image.save", side_effect=OSError(28, "No space left on device")):
+        assert lic_dist("encode", photo, file, "--model", base).returncode == 0
+        refused(lic_dist("decode", file, shown, "--model", base), 1, "cannot write", "No space left")
+    assert shown.read_bytes() == b"kept"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.lic", "a.png", "folder.png"]
 
 
 def test_ci_runs_the_readmes_test_command() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lic_dist.codec import container as module
 from lic_dist.codec.container import OVERHEAD, Container
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.errors import LicError
@@ -23,6 +26,12 @@ def test_golden_bytes() -> None:
     header = "4c49430200" + "0002" + "0003" + b"modereco".hex() + "efbeadde" + "04000000"
     assert SMALL.pack() == with_check(bytes.fromhex(header) + b"zzzzyyyyyyyy")
     assert SMALL.pack()[-4:].hex() == "900d87e8"
+
+
+def test_the_page_has_the_modules_table() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "bitstream.md").read_text()
+    table = str(module.__doc__).split("not streams.")[1].split("A CRC-32")[0]
+    assert textwrap.dedent(table).strip() in page
 
 
 def test_overhead() -> None:

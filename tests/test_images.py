@@ -256,6 +256,9 @@ def test_a_photo_is_converted_or_recorded(name: str, tmp_path: Path) -> None:
     assert pixels.dtype == np.uint8 and pixels.shape == kind.pixels.shape
     assert np.abs(pixels - kind.pixels.astype(float)).max() <= kind.bound
     assert np.array_equal(window, pixels[3:35, 4:36].transpose(2, 0, 1))
+    kept = images.read(tmp_path / row.path, keep_grey=True)
+    assert (kept.ndim == 2) == ("grey" in name or name == "one bit")
+    assert np.array_equal(np.repeat(kept[:, :, None], 3, 2) if kept.ndim == 2 else kept, pixels)
 
 
 @pytest.mark.parametrize("name", KINDS)

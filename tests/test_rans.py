@@ -93,6 +93,16 @@ def test_decoder_equals_compressai(ans: ModuleType, name: str) -> None:
     assert np.array_equal(oracle(ans, stream, rows, tables), k)
 
 
+def test_a_plane_in_pieces_is_the_same_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = _TABLES["tcq8"]
+    k, level = plane(6, 5, 33)
+    rows = walked_rows(k, level, ECM8)
+    whole = rans.encode(k, rows, tables)
+    for piece in (1, 12, 35):
+        monkeypatch.setattr(rans, "_PIECE", piece)
+        assert rans.encode(k, rows, tables) == whole
+
+
 def test_state_machine_is_used() -> None:
     """The same stream under another machine ends in an error."""
     tables = trellis_tables(ECM8)

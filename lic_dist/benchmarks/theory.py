@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lic_dist.benchmarks import exhaustive
 from lic_dist.benchmarks.data import LMBDA, Sources, gaussian, label, mixture, priced
 from lic_dist.benchmarks.speed import SEARCHES
-from lic_dist.building.records import coder_tables
+from lic_dist.codec.records import coder_tables
 from lic_dist.models.compat import import_compressai
 from lic_dist.progress import Progress
 from lic_dist.quantization.adaptation import adapted, gaussian_record

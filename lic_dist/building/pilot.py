@@ -14,10 +14,10 @@ from lic_dist import config, images
 from lic_dist.building.calibrate import calibrate, one_thread, settings_of
 from lic_dist.building.job import Job
 from lic_dist.building.latents import Latents, encode
-from lic_dist.building.records import fits
 from lic_dist.cache.place import Place
 from lic_dist.cache.plan import differences
 from lic_dist.cache.reader import LatentCache
+from lic_dist.codec.records import fits
 from lic_dist.errors import LicError, UsageError
 from lic_dist.images import Crop
 from lic_dist.models.checkpoint import Checkpoint

@@ -1,1 +1,40 @@
-"""The bitstream: container, rANS coding, images to bytes and back."""
+"""The bitstream: container, rANS coding, images to bytes and back.
+
+from lic_dist.codec import open_codec
+
+codec = open_codec("base-small", "tcq8")
+data = codec.encode(image).data  # image uint8 [H, W, 3] or [H, W]
+image = codec.decode(data)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lic_dist.codec.codec import ImageCodec
+
+
+def open_codec(
+    model: str,
+    quantizer: str = "sq",
+    architecture: str | None = None,
+    lmbda: float | None = None,
+    integer: bool = False,
+) -> ImageCodec:
+    """The codec of a checkpoint and one of its quantizers, on the CPU.
+
+    model is a checkpoint's path or a name of `lic-dist models`; quantizer is `sq`, a name that the checkpoint carries,
+    or a record's file or folder; architecture and lmbda are for a checkpoint that does not say its own;
+    `integer` is ImageCodec's.
+
+    Raises:
+        UsageError: there is no such checkpoint or quantizer, or they do not go together.
+        LicError: a file that is no checkpoint, or no record.
+    """
+    from lic_dist.codec.codec import ImageCodec
+    from lic_dist.codec.records import local_record
+    from lic_dist.models import checkpoint
+
+    loaded = checkpoint.load(str(model), architecture, lmbda)
+    return ImageCodec(loaded.model, local_record(loaded, str(quantizer)), integer)

@@ -4,7 +4,8 @@
                            |           h_s -> means, scales -> search -> k -> rANS -> container
 
 The decoder repeats h_s on the same z and gets the same levels; a checksum of the level planes turns a model that
-computes differently on another machine into one clear error. Imports no cache, training or engine.
+computes differently on another machine into one clear error. Large images go through the networks in tiles. Imports
+no cache, training or engine.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,41 +23,42 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lic_dist.codec import rans
-from lic_dist.codec.container import Container
+from lic_dist.codec.container import OVERHEAD, Container, check_sides
 from lic_dist.codec.rans import BitstreamError
+from lic_dist.codec.tiles import STRIDE, Grid, analyse, parameters, synthesise
 from lic_dist.errors import LicError
 from lic_dist.models.integer import IntegerHyperDecoder
 from lic_dist.models.parts import decoder_digest, entropy_digest
-from lic_dist.models.stages import Stage, analyse, dequantize_z, run_stages, to_input
+from lic_dist.models.stages import Stage, dequantize_z, stages, to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.trellis import SCALAR
 
-STRIDE = 64  # of z against pixels
-
 
 @dataclass(frozen=True)
 class Encoded:
-    """One coded image: its bytes, the picture its decoder will show, and the rate in bits.
+    """One coded image: the bytes of its file, and what the encoder knew when it wrote them.
 
-    k and level, [lanes, steps]: the indices and the scale levels that they were coded at.
-    coded_bits counts the entropy-coded streams; estimated_bits is the sum of -log2 over the integer tables;
-    likelihood_bits the continuous model's (with cells of step 1 about the means; nan for other quantizers).
+    shape is the image's; z int16 [Nz, positions]; level uint8 and k int16 [lanes, steps]; y_hat float32 [1, M, h, w].
     """
 
     data: bytes
-    k: NDArray[np.int16]
+    shape: tuple[int, ...]
+    z: NDArray[np.int16]
     level: NDArray[np.uint8]
-    reconstruction: NDArray[np.uint8]
-    coded_bits: int
-    estimated_bits: float
-    likelihood_bits: float
+    k: NDArray[np.int16]
+    y_hat: Tensor
+
+    @property
+    def coded_bits(self) -> int:
+        """Bits of the two entropy-coded streams."""
+        return 8 * (len(self.data) - OVERHEAD)
 
     @property
     def container_bits(self) -> int:
         """Bits of header and checks around the streams."""
-        return 8 * len(self.data) - self.coded_bits
+        return 8 * OVERHEAD
 
 
 def padding(height: int, width: int) -> tuple[int, int, int, int]:
@@ -67,7 +68,7 @@ def padding(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 class ImageCodec:
-    """A model in eval mode and a quantizer record, ready to code RGB images of any size.
+    """A model in eval mode and a quantizer record, ready to code images of any size, RGB or grey.
 
     `integer`: encode with h_s in integers (models/integer.py), so that the file decodes on any machine. A decoder does
     as the file says.
@@ -86,60 +87,35 @@ class ImageCodec:
 
     @torch.no_grad()
     def encode(self, image: NDArray[np.uint8]) -> Encoded:
-        """Code an image, uint8 [H, W, 3].
+        """Code an image, uint8 [H, W, 3], or a grey one, [H, W].
 
         Raises:
-            LicError: latents that are not finite, or too large to code.
+            LicError: an image larger than the format holds, latents that are not finite, or too large to code.
+            ValueError: an array of another type or shape.
         """
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+            raise ValueError(f"an image is uint8 [H, W, 3] or [H, W], not {image.dtype} {image.shape}")
         height, width = image.shape[:2]
-        left, right, top, bottom = padding(height, width)
-        x = to_input(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None], self.device)
-        x = torch.nn.functional.pad(x, (left, right, top, bottom))
-        y, z = analyse(self.model, x)
-        if int(z.abs().max()) > 32767 or not bool(torch.isfinite(y).all()):
+        check_sides(height, width)
+        grid = Grid.of(height, width)
+        y, z = analyse(self.model, grid, lambda rows, columns: self._window(image, rows, columns))
+        if int(z.max()) > 32767 or int(z.min()) < -32767 or not bool(torch.isfinite(y).all()):
             raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
         z_lanes = z[0].reshape(z.shape[1], -1).cpu().numpy().astype(np.int16)
-        z_rows = _channel_rows(z_lanes.shape)
-        z_tables, y_tables = self.record.z_tables, self.record.y_tables
-        estimated = float(z_tables.bits(z_lanes, z_rows).sum())
-        likelihood = self._z_likelihood_bits(z)
-        streams: list[bytes] = []
-        indices: list[NDArray[np.int16]] = []
-        level_planes: list[NDArray[np.uint8]] = []
-        planes = 0
-
-        def serve(stage: Stage) -> Tensor:
-            nonlocal estimated, likelihood, planes
-            level = level_index(stage.to_lanes(stage.scales), self.record.level_rule)
-            k = self.quantizer.quantize(stage.to_lanes(y.float() - stage.means), level)
-            rows = self.quantizer.rows(k, level)
-            streams.append(rans.encode(k, rows, y_tables))
-            indices.append(k)
-            level_planes.append(level)
-            planes = zlib.crc32(level.tobytes(), planes)
-            estimated += float(y_tables.bits(k, rows).sum())
-            y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
-            likelihood += self._y_likelihood_bits(y_hat, stage)
-            return y_hat
-
-        y_hat = self._serve(z, self.integer, serve)
-        z_stream, y_stream = rans.encode(z_lanes, z_rows, z_tables), b"".join(streams)
-        container = Container(
-            height, width, self.model_id, self.record_id, planes, z_stream, y_stream, integer=self.integer
-        )
-        return Encoded(
-            container.pack(),
-            np.concatenate(indices),
-            np.concatenate(level_planes),
-            self._picture(y_hat, height, width),
-            8 * (len(z_stream) + len(y_stream)),
-            estimated,
-            likelihood if self.record.name == "sq" and self.record.step == 1 else math.nan,
-        )
+        stage = self._stage(z_lanes, grid, self.integer)
+        level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
+        k = self.quantizer.quantize(stage.to_lanes(y.float() - stage.means), level)
+        y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
+        z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables)
+        y_stream = rans.encode(k, self.quantizer.rows(k, level), self.record.y_tables)
+        planes = zlib.crc32(level.data)
+        flags = {"grey": image.ndim == 2, "integer": self.integer}
+        container = Container(height, width, self.model_id, self.record_id, planes, z_stream, y_stream, **flags)
+        return Encoded(container.pack(), image.shape, z_lanes, level, k, y_hat)
 
     @torch.no_grad()
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """The picture of a bitstream: uint8 [H, W, 3].
+        """The picture of a bitstream, of the encoder's image's shape: uint8 [H, W, 3], or [H, W] of a grey one.
 
         Raises:
             BitstreamError: cut, altered, of another model or quantizer, or decoded on a machine that computes the
@@ -157,53 +133,85 @@ class ImageCodec:
             raise BitstreamError(
                 "this file was made with another quantizer", hint="give the quantizer it was made with"
             )
-        left, right, top, bottom = padding(held.height, held.width)
-        high, wide = (held.height + top + bottom) // STRIDE, (held.width + left + right) // STRIDE
-        channels = self.record.z_tables.cdf.shape[0]
-        z_rows = _channel_rows((channels, high * wide))
-        z_lanes = rans.decode(held.z, z_rows, self.record.z_tables, SCALAR)
-        z = torch.from_numpy(z_lanes.astype(np.int32)).reshape(1, channels, high, wide).to(self.device)
-        indices: list[NDArray[np.int16]] = []
+        grid = Grid.of(held.height, held.width)
+        z_rows = _channel_rows((self.record.z_tables.rows, grid.high * grid.wide))
+        stage = self._stage(rans.decode(held.z, z_rows, self.record.z_tables, SCALAR), grid, held.integer)
+        level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
+        if zlib.crc32(level.data) != held.planes:
+            raise BitstreamError(
+                "this machine computes other scales than the encoder's",
+                hint="decode with the encoder's backend, or encode with --deterministic",
+            )
+        k = rans.decode(held.y, level, self.record.y_tables, self.quantizer.trellis)
+        y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
+        shape = (held.height, held.width) if held.grey else (held.height, held.width, 3)
+        return self._picture(y_hat, shape), k
 
-        def serve(stage: Stage) -> Tensor:
-            level = level_index(stage.to_lanes(stage.scales), self.record.level_rule)
-            if zlib.crc32(level.tobytes()) != held.planes:
-                raise BitstreamError(
-                    "this machine computes other scales than the encoder's",
-                    hint="decode with the encoder's backend, or encode with --deterministic",
-                )
-            k = rans.decode(held.y, level, self.record.y_tables, self.quantizer.trellis)
-            indices.append(k)
-            return stage.means + stage.from_lanes(self.quantizer.dequantize(k))
+    def reconstruction(self, encoded: Encoded) -> NDArray[np.uint8]:
+        """The picture that the encoder expects of its decoder, of the image's shape: g_s of its own y_hat."""
+        return self._picture(encoded.y_hat, encoded.shape)
 
-        y_hat = self._serve(z, held.integer, serve)
-        return self._picture(y_hat, held.height, held.width), np.concatenate(indices)
+    def estimated_bits(self, encoded: Encoded) -> float:
+        """The sum of -log2 over the integer tables, for z and y."""
+        z_bits = self.record.z_tables.bits(encoded.z, _channel_rows(encoded.z.shape))
+        return float(z_bits.sum() + self.quantizer.bits(encoded.k, encoded.level).sum())
 
-    def _serve(self, z: Tensor, integer: bool, serve: Callable[[Stage], Tensor]) -> Tensor:
+    @torch.no_grad()
+    def likelihood_bits(self, encoded: Encoded) -> float:
+        """The sum of -log2 of the continuous model's likelihoods, with cells of step 1 about the means.
+
+        nan for quantizers of other cells.
+        """
+        if self.record.name != "sq" or self.record.step != 1:
+            return math.nan
+        model: Any = self.model
+        grid = Grid.of(*encoded.shape[:2])
+        stage = self._stage(encoded.z, grid, self.integer)
+        z_hat = dequantize_z(model, self._z(encoded.z, grid))
+        _, of_z = model.entropy_bottleneck(z_hat, training=False)
+        gaussian = model.gaussian_conditional
+        of_y = gaussian.likelihood_lower_bound(gaussian._likelihood(encoded.y_hat, stage.scales, stage.means))
+        return -float(of_z.double().log2().sum() + of_y.double().log2().sum())
+
+    def _z(self, z_lanes: NDArray[np.int16], grid: Grid) -> Tensor:
+        return torch.from_numpy(z_lanes.astype(np.int32)).reshape(1, -1, grid.high, grid.wide).to(self.device)
+
+    def _stage(self, z_lanes: NDArray[np.int16], grid: Grid, integer: bool) -> Stage:
+        """Means and scales that follow from z int16 [Nz, positions]."""
+        z = self._z(z_lanes, grid)
         if integer:
-            return serve(self._integer_h_s(z))
-        return run_stages(self.model, dequantize_z(self.model, z), serve)
+            return parameters(self.model, z, self._integer_h_s)
+        return parameters(self.model, dequantize_z(self.model, z), lambda part: next(stages(self.model, part)))
 
     @cached_property
     def _integer_h_s(self) -> IntegerHyperDecoder:
         return IntegerHyperDecoder(self.model)
 
-    def _picture(self, y_hat: Tensor, height: int, width: int) -> NDArray[np.uint8]:
+    def _window(self, image: NDArray[np.uint8], rows: slice, columns: slice) -> Tensor:
+        """A window of the padded image as g_a reads it: float32 [1, 3, ., .]; a grey image has three equal colours."""
+        height, width = image.shape[:2]
         left, _, top, _ = padding(height, width)
-        x_hat = self.model.g_s(y_hat)[0, :, top : top + height, left : left + width]  # type: ignore[operator]
-        eight_bit = x_hat.clamp(0, 1).mul(255).round().to(torch.uint8)
-        return np.ascontiguousarray(eight_bit.permute(1, 2, 0).cpu().numpy())
+        first_row, last_row = max(rows.start - top, 0), min(rows.stop - top, height)
+        first_column, last_column = max(columns.start - left, 0), min(columns.stop - left, width)
+        part = image[first_row:last_row, first_column:last_column]
+        part = np.broadcast_to(part[None], (3, *part.shape)) if part.ndim == 2 else part.transpose(2, 0, 1)
+        x = to_input(torch.from_numpy(np.ascontiguousarray(part))[None], self.device)
+        before = first_column + left - columns.start, first_row + top - rows.start
+        after = columns.stop - left - last_column, rows.stop - top - last_row
+        return torch.nn.functional.pad(x, (before[0], after[0], before[1], after[1]))
 
-    def _z_likelihood_bits(self, z: Tensor) -> float:
-        model: Any = self.model
-        _, likelihood = model.entropy_bottleneck(dequantize_z(model, z), training=False)
-        return float(-likelihood.double().log2().sum())
-
-    def _y_likelihood_bits(self, y_hat: Tensor, stage: Stage) -> float:
-        model: Any = self.model
-        gaussian = model.gaussian_conditional
-        likelihood = gaussian.likelihood_lower_bound(gaussian._likelihood(y_hat, stage.scales, stage.means))
-        return float(-likelihood.double().log2().sum())
+    @torch.no_grad()
+    def _picture(self, y_hat: Tensor, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """g_s of y_hat, cropped to the image, to 8 bits; of a grey image the mean of the colours, rounded once."""
+        height, width = shape[:2]
+        left, right, top, bottom = padding(height, width)
+        padded = np.empty((height + top + bottom, width + left + right, *shape[2:]), np.uint8)
+        for rows, columns, x_hat in synthesise(self.model, y_hat):
+            x_hat = x_hat[0].clamp(0, 1).permute(1, 2, 0)
+            if len(shape) == 2:
+                x_hat = x_hat.mean(2)
+            padded[rows, columns] = x_hat.mul(255).round().to(torch.uint8).cpu().numpy()
+        return np.ascontiguousarray(padded[top : top + height, left : left + width])
 
 
 def _channel_rows(shape: tuple[int, ...]) -> NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""The file around the two entropy-coded streams of an image: format 2.
+"""The file around the two entropy-coded streams of an image: format 2 (docs/bitstream.md).
 
 All integers are unsigned and little-endian. 29 bytes are not streams.
 
@@ -39,6 +39,17 @@ _CHECK = struct.Struct("<I")
 OVERHEAD = _HEADER.size + _CHECK.size  # bytes
 
 
+def check_sides(height: int, width: int) -> None:
+    """LicError for a picture larger than the format holds, ValueError for one without pixels."""
+    if max(height, width) > LARGEST_SIDE or height * width > LARGEST_AREA:
+        raise LicError(
+            f"a picture of {width}x{height} is too large for this format",
+            hint=f"sides up to {LARGEST_SIDE} pixels, up to {LARGEST_AREA >> 20} million of them in all",
+        )
+    if min(height, width) < 1:
+        raise ValueError("sides are 1 or more")
+
+
 @dataclass(frozen=True)
 class Container:
     """One coded image: sizes in pixels, identities of 4 bytes, the CRC-32 of the level planes, two streams, and flags.
@@ -58,13 +69,9 @@ class Container:
     integer: bool = False
 
     def __post_init__(self) -> None:
-        if max(self.height, self.width) > LARGEST_SIDE or self.height * self.width > LARGEST_AREA:
-            raise LicError(
-                f"a picture of {self.width}x{self.height} is too large for this format",
-                hint=f"sides up to {LARGEST_SIDE} pixels, up to {LARGEST_AREA >> 20} million of them in all",
-            )
-        if min(self.height, self.width) < 1 or len(self.model) != 4 or len(self.record) != 4:
-            raise ValueError("sides are 1 or more, identities have 4 bytes")
+        check_sides(self.height, self.width)
+        if len(self.model) != 4 or len(self.record) != 4:
+            raise ValueError("identities have 4 bytes")
         if len(self.z) % 4 or len(self.y) % 4:
             raise ValueError("streams are whole 32-bit words")
 

@@ -18,6 +18,8 @@ so a whole stream ends there, with no word left over.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ from lic_dist.quantization.trellis import Trellis
 
 LOWEST_STATE = 1 << 31  # RANS64_L: where the encoder starts and the decoder must end
 MOST_NIBBLES = 5  # an int16 lies within 2 * 65535 < 16^5 of any escape of a table over int16
+_PIECE = 1 << 20  # symbols that are Python integers at a time
 FEWEST_SYMBOLS = 3  # compressai 1.2.8 writes before its buffer below this
 
 _FAULTS = {
@@ -60,13 +63,10 @@ def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables) -> 
     if rows.min() < 0 or rows.max() >= tables.rows:
         raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
     encoder = import_compressai().ans.BufferedRansEncoder()
-    encoder.encode_with_indexes(
-        k.T.ravel().tolist(),
-        rows.T.ravel().tolist(),
-        tables.cdf.tolist(),
-        tables.size.tolist(),
-        tables.offset.tolist(),
-    )
+    steps = max(1, _PIECE // len(k))
+    for first in range(0, k.shape[1], steps):
+        piece = slice(first, first + steps)
+        encoder.encode_with_indexes(k[:, piece].T.ravel().tolist(), rows[:, piece].T.ravel().tolist(), *_lists(tables))
     stream: bytes = encoder.flush()
     return stream
 
@@ -95,7 +95,7 @@ def decode(stream: bytes, level: NDArray[np.integer], tables: CdfTables, trellis
         tables.cdf,
         tables.size,
         tables.offset,
-        _first_symbols(tables.cdf, tables.size),
+        _starts(tables),
         np.array(trellis.quantizer, np.int64) * LEVELS,
         np.array(trellis.next_state, np.int64),
         k,
@@ -103,6 +103,20 @@ def decode(stream: bytes, level: NDArray[np.integer], tables: CdfTables, trellis
     if fault:
         raise BitstreamError(f"an entropy-coded stream {_FAULTS[fault]}")
     return np.ascontiguousarray(k.T)
+
+
+@lru_cache(maxsize=16)
+def _lists(tables: CdfTables) -> tuple[list[list[int]], list[int], list[int]]:
+    """Tables as CompressAI's encoder takes them, without the zeros behind each row."""
+    size: list[int] = tables.size.tolist()
+    return [row[:length].tolist() for row, length in zip(tables.cdf, size, strict=True)], size, tables.offset.tolist()
+
+
+@lru_cache(maxsize=16)
+def _starts(tables: CdfTables) -> np.ndarray:
+    """`_first_symbols` of tables."""
+    first: np.ndarray = _first_symbols(tables.cdf, tables.size)
+    return first
 
 
 @njit(cache=True, nogil=True)

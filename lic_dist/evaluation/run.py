@@ -206,7 +206,7 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
     middle = time.perf_counter()
     decoded, k = codec.decode_with_indices(encoded.data)
     ended = time.perf_counter()
-    if not (np.array_equal(k, encoded.k) and np.array_equal(decoded, encoded.reconstruction)):
+    if not (np.array_equal(k, encoded.k) and np.array_equal(decoded, codec.reconstruction(encoded))):
         raise BitstreamError(f"{name}: the decoder's picture differs from the encoder's")
     pixels = height * width
     result = ImageResult(
@@ -216,8 +216,8 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
         bpp=encoded.coded_bits / pixels,
         psnr=psnr8(image, decoded),
         ms_ssim=ms_ssim8(image, decoded),
-        estimated_bpp=encoded.estimated_bits / pixels,
-        likelihood_bpp=encoded.likelihood_bits / pixels,
+        estimated_bpp=codec.estimated_bits(encoded) / pixels,
+        likelihood_bpp=codec.likelihood_bits(encoded) / pixels,
         container_bpp=encoded.container_bits / pixels,
         encode_seconds=middle - started,
         decode_seconds=ended - middle,

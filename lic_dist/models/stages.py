@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class Stage:
     means: Tensor
     scales: Tensor
 
-    def to_lanes(self, values: Tensor) -> NDArray[np.float32]:
+    def to_lanes(self, values: Tensor) -> NDArray[Any]:
         """Lay [B, M, h, w] out as [lanes, steps] = [B*M, h*w]: one lane a channel, its positions in raster order."""
         batch, channels = values.shape[:2]
         return values.detach().reshape(batch * channels, -1).cpu().numpy()

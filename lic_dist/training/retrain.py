@@ -26,8 +26,8 @@ from lic_dist.building.calibrate import calibrate, z_bits
 from lic_dist.building.job import check_cache
 from lic_dist.building.latents import Latents, view
 from lic_dist.building.pilot import calibration_samples, check_record
-from lic_dist.building.records import fits
 from lic_dist.cache.reader import LatentCache
+from lic_dist.codec.records import fits
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint

@@ -1,0 +1,84 @@
+"""Which quantizer a bitstream is made with: CompressAI's own tables, a record that the checkpoint carries, a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lic_dist.errors import UsageError
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.quantization.rates import CdfTables
+from lic_dist.quantization.record import QuantizerRecord
+
+
+def coder_tables(entropy_model: Any) -> CdfTables:
+    """The integer tables of one of CompressAI's entropy models, after `update(force=True)`."""
+    return CdfTables(
+        entropy_model._quantized_cdf.cpu().numpy().astype(np.int32),
+        entropy_model._cdf_length.cpu().numpy().astype(np.int32).reshape(-1),
+        entropy_model._offset.cpu().numpy().astype(np.int32).reshape(-1),
+    )
+
+
+def compressai_record(checkpoint: Checkpoint) -> QuantizerRecord:
+    """SQ as CompressAI codes it: step 1, its Gaussian tables, the scale level next above."""
+    model: Any = checkpoint.model
+    return QuantizerRecord(
+        name="sq",
+        step=1.0,
+        lmbda=checkpoint.spec.lmbda,
+        lambda_scale=1.0,
+        weights=np.ones(checkpoint.spec.M, np.float32),
+        level_rule="above",
+        y_tables=coder_tables(model.gaussian_conditional),
+        z_tables=coder_tables(model.entropy_bottleneck),
+        notes={"rates": "compressai"},
+    )
+
+
+def local_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
+    """`sq` (CompressAI's tables), a record that the checkpoint carries, or a record's file or its folder.
+
+    Raises:
+        UsageError: none of these, or a record of another prior of z, number of channels or lambda.
+        LicError: a file that is no record.
+    """
+    if name in checkpoint.quantizers:
+        return QuantizerRecord.from_json(checkpoint.quantizers[name])
+    if name == "sq":
+        return compressai_record(checkpoint)
+    path = Path(name)
+    path = path / "record.json" if path.is_dir() else path
+    if path.is_file():
+        return matching(QuantizerRecord.load(path), checkpoint, name)
+    raise unknown(checkpoint, name)
+
+
+def unknown(checkpoint: Checkpoint, name: str) -> UsageError:
+    """That there is no quantizer of this name, and which there are."""
+    known = ", ".join(["sq", *checkpoint.quantizers])
+    return UsageError(f"no quantizer '{name}' with {checkpoint.source}", hint=f"one of: {known}; or a record.json")
+
+
+def matching(record: QuantizerRecord, checkpoint: Checkpoint, name: str) -> QuantizerRecord:
+    """The record, if it was made for this checkpoint.
+
+    Raises:
+        UsageError: it has another prior of z, number of channels or lambda.
+    """
+    if not fits(record, checkpoint.model) or record.lmbda != checkpoint.spec.lmbda:
+        raise UsageError(
+            f"the quantizer {name} was made for another model than {checkpoint.source}",
+            hint="calibrate one for it: `lic-dist cache adapt`",
+        )
+    return record
+
+
+def fits(record: QuantizerRecord, model: nn.Module) -> bool:
+    """Whether a record was made for this model's prior of z and number of channels."""
+    z = coder_tables(model.entropy_bottleneck)
+    same = all(np.array_equal(getattr(z, name), getattr(record.z_tables, name)) for name in ("cdf", "size", "offset"))
+    return same and len(record.weights) == model.M

@@ -1,0 +1,141 @@
+"""The networks over large images, tile by tile: no seams, and memory for activations that does not grow.
+
+A fixed grid cuts the image into even shares of at most TILE pixels a side. Each network makes each share of its output
+from just those inputs that it depends on, which follow from the kernels and strides of its layers; what lies further
+out cannot change it. So the result is that of the whole image, but for the last bits: convolutions of other shapes
+take other orders of summation. Encoder and decoder walk the same grid, which is thus part of the format: h_s sees the
+same shapes on both sides. An image of one tile goes through the networks whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lic_dist.models.parts import medians
+from lic_dist.models.stages import Stage, hyper_analyse
+
+TILE = 1024  # pixels a side, a multiple of STRIDE
+STRIDE = 64  # pixels a position of z
+LATENT = 4  # positions of y a position of z
+
+
+@dataclass(frozen=True)
+class Span:
+    """Along one axis: the inputs that a share reads, where it lies in what they give, and where in the whole."""
+
+    source: slice
+    kept: slice
+    target: slice
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of an image whose z has so many positions."""
+
+    high: int
+    wide: int
+
+    @classmethod
+    def of(cls, height: int, width: int) -> Grid:
+        """The grid of an image of so many pixels."""
+        return cls(-(-height // STRIDE), -(-width // STRIDE))
+
+    @property
+    def latents(self) -> tuple[int, int]:
+        """Height and width of y."""
+        return LATENT * self.high, LATENT * self.wide
+
+    def tiles(self, network: nn.Module, reads: int, writes: int) -> Iterator[tuple[Span, Span]]:
+        """The tiles of a network as rows and columns; reads, writes: its inputs and outputs a position of z."""
+        for rows in spans(network, self.high, reads, writes):
+            for columns in spans(network, self.wide, reads, writes):
+                yield rows, columns
+
+
+def spans(network: nn.Module, length: int, reads: int, writes: int) -> list[Span]:
+    """The shares of one axis of `length` positions of z."""
+    count = -(-length * STRIDE // TILE)
+    share = -(-length // count)
+    step = max(1, reads // writes)  # a source begins where the whole image's strides do
+    result = []
+    for begin in range(0, length, share):
+        target = writes * begin, writes * min(begin + share, length)
+        first, last = needed(network, *target)
+        first, last = max(0, first // step * step), min(reads * length, -(-last // step) * step)
+        origin = first * writes // reads
+        result.append(Span(slice(first, last), slice(target[0] - origin, target[1] - origin), slice(*target)))
+    return result
+
+
+def needed(network: nn.Module, first: int, last: int) -> tuple[int, int]:
+    """The inputs, first up to last, that outputs first up to last depend on along one axis, beyond borders too.
+
+    Layers that are no convolution are pointwise.
+    """
+    for layer in reversed(list(network.children())):
+        if isinstance(layer, nn.ConvTranspose2d):
+            kernel, stride, padding = _axis(layer)
+            first, last = -((kernel - 1 - padding - first) // stride), (last - 1 + padding) // stride + 1
+        elif isinstance(layer, nn.Conv2d):
+            kernel, stride, padding = _axis(layer)
+            first, last = first * stride - padding, (last - 1) * stride - padding + kernel
+    return first, last
+
+
+def _axis(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int, int]:
+    """Kernel, stride and padding, the same along both axes in every model served."""
+    return layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+
+
+def analyse(model: nn.Module, grid: Grid, pixels: Callable[[slice, slice], Tensor]) -> tuple[Tensor, Tensor]:
+    """`models.stages.analyse` in tiles: y float16 [1, M, h, w], z int32 [1, Nz, hz, wz].
+
+    pixels gives a window of the padded image, float32 [1, 3, ., .] in [0, 1], channels last.
+    """
+    networks: Any = model
+    y = z = torch.empty(0)
+    for rows, columns in grid.tiles(networks.g_a, STRIDE, LATENT):
+        part = networks.g_a(pixels(rows.source, columns.source))
+        if not len(y):
+            y = _channels_last(part.new_empty(1, part.shape[1], *grid.latents))
+        y[..., rows.target, columns.target] = part[..., rows.kept, columns.kept]
+    for rows, columns in grid.tiles(networks.h_a, LATENT, 1):
+        part = torch.round(hyper_analyse(model, _channels_last(y[..., rows.source, columns.source])) - medians(model))
+        if not len(z):
+            z = torch.empty(1, part.shape[1], grid.high, grid.wide, dtype=torch.int32, device=part.device)
+        z[..., rows.target, columns.target] = part[..., rows.kept, columns.kept].int()
+    return y.half(), z
+
+
+def parameters(model: nn.Module, z: Tensor, h_s: Callable[[Tensor], Stage]) -> Stage:
+    """The stage of a model of one stage, in tiles: means and scales of the whole image.
+
+    h_s makes them from a window of z, in whatever form of z it takes: [1, Nz, ., .].
+    """
+    networks: Any = model
+    grid = Grid(*z.shape[2:])
+    shape = 1, networks.M, *grid.latents
+    means, scales = torch.empty(shape, device=z.device), torch.empty(shape, device=z.device)
+    for rows, columns in grid.tiles(networks.h_s, 1, LATENT):
+        part = h_s(z[..., rows.source, columns.source])
+        means[..., rows.target, columns.target] = part.means[..., rows.kept, columns.kept]
+        scales[..., rows.target, columns.target] = part.scales[..., rows.kept, columns.kept]
+    return Stage(means, scales)
+
+
+def synthesise(model: nn.Module, y_hat: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """g_s in tiles: rows and columns of the padded image, and x_hat float32 [1, 3, ., .] there."""
+    networks: Any = model
+    grid = Grid(*(side // LATENT for side in y_hat.shape[2:]))
+    for rows, columns in grid.tiles(networks.g_s, LATENT, STRIDE):
+        x_hat = networks.g_s(y_hat[..., rows.source, columns.source].contiguous())
+        yield rows.target, columns.target, x_hat[..., rows.kept, columns.kept]
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    return values.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,97 @@
+"""`lic-dist encode` and `decode`: one picture to a bitstream and back, without the cache, the engines or training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from lic_dist.commands.options import Architecture, Lmbda
+from lic_dist.errors import LicError, UsageError
+
+if TYPE_CHECKING:
+    from lic_dist.codec.codec import ImageCodec
+
+LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}  # suffixes of pictures and Pillow's formats
+
+
+def encode(
+    image: Annotated[Path, typer.Argument(help="The picture; a grey one stays grey.")],
+    file: Annotated[Path, typer.Argument(help="The bitstream to write.")],
+    model: Annotated[str, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")],
+    quantizer: Annotated[str, typer.Option(help="sq, a name that the checkpoint carries, or a record.")] = "sq",
+    architecture: Architecture = None,
+    lmbda: Lmbda = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Entropy parameters in integers: decodes on any machine.")
+    ] = False,
+) -> None:
+    """Code one picture."""
+    from lic_dist import images
+
+    with whole_file(file) as out:
+        pixels = images.read(image, keep_grey=True)
+        data = _open(model, quantizer, architecture, lmbda, deterministic).encode(pixels).data
+        out.write(data)
+    typer.echo(f"{file}: {len(data)} bytes, {8 * len(data) / (pixels.shape[0] * pixels.shape[1]):.4f} bpp")
+
+
+def decode(
+    file: Annotated[Path, typer.Argument(help="The bitstream.")],
+    image: Annotated[Path, typer.Argument(help=f"The picture to write: {' '.join(LOSSLESS)}.")],
+    model: Annotated[str, typer.Option(help="The checkpoint it was made with.")],
+    quantizer: Annotated[str, typer.Option(help="The quantizer it was made with.")] = "sq",
+    architecture: Architecture = None,
+    lmbda: Lmbda = None,
+) -> None:
+    """Decode one picture."""
+    suffix = image.suffix.lower()
+    if suffix not in LOSSLESS:
+        raise UsageError(
+            f"decode does not write {suffix or 'files without a suffix'}: what it writes is lossless",
+            hint=f"name it {image.with_suffix('.png').name}; also {' '.join(list(LOSSLESS)[1:])}",
+        )
+    with whole_file(image) as out:
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise LicError(f"cannot read {file}: {error.strerror}") from None
+        pixels = _open(model, quantizer, architecture, lmbda).decode(data)
+        from PIL import Image
+
+        Image.fromarray(pixels).save(out, LOSSLESS[suffix])
+    typer.echo(str(image))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name whole, once all went well; opened before the work.
+
+    Raises:
+        LicError: it cannot be written there.
+    """
+    if path.exists() and not path.is_file():
+        raise LicError(f"cannot write {path}: it is not a plain file", hint="give another name")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise LicError(f"cannot write {path}: {error.strerror}", hint="is its folder there, is there room?") from None
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _open(
+    model: str, quantizer: str, architecture: str | None, lmbda: float | None, integer: bool = False
+) -> ImageCodec:
+    from lic_dist.codec import open_codec
+
+    return open_codec(model, quantizer, architecture, lmbda, integer)
