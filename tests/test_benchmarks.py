@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from lic_dist import images
 from lic_dist.benchmarks import building, data, exhaustive, quantization, reading, speed, theory, training
 from lic_dist.benchmarks import cache as cache_bench
 from lic_dist.cli import app
+from lic_dist.codec.container import OVERHEAD
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models.parts import RECIPES
 from lic_dist.quantization.adaptation import adapted
@@ -144,3 +147,17 @@ def test_a_plan_is_measured_in_a_process_of_its_own() -> None:
     assert found["photos"] == 20_000 and 100 < found["bytes_a_photo"] < 20_000 and found["seconds_a_shard"] < 0.1
     with pytest.raises(UsageError, match="there are build, loader, size, memory, plan"):
         cache_bench.bench(["speed"], None, 64, True)
+
+
+def test_the_codec_is_timed_beside_compressais(base: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b.json"
+    command = ["bench", "codec", "--model", str(base), "--images", str(photos / "valid"), "--rounds", "1"]
+    assert CliRunner().invoke(app, [*command, "--json", str(out)]).exit_code == 0
+    (figures,) = json.loads(out.read_text())["models"].values()
+    theirs, sq, tcq8, integers = figures.values()
+    assert theirs["encode_ratio"] == theirs["decode_ratio"] == 1 and all(
+        one["decode_seconds"] > 0 for one in (sq, tcq8)
+    )
+    pixels = np.mean([math.prod(images.read(path).shape[:2]) for path in (photos / "valid").iterdir()])
+    assert sq["bpp"] == pytest.approx(theirs["bpp"] + 8 * OVERHEAD / pixels, abs=0.01)  # the file around the streams
+    assert integers["bpp"] == pytest.approx(tcq8["bpp"], rel=0.01)
