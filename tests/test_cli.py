@@ -166,7 +166,15 @@ def test_outputs_are_refused_before_the_work_and_written_whole(base: Path, photo
             lic_dist("encode", photo, tmp_path / "no" / "a.lic", "--model", base), 1, "cannot write", "No such file"
         )
         refused(lic_dist("encode", photo, "/dev/null", "--model", base), 1, "not a plain file")
+        refused(lic_dist("encode", photo, photo / "a.lic", "--model", base), 1, "cannot write", "Not a directory")
+        refused(lic_dist("encode", photo, photo, "--model", base), 2, "would overwrite")
+        refused(lic_dist("decode", "/dev/zero", shown, "--model", base), 1, "not a plain file")
+        refused(lic_dist("decode", file, ".", "--model", base), 2, "picture.png")
         refused(lic_dist("decode", tmp_path / "none.lic", shown, "--model", base), 1, "cannot read", "none.lic")
+    (tmp_path / "link.lic").symlink_to(file)
+    assert lic_dist("encode", photo, tmp_path / "link.lic", "--model", base).returncode == 0
+    assert (tmp_path / "link.lic").is_symlink()
+    (tmp_path / "link.lic").unlink()
     shown.write_bytes(b"kept")
     file.write_bytes(file.read_bytes()[:-4])
     refused(lic_dist("decode", file, shown, "--model", base), 1, "cut or altered")

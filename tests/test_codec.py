@@ -25,6 +25,8 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.quantization.rates import CdfTables
+from lic_dist.quantization.record import QuantizerRecord
 
 from .conftest import picture
 
@@ -259,3 +261,19 @@ def test_scales_computed_differently_are_noticed(codec: ImageCodec, monkeypatch:
     monkeypatch.setattr(module, "level_index", lambda scales, rule: true(scales * 1.2, rule))
     with pytest.raises(BitstreamError, match="other scales"):
         codec.decode(data)
+
+
+def test_any_search_may_write_for_a_decoder_and_a_record_without_z_is_refused(loaded: Checkpoint) -> None:
+    record = analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.full(12, 30.0))
+    other = replace(record, weights=np.full(12, 3.0, np.float32), lambda_scale=0.1, lmbda=0.5)
+    image = picture(4, 64, 64)
+    coded = ImageCodec(loaded.model, other).encode(image)
+    assert np.array_equal(ImageCodec(loaded.model, record).decode_with_indices(coded.data)[1], coded.k)
+    with pytest.raises(LicError, match="channels of z"):
+        ImageCodec(loaded.model, replace(record, z_tables=replace_rows(record)))
+
+
+def replace_rows(record: QuantizerRecord) -> CdfTables:
+    """The tables of z's first channel alone."""
+    tables = record.z_tables
+    return CdfTables(tables.cdf[:1], tables.size[:1], tables.offset[:1])

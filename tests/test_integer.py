@@ -224,6 +224,8 @@ def test_sums_that_float64_may_not_hold_are_refused() -> None:
         nn.Conv2d(2, 1, (3, 1), padding=(1, 0)),
         nn.ConvTranspose2d(2, 1, 4, stride=2, padding=1),
         nn.ConvTranspose2d(2, 1, 5, stride=2, padding=2),
+        nn.ConvTranspose2d(2, 1, 1, stride=2, output_padding=1),
+        nn.LeakyReLU(2),
         nn.GELU(),
     ],
 )

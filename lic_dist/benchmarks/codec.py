@@ -26,6 +26,7 @@ from lic_dist.benchmarks.tables import machine, table
 from lic_dist.building.calibrate import one_thread
 from lic_dist.building.records import analytic_record
 from lic_dist.codec.codec import ImageCodec, padding
+from lic_dist.codec.container import OVERHEAD
 from lic_dist.codec.records import compressai_record
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
@@ -49,7 +50,8 @@ class Arm:
 def bench(models: Sequence[str], folder: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
     """Time every model (default: the shipped one) on a folder of pictures (default: scikit-image's).
 
-    `quick` takes two pictures. Raises UsageError for a model or a folder that is none.
+    `quick` takes two pictures. Raises UsageError for a model, LicError for a folder that is
+    none.
     """
     pictures = _pictures(folder)[: 2 if quick else None]
     console = Console()
@@ -63,7 +65,7 @@ def bench(models: Sequence[str], folder: Path | None, rounds: int, quick: bool) 
 
 @one_thread()
 def timed(loaded: Checkpoint, pictures: Sequence[Image], rounds: int, name: str) -> dict[str, dict[str, float]]:
-    """Of each arm: seconds to encode and decode, both against CompressAI's, and bits a pixel, file included."""
+    """Of each arm: seconds to encode and decode, both against CompressAI's, and bits a pixel of the streams."""
     made = arms(loaded)
     seconds: dict[str, list[tuple[float, float]]] = {arm: [] for arm in made}
     sizes = dict.fromkeys(made, 0)
@@ -120,7 +122,7 @@ def arms(loaded: Checkpoint) -> dict[str, Arm]:
         ("TCQ-8", ImageCodec(model, tcq8)),
         ("TCQ-8, h_s in integers", ImageCodec(model, tcq8, integer=True)),
     ):
-        found[label] = Arm(_data_of(codec), codec.decode, len, lambda picture: picture)
+        found[label] = Arm(_data_of(codec), codec.decode, lambda data: len(data) - OVERHEAD, lambda picture: picture)
     return found
 
 
@@ -142,5 +144,5 @@ def _table(name: str, figures: dict[str, dict[str, float]], pictures: int) -> Ta
         + (f"{row['encode_ratio']:.3f}", f"{row['decode_ratio']:.3f}", f"{row['bpp']:.4f}")
         for arm, row in figures.items()
     ]
-    heads = ("", "encode s", "decode s", "encode against it", "decode against it", "bpp")
+    heads = ("", "encode s", "decode s", "encode against it", "decode against it", "bpp of the streams")
     return table(f"{name}: a picture of {pictures}, one thread", heads, rows)

@@ -80,10 +80,12 @@ class ImageCodec:
     def __init__(self, model: nn.Module, record: QuantizerRecord, integer: bool = False) -> None:
         if len(record.weights) != model.M:
             raise LicError(f"the quantizer has {len(record.weights)} channels, the model {model.M}")
+        if record.z_tables.rows != model.N:
+            raise LicError(f"the quantizer has {record.z_tables.rows} channels of z, the model {model.N}")
         self.model, self.record, self.quantizer, self.integer = model, record, Quantizer(record), integer
         self.device = next(model.parameters()).device
         networks = hashlib.sha256(f"{entropy_digest(model)} {decoder_digest(model)}".encode()).digest()
-        self.model_id, self.record_id = networks[:4], bytes.fromhex(record.digest)[:4]
+        self.model_id, self.record_id = networks[:4], bytes.fromhex(record.decoding_digest)[:4]
 
     @torch.no_grad()
     def encode(self, image: NDArray[np.uint8]) -> Encoded:
@@ -195,7 +197,7 @@ class ImageCodec:
         first_column, last_column = max(columns.start - left, 0), min(columns.stop - left, width)
         part = image[first_row:last_row, first_column:last_column]
         part = np.broadcast_to(part[None], (3, *part.shape)) if part.ndim == 2 else part.transpose(2, 0, 1)
-        x = to_input(torch.from_numpy(np.ascontiguousarray(part))[None], self.device)
+        x = to_input(torch.from_numpy(np.array(part, order="C"))[None], self.device)
         before = first_column + left - columns.start, first_row + top - rows.start
         after = columns.stop - left - last_column, rows.stop - top - last_row
         return torch.nn.functional.pad(x, (before[0], after[0], before[1], after[1]))

@@ -9,7 +9,7 @@ All integers are unsigned and little-endian. 29 bytes are not streams.
          5      2  height of the image in pixels, 1..65535
          7      2  width of the image in pixels, 1..65535
          9      4  the model: first bytes of the digest of its tensors
-        13      4  the quantizer: first bytes of the digest of its record
+        13      4  the quantizer: first bytes of the digest of what its record says to a decoder
         17      4  CRC-32 of the scale-index planes: does this decoder compute the encoder's scales?
         21      4  length a of the z stream in bytes, a multiple of 4
         25      a  z stream
@@ -97,13 +97,15 @@ class Container:
         if data[3] != FORMAT:
             raise BitstreamError(f"this bitstream has format {data[3]}; this program reads format {FORMAT}")
         (check,) = _CHECK.unpack(data[-_CHECK.size :])
-        if zlib.crc32(data[: -_CHECK.size]) != check:
+        if zlib.crc32(memoryview(data)[: -_CHECK.size]) != check:
             raise BitstreamError("this bitstream is cut or altered: its checksum does not fit")
         _, _, flags, height, width, model, record, planes, z_size = _HEADER.unpack_from(data)
         if flags & ~(_GREY | _INTEGER):
             raise BitstreamError("this bitstream states flags that this program does not know")
-        streams = data[_HEADER.size : -_CHECK.size]
+        streams = memoryview(data)[_HEADER.size : -_CHECK.size]
         if not 1 <= height * width <= LARGEST_AREA or z_size > len(streams) or z_size % 4 or len(streams) % 4:
             raise BitstreamError("this bitstream contradicts itself: sizes that no encoder writes")
         grey, integer = bool(flags & _GREY), bool(flags & _INTEGER)
-        return cls(height, width, model, record, planes, streams[:z_size], streams[z_size:], grey, integer)
+        return cls(
+            height, width, model, record, planes, bytes(streams[:z_size]), bytes(streams[z_size:]), grey, integer
+        )

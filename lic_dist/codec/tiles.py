@@ -1,10 +1,10 @@
 """The networks over large images, tile by tile: no seams, and memory for activations that does not grow.
 
-A fixed grid cuts the image into even shares of at most TILE pixels a side. Each network makes each share of its output
-from just those inputs that it depends on, which follow from the kernels and strides of its layers; what lies further
-out cannot change it. So the result is that of the whole image, but for the last bits: convolutions of other shapes
-take other orders of summation. Encoder and decoder walk the same grid, which is thus part of the format: h_s sees the
-same shapes on both sides. An image of one tile goes through the networks whole.
+A fixed grid cuts the image into equal shares of at most TILE pixels a side, the last one smaller. Each network makes
+each share of its output from just those inputs that it depends on, which follow from the kernels and strides of its
+layers; what lies further out cannot change it. So the result is that of the whole image, but for the last bits:
+convolutions of other shapes take other orders of summation. Encoder and decoder walk the same grid, which is thus part
+of the format: h_s sees the same shapes on both sides. An image of one tile goes through the networks whole.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lic_dist.models.stages import Stage, hyper_analyse
 TILE = 1024  # pixels a side, a multiple of STRIDE
 STRIDE = 64  # pixels a position of z
 LATENT = 4  # positions of y a position of z
+_OVER = 2.0**30  # stands for a z that no integer is, on every device
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ def analyse(model: nn.Module, grid: Grid, pixels: Callable[[slice, slice], Tenso
         part = torch.round(hyper_analyse(model, _channels_last(y[..., rows.source, columns.source])) - medians(model))
         if not len(z):
             z = torch.empty(1, part.shape[1], grid.high, grid.wide, dtype=torch.int32, device=part.device)
-        z[..., rows.target, columns.target] = part[..., rows.kept, columns.kept].int()
+        z[..., rows.target, columns.target] = (
+            part[..., rows.kept, columns.kept].nan_to_num(nan=_OVER).clamp(-_OVER, _OVER).int()
+        )
     return y.half(), z
 
 

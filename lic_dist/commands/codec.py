@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -33,6 +33,8 @@ def encode(
     """Code one picture."""
     from lic_dist import images
 
+    if file.exists() and image.exists() and file.samefile(image):
+        raise UsageError(f"encode would overwrite {image}", hint="give the bitstream another name")
     with whole_file(file) as out:
         pixels = images.read(image, keep_grey=True)
         data = _open(model, quantizer, architecture, lmbda, deterministic).encode(pixels).data
@@ -53,9 +55,11 @@ def decode(
     if suffix not in LOSSLESS:
         raise UsageError(
             f"decode does not write {suffix or 'files without a suffix'}: what it writes is lossless",
-            hint=f"name it {image.with_suffix('.png').name}; also {' '.join(list(LOSSLESS)[1:])}",
+            hint=f"name it {image.stem or 'picture'}.png; also {' '.join(list(LOSSLESS)[1:])}",
         )
     with whole_file(image) as out:
+        if file.exists() and not file.is_file():
+            raise LicError(f"cannot read {file}: it is not a plain file")
         try:
             data = file.read_bytes()
         except OSError as error:
@@ -74,18 +78,20 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         LicError: it cannot be written there.
     """
-    if path.exists() and not path.is_file():
-        raise LicError(f"cannot write {path}: it is not a plain file", hint="give another name")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path = Path(os.path.realpath(path))  # a link stays, and what it points to is written
+    partial = path.with_name(f".lic-dist.{os.getpid()}.partial")
     try:
+        if path.exists() and not path.is_file():
+            raise LicError(f"cannot write {path}: it is not a plain file", hint="give another name")
         with partial.open("wb") as file:
             yield file
         partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise LicError(f"cannot write {path}: {error.strerror}", hint="is its folder there, is there room?") from None
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(path), str(partial)):
+            hint = "is its folder there, is there room?"
+            raise LicError(f"cannot write {path}: {error.strerror}", hint) from None
         raise
 
 

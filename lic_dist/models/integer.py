@@ -5,7 +5,8 @@ The definition. Every value is an integer; round() is to the nearest, a half to 
     unit        an activation X stands for X 2^-12; clamp(X) keeps it within -2^24 .. 2^24
     input       X = clamp(2^12 z + round(2^12 m)), z the coded integer, m the float32 median of its channel
     layers      a convolution of stride 1, or a transposed one of stride s whose output is s times the input on both
-                axes; odd kernels, zero padding. For each output channel with float32 weights w and bias b:
+                axes; odd kernels no smaller than s, zero padding. For each output channel with float32 weights w and
+                bias b:
                     e   the least integer with max |w| < 2^e; 0 where all are 0
                     f = 14 - e, within 1..24
                     W = round(2^f w),  B = round(2^(12+f) b)
@@ -111,11 +112,11 @@ def _layer(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         k, s = layer.kernel_size[0], layer.stride[0]
         form = layer.kernel_size, layer.stride, layer.padding, layer.output_padding
         plain = (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
-        if plain and k % 2 and form == ((k, k), (s, s), (k // 2, k // 2), (s - 1, s - 1)):
+        if plain and k % 2 and k >= s and form == ((k, k), (s, s), (k // 2, k // 2), (s - 1, s - 1)):
             return _Convolution(layer)
     if isinstance(layer, nn.ReLU):
         return partial(torch.clamp, min=0)
-    if isinstance(layer, nn.LeakyReLU):
+    if isinstance(layer, nn.LeakyReLU) and 0 <= layer.negative_slope <= 1:
         return partial(_leaky, round(layer.negative_slope * 2**SLOPE_BITS))
     raise LicError(f"h_s has a layer without a form in integers: {layer}", hint=_HINT)
 

@@ -113,6 +113,13 @@ class QuantizerRecord:
         """Sha256 of the canonical JSON of everything but the notes; arrays enter by their bytes' sha256."""
         return hashlib.sha256(_canonical(self._plain(_array_digest)).encode()).hexdigest()
 
+    @cached_property
+    def decoding_digest(self) -> str:
+        """The digest of what a decoder reads: equal for quantizers that differ in their search alone."""
+        plain = self._plain(_array_digest)
+        read = {key: plain[key] for key in ("format", "trellis", "step", "level_rule", "shift", "y_tables", "z_tables")}
+        return hashlib.sha256(_canonical(read).encode()).hexdigest()
+
     def to_json(self) -> str:
         """The record as JSON; arrays as zlib and base64 with dtype and shape."""
         return json.dumps({**self._plain(_pack), "digest": self.digest, "notes": self.notes}, indent=1, allow_nan=False)
