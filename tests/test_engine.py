@@ -133,6 +133,25 @@ def test_local_processes_raise_the_works_own_exception():
     assert (caught.value.message, caught.value.fault) == ("a.png: truncated", "truncated")
 
 
+class Odd(Exception):
+    """One that does not unpickle."""
+
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+def make_odd():
+    def work(unit):
+        raise Odd("the cause", unit)
+
+    return work
+
+
+def test_an_exception_that_does_not_pickle_keeps_its_cause():
+    with pytest.raises(LicError, match="Odd: the cause"):
+        list(run([Stage("odd", make_odd, 2)], range(3)))
+
+
 def test_a_local_process_that_dies_is_one_error_that_names_its_unit(tmp_path):
     results = run([Stage("deadly", partial(make_dies_once, tmp_path, 7), 2)], range(30))
     done = []

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation import bd, plots
+from lic_dist.evaluation.comparison import compare
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
 from lic_dist.evaluation.results import (
     Curve,
@@ -259,3 +260,22 @@ def test_points_of_one_arm_and_quantizer_are_a_curve(tmp_path: Path) -> None:
         ("x base sq", [0.5, 1.0]),
         ("x decoder sq", [1.0]),
     ]
+
+
+def test_curves_that_are_not_comparable_say_so() -> None:
+    def curve(name: str, factor: float, pictures: str, lambdas: tuple[float, ...] = (1, 2, 3, 4)) -> Curve:
+        def image(lmbda: float, number: int) -> ImageResult:
+            return ImageResult(
+                f"{number}.png", 8, 8, factor * lmbda, 30.0 + lmbda + number, None, 1.0, math.nan, 0.1, 0.1, 0.1
+            )
+
+        rows = [(lmbda, tuple(image(lmbda, number) for number in range(3))) for lmbda in lambdas]
+        return curve_of(name, [Point("c", "q", lmbda, images, pictures=pictures) for lmbda, images in rows])
+
+    found = compare(curve("a", 1, "kodak"), curve("b", 0.9, "kodak"))
+    assert found.pchip == pytest.approx(-10) and str(found.images) == "-10.00 %" and not found.notes
+    other = compare(curve("a", 1, "kodak"), curve("b", 0.9, "clic"))
+    assert other.images is None and "different images" in " ".join(other.notes)
+    mixed = compare(curve("a", 1, "kodak"), curve("b", 0.9, "kodak", (1, 2, 3, 4, 4)))
+    assert mixed.pchip is None and "several points at one lambda" in " ".join(mixed.notes)
+    assert str(bd.Interval(-1, -2, 0.5)) == "-1.00 % [-2.00, +0.50]"

@@ -114,3 +114,9 @@ def test_changes_of_l_between_curves() -> None:
     assert lambda_changes(sq, tcq) == {LMBDA: gains([SQ_ADAPTED, TCQ])[0].rows[1].sq_adapted}
     assert lambda_changes(sq, curve_of("tcq8", [replace(TCQ, images=TCQ.images[:1])])) == {}
     assert lambda_changes(sq, curve_of("tcq8", [TCQ, RETRAINED])) == {}  # which of the two?
+
+
+def test_of_two_base_models_at_one_lambda_neither_is_taken() -> None:
+    other = replace(point("sq", "base", (1.0, 1.0), (20.0, 20.0)), model="another")
+    (table,) = gains([RETRAINED, TCQ, SQ_ADAPTED, other])
+    assert all(row.own is None and row.sq_adapted is None for row in table.rows)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lic_dist import config, images
 from lic_dist.building.records import analytic_record
@@ -18,6 +19,7 @@ from lic_dist.codec.codec import ImageCodec
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation import run as running
 from lic_dist.evaluation.generations import evaluate_generations, read_generations
+from lic_dist.evaluation.jobs import Task
 from lic_dist.evaluation.journal import Journal
 from lic_dist.evaluation.metrics import psnr8
 from lic_dist.evaluation.results import Point, read_originals, read_points
@@ -170,15 +172,40 @@ def test_a_killed_run_loses_no_image_that_is_coded(base: Path, folder: Path, mon
     assert not journal.exists()
 
 
-def test_one_checkpoint_of_two_names_is_two_points_of_the_same_figures(
+def test_one_model_of_two_names_is_one_point(base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = str(folder / "copy.pth.tar")
+    shutil.copy(base, copy)
+    both = experiment(base, folder, checkpoints=[str(base), copy], quantizers=["sq"])
+    assert [point.checkpoint for point in read_points(evaluate(both))] == [copy]
+    monkeypatch.setattr(running, "measure_image", lambda *_: pytest.fail("measured again"))
+    again = experiment(base, folder, quantizers=["sq"])
+    assert [point.checkpoint for point in read_points(evaluate(again))] == [str(base)]
+
+
+def test_a_model_that_changes_while_a_run_waits_for_it_is_an_error(base: Path, folder: Path) -> None:
+    copy = folder / "copy.pth.tar"
+    shutil.copy(base, copy)
+    (job,) = Task.of(experiment(base, folder, checkpoints=[str(copy)], quantizers=["sq"])).jobs
+    loaded = checkpoint.load(str(base))
+    with torch.no_grad():
+        loaded.model.g_s[0].bias[0] += 1
+    checkpoint.save(loaded, copy)
+    with pytest.raises(UsageError, match="has changed since the run began"):
+        job.codec()
+
+
+def test_a_folder_of_a_quantizers_name_does_not_hide_it(
     base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(base, folder / "copy.pth.tar")
-    both = experiment(base, folder, checkpoints=[str(base), str(folder / "copy.pth.tar")], quantizers=["sq"])
-    points = read_points(evaluate(both))
-    assert [point.checkpoint for point in points] == [str(base), str(folder / "copy.pth.tar")]
-    monkeypatch.setattr(running, "measure_image", lambda *_: pytest.fail("measured again"))
-    assert [point.checkpoint for point in read_points(evaluate(both))] == [point.checkpoint for point in points]
+    loaded = checkpoint.load(str(base))
+    loaded.quantizers["tcq8"] = analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.ones(12)).to_json()
+    checkpoint.save(loaded, folder / "carries.pth.tar")
+    analytic_record(loaded, "tcq", 8, 0.9, 0.2, np.ones(12)).save(folder / "tcq8" / "record.json")
+    (folder / "sq").mkdir()
+    monkeypatch.chdir(folder)
+    both = experiment(base, folder, checkpoints=["carries.pth.tar"], quantizers=["sq", "tcq8"])
+    for job in Task.of(both).jobs:
+        assert job.codec().record.digest == job.record
 
 
 def test_two_runs_on_one_file_are_refused(base: Path, folder: Path) -> None:
@@ -201,7 +228,7 @@ def test_shown_pictures_are_kept_and_come_again_when_lost(
     second = read_points(out)
     assert coded == ["sub/b.png"] * 2 and [replace(one, shown={}) for one in second] == list(first)
     original = images.read(folder / "pictures" / "sub" / "b.png")
-    assert read_originals(out) == {"sub/b.png": "r.pictures/original/sub/b.png"}
+    assert read_originals(out) == {"sub/b.png": f"r.pictures/original-{second[0].pictures[:8]}/sub/b.png.png"}
     assert np.array_equal(images.read(folder / read_originals(out)["sub/b.png"]), original)
     assert len({point.shown["sub/b.png"] for point in second}) == 2
     for point in second:

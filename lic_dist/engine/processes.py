@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -47,9 +48,15 @@ def run_in_processes(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any,
             done, _ = wait(flying, return_when=FIRST_COMPLETED)
             failed = [future for future in done if future.exception() is not None]
             results = [(flying.pop(future), future.result()) for future in done.difference(failed)]
-            if not failed:
-                fill()
+            broken: BrokenProcessPool | None = None
+            try:
+                if not failed:
+                    fill()
+            except BrokenProcessPool as error:  # what is finished comes first
+                broken = error
             yield from results
+            if broken is not None:
+                raise broken
             for future in failed:
                 future.result()
     except BrokenProcessPool:
@@ -78,6 +85,13 @@ def _end_with_parent() -> None:
 
 def _call(unit: Any) -> Any:
     global _work
-    if _work is None:
-        _work = _make()
-    return _work(unit)
+    try:
+        if _work is None:
+            _work = _make()
+        return _work(unit)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it would come out of the pool as a broken pool
+            raise LicError(f"{unit}: {type(error).__name__}: {error}") from None
+        raise

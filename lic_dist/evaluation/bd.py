@@ -27,14 +27,17 @@ class Interval:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} %" + (f" [{self.low:+.2f}, {self.high:+.2f}]" if self.low < self.high else "")
+
 
 def bd_rate(anchor: Curve, test: Curve, method: str = "pchip") -> float:
     """BD-rate of the averaged curves in percent; negative: `test` needs less rate.
 
     Raises:
-        LicError: fewer than four points, a PSNR that does not rise with the rate, or no overlap.
+        LicError: fewer than four points, two at one lambda, a PSNR that does not rise with the rate, or no overlap.
     """
-    return _bd_rate(anchor.figures, test.figures, method)
+    return _bd_rate(_means(anchor), _means(test), method)
 
 
 def rate_change(anchor: Curve, test: Curve, samples: int = 101) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +48,7 @@ def rate_change(anchor: Curve, test: Curve, samples: int = 101) -> tuple[np.ndar
     Raises:
         LicError: as `bd_rate`.
     """
-    (anchor_bpp, anchor_psnr), (test_bpp, test_psnr) = _in_common(anchor.figures, test.figures)
+    (anchor_bpp, anchor_psnr), (test_bpp, test_psnr) = _in_common(_means(anchor), _means(test))
     psnr = np.linspace(max(anchor_psnr[0], test_psnr[0]), min(anchor_psnr[-1], test_psnr[-1]), samples)
     change = PchipInterpolator(test_psnr, np.log(test_bpp))(psnr) - PchipInterpolator(anchor_psnr, np.log(anchor_bpp))(
         psnr
@@ -70,7 +73,8 @@ def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip") -> dict[st
         LicError: a curve without rows per image, other images, or an image whose curve gives no BD-rate.
     """
     anchors, tests = _image_figures(anchor), _image_figures(test)
-    if anchors.keys() != tests.keys():
+    pictures = {point.pictures for curve in (anchor, test) for point in curve.points} - {""}
+    if anchors.keys() != tests.keys() or len(pictures) > 1:
         raise LicError(f"{anchor.name} and {test.name} were measured on different images")
     rates = {}
     for image, figures in tests.items():
@@ -108,6 +112,14 @@ def _drawn(images: int, draws: int, seed: int) -> np.ndarray:
 def _interval(mean: float, drawn: np.ndarray, confidence: float) -> Interval:
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean, float(low), float(high))
+
+
+def _means(curve: Curve) -> Sequence[Figures]:
+    """The averaged curve, if it is one: two checkpoints at one lambda lie on two."""
+    if len({point.lmbda for point in curve.points}) < len(curve.points):
+        hint = "evaluate its checkpoints into files of their own"
+        raise LicError(f"{curve.name} has several points at one lambda: {hint}")
+    return curve.figures
 
 
 def _image_figures(curve: Curve) -> dict[str, list[Figures]]:

@@ -32,9 +32,9 @@ class Collection:
         Raises:
             UsageError: there is none.
         """
-        for curve in self.curves:
-            if name in (curve.name, self.full[curve.name]):
-                return curve
+        for names in ({curve.name: curve for curve in self.curves}, {self.full[one.name]: one for one in self.curves}):
+            if name in names:
+                return names[name]
         known = ", ".join(curve.name for curve in self.curves)
         raise UsageError(f"no curve is named {name!r}", hint=f"there are {known}")
 

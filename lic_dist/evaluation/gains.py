@@ -64,7 +64,9 @@ def lambda_changes(anchor: Curve, test: Curve) -> dict[float, Interval]:
     found = {}
     for lmbda in sorted({point.lmbda for point in test.points}):
         ours, theirs = point_at(test, lmbda), point_at(anchor, lmbda)
-        if ours and theirs and image_losses(ours).keys() == image_losses(theirs).keys():
+        if not ours or not theirs or ours.pictures != theirs.pictures:
+            continue
+        if image_losses(ours).keys() == image_losses(theirs).keys():
             change = _change(ours, theirs)
             if change:
                 found[lmbda] = change
@@ -75,7 +77,7 @@ def cells(gain: Gain) -> tuple[str, ...]:
     """A row of COLUMNS."""
     figures = gain.point.figures
     numbers = f"{figures.bpp:.4f}", f"{figures.psnr:.3f}", f"{gain.loss:.4f}"
-    return gain.point.quantizer, gain.arm, *numbers, _interval(gain.own), _interval(gain.sq_adapted)
+    return gain.point.quantizer, gain.arm, *numbers, str(gain.own or ""), str(gain.sq_adapted or "")
 
 
 def _rows(points: Sequence[Point]) -> tuple[Gain, ...]:
@@ -83,6 +85,8 @@ def _rows(points: Sequence[Point]) -> tuple[Gain, ...]:
     quantizers = list(dict.fromkeys(one.quantizer for one in once))
     once.sort(key=lambda one: (quantizers.index(one.quantizer), one.arm != BASE))
     bases = [one for one in once if one.arm == BASE]
+    if len({one.model for one in bases}) > 1:  # no point says whose it is
+        bases = []
     sq_adapted = _only([one for one in bases if one.quantizer == SQ_ADAPTED])
     return tuple(
         Gain(
@@ -123,7 +127,3 @@ def _told_apart(point: Point, alike: Sequence[Point]) -> str:
         return point.arm
     several = len({one.checkpoint for one in alike}) < len(alike)
     return f"{point.arm} ({point.checkpoint}{f', {point.record[:8]}' if several else ''})".strip()
-
-
-def _interval(change: Interval | None) -> str:
-    return f"{change.mean:+.2f} % [{change.low:+.2f}, {change.high:+.2f}]" if change else ""

@@ -70,7 +70,8 @@ def evaluate_generations(experiment: Experiment, count: int) -> Path:
         known = {(_key(point), row["image"]): row for point in before for row in point.images}
         known |= {(_key(point), name): _fault(name, why) for point in before for name, why in point.set_aside.items()}
         known |= journal.rows
-        others = [point for point in before if (point.checkpoint, point.quantizer) not in task.named]
+        keys = {task.key(job) for job in task.jobs}
+        others = [one for one in before if (one.checkpoint, one.quantizer) not in task.named and _key(one) not in keys]
         found: dict[Job, Generations | None] = dict.fromkeys(task.jobs)
         units = [
             Unit(job, name)
@@ -83,7 +84,8 @@ def evaluate_generations(experiment: Experiment, count: int) -> Path:
             rows = known | journal.rows
             for job in jobs:
                 found[job] = _point(job, task, [_cut(rows[task.key(job), name], count) for name in task.names])
-            _write(out, experiment.name, [*(point for point in found.values() if point), *others])
+            waiting = [one for one in before if _key(one) in {task.key(job) for job, done in found.items() if not done}]
+            _write(out, experiment.name, [*(point for point in found.values() if point), *waiting, *others])
 
         code(task, units, journal, partial(_coded_again, count), finish)
         for job, point in found.items():

@@ -44,7 +44,10 @@ class Job:
     def codec(self) -> ImageCodec:
         """The codec of this point, loaded."""
         loaded = checkpoints.load(self.model_at, self.architecture, self.lmbda)
-        return ImageCodec(loaded.model, named_record(loaded, self.record_at))
+        record = named_record(loaded, self.record_at)
+        if (checkpoints.digest(loaded.model.state_dict()), record.digest) != (self.model, self.record):
+            raise UsageError(f"{self} has changed since the run began", hint="start it again")
+        return ImageCodec(loaded.model, record)
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,12 @@ class Task:
             images.measure(images.contents(section.images / name, name), name)
         chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
         asked = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, section.quantizers)
-        wanted = {one: quantizers for pattern, quantizers in asked.items() for one in _matching(pattern)}
-        jobs = [job for one, quantizers in wanted.items() for job in _jobs(one, quantizers, experiment)]
+        wanted: dict[str, tuple[str, ...]] = {}
+        for pattern, quantizers in asked.items():
+            for one in _matching(pattern):
+                wanted[one] = (*wanted.get(one, ()), *quantizers)
+        named = [job for one, quantizers in wanted.items() for job in _jobs(one, quantizers, experiment)]
+        jobs = list({(job.quantizer, job.record, job.model): job for job in named}.values())
         if not jobs:
             raise UsageError("nothing to evaluate: no checkpoint carries a quantizer", hint="name evaluate.quantizers")
         pictures = images.files_digest(section.images, names)
@@ -127,8 +134,8 @@ def _jobs(checkpoint: str, wanted: tuple[str, ...], experiment: Experiment) -> l
             Job(
                 checkpoint=checkpoint,
                 quantizer=short_name(quantizer),
-                model_at=checkpoints.absolute(checkpoint),
-                record_at=checkpoints.absolute(quantizer),
+                model_at=str(checkpoints.locate(checkpoint).resolve()),
+                record_at=quantizer if name in ("sq", *loaded.quantizers) else checkpoints.absolute(quantizer),
                 architecture=architecture,
                 lmbda=loaded.spec.lmbda,
                 record=record.digest,

@@ -89,7 +89,7 @@ def _subtitle(curves: Sequence[Curve]) -> str:
     points = [point for curve in curves for point in curve.points]
     images = {row.image for point in points for row in point.images}
     lambdas = [f"{lmbda:g}" for lmbda in sorted({point.lmbda for point in points})]
-    parts = [f"{len(curves)} curves"]
+    parts = [f"{len(curves)} curve{'s' * (len(curves) != 1)}"]
     if points:
         parts += [f"{len(images)} image{'s' * (len(images) > 1)}", f"lambda {', '.join(lambdas)}"]
     return " · ".join(parts)
@@ -111,7 +111,9 @@ def _card(one: Comparison, pchip: float, anchor: str) -> str:
     if one.images:
         value = one.images.mean
         low, high = _signed(one.images.low), _signed(one.images.high)
-        said = f"95 % interval over {len(one.rates)} images: {low} to {high}\N{NO-BREAK SPACE}%"
+        said = "one image"
+        if len(one.rates) > 1:
+            said = f"95 % interval over {len(one.rates)} images: {low} to {high}\N{NO-BREAK SPACE}%"
     said = "; ".join([said, *one.notes])
     return (
         f'<div class="card"><b class="{_sense(value)}">{_signed(value)} %<small> rate at equal PSNR</small></b>'
@@ -179,7 +181,7 @@ def _tables(tables: Sequence[Against], found: Sequence[Gains], curves: Sequence[
 
 def _clear(change: Interval | None) -> str:
     """The class of a change whose interval leaves zero out."""
-    return _sense(change.mean) if change and change.low * change.high > 0 else ""
+    return _sense(change.mean) if change and change.low < change.high and change.low * change.high > 0 else ""
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], senses: Sequence[dict[int, str]] | None = None) -> str:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from lic_dist.evaluation.bd import Interval
 from lic_dist.evaluation.comparison import Against, Comparison, Times
 from lic_dist.evaluation.gains import Gains
 from lic_dist.evaluation.results import Curve, Point
@@ -47,7 +46,7 @@ def comparison_cells(comparison: Comparison, notes: Sequence[str]) -> tuple[str,
     """A row of COMPARISON_COLUMNS; its notes by their letters."""
     letters = " ".join(letter(notes.index(note)) for note in comparison.notes)
     pchip, akima = (percent(value) for value in (comparison.pchip, comparison.akima))
-    return comparison.name, str(comparison.points), pchip, akima, interval(comparison.images), letters
+    return comparison.name, str(comparison.points), pchip, akima, str(comparison.images or ""), letters
 
 
 def lettered(table: Against) -> list[tuple[str, str]]:
@@ -77,10 +76,6 @@ def point_rows(curves: Sequence[Curve]) -> list[tuple[str, ...]]:
 
 def time_rows(found: Sequence[Times]) -> list[tuple[str, ...]]:
     return [(one.name, f"{one.encode:.3f}", f"{one.decode:.3f}", f"{one.megapixels:.2f}") for one in found]
-
-
-def interval(found: Interval | None) -> str:
-    return f"{found.mean:+.2f} % [{found.low:+.2f}, {found.high:+.2f}]" if found else ""
 
 
 def percent(value: float | None) -> str:

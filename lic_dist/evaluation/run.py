@@ -96,8 +96,13 @@ def evaluate(experiment: Experiment) -> Path:
     with Journal.of(section.out) as journal:
         before = read_points(section.out)
         originals = read_originals(section.out) | _keep_originals(section.out, section.show, task)
-        known = {Key(point.quantizer, point.record, point.model, point.pictures): point for point in before}
-        others = [point for point in before if (point.checkpoint, point.quantizer) not in task.named]
+        known = {_key(point): point for point in before}
+        keys = {task.key(job) for job in task.jobs}
+        others = [
+            point
+            for point in before
+            if (point.checkpoint, point.quantizer) not in task.named and _key(point) not in keys
+        ]
         found: dict[Job, Point | None] = {
             job: replace(point, checkpoint=job.checkpoint, arm=job.arm) if (point := known.get(task.key(job))) else None
             for job in task.jobs
@@ -124,6 +129,10 @@ def evaluate(experiment: Experiment) -> Path:
                 raise LicError(f"no image can be coded with {job}: {first['image']}: {first['fault']}")
         journal.settle(task.named)
     return section.out
+
+
+def _key(point: Point) -> Key:
+    return Key(point.quantizer, point.record, point.model, point.pictures)
 
 
 def code(
@@ -282,7 +291,8 @@ def _require_known(show: Sequence[str], names: Sequence[str]) -> None:
 
 def _keep_originals(out: Path, show: Sequence[str], task: Task) -> dict[str, str]:
     """Write the originals of the shown images; their paths by name."""
-    paths = {name: _png(beside(out, ".pictures") / "original", name) for name in show}
+    folder = beside(out, ".pictures") / f"original-{task.pictures[:8]}"
+    paths = {name: _png(folder, name) for name in show}
     for name, path in paths.items():
         _write_png(images.read(task.folder / name), path)
     return {name: _relative(path, out) for name, path in paths.items()}
@@ -296,8 +306,8 @@ def _kept(out: Path, job: Job, task: Task, show: Sequence[str]) -> dict[str, Pat
 
 
 def _png(folder: Path, name: str) -> Path:
-    """The PNG of an image: its name, with .png behind it where that is not its ending."""
-    return folder / (name if name.endswith(".png") else f"{name}.png")
+    """The PNG of an image: its name, .png behind it even where that is its ending, so that no two are one."""
+    return folder / f"{name}.png"
 
 
 def _relative(path: Path, out: Path) -> str:

@@ -53,20 +53,21 @@ def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]
     `first` names the curves to begin with, beside the original. Only files under the folder of their result file are
     read. A picture that is absent, or of another size, is left out.
     """
-    by_image: dict[str, list[_Decoded]] = {}
+    by_image: dict[tuple[str, str], list[_Decoded]] = {}  # pictures of one name may be of several sets
     for curve in sorted(collection.curves, key=lambda curve: looks[curve.name].series):
         for decoded in _decoded(curve, collection):
-            by_image.setdefault(decoded.row.image, []).append(decoded)
+            by_image.setdefault((decoded.row.image, decoded.point.pictures), []).append(decoded)
     if not by_image:
         return None
     arms = list(dict.fromkeys(one.curve for found in by_image.values() for one in found))
     middle = detailed_lambda(collection.curves, "shown")
-    pixels = {name: (len(f) + 1) * f[0].row.height * f[0].row.width for name, f in by_image.items()}
+    pixels = {key: (len(f) + 1) * f[0].row.height * f[0].row.width for key, f in by_image.items()}
     cut = sum(pixels.values()) > WHOLE_PIXELS
     entries: list[dict[str, Any]] = []
     missing = spent = 0
-    for name, found in by_image.items():
-        cost = min(pixels[name], (len(found) + 1) * LONG_SIDE * SHORT_SIDE) if cut else pixels[name]
+    for (name, pictures), found in by_image.items():
+        whole = pixels[name, pictures]
+        cost = min(whole, (len(found) + 1) * LONG_SIDE * SHORT_SIDE) if cut else whole
         if entries and spent + cost > PAGE_PIXELS:
             break
         entry, lost = _entry(name, found, _original(name, found, collection), arms, middle, cut)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lic_dist.errors import ToleranceError
@@ -68,7 +69,8 @@ def summary(path: Path) -> dict[str, Any]:
             f"{100 * (one['bpp'] / one['estimated_bpp'] - 1):+.2f} %",
             *(f"{one[name]:.2f}" for name in SECONDS),
         )
-        table.add_row(f"{one['quantizer']} *" if one["set_aside"] else one["quantizer"], one["arm"], *figures)
+        quantizer, arm = escape(one["quantizer"]), escape(one["arm"])
+        table.add_row(f"{quantizer} *" if one["set_aside"] else quantizer, arm, *figures)
     Console().print(table)
     if any(one["set_aside"] for one in points):
         print("* without images that could not be coded: not to be compared with the others")
@@ -78,7 +80,8 @@ def summary(path: Path) -> dict[str, Any]:
 
 def require_coded(summaries: Sequence[dict[str, Any]]) -> None:
     """Raises ToleranceError, after a warning for each, where images were set aside: means are over the others."""
-    points = [point for one in summaries for point in one["points"]]
+    by_file = {one["out"]: one for one in summaries}  # several runs may write one
+    points = [point for one in by_file.values() for point in one["points"]]
     lacking = [point for point in points if point["set_aside"]]
     for point in lacking:
         for name, reason in point["set_aside"].items():
