@@ -265,10 +265,12 @@ def read(path: Path, keep_grey: bool = False) -> NDArray[np.uint8]:
 
 
 def files_digest(folder: Path, names: Sequence[str]) -> str:
-    """sha256 over the names and contents of a folder's files. Raises PhotoError for one that cannot be read."""
+    """sha256 over names and contents of a folder's images. Raises PhotoError for one that is none by its header."""
     total = hashlib.sha256()
     for name in names:
-        total.update(f"{name} {hashlib.sha256(contents(folder / name, name)).hexdigest()}\n".encode())
+        data = contents(folder / name, name)
+        measure(data, name)
+        total.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
     return total.hexdigest()
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lic_dist import config, images
+from lic_dist.benchmarks.data import photographs
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import one_thread
 from lic_dist.building.job import prepare
@@ -88,13 +89,6 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
             work_seconds = figures[engine]["seconds_a_crop"]
             figures[engine]["ratio_apart"] = 1 / (work_seconds["encode"] + work_seconds["search"]) / around
     return figures
-
-
-def photographs() -> Path:
-    """The photographs that scikit-image ships."""
-    import skimage
-
-    return Path(skimage.__file__).parent / "data"
 
 
 def variations_for(source: Path, crops: int) -> int:

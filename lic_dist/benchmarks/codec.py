@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lic_dist import images
-from lic_dist.benchmarks.data import BASE, PICTURES
+from lic_dist.benchmarks.data import BASE, pictures
 from lic_dist.benchmarks.quantization import REAL_PRICE, REAL_STEP
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.building.calibrate import one_thread
@@ -50,30 +50,29 @@ class Arm:
 def bench(models: Sequence[str], folder: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
     """Time every model (default: the shipped one) on a folder of pictures (default: scikit-image's).
 
-    `quick` takes two pictures. Raises UsageError for a model, LicError for a folder that is
-    none.
+    `quick` takes two pictures. Raises UsageError for a model, LicError for a folder that is none.
     """
-    pictures = _pictures(folder)[: 2 if quick else None]
+    taken = [images.read(path) for path in pictures(folder)[: 2 if quick else None]]
     console = Console()
-    figures: dict[str, Any] = {"machine": machine(), "quick": quick, "pictures": len(pictures), "models": {}}
+    figures: dict[str, Any] = {"machine": machine(), "quick": quick, "pictures": len(taken), "models": {}}
     for name in models or (BASE,):
-        figures["models"][name] = timed(checkpoints.load(name), pictures, rounds, name)
-        console.print(_table(name, figures["models"][name], len(pictures)))
+        figures["models"][name] = timed(checkpoints.load(name), taken, rounds, name)
+        console.print(_table(name, figures["models"][name], len(taken)))
     console.print(f"machine: {figures['machine']}")
     return figures
 
 
 @one_thread()
-def timed(loaded: Checkpoint, pictures: Sequence[Image], rounds: int, name: str) -> dict[str, dict[str, float]]:
+def timed(loaded: Checkpoint, taken: Sequence[Image], rounds: int, name: str) -> dict[str, dict[str, float]]:
     """Of each arm: seconds to encode and decode, both against CompressAI's, and bits a pixel of the streams."""
     made = arms(loaded)
     seconds: dict[str, list[tuple[float, float]]] = {arm: [] for arm in made}
     sizes = dict.fromkeys(made, 0)
     for arm in made.values():
-        arm.decode(arm.encode(arm.prepare(pictures[0])))  # compiles, warms
-    with Progress(f"coding with {name}", rounds * len(pictures), "picture") as bar:
+        arm.decode(arm.encode(arm.prepare(taken[0])))  # compiles, warms
+    with Progress(f"coding with {name}", rounds * len(taken), "picture") as bar:
         for _ in range(rounds):
-            for picture in pictures:
+            for picture in taken:
                 for label, arm in made.items():
                     given = arm.prepare(picture)
                     started = time.perf_counter()
@@ -83,7 +82,7 @@ def timed(loaded: Checkpoint, pictures: Sequence[Image], rounds: int, name: str)
                     seconds[label].append((middle - started, time.perf_counter() - middle))
                     sizes[label] += arm.size(coded)
                 bar.advance(1)
-    pixels = rounds * sum(picture.shape[0] * picture.shape[1] for picture in pictures)
+    pixels = rounds * sum(picture.shape[0] * picture.shape[1] for picture in taken)
     anchor = np.array(seconds[COMPRESSAI])
     return {
         label: dict(
@@ -128,14 +127,6 @@ def arms(loaded: Checkpoint) -> dict[str, Arm]:
 
 def _data_of(codec: ImageCodec) -> Callable[[Image], bytes]:
     return lambda picture: codec.encode(picture).data
-
-
-def _pictures(folder: Path | None) -> list[Image]:
-    if folder is not None:
-        return [images.read(folder / name) for name in images.find(folder)]
-    import skimage
-
-    return [images.read(Path(skimage.__file__).parent / "data" / name) for name in PICTURES]
 
 
 def _table(name: str, figures: dict[str, dict[str, float]], pictures: int) -> Table:

@@ -66,28 +66,36 @@ def priced(
     return gaussian_record(name, step, scaled, LMBDA, trellis=machine, rounding=0.35 if name == "deadzone" else 0.5)
 
 
+def photographs() -> Path:
+    """The photographs that scikit-image ships."""
+    import skimage
+
+    return Path(skimage.__file__).parent / "data"
+
+
+def pictures(folder: Path | None) -> list[Path]:
+    """All of a folder, or PICTURES of scikit-image's."""
+    return [photographs() / name for name in PICTURES] if folder is None else [folder / n for n in images.find(folder)]
+
+
 def real(folder: Path | None) -> Sources:
     """Latents of the shipped model on photographs: those of scikit-image, or a folder's (the first twelve).
 
     Raises:
         LicError: no picture of the folder is as large as the window.
     """
-    if folder is None:
-        import skimage
-
-        folder, names = Path(skimage.__file__).parent / "data", list(PICTURES)
-    else:
-        names = images.find(folder)
     windows: list[NDArray[np.uint8]] = []
-    for name in names:
+    for path in pictures(folder):
         if len(windows) == MOST_PICTURES:
             break
-        picture = images.read(folder / name)
+        picture = images.read(path)
         top, left = (picture.shape[0] - HEIGHT) // 2, (picture.shape[1] - WIDTH) // 2
         if min(top, left) >= 0:
             windows.append(picture[top : top + HEIGHT, left : left + WIDTH].transpose(2, 0, 1))
     if not windows:
-        raise LicError(f"{folder} has no picture of {WIDTH}x{HEIGHT} pixels or more", hint="give another folder")
+        raise LicError(
+            f"{folder or photographs()} has no picture of {WIDTH}x{HEIGHT} pixels or more", hint="give another folder"
+        )
     base = checkpoints.load(BASE)
     latents, _ = encode(base.model, np.stack(windows), 1)
     seen = view(base.model, latents.y, latents.z, 1)

@@ -20,7 +20,8 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from lic_dist import config
-from lic_dist.benchmarks.building import BATCH, FIXED, photographs, variations_for
+from lic_dist.benchmarks.building import BATCH, FIXED, variations_for
+from lic_dist.benchmarks.data import photographs
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import one_thread, z_bits
 from lic_dist.cache.inspect import inspect

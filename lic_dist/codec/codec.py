@@ -155,8 +155,16 @@ class ImageCodec:
 
     def estimated_bits(self, encoded: Encoded) -> float:
         """The sum of -log2 over the integer tables, for z and y."""
-        z_bits = self.record.z_tables.bits(encoded.z, _channel_rows(encoded.z.shape))
-        return float(z_bits.sum() + self.quantizer.bits(encoded.k, encoded.level).sum())
+        return self.z_bits(encoded) + float(self.lane_bits(encoded).sum())
+
+    def z_bits(self, encoded: Encoded) -> float:
+        """The part of z in `estimated_bits`."""
+        return float(self.record.z_tables.bits(encoded.z, _channel_rows(encoded.z.shape)).sum())
+
+    def lane_bits(self, encoded: Encoded) -> NDArray[np.float64]:
+        """The part of each lane of y in `estimated_bits`, [lanes]."""
+        bits: NDArray[np.float64] = self.quantizer.bits(encoded.k, encoded.level)
+        return bits
 
     @torch.no_grad()
     def likelihood_bits(self, encoded: Encoded) -> float:

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lic_dist.models.parts import medians
-from lic_dist.models.stages import Stage, hyper_analyse
+from lic_dist.models.stages import Stage, rounded_z
 
 TILE = 1024  # pixels a side, a multiple of STRIDE
 STRIDE = 64  # pixels a position of z
@@ -106,7 +105,7 @@ def analyse(model: nn.Module, grid: Grid, pixels: Callable[[slice, slice], Tenso
             y = _channels_last(part.new_empty(1, part.shape[1], *grid.latents))
         y[..., rows.target, columns.target] = part[..., rows.kept, columns.kept]
     for rows, columns in grid.tiles(networks.h_a, LATENT, 1):
-        part = torch.round(hyper_analyse(model, _channels_last(y[..., rows.source, columns.source])) - medians(model))
+        part = rounded_z(model, _channels_last(y[..., rows.source, columns.source]))
         if not len(z):
             z = torch.empty(1, part.shape[1], grid.high, grid.wide, dtype=torch.int32, device=part.device)
         z[..., rows.target, columns.target] = (

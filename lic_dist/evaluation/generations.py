@@ -67,11 +67,10 @@ def evaluate_generations(experiment: Experiment, count: int) -> Path:
     task.require_outside(out)
     with Journal.of(out) as journal:
         before = read_generations(out)
-        known = {(_key(point), row["image"]): row for point in before for row in point.images}
-        known |= {(_key(point), name): _fault(name, why) for point in before for name, why in point.set_aside.items()}
+        known = {(Key.of(point), row["image"]): row for point in before for row in point.images}
+        known |= {(Key.of(point), name): _fault(name, why) for point in before for name, why in point.set_aside.items()}
         known |= journal.rows
-        keys = {task.key(job) for job in task.jobs}
-        others = [one for one in before if (one.checkpoint, one.quantizer) not in task.named and _key(one) not in keys]
+        others = task.others(before)
         found: dict[Job, Generations | None] = dict.fromkeys(task.jobs)
         units = [
             Unit(job, name)
@@ -84,7 +83,8 @@ def evaluate_generations(experiment: Experiment, count: int) -> Path:
             rows = known | journal.rows
             for job in jobs:
                 found[job] = _point(job, task, [_cut(rows[task.key(job), name], count) for name in task.names])
-            waiting = [one for one in before if _key(one) in {task.key(job) for job, done in found.items() if not done}]
+            left = {task.key(job) for job, done in found.items() if not done}
+            waiting = [one for one in before if Key.of(one) in left]
             _write(out, experiment.name, [*(point for point in found.values() if point), *waiting, *others])
 
         code(task, units, journal, partial(_coded_again, count), finish)
@@ -187,7 +187,3 @@ def _cut(row: Row, count: int) -> Row:
 
 def _fault(name: str, reason: str) -> Row:
     return {"image": name, "fault": reason}
-
-
-def _key(point: Generations) -> Key:
-    return Key(point.quantizer, point.record, point.model, point.pictures)

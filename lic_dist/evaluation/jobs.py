@@ -5,18 +5,21 @@ from __future__ import annotations
 import fnmatch
 import glob
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lic_dist import images
 from lic_dist.building.records import named_record
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.config import Experiment, need
 from lic_dist.errors import UsageError
-from lic_dist.evaluation.journal import Key
+from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 
+P = TypeVar("P", bound=Keyed)
 CARRIED = "carried"  # a quantizer's name that stands for all that a checkpoint carries
 
 
@@ -72,8 +75,7 @@ class Task:
         if not section.checkpoints and experiment.model is None:
             raise UsageError("nothing to evaluate", hint="name evaluate.checkpoints, or a model")
         names = images.find(section.images)
-        for name in names:
-            images.measure(images.contents(section.images / name, name), name)
+        pictures = images.files_digest(section.images, names)
         chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
         asked = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, section.quantizers)
         wanted: dict[str, tuple[str, ...]] = {}
@@ -84,7 +86,6 @@ class Task:
         jobs = list({(job.quantizer, job.record, job.model): job for job in named}.values())
         if not jobs:
             raise UsageError("nothing to evaluate: no checkpoint carries a quantizer", hint="name evaluate.quantizers")
-        pictures = images.files_digest(section.images, names)
         return cls(experiment, tuple(jobs), section.images, tuple(names), pictures)
 
     def require_outside(self, out: Path) -> None:
@@ -95,6 +96,11 @@ class Task:
     def key(self, job: Job) -> Key:
         """What a job's rows and point are measured of."""
         return Key(job.quantizer, job.record, job.model, self.pictures)
+
+    def others(self, points: Sequence[P]) -> list[P]:
+        """The points of a result file that are none of the jobs', by what they are called or by what they are."""
+        keys = {self.key(job) for job in self.jobs}
+        return [one for one in points if (one.checkpoint, one.quantizer) not in self.named and Key.of(one) not in keys]
 
     @property
     def named(self) -> frozenset[tuple[str, str]]:
@@ -125,9 +131,9 @@ def _jobs(checkpoint: str, wanted: tuple[str, ...], experiment: Experiment) -> l
     model = checkpoints.digest(loaded.model.state_dict())
     jobs = []
     for name in dict.fromkeys(each for one in wanted for each in (carried(loaded) if one == CARRIED else (one,))):
-        elsewhere = name in ("sq", *loaded.quantizers) or "/" in name or Path(name).exists()
-        in_cache = experiment.cache is not None and not elsewhere
-        quantizer = f"{experiment.cache.path}/quantized/{name}" if experiment.cache is not None and in_cache else name
+        own = name in ("sq", *loaded.quantizers)
+        bare = not (own or "/" in name or Path(name).exists())
+        quantizer = f"{experiment.cache.path}/quantized/{name}" if experiment.cache is not None and bare else name
         record = named_record(loaded, quantizer)
         ImageCodec(loaded.model, record)
         jobs.append(
@@ -135,7 +141,7 @@ def _jobs(checkpoint: str, wanted: tuple[str, ...], experiment: Experiment) -> l
                 checkpoint=checkpoint,
                 quantizer=short_name(quantizer),
                 model_at=str(checkpoints.locate(checkpoint).resolve()),
-                record_at=quantizer if name in ("sq", *loaded.quantizers) else checkpoints.absolute(quantizer),
+                record_at=quantizer if own else checkpoints.absolute(quantizer),
                 architecture=architecture,
                 lmbda=loaded.spec.lmbda,
                 record=record.digest,

@@ -12,10 +12,25 @@ from collections.abc import Iterator, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.results import write_whole
+
+
+class Keyed(Protocol):
+    """A point of a result file, of `evaluate` or of its generations."""
+
+    @property
+    def checkpoint(self) -> str: ...
+    @property
+    def quantizer(self) -> str: ...
+    @property
+    def record(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def pictures(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,11 @@ class Key:
     record: str
     model: str
     pictures: str
+
+    @classmethod
+    def of(cls, point: Keyed) -> Key:
+        """The key of a point."""
+        return cls(point.quantizer, point.record, point.model, point.pictures)
 
 
 class Journal:

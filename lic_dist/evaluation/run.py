@@ -68,12 +68,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Measured:
-    """An image that was coded: its figures, the decoded picture uint8 [H, W, 3], indices and levels [lanes, steps]."""
+    """An image that was coded: figures, the decoded picture uint8 [H, W, 3], k [lanes, steps] and the lanes' bits."""
 
     result: ImageResult
     picture: NDArray[np.uint8]
     k: NDArray[np.int16]
-    level: NDArray[np.uint8]
+    bits: NDArray[np.float64]
 
 
 def evaluate(experiment: Experiment) -> Path:
@@ -96,13 +96,8 @@ def evaluate(experiment: Experiment) -> Path:
     with Journal.of(section.out) as journal:
         before = read_points(section.out)
         originals = read_originals(section.out) | _keep_originals(section.out, section.show, task)
-        known = {_key(point): point for point in before}
-        keys = {task.key(job) for job in task.jobs}
-        others = [
-            point
-            for point in before
-            if (point.checkpoint, point.quantizer) not in task.named and _key(point) not in keys
-        ]
+        known = {Key.of(point): point for point in before}
+        others = task.others(before)
         found: dict[Job, Point | None] = {
             job: replace(point, checkpoint=job.checkpoint, arm=job.arm) if (point := known.get(task.key(job))) else None
             for job in task.jobs
@@ -129,10 +124,6 @@ def evaluate(experiment: Experiment) -> Path:
                 raise LicError(f"no image can be coded with {job}: {first['image']}: {first['fault']}")
         journal.settle(task.named)
     return section.out
-
-
-def _key(point: Point) -> Key:
-    return Key(point.quantizer, point.record, point.model, point.pictures)
 
 
 def code(
@@ -217,7 +208,7 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
     ended = time.perf_counter()
     if not (np.array_equal(k, encoded.k) and np.array_equal(decoded, codec.reconstruction(encoded))):
         raise BitstreamError(f"{name}: the decoder's picture differs from the encoder's")
-    pixels = height * width
+    pixels, bits = height * width, codec.lane_bits(encoded)
     result = ImageResult(
         image=name,
         height=height,
@@ -225,20 +216,19 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
         bpp=encoded.coded_bits / pixels,
         psnr=psnr8(image, decoded),
         ms_ssim=ms_ssim8(image, decoded),
-        estimated_bpp=codec.estimated_bits(encoded) / pixels,
+        estimated_bpp=(codec.z_bits(encoded) + float(bits.sum())) / pixels,
         likelihood_bpp=codec.likelihood_bits(encoded) / pixels,
         container_bpp=encoded.container_bits / pixels,
         encode_seconds=middle - started,
         decode_seconds=ended - middle,
     )
-    return Measured(result, decoded, encoded.k, encoded.level)
+    return Measured(result, decoded, encoded.k, bits)
 
 
 def statistics(codec: ImageCodec, measured: Measured) -> dict[str, Any]:
     """Where the bits of an image are: `channel_bits`, `k_counts` and `z_bpp` as `Point` has them."""
     pixels = measured.result.height * measured.result.width
-    lanes = codec.quantizer.bits(measured.k, measured.level) / pixels
-    by_channel = lanes.reshape(-1, len(codec.record.weights)).sum(axis=0)
+    by_channel = (measured.bits / pixels).reshape(-1, len(codec.record.weights)).sum(axis=0)
     counted = np.clip(measured.k, -LARGEST_COUNTED, LARGEST_COUNTED).ravel() + LARGEST_COUNTED
     return {
         "channel_bits": by_channel.tolist(),
@@ -294,7 +284,8 @@ def _keep_originals(out: Path, show: Sequence[str], task: Task) -> dict[str, str
     folder = beside(out, ".pictures") / f"original-{task.pictures[:8]}"
     paths = {name: _png(folder, name) for name in show}
     for name, path in paths.items():
-        _write_png(images.read(task.folder / name), path)
+        if not path.exists():
+            _write_png(images.read(task.folder / name), path)
     return {name: _relative(path, out) for name, path in paths.items()}
 
 

@@ -77,6 +77,11 @@ def hyper_analyse(model: nn.Module, y: Tensor) -> Tensor:
     return z
 
 
+def rounded_z(model: nn.Module, y: Tensor) -> Tensor:
+    """z about the medians, rounded, still float32 [B, Nz, hz, wz]."""
+    return torch.round(hyper_analyse(model, y) - medians(model))
+
+
 @torch.no_grad()
 def analyse(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """x float32 [B, 3, H, W] in [0, 1] -> (y float16 [B, M, h, w] as caches store it, z int32 about the medians).
@@ -84,8 +89,7 @@ def analyse(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     Raises nothing for an overflow of float16: infinities stand for it, and the caller records them.
     """
     y = model.g_a(x)  # type: ignore[operator]
-    z = torch.round(hyper_analyse(model, y) - medians(model))
-    return y.half(), z.int()
+    return y.half(), rounded_z(model, y).int()
 
 
 def dequantize_z(model: nn.Module, z: Tensor) -> Tensor:
