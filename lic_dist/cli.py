@@ -19,6 +19,7 @@ from lic_dist.commands.options import (
     Lmbda,
     Overrides,
     experiments,
+    with_engine,
     write_json,
 )
 from lic_dist.errors import LicError, SharedError, UsageError
@@ -97,7 +98,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     from lic_dist.config import need
     from lic_dist.training.base import train as run
 
-    for experiment in experiments(config, overrides):
+    for experiment in experiments(config, overrides, section="train"):
         typer.echo(run(need(experiment.train, "train"), need(experiment.images, "images")))
 
 
@@ -110,7 +111,7 @@ def finetune(
     ] = None,
 ) -> None:
     """Retrain the decoder side from a cache (also under torchrun: torchrun ... -m lic_dist finetune CONFIG)."""
-    chosen = experiments(config, overrides, engine)
+    chosen = experiments(config, overrides, engine, "finetune")
     if engine == "ray":
         if "WORLD_SIZE" in os.environ:
             raise UsageError(
@@ -138,7 +139,7 @@ def evaluate(
     from lic_dist.evaluation import generations as successive
     from lic_dist.evaluation import run, tables
 
-    chosen = experiments(config, overrides, engine)
+    chosen = experiments(config, overrides, engine, "evaluate")
     if generations:
         done = [successive.summary(successive.evaluate_generations(one, generations)) for one in chosen]
     else:
@@ -157,6 +158,22 @@ def report(
     from lic_dist.evaluation.report import report as run
 
     run(files, anchor, out)
+
+
+@app.command("run")
+def run_study(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    engine: EngineName = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings, builds, finetunings and codings side by side.")] = 1,
+    fast: Annotated[bool, typer.Option("--fast", help="The file's short form: what it has under 'fast'.")] = False,
+    logs: Annotated[Path, typer.Option(help="Folder for what several jobs say.")] = Path("runs/logs"),
+) -> None:
+    """Do a whole study: train, cache, finetune, evaluate, report, whatever the file has sections for; goes on."""
+    from lic_dist.study import study
+    from lic_dist.sweeps import documents
+
+    study(documents(config, with_engine(overrides, engine), fast), jobs, logs)
 
 
 app.command()(codec.encode)

@@ -1,7 +1,8 @@
 """One experiment, one YAML file, read into frozen pydantic models.
 
 Unknown keys are errors that name the nearest valid one; `--set a.b=c` overrides; `sweep` multiplies (sweeps.py). A
-section that a command does not need may be absent: `need` says so in one line when it is missed.
+section that a command does not need may be absent: `need` says so in one line when it is missed. A study has several
+experiments in one file, with `---` between them.
 """
 
 from __future__ import annotations
@@ -187,8 +188,15 @@ class Evaluate(Section):
     out: Path = Path("runs/evaluation.json")
 
 
+class Report(Section):
+    """What `lic-dist run` makes of the result files: see `lic-dist report`."""
+
+    anchors: tuple[str, ...] = Field(min_length=1)
+    out: Path = Path("runs/report")
+
+
 class Experiment(Section):
-    """The whole file."""
+    """One experiment: a file, or a document of it."""
 
     name: str = "experiment"
     train: Train | None = None
@@ -199,7 +207,9 @@ class Experiment(Section):
     engine: Engine = Engine()
     finetune: Finetune | None = None
     evaluate: Evaluate | None = None
+    report: Report | None = None
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    fast: dict[str, Any] = Field(default_factory=dict)  # keys, as in `sweep`, that --fast sets
 
     def canonical_json(self) -> str:
         """The resolved file as JSON with sorted keys and no spaces: equal files give equal text."""
@@ -226,7 +236,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         UsageError: no such file, not YAML, an unknown key (the nearest valid one is named), a bad value.
     """
-    return parse(apply(read(path), overrides), str(path))
+    documents = read(path)
+    if len(documents) > 1:
+        raise UsageError(f"{path} holds {len(documents)} experiments, not one")
+    return parse(apply(documents[0], overrides), str(path))
 
 
 def parse(document: dict[str, Any], where: str) -> Experiment:
@@ -252,17 +265,17 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     return ".".join([*map(str, location[:-1]), *matches]) if matches else ""
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The file as plain data. Raises UsageError: no such file, not YAML, no mapping."""
+def read(path: Path) -> list[dict[str, Any]]:
+    """The file's documents as plain data. Raises UsageError: no such file, not YAML, no mapping."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the experiment's YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
+    if not documents or not all(isinstance(document, dict) for document in documents):
         raise UsageError(f"{path} holds no mapping", hint="an experiment file has sections such as 'model:'")
-    return document
+    return documents
 
 
 def apply(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

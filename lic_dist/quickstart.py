@@ -172,7 +172,7 @@ def _close(experiment: config.Experiment, finetuned: Path, out: Path, console: C
         for image in originals:
             encoded = codec.encode(image)
             decoded = codec.decode(encoded.data)
-            if (decoded != codec.reconstruction(encoded)).any():
+            if (decoded != codec.picture(encoded)).any():
                 raise LicError(f"{name}: the decoder's picture differs from the encoder's")
             results.append((encoded.coded_bits / image[..., 0].size, psnr8(image, decoded), decoded, image))
         rows.append(_row(name, model.spec.lmbda, results))

@@ -1,5 +1,7 @@
 """Sweeps: one experiment for each combination of the values under `sweep`, each writing into places of its own.
 
+A mapping under a section's name is merged into the section: `finetune: [{recipe: decoder}, {rounds: 2}]`.
+
 What a path holds depends on part of the file, and its suffix has the labels of just the swept keys there: learning
 rates share one cache, quantizers one store, with a group for each.
 
@@ -7,8 +9,9 @@ rates share one cache, quantizers one store, with a group for each.
     cache.path       model, images, cache; train where the model lies in train.out; quantizer where y is not kept, from
                      which a second group would be searched
     quantizer.group  quantizer
-    finetune.out     all but evaluate, engine
-    evaluate.out     all but engine
+    finetune.out     all but evaluate, report, engine
+    evaluate.out     all but report, engine
+    report.out       nothing: one report is of all combinations
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from lic_dist.config import Experiment
 from lic_dist.errors import UsageError
 
 ALL = frozenset(Experiment.model_fields)
+OPTIONAL = frozenset(name for name, field in Experiment.model_fields.items() if field.default is None)
 STORE, GROUP = "cache.path", "quantizer.group"
 DEFAULTS = {
     "train.out": str(config.Train.model_fields["out"].default),
@@ -35,7 +39,15 @@ DEFAULTS = {
 
 
 def expand(path: Path, overrides: Sequence[str] = ()) -> Iterator[Experiment]:
-    """Yield one experiment for each combination of `sweep`, or the file itself where there is none.
+    """Yield the experiments of all documents of a file, see `documents`."""
+    return itertools.chain.from_iterable(documents(path, overrides))
+
+
+def documents(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> list[list[Experiment]]:
+    """The experiments of each document of a file: one for each combination of `sweep`, or itself where there is none.
+
+    Of several documents an override is for those that have its section. `fast` sets what stands under `fast`, before
+    the overrides.
 
     Each combination's `name` gets the labels of all its values as a suffix, every path that the commands write those of
     the values that it depends on, wherever it stands in the file, so that a later section finds what an earlier one
@@ -44,22 +56,42 @@ def expand(path: Path, overrides: Sequence[str] = ()) -> Iterator[Experiment]:
     Raises:
         UsageError: see `config.load`; two combinations that would write one group of a store with other quantizers.
     """
-    document = config.apply(config.read(path), overrides)
+    read = config.read(path)
+    quick = [document.pop("fast", None) or {} for document in read]
+    if not all(isinstance(one, dict) for one in quick):
+        raise UsageError("fast must map keys to values", hint="fast: {finetune.steps: 100}")
+    if fast and not any(quick):
+        raise UsageError(f"{path} has no fast form", hint="add 'fast:' with the keys that --fast shall set")
+    for document, one in zip(read, quick, strict=True):
+        for key, value in one.items() if fast else ():
+            config.set_key(document, str(key), value)
+    for override in overrides:
+        section = override.partition("=")[0].split(".")[0]
+        having = [one for one in read if section in one] if section in OPTIONAL else []
+        for document in having or read:
+            config.apply(document, [override])
+    return [_combinations(document, str(path)) for document in read]
+
+
+def _combinations(document: dict[str, Any], where: str) -> list[Experiment]:
     sweep = document.pop("sweep", None) or {}
     if not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
         raise UsageError("sweep must map keys to lists with values", hint="sweep: {train.lmbda: [0.0067, 0.013]}")
     if not sweep:
-        yield config.parse(document, str(path))
-        return
+        return [config.parse(document, where)]
     keys, labels = [str(key) for key in sweep], [_labels(values) for values in sweep.values()]
     combinations = []
     for values, chosen in zip(itertools.product(*sweep.values()), itertools.product(*labels), strict=True):
-        one = copy.deepcopy(document)
+        one, given = copy.deepcopy(document), set(keys)
         for key, value in zip(keys, values, strict=True):
-            config.set_key(one, key, copy.deepcopy(value))
-        combinations.append(config.parse(_renamed(one, dict(zip(keys, chosen, strict=True))), str(path)))
+            value = copy.deepcopy(value)
+            if isinstance(value, dict):
+                given |= {f"{key}.{name}" for name in value}
+                value = {**(one.get(key) or {}), **value}
+            config.set_key(one, key, value)
+        combinations.append(config.parse(_renamed(one, dict(zip(keys, chosen, strict=True)), given), where))
     _refuse_clashes(combinations)
-    yield from combinations
+    return combinations
 
 
 def _refuse_clashes(combinations: Sequence[Experiment]) -> None:
@@ -76,8 +108,8 @@ def _refuse_clashes(combinations: Sequence[Experiment]) -> None:
             )
 
 
-def _renamed(document: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
-    """A combination with its suffixes; `labels` are those of its values, by swept key."""
+def _renamed(document: dict[str, Any], labels: dict[str, str], swept: set[str]) -> dict[str, Any]:
+    """A combination with its suffixes; `labels` are those of its values by key, `swept` all keys that these set."""
     was: dict[str, str] = {}
     now: dict[str, str] = {}
     for path, sections in _dependences(document).items():
@@ -85,7 +117,7 @@ def _renamed(document: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]
         part = document.get(section)
         if not isinstance(part, dict):
             continue
-        given = {path, section} if name in part else {path}
+        given = {path, section} if path in swept else set()
         if path in DEFAULTS:
             part.setdefault(name, DEFAULTS[path])
         if isinstance(part.get(name), str):
@@ -114,8 +146,8 @@ def _dependences(document: dict[str, Any]) -> dict[str, frozenset[str]]:
         "train.out": frozenset({"train", "images"}),
         STORE: frozenset(store),
         GROUP: frozenset({"quantizer"}),
-        "finetune.out": ALL - {"evaluate", "engine"},
-        "evaluate.out": ALL - {"engine"},
+        "finetune.out": ALL - {"evaluate", "report", "engine"},
+        "evaluate.out": ALL - {"report", "engine"},
     }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lic_dist import config
 from lic_dist.building.records import analytic_record
@@ -108,10 +110,13 @@ def test_a_quantizer_of_another_model_is_refused_before_anything_is_coded(
 def test_a_decoder_that_shows_another_picture_is_an_error(
     base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = running.ImageCodec.decode_with_indices
-    monkeypatch.setattr(
-        running.ImageCodec, "decode_with_indices", lambda codec, data: (true(codec, data)[0] ^ 1, true(codec, data)[1])
-    )
+    true = running.ImageCodec.decode_latents
+
+    def altered(codec: Any, data: bytes) -> Any:
+        found = true(codec, data)
+        return replace(found, y_hat=torch.nextafter(found.y_hat, found.y_hat + 1))
+
+    monkeypatch.setattr(running.ImageCodec, "decode_latents", altered)
     with pytest.raises(LicError, match="differs from the encoder's"):
         evaluate(experiment(base, photos, tmp_path / "r.json", "sq"))
 

@@ -10,7 +10,7 @@ import yaml
 
 from lic_dist.config import Experiment
 from lic_dist.errors import UsageError
-from lic_dist.sweeps import expand
+from lic_dist.sweeps import documents, expand
 
 WHOLE: dict[str, Any] = {
     "name": "p",
@@ -106,6 +106,45 @@ def test_a_path_that_is_swept_itself_stays_as_given(tmp_path: Path) -> None:
     ]
     one, two = expanded(tmp_path, {"quantizer": [{"states": 4}, {"states": 8}]})
     assert [places(each)[2] for each in (one, two)] == ["tcq8-4", "tcq8-8"]
+
+
+def test_a_mapping_is_merged_into_its_section(tmp_path: Path) -> None:
+    swept = [{"recipe": "decoder"}, {"recipe": "decoder+hyper", "rounds": 2}, {"latents": "noise", "out": "runs/noise"}]
+    section = {"out": "runs/p/finetuned", "steps": 7}
+    found = expanded(tmp_path, {"finetune": swept, "quantizer.states": [4, 8]}, finetune=section)
+    assert {one.finetune.steps for one in found if one.finetune} == {7}
+    assert [places(one)[3] for one in found] == [
+        "runs/p/finetuned-decoder-4",
+        "runs/p/finetuned-decoder-8",
+        "runs/p/finetuned-decoder+hyper-2-4",
+        "runs/p/finetuned-decoder+hyper-2-8",
+        "runs/noise-4",
+        "runs/noise-8",
+    ]
+
+
+def study(folder: Path, *documents: dict[str, Any]) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump_all(documents))
+    return path
+
+
+def test_a_file_may_hold_several_experiments(tmp_path: Path) -> None:
+    second = {"name": "q", "evaluate": {"images": "kodak"}, "fast": {"name": "quick", "evaluate.out": "q.json"}}
+    path = study(tmp_path, {**WHOLE, "sweep": {"finetune.lr": [1, 2]}}, second)
+    assert [one.name for one in expand(path)] == ["p-1", "p-2", "q"]
+    one, two = documents(path, ["finetune.steps=5", "engine.searchers=3"])
+    assert [each.finetune and each.finetune.steps for each in (*one, *two)] == [5, 5, None]
+    assert {each.engine.searchers for each in (*one, *two)} == {3}
+    _, (quick,) = documents(path, ["evaluate.out=r.json"], fast=True)
+    assert quick.name == "quick" and quick.evaluate and str(quick.evaluate.out) == "r.json"
+
+
+@pytest.mark.parametrize("fast", [{}, [1], "x", {"finetune.step": 3}])
+def test_a_faulty_fast_form_is_one_line(tmp_path: Path, fast: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        documents(study(tmp_path, {**WHOLE, "fast": fast}), fast=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_store_without_y_holds_one_quantizer(tmp_path: Path) -> None:

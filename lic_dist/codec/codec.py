@@ -61,6 +61,15 @@ class Encoded:
         return 8 * OVERHEAD
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """The latents of a bitstream; the fields as `Encoded` has them."""
+
+    shape: tuple[int, ...]
+    k: NDArray[np.int16]
+    y_hat: Tensor
+
+
 def padding(height: int, width: int) -> tuple[int, int, int, int]:
     """CompressAI's centred padding to multiples of 64: (left, right, top, bottom)."""
     tall, wide = -height % STRIDE, -width % STRIDE
@@ -123,11 +132,11 @@ class ImageCodec:
             BitstreamError: cut, altered, of another model or quantizer, or decoded on a machine that computes the
                 scales differently.
         """
-        return self.decode_with_indices(data)[0]
+        return self.picture(self.decode_latents(data))
 
     @torch.no_grad()
-    def decode_with_indices(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
-        """As `decode`, with the decoded indices k, int16 [lanes, steps]."""
+    def decode_latents(self, data: bytes) -> Decoded:
+        """What entropy decoding gives, before g_s. Raises BitstreamError: see `decode`."""
         held = Container.unpack(data)
         if held.model != self.model_id:
             raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
@@ -147,11 +156,11 @@ class ImageCodec:
         k = rans.decode(held.y, level, self.record.y_tables, self.quantizer.trellis)
         y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
         shape = (held.height, held.width) if held.grey else (held.height, held.width, 3)
-        return self._picture(y_hat, shape), k
+        return Decoded(shape, k, y_hat)
 
-    def reconstruction(self, encoded: Encoded) -> NDArray[np.uint8]:
-        """The picture that the encoder expects of its decoder, of the image's shape: g_s of its own y_hat."""
-        return self._picture(encoded.y_hat, encoded.shape)
+    def picture(self, latents: Encoded | Decoded) -> NDArray[np.uint8]:
+        """g_s of y_hat: the decoder's picture or, of the encoder's latents, the one that it expects; image's shape."""
+        return self._picture(latents.y_hat, latents.shape)
 
     def estimated_bits(self, encoded: Encoded) -> float:
         """The sum of -log2 over the integer tables, for z and y."""

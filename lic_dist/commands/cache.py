@@ -40,7 +40,7 @@ def scan(
     """Read every photo once and write the manifest beside the store; goes on where a scan was stopped."""
     from lic_dist.building.job import manifest_of
 
-    for experiment in experiments(config, overrides):
+    for experiment in experiments(config, overrides, section="cache"):
         photos = manifest_of(experiment, afresh, strict)
         faulty = sum(photos.faults.values())
         for photo in itertools.islice((photo for photo in photos if photo.fault), 20):
@@ -57,7 +57,7 @@ def plan(config: ConfigFile, overrides: Overrides = None, out: JsonFile = None) 
     from lic_dist.building.job import prepare
 
     estimates = []
-    for experiment in experiments(config, overrides):
+    for experiment in experiments(config, overrides, section="cache"):
         found = estimate(prepare(experiment))
         estimates.append(asdict(found))
         typer.echo("\n".join(describe(found)))
@@ -78,7 +78,7 @@ def adapt(
     from lic_dist.cache.folder import Folder
     from lic_dist.evaluation.plots import calibration_plot
 
-    chosen = experiments(config, overrides)
+    chosen = experiments(config, overrides, section="cache")
     if out is not None and len(chosen) > 1:
         raise UsageError("--out names one file, the sweep has several records", hint="leave it out: each has its own")
     for experiment in chosen:
@@ -109,7 +109,7 @@ def build(
     """Build the cache, or what is left of it: scan, plan, pilot and every shard without a marker."""
     from lic_dist.building.build import build as run
 
-    chosen = experiments(config, overrides, engine)
+    chosen = experiments(config, overrides, engine, "cache")
     firsts = _firsts(chosen)  # the others add to the stores that these begin
     if rebuild and not yes:
         for experiment in firsts:
@@ -130,7 +130,7 @@ def requantize(
     """
     from lic_dist.building.build import requantize as run
 
-    write_json(out, [_show_build(run(one)) for one in experiments(config, overrides, engine)])
+    write_json(out, [_show_build(run(one)) for one in experiments(config, overrides, engine, "cache")])
 
 
 def _show_build(report: BuildReport) -> dict[str, Any]:
@@ -172,7 +172,10 @@ def _stores(target: str, overrides: list[str] | None) -> list[tuple[Place, Exper
     from lic_dist.cache.place import place_of
 
     if Path(target).suffix in (".yaml", ".yml"):
-        return [(place(experiment), experiment) for experiment in _firsts(experiments(Path(target), overrides))]
+        return [
+            (place(experiment), experiment)
+            for experiment in _firsts(experiments(Path(target), overrides, section="cache"))
+        ]
     return [(place_of(target), None)]
 
 

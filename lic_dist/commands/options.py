@@ -21,12 +21,19 @@ Target = Annotated[str, typer.Argument(help="The store's path or URL, or the exp
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
 
 
-def experiments(path: Path, overrides: list[str] | None, engine: str | None = None) -> list[Experiment]:
-    """The experiments of a file, one for each combination of its sweep."""
+def experiments(
+    path: Path, overrides: list[str] | None, engine: str | None = None, section: str = "name"
+) -> list[Experiment]:
+    """The experiments of a file, one for each combination of its sweep: those with a section, if any has it."""
     from lic_dist.sweeps import expand
 
-    chosen = [*(overrides or []), *([f"engine.name={engine}"] if engine else [])]
-    return list(expand(path, chosen))
+    found = list(expand(path, with_engine(overrides, engine)))
+    return [one for one in found if getattr(one, section) is not None] or found
+
+
+def with_engine(overrides: list[str] | None, engine: str | None) -> list[str]:
+    """The overrides of a command, and the one that its --engine is."""
+    return [*(overrides or []), *([f"engine.name={engine}"] if engine else [])]
 
 
 def write_json(path: Path | None, figures: Any) -> None:

@@ -1,0 +1,178 @@
+"""A study: every stage of the experiments of a file, each done once; what is done already stays.
+
+    train -> cache -> finetune -> evaluate -> report
+
+An experiment takes part in the stages that it has sections for. Those that write into one place are one unit of work,
+one after another; the units of a stage are independent. One that fails does not stop the others of its stage, but no
+later stage begins.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lic_dist.config import Experiment, need
+from lic_dist.engine.stages import Stage, run
+from lic_dist.errors import LicError, UsageError
+from lic_dist.progress import Progress
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The experiments that write into one place in one stage."""
+
+    stage: str
+    place: str
+    experiments: tuple[Experiment, ...]
+
+    def __str__(self) -> str:
+        return f"{self.stage} {self.place}"
+
+
+def study(documents: Sequence[Sequence[Experiment]], jobs: int, logs: Path) -> None:
+    """Do the stages of each document's experiments, document after document.
+
+    Of training, building and finetuning `jobs` units run side by side, each in a process with its share of the cores
+    that writes what it says into a file in `logs`; one at a time runs here. An evaluation has `jobs` workers.
+
+    Raises:
+        LicError: units failed; the first is named, each has said why.
+        UsageError: nothing to do, or several jobs on an engine that is not of this machine.
+    """
+    work = [units for one in documents for stage in STAGES if (units := units_of(stage, one))]
+    if not work:
+        raise UsageError("the file has nothing to run", hint="add sections: cache, finetune, evaluate ...")
+    if jobs > 1 and any(one.engine.name != "local" for document in documents for one in document):
+        raise UsageError("several jobs are processes of this machine", hint="--engine local, or one job at a time")
+    for units in work:
+        _do(units, jobs, logs)
+
+
+def units_of(stage: str, experiments: Sequence[Experiment]) -> list[Unit]:
+    """The units of a stage in the order of the experiments, equal work once."""
+    found: dict[str, list[Experiment]] = {}
+    for one in experiments:
+        if (place := STAGES[stage].place(one)) is not None:
+            found.setdefault(place, []).append(one)
+    return [Unit(stage, place, tuple(chosen)) for place, chosen in found.items()]
+
+
+def _do(units: Sequence[Unit], jobs: int, logs: Path) -> None:
+    stage = STAGES[units[0].stage]
+    failed: list[tuple[Unit, str]] = []
+    if jobs > 1 and stage.apart:
+        print(f"{stage.title}: {len(units)} {stage.what}s, {jobs} side by side; what they say: {logs}/", flush=True)
+        make = partial(_make, str(logs.resolve()), max(1, (os.cpu_count() or 1) // jobs))
+        results = run([Stage(units[0].stage, make, jobs)], units)
+        with closing(results), Progress(stage.title, len(units), stage.what) as bar:
+            for unit, fault in results:
+                bar.advance()
+                failed += [(unit, fault)] if fault else []
+    else:
+        for unit in units:
+            print(unit, flush=True)
+            failed += [(unit, fault)] if (fault := _fault(unit, jobs)) else []
+    for unit, fault in failed:
+        print(f"failed: {unit}: {fault}", file=sys.stderr)
+    if failed:
+        hint = "the same command does what is left"
+        raise LicError(f"{len(failed)} of {len(units)} {stage.what}s failed, such as {failed[0][0].place}", hint=hint)
+
+
+def _make(logs: str, threads: int) -> Callable[[Unit], str]:
+    """A process for units: its threads, and its output in a file of each unit."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(threads)  # read when torch is loaded
+    Path(logs).mkdir(parents=True, exist_ok=True)
+
+    def work(unit: Unit) -> str:
+        name = "-".join(part for part in f"{unit}".replace("/", " ").split() if part not in (".", ".."))
+        with (Path(logs) / f"{name}.log").open("a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            fault = _fault(unit, 1)
+            print(f"failed: {fault}" if fault else "done", flush=True)
+        return fault
+
+    return work
+
+
+def _fault(unit: Unit, jobs: int) -> str:
+    """Do a unit; what went wrong, empty if nothing did."""
+    try:
+        STAGES[unit.stage].work(unit.experiments, jobs)
+    except LicError as error:
+        return str(error)
+    return ""
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage: what it does, to how many of what, where an experiment writes in it, and whether units go apart."""
+
+    title: str
+    what: str
+    place: Callable[[Experiment], str | None]
+    work: Callable[[Sequence[Experiment], int], None]
+    apart: bool = True
+
+
+def _train(experiments: Sequence[Experiment], _: int) -> None:
+    from lic_dist.training.base import train
+
+    train(need(experiments[0].train, "train"), need(experiments[0].images, "images"))
+
+
+def _build(experiments: Sequence[Experiment], _: int) -> None:
+    from lic_dist.building.build import build
+
+    groups = {need(one.quantizer, "quantizer").group: one for one in experiments}
+    for one in groups.values():
+        build(one).require_tolerated()
+
+
+def _finetune(experiments: Sequence[Experiment], _: int) -> None:
+    if experiments[0].engine.name == "ray":
+        from lic_dist.cluster.train import finetune_on_ray as finetune
+    else:
+        from lic_dist.training.finetune import finetune
+    finetune(experiments[0])
+
+
+def _evaluate(experiments: Sequence[Experiment], jobs: int) -> None:
+    from lic_dist.evaluation.run import evaluate
+    from lic_dist.evaluation.tables import require_coded, summary
+
+    for one in experiments:
+        engine = one.engine.model_copy(update={"searchers": jobs}) if jobs > 1 else one.engine
+        path = evaluate(one.model_copy(update={"engine": engine}))
+    require_coded([summary(path)])
+
+
+def _report(experiments: Sequence[Experiment], _: int) -> None:
+    from lic_dist.evaluation.report import report
+
+    section = need(experiments[0].report, "report")
+    files = dict.fromkeys(need(one.evaluate, "evaluate").out for one in experiments)
+    report(list(files), section.anchors, section.out)
+
+
+STAGES = {
+    "train": _Stage("training", "model", lambda one: one.train and str(one.train.out), _train),
+    "cache": _Stage(
+        "building caches",
+        "store",
+        lambda one: one.cache.path if one.cache and one.quantizer and one.images else None,
+        _build,
+    ),
+    "finetune": _Stage("finetuning", "model", lambda one: one.finetune and str(one.finetune.out), _finetune),
+    "evaluate": _Stage(
+        "evaluating", "result file", lambda one: one.evaluate and str(one.evaluate.out), _evaluate, apart=False
+    ),
+    "report": _Stage("reporting", "report", lambda one: one.report and str(one.report.out), _report, apart=False),
+}
