@@ -19,14 +19,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from lic_dist.errors import LicError
 from lic_dist.evaluation.bd import Interval, rate_change
 from lic_dist.evaluation.comparison import Against, detailed_lambda, point_at
-from lic_dist.evaluation.gains import Gains, lambda_changes
+from lic_dist.evaluation.gains import BASE, Gains, lambda_changes
 from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, MARKERS, clean, new_figure, save
 from lic_dist.evaluation.results import Curve, Figures, Point
 
 FEWEST_BITS = 1e-6  # a pixel, of a channel on a logarithmic axis
 
 
-Line = Literal["-", "--"]
+Line = Literal["-", "--", "-.", ":"]
+
+BROKEN: tuple[Line, ...] = ("--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,36 @@ Styles = Mapping[str, Style]
 
 
 def styles(curves: Sequence[Curve], anchor: str) -> dict[str, Style]:
-    """The anchor in black, the others in the palette's order; broken lines where it begins again."""
+    """The anchor in black, the others in the palette's order; of more than it has, a colour for each quantizer.
+
+    Markers and lines then say the arm, unbroken for the first, which is the base where there is one.
+    """
+    others = [curve for curve in curves if curve.name != anchor]
+    many = len(others) > len(COLOURS)
+    forms = _forms(curves) if many else {curve.name: (n, n + 1) for n, curve in enumerate(others)}
     chosen = {anchor: Style(0, ANCHOR_COLOUR, MARKERS[0], "-")}
-    for number, curve in enumerate([curve for curve in curves if curve.name != anchor]):
-        line: Line = "-" if number < len(COLOURS) else "--"
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + 1) % len(MARKERS)]
-        chosen[curve.name] = Style(number + 1, colour, marker, line)
+    for number, curve in enumerate(others, 1):
+        colour, form = forms[curve.name]
+        line = BROKEN[(form - 1) % len(BROKEN)] if many and form else "-"
+        chosen[curve.name] = Style(number, COLOURS[colour], MARKERS[form % len(MARKERS)], line)
     return chosen
+
+
+def _forms(curves: Sequence[Curve]) -> dict[str, tuple[int, int]]:
+    """By curve, the numbers of its quantizer's colour and its arm's form; each published curve has its own colour."""
+    places = {
+        curve.name: (curve.points[0].arm, curve.points[0].quantizer, "") if curve.points else ("", "", curve.name)
+        for curve in sorted(curves, key=lambda curve: not curve.points)
+    }
+    arms = sorted(dict.fromkeys(arm for arm, *_ in places.values()), key=lambda arm: arm != BASE)
+    quantizers = list(dict.fromkeys((quantizer, name) for _, quantizer, name in places.values()))
+    forms: dict[str, tuple[int, int]] = {}
+    for curve, (arm, *quantizer) in places.items():
+        colour, form = quantizers.index(tuple(quantizer)) % len(COLOURS), arms.index(arm)
+        while (colour, form) in forms.values():
+            form += 1
+        forms[curve] = colour, form
+    return forms
 
 
 def charts(curves: Sequence[Curve], tables: Sequence[Against], found: Sequence[Gains], looks: Styles) -> list[Chart]:
@@ -98,6 +123,7 @@ def write_png(chart: Chart, looks: Styles, path: Path) -> None:
         Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, markersize=4.5) for _, look in shown
     ]
     labels = [_text(name) for name, _ in shown]
+    figure.set_figheight(max(figure.get_figheight(), 0.17 * len(shown)))  # as high as the legend
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False, handlelength=2.6)
     save(figure, path)
 
@@ -236,7 +262,7 @@ def _draw_saving(
     """Axes as the measured curves need them, so that fractions of a percent show beside a far published curve."""
     _zero(axes)
     for name, psnr, change in lines:
-        _line(axes, looks[name], list(psnr), list(change), marker="", linewidth=1.8)
+        _line(axes, looks[name], list(psnr), list(change), markevery=(5, 30), linewidth=1.6)
     own = [one for one in lines if one[0] in measured] or lines
     low, high = min(0.0, *(one[2].min() for one in own)), max(0.0, *(one[2].max() for one in own))
     left, right = min(one[1][0] for one in own), max(one[1][-1] for one in own)
@@ -264,7 +290,7 @@ def _draw_images(rates: Mapping[str, tuple[Interval, list[float]]], looks: Style
         places = np.linspace(1, count, len(found))
         _line(axes, looks[name], list(places), found, linewidth=0.6, markersize=3.5)
         _interval(axes, looks[name], count * 1.06 + 0.04 * count * number + 0.1, mean)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks([place for place in MaxNLocator(integer=True).tick_values(1, count) if 1 <= place <= count])
     axes.axvline(count * 1.03 + 0.05, color=GRID_COLOUR, linewidth=1)
     axes.set_xlabel("image, by its BD-rate", fontsize=9)
     clean(axes)

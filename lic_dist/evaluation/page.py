@@ -53,6 +53,8 @@ _MARKERS = {
     "X": '<path d="M10 1.6l3 3 3-3 1.8 1.8-3 2.6 3 2.6-1.8 1.8-3-3-3 3-1.8-1.8 3-2.6-3-2.6z"/>',
 }
 
+_DASHES = {"--": "5 3", "-.": "6 2 2 2", ":": "2 2.5"}
+
 
 def page(
     tables: Sequence[Against],
@@ -159,7 +161,7 @@ def _figures(chart: Chart) -> str:
 
 def _swatch(look: Style) -> str:
     colour = "currentColor" if look.series == 0 else f"var(--c{(look.series - 1) % 8})"
-    dash = ' stroke-dasharray="5 3"' if look.line == "--" else ""
+    dash = f' stroke-dasharray="{_DASHES[look.line]}"' if look.line in _DASHES else ""
     return (
         f'<svg viewBox="0 0 26 12" aria-hidden="true" style="color:inherit"><g fill="{colour}">'
         f'<path d="M0 6h26" stroke="{colour}" stroke-width="2"{dash}/>{_MARKERS[look.marker]}</g></svg>'
