@@ -79,14 +79,14 @@ def styles(curves: Sequence[Curve], anchor: str) -> dict[str, Style]:
 def _forms(curves: Sequence[Curve]) -> dict[str, tuple[int, int]]:
     """By curve, the numbers of its quantizer's colour and its arm's form; each published curve has its own colour."""
     places = {
-        curve.name: (curve.points[0].arm, curve.points[0].quantizer, "") if curve.points else ("", "", curve.name)
+        curve.name: (curve.points[0].arm, (curve.points[0].quantizer, "")) if curve.points else ("", ("", curve.name))
         for curve in sorted(curves, key=lambda curve: not curve.points)
     }
-    arms = sorted(dict.fromkeys(arm for arm, *_ in places.values()), key=lambda arm: arm != BASE)
-    quantizers = list(dict.fromkeys((quantizer, name) for _, quantizer, name in places.values()))
+    arms = sorted(dict.fromkeys(arm for arm, _ in places.values()), key=lambda arm: arm != BASE)
+    quantizers = list(dict.fromkeys(quantizer for _, quantizer in places.values()))
     forms: dict[str, tuple[int, int]] = {}
-    for curve, (arm, *quantizer) in places.items():
-        colour, form = quantizers.index(tuple(quantizer)) % len(COLOURS), arms.index(arm)
+    for curve, (arm, quantizer) in places.items():
+        colour, form = quantizers.index(quantizer) % len(COLOURS), arms.index(arm)
         while (colour, form) in forms.values():
             form += 1
         forms[curve] = colour, form

@@ -56,7 +56,8 @@ def markdown(
 
 
 def _grids(found: Study) -> list[str]:
-    lines = ["# Quantizers and arms", "", GRID_SAYS, ""] if found.grids else []
+    lines = ["# Quantizers and arms", ""] if found.grids or found.notes else []
+    lines += [GRID_SAYS, ""] if found.grids else []
     for grid in found.grids:
         rows = [["; ".join(cell) for cell in row] for row in grid_rows(grid)]
         notes = [f"- {key}: {_escaped(note)}" for key, note in lettered(grid.notes)]

@@ -189,7 +189,8 @@ def _tables(tables: Sequence[Against], found: Sequence[Gains], curves: Sequence[
 
 
 def _grids(found: Study) -> str:
-    parts = [f"<h2>Quantizers and arms</h2><p>{_prose(GRID_SAYS)}</p>"] if found.grids or found.notes else []
+    parts = ["<h2>Quantizers and arms</h2>"] if found.grids or found.notes else []
+    parts += [f"<p>{_prose(GRID_SAYS)}</p>"] if found.grids else []
     for grid in found.grids:
         rows = [["\n".join(cell) for cell in row] for row in grid_rows(grid)]
         made = [[grid.cells.get((arm, quantizer)) for arm in grid.arms] for quantizer in grid.quantizers]

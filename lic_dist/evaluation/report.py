@@ -109,8 +109,8 @@ def _show_grid(grid: Grid, console: Console) -> None:
     heads = [fill(head, 15, break_long_words=False, break_on_hyphens=False) for head in grid_heads(grid)]
     rows = [["\n".join(cell).replace(" [", "\n[") for cell in row] for row in grid_rows(grid)]
     quantizers, *arms = zip(heads, *rows, strict=True)
-    for number, block in enumerate(_blocks(arms, console.width - _width(quantizers) - 2)):  # 2 of the table's edges
-        table = _table(f"{grid_title(grid)} [%]" if number == 0 else "")
+    for number, block in enumerate(_blocks(arms, console.width - _width(quantizers) - 1)):
+        table = _table("" if number else f"{grid_title(grid)} [%]: PCHIP, mean of images, 95 % interval")
         table.padding = (0, 1, 0, 0)
         for column, (head, *_) in enumerate((quantizers, *block)):
             table.add_column(escape(head), justify="right" if column else "left", overflow="fold")
@@ -133,7 +133,8 @@ def _blocks(columns: Sequence[Sequence[str]], width: int) -> list[list[Sequence[
 
 
 def _width(column: Sequence[str]) -> int:
-    return 1 + max(len(line) for cell in column for line in cell.split("\n"))
+    """Of its longest line, with what stands between columns."""
+    return 2 + max(len(line) for cell in column for line in cell.split("\n"))
 
 
 def _table(title: str) -> Table:

@@ -33,7 +33,8 @@ BD_SAYS = (
 GRID_SAYS = (
     "Change of rate at equal PSNR, in percent, of each quantizer (rows) on models retrained as the column says: "
     "negative is less rate. First the BD-rate of the curves averaged over images (PCHIP), then the mean of the images' "
-    "own with its 95 % bootstrap interval. Empty where a curve or its anchor is not there."
+    "own with its 95 % bootstrap interval. A curve's own base is the same quantizer without retraining. Empty where a "
+    "curve or its anchor is not there."
 )
 GAINS_SAY = (
     "L = lambda 255^2 MSE + bpp, the mean over images (8-bit pictures); less is better. Its change with a bootstrap "
@@ -56,8 +57,7 @@ def comparison_cells(comparison: Comparison, notes: Sequence[str]) -> tuple[str,
 
 
 def grid_title(grid: Grid) -> str:
-    against = "its own base, the same quantizer without retraining" if grid.anchor is None else f"base {grid.anchor}"
-    return f"BD-rate against {against}"
+    return f"BD-rate against {'its own base' if grid.anchor is None else f'base {grid.anchor}'}"
 
 
 def grid_heads(grid: Grid) -> tuple[str, ...]:
