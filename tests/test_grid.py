@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from lic_dist.evaluation import comparison
-from lic_dist.evaluation.charts import styles
 from lic_dist.evaluation.comparison import Comparisons, compare
 from lic_dist.evaluation.grid import study
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.results import Curve, Point, curve_of, write_points
 from lic_dist.evaluation.rows import grid_heads, grid_rows, grid_title
+from lic_dist.evaluation.styles import styles
 from tests.test_evaluation import measured
 
 NOISE = "decoder+hyper noise"

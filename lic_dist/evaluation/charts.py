@@ -8,7 +8,6 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -19,26 +18,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from lic_dist.errors import LicError
 from lic_dist.evaluation.bd import Interval, rate_change
 from lic_dist.evaluation.comparison import Against, detailed_lambda, point_at
-from lic_dist.evaluation.gains import BASE, Gains, lambda_changes
-from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, MARKERS, clean, new_figure, save
+from lic_dist.evaluation.gains import Gains, lambda_changes
+from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, clean, new_figure, save
 from lic_dist.evaluation.results import Curve, Figures, Point
+from lic_dist.evaluation.styles import Style, Styles
 
 FEWEST_BITS = 1e-6  # a pixel, of a channel on a logarithmic axis
-
-
-Line = Literal["-", "--", "-.", ":"]
-
-BROKEN: tuple[Line, ...] = ("--", "-.", ":")
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a curve looks in every plot: `series` is its number, the first anchor's 0."""
-
-    series: int
-    colour: str
-    marker: str
-    line: Line
 
 
 @dataclass(frozen=True)
@@ -55,42 +40,6 @@ class Chart:
     title: str
     says: str
     panels: tuple[Panel, ...]
-
-
-Styles = Mapping[str, Style]
-
-
-def styles(curves: Sequence[Curve], anchor: str) -> dict[str, Style]:
-    """The anchor in black, the others in the palette's order; of more than it has, a colour for each quantizer.
-
-    Markers and lines then say the arm, unbroken for the first, which is the base where there is one.
-    """
-    others = [curve for curve in curves if curve.name != anchor]
-    many = len(others) > len(COLOURS)
-    forms = _forms(curves) if many else {curve.name: (n, n + 1) for n, curve in enumerate(others)}
-    chosen = {anchor: Style(0, ANCHOR_COLOUR, MARKERS[0], "-")}
-    for number, curve in enumerate(others, 1):
-        colour, form = forms[curve.name]
-        line = BROKEN[(form - 1) % len(BROKEN)] if many and form else "-"
-        chosen[curve.name] = Style(number, COLOURS[colour], MARKERS[form % len(MARKERS)], line)
-    return chosen
-
-
-def _forms(curves: Sequence[Curve]) -> dict[str, tuple[int, int]]:
-    """By curve, the numbers of its quantizer's colour and its arm's form; each published curve has its own colour."""
-    places = {
-        curve.name: (curve.points[0].arm, (curve.points[0].quantizer, "")) if curve.points else ("", ("", curve.name))
-        for curve in sorted(curves, key=lambda curve: not curve.points)
-    }
-    arms = sorted(dict.fromkeys(arm for arm, _ in places.values()), key=lambda arm: arm != BASE)
-    quantizers = list(dict.fromkeys(quantizer for _, quantizer in places.values()))
-    forms: dict[str, tuple[int, int]] = {}
-    for curve, (arm, quantizer) in places.items():
-        colour, form = quantizers.index(quantizer) % len(COLOURS), arms.index(arm)
-        while (colour, form) in forms.values():
-            form += 1
-        forms[curve] = colour, form
-    return forms
 
 
 def charts(curves: Sequence[Curve], tables: Sequence[Against], found: Sequence[Gains], looks: Styles) -> list[Chart]:

@@ -17,7 +17,7 @@ from string import Template
 
 from lic_dist import __version__
 from lic_dist.evaluation.bd import Interval
-from lic_dist.evaluation.charts import Chart, Style, Styles, svg
+from lic_dist.evaluation.charts import Chart, svg
 from lic_dist.evaluation.comparison import Against, Comparison, best, times
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells
@@ -42,6 +42,7 @@ from lic_dist.evaluation.rows import (
     time_rows,
 )
 from lic_dist.evaluation.shown import Shown
+from lic_dist.evaluation.styles import Style, Styles
 
 _MARKERS = {
     "o": '<circle cx="13" cy="6" r="3.4"/>',

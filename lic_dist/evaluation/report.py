@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lic_dist.errors import LicError
-from lic_dist.evaluation.charts import charts, styles, write_png
+from lic_dist.evaluation.charts import charts, write_png
 from lic_dist.evaluation.comparison import Against, Comparisons, against, best
 from lic_dist.evaluation.curves import collect
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
@@ -31,6 +31,7 @@ from lic_dist.evaluation.rows import (
     lettered,
 )
 from lic_dist.evaluation.shown import collect_pictures
+from lic_dist.evaluation.styles import styles
 
 
 def report(files: Sequence[Path], anchors: Sequence[str], out: Path) -> list[Against]:
