@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from lic_dist.evaluation import shown
-from lic_dist.evaluation.charts import styles
 from lic_dist.evaluation.curves import collect
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.results import write_points
+from lic_dist.evaluation.styles import styles
 from tests.browser import Browser, find
 from tests.test_evaluation import measured
 from tests.test_report import detailed, of_arm

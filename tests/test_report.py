@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 
 from lic_dist.cli import app
 from lic_dist.errors import LicError, UsageError
-from lic_dist.evaluation.charts import charts, styles, svg
+from lic_dist.evaluation.charts import charts, svg
 from lic_dist.evaluation.comparison import against, best, times
 from lic_dist.evaluation.curves import collect
 from lic_dist.evaluation.gains import gains
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.results import Curve, Figures, Point, curve_of, write_points
+from lic_dist.evaluation.styles import styles
 from tests.test_evaluation import measured
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -20,23 +19,11 @@ from lic_dist.errors import LicError
 from lic_dist.evaluation.bd import Interval, rate_change
 from lic_dist.evaluation.comparison import Against, detailed_lambda, point_at
 from lic_dist.evaluation.gains import Gains, lambda_changes
-from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, MARKERS, clean, new_figure, save
+from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, clean, new_figure, save
 from lic_dist.evaluation.results import Curve, Figures, Point
+from lic_dist.evaluation.styles import Style, Styles
 
 FEWEST_BITS = 1e-6  # a pixel, of a channel on a logarithmic axis
-
-
-Line = Literal["-", "--"]
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a curve looks in every plot: `series` is its number, the first anchor's 0."""
-
-    series: int
-    colour: str
-    marker: str
-    line: Line
 
 
 @dataclass(frozen=True)
@@ -53,19 +40,6 @@ class Chart:
     title: str
     says: str
     panels: tuple[Panel, ...]
-
-
-Styles = Mapping[str, Style]
-
-
-def styles(curves: Sequence[Curve], anchor: str) -> dict[str, Style]:
-    """The anchor in black, the others in the palette's order; broken lines where it begins again."""
-    chosen = {anchor: Style(0, ANCHOR_COLOUR, MARKERS[0], "-")}
-    for number, curve in enumerate([curve for curve in curves if curve.name != anchor]):
-        line: Line = "-" if number < len(COLOURS) else "--"
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + 1) % len(MARKERS)]
-        chosen[curve.name] = Style(number + 1, colour, marker, line)
-    return chosen
 
 
 def charts(curves: Sequence[Curve], tables: Sequence[Against], found: Sequence[Gains], looks: Styles) -> list[Chart]:
@@ -98,6 +72,7 @@ def write_png(chart: Chart, looks: Styles, path: Path) -> None:
         Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, markersize=4.5) for _, look in shown
     ]
     labels = [_text(name) for name, _ in shown]
+    figure.set_figheight(max(figure.get_figheight(), 0.17 * len(shown)))  # as high as the legend
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False, handlelength=2.6)
     save(figure, path)
 
@@ -236,7 +211,7 @@ def _draw_saving(
     """Axes as the measured curves need them, so that fractions of a percent show beside a far published curve."""
     _zero(axes)
     for name, psnr, change in lines:
-        _line(axes, looks[name], list(psnr), list(change), marker="", linewidth=1.8)
+        _line(axes, looks[name], list(psnr), list(change), markevery=(5, 30), linewidth=1.6)
     own = [one for one in lines if one[0] in measured] or lines
     low, high = min(0.0, *(one[2].min() for one in own)), max(0.0, *(one[2].max() for one in own))
     left, right = min(one[1][0] for one in own), max(one[1][-1] for one in own)
@@ -264,7 +239,7 @@ def _draw_images(rates: Mapping[str, tuple[Interval, list[float]]], looks: Style
         places = np.linspace(1, count, len(found))
         _line(axes, looks[name], list(places), found, linewidth=0.6, markersize=3.5)
         _interval(axes, looks[name], count * 1.06 + 0.04 * count * number + 0.1, mean)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks([place for place in MaxNLocator(integer=True).tick_values(1, count) if 1 <= place <= count])
     axes.axvline(count * 1.03 + 0.05, color=GRID_COLOUR, linewidth=1)
     axes.set_xlabel("image, by its BD-rate", fontsize=9)
     clean(axes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -39,7 +39,7 @@ class Against:
     @property
     def notes(self) -> list[str]:
         """Every note once, in order."""
-        return list(dict.fromkeys(note for one in self.comparisons for note in one.notes))
+        return distinct_notes(self.comparisons)
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,6 @@ class Times:
     encode: float
     decode: float
     megapixels: float  # of an image, the mean
-
-
-def against(anchor: Curve, curves: Sequence[Curve]) -> Against:
-    return Against(anchor, tuple(compare(anchor, curve) for curve in curves if curve is not anchor))
 
 
 def compare(anchor: Curve, test: Curve) -> Comparison:
@@ -76,6 +72,32 @@ def compare(anchor: Curve, test: Curve) -> Comparison:
     except LicError as error:
         notes.append(error.message)
     return Comparison(test.name, len(test.figures), pchip, akima, interval, tuple(notes), tuple(rates.items()))
+
+
+Compare = Callable[[Curve, Curve], Comparison]  # of an anchor and a curve
+
+
+class Comparisons:
+    """`compare` that makes each pair once: for curves of one report, whose names differ."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, str], Comparison] = {}
+
+    def of(self, anchor: Curve, test: Curve) -> Comparison:
+        pair = anchor.name, test.name
+        if pair not in self._made:
+            self._made[pair] = compare(anchor, test)
+        return self._made[pair]
+
+
+def against(anchor: Curve, curves: Sequence[Curve], of: Compare = compare) -> Against:
+    """All curves but the anchor, compared with it."""
+    return Against(anchor, tuple(of(anchor, curve) for curve in curves if curve is not anchor))
+
+
+def distinct_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """Every note once, in order."""
+    return list(dict.fromkeys(note for one in comparisons for note in one.notes))
 
 
 def best(found: Against, measured: Sequence[str]) -> Comparison | None:

@@ -81,7 +81,7 @@ def cells(gain: Gain) -> tuple[str, ...]:
 
 
 def _rows(points: Sequence[Point]) -> tuple[Gain, ...]:
-    once = list({(one.quantizer, one.arm, _measured(one)): one for one in points}.values())
+    once = list({(one.quantizer, one.arm, measured(one)): one for one in points}.values())
     quantizers = list(dict.fromkeys(one.quantizer for one in once))
     once.sort(key=lambda one: (quantizers.index(one.quantizer), one.arm != BASE))
     bases = [one for one in once if one.arm == BASE]
@@ -100,7 +100,8 @@ def _rows(points: Sequence[Point]) -> tuple[Gain, ...]:
     )
 
 
-def _measured(point: Point) -> tuple[tuple[str, float, float], ...]:
+def measured(point: Point) -> tuple[tuple[str, float, float], ...]:
+    """What makes points equal: bpp and PSNR in dB of each image, by name."""
     return tuple(sorted((row.image, row.bpp, row.psnr) for row in point.images))
 
 
@@ -111,7 +112,7 @@ def _base_of(point: Point, bases: Sequence[Point]) -> Point | None:
 
 def _only(points: Sequence[Point]) -> Point | None:
     """The point, where all of them measure the same."""
-    return points[0] if len({_measured(point) for point in points}) == 1 else None
+    return points[0] if len({measured(point) for point in points}) == 1 else None
 
 
 def _change(point: Point, base: Point | None) -> Interval | None:

@@ -8,31 +8,39 @@ from lic_dist.evaluation.charts import Chart
 from lic_dist.evaluation.comparison import Against, times
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells
+from lic_dist.evaluation.grid import Study
 from lic_dist.evaluation.results import Curve
 from lic_dist.evaluation.rows import (
     BD_SAYS,
     COMPARISON_COLUMNS,
     GAINS_SAY,
+    GRID_SAYS,
     POINT_COLUMNS,
     POINTS_SAY,
     TIME_COLUMNS,
     TIMES_SAY,
     comparison_cells,
     gains_title,
+    grid_heads,
+    grid_rows,
+    grid_title,
     lettered,
     point_rows,
     time_rows,
 )
 
 
-def markdown(tables: Sequence[Against], found: Sequence[Gains], drawn: Sequence[Chart], curves: Sequence[Curve]) -> str:
+def markdown(
+    tables: Sequence[Against], grids: Study, found: Sequence[Gains], drawn: Sequence[Chart], curves: Sequence[Curve]
+) -> str:
     """The text of results.md."""
     lines: list[str] = []
     for table in tables:
         rows = [comparison_cells(one, table.notes) for one in table.comparisons]
-        notes = [f"- {key}: {_escaped(note)}" for key, note in lettered(table)]
+        notes = [f"- {key}: {_escaped(note)}" for key, note in lettered(table.notes)]
         lines += [f"# BD-rate against {_escaped(table.anchor.name)}", "", BD_SAYS, ""]
         lines += [*_table(COMPARISON_COLUMNS, rows), "", *notes, *([""] if notes else [])]
+    lines += _grids(grids)
     lines += ["# Plots", ""]
     for chart in drawn:
         lines += [f"## {chart.title}", "", chart.says, "", f"![{chart.title}]({chart.name}.png)", ""]
@@ -47,9 +55,21 @@ def markdown(tables: Sequence[Against], found: Sequence[Gains], drawn: Sequence[
     return "\n".join(lines)
 
 
+def _grids(found: Study) -> list[str]:
+    lines = ["# Quantizers and arms", ""] if found.grids or found.notes else []
+    lines += [GRID_SAYS, ""] if found.grids else []
+    for grid in found.grids:
+        rows = [["; ".join(cell) for cell in row] for row in grid_rows(grid)]
+        notes = [f"- {key}: {_escaped(note)}" for key, note in lettered(grid.notes)]
+        lines += [f"## {_escaped(grid_title(grid))}", "", *_table(grid_heads(grid), rows), ""]
+        lines += [*notes, *([""] if notes else [])]
+    return [*lines, *(line for note in found.notes for line in (_escaped(note), ""))]
+
+
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     rule = ["---", *["---:"] * (len(heads) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *([_escaped(cell) for cell in row] for row in rows))]
+    head, *body = ([_escaped(cell) for cell in row] for row in (heads, *rows))
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *body)]
 
 
 def _escaped(text: str) -> str:

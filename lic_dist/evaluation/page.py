@@ -17,26 +17,32 @@ from string import Template
 
 from lic_dist import __version__
 from lic_dist.evaluation.bd import Interval
-from lic_dist.evaluation.charts import Chart, Style, Styles, svg
+from lic_dist.evaluation.charts import Chart, svg
 from lic_dist.evaluation.comparison import Against, Comparison, best, times
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells
+from lic_dist.evaluation.grid import Study
 from lic_dist.evaluation.results import Curve
 from lic_dist.evaluation.rows import (
     BD_SAYS,
     COMPARISON_COLUMNS,
     GAINS_SAY,
+    GRID_SAYS,
     POINT_COLUMNS,
     POINTS_SAY,
     TIME_COLUMNS,
     TIMES_SAY,
     comparison_cells,
     gains_title,
+    grid_heads,
+    grid_rows,
+    grid_title,
     lettered,
     point_rows,
     time_rows,
 )
 from lic_dist.evaluation.shown import Shown
+from lic_dist.evaluation.styles import Style, Styles
 
 _MARKERS = {
     "o": '<circle cx="13" cy="6" r="3.4"/>',
@@ -48,9 +54,12 @@ _MARKERS = {
     "X": '<path d="M10 1.6l3 3 3-3 1.8 1.8-3 2.6 3 2.6-1.8 1.8-3-3-3 3-1.8-1.8 3-2.6-3-2.6z"/>',
 }
 
+_DASHES = {"--": "5 3", "-.": "6 2 2 2", ":": "2 2.5"}
+
 
 def page(
     tables: Sequence[Against],
+    grids: Study,
     found: Sequence[Gains],
     drawn: Sequence[Chart],
     curves: Sequence[Curve],
@@ -68,6 +77,7 @@ def page(
         script=script,
         subtitle=escape(_subtitle(curves)),
         cards=_cards(tables, curves),
+        grids=_grids(grids),
         viewer=viewer,
         plots=_plots(drawn, looks),
         tables=_tables(tables, found, curves),
@@ -152,7 +162,7 @@ def _figures(chart: Chart) -> str:
 
 def _swatch(look: Style) -> str:
     colour = "currentColor" if look.series == 0 else f"var(--c{(look.series - 1) % 8})"
-    dash = ' stroke-dasharray="5 3"' if look.line == "--" else ""
+    dash = f' stroke-dasharray="{_DASHES[look.line]}"' if look.line in _DASHES else ""
     return (
         f'<svg viewBox="0 0 26 12" aria-hidden="true" style="color:inherit"><g fill="{colour}">'
         f'<path d="M0 6h26" stroke="{colour}" stroke-width="2"{dash}/>{_MARKERS[look.marker]}</g></svg>'
@@ -165,7 +175,7 @@ def _tables(tables: Sequence[Against], found: Sequence[Gains], curves: Sequence[
         rows = [comparison_cells(one, table.notes) for one in table.comparisons]
         senses = [{4: _clear(one.images)} for one in table.comparisons]
         parts.append(f"<h3>against {escape(table.anchor.name)}</h3>{_table(COMPARISON_COLUMNS, rows, senses)}")
-        parts += [f'<p class="soft">{key}: {escape(note)}</p>' for key, note in lettered(table)]
+        parts += [f'<p class="soft">{key}: {escape(note)}</p>' for key, note in lettered(table.notes)]
     if found:
         parts.append(f"<h2>Gains at each lambda</h2><p>{_prose(GAINS_SAY)}</p>")
     for gains in found:
@@ -179,20 +189,32 @@ def _tables(tables: Sequence[Against], found: Sequence[Gains], curves: Sequence[
     return "\n".join(parts)
 
 
+def _grids(found: Study) -> str:
+    parts = ["<h2>Quantizers and arms</h2>"] if found.grids or found.notes else []
+    parts += [f"<p>{_prose(GRID_SAYS)}</p>"] if found.grids else []
+    for grid in found.grids:
+        rows = [["\n".join(cell) for cell in row] for row in grid_rows(grid)]
+        made = [[grid.cells.get((arm, quantizer)) for arm in grid.arms] for quantizer in grid.quantizers]
+        senses = [{n: _clear(one.images) for n, one in enumerate(row, 1) if one} for row in made]
+        parts.append(f"<h3>{escape(grid_title(grid))}</h3>{_table(grid_heads(grid), rows, senses)}")
+        parts += [f'<p class="soft">{key}: {escape(note)}</p>' for key, note in lettered(grid.notes)]
+    return "\n".join([*parts, *(f'<p class="soft">{escape(note)}</p>' for note in found.notes)])
+
+
 def _clear(change: Interval | None) -> str:
     """The class of a change whose interval leaves zero out."""
     return _sense(change.mean) if change and change.low < change.high and change.low * change.high > 0 else ""
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], senses: Sequence[dict[int, str]] | None = None) -> str:
-    """A table; `senses` has the class of some columns' cells for each row."""
+    """A table; a cell may have lines; `senses` has the class of some columns' cells for each row."""
     head = "".join(f'<th scope="col">{escape(one)}</th>' for one in heads)
     body = []
     for number, row in enumerate(rows):
         marks = senses[number] if senses else {}
         cells_ = (
-            f'<td class="{marks[column]}">{escape(cell)}</td>' if marks.get(column) else f"<td>{escape(cell)}</td>"
-            for column, cell in enumerate(row)
+            f'<td class="{marks[column]}">{cell}</td>' if marks.get(column) else f"<td>{cell}</td>"
+            for column, cell in enumerate(escape(cell).replace("\n", "<br>") for cell in row)
         )
         body.append(f"<tr>{''.join(cells_)}</tr>")
     return (

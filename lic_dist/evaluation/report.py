@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,21 +12,32 @@ from rich.markup import escape
 from rich.table import Table
 
 from lic_dist.errors import LicError
-from lic_dist.evaluation.charts import charts, styles, write_png
-from lic_dist.evaluation.comparison import Against, against, best
+from lic_dist.evaluation.charts import charts, write_png
+from lic_dist.evaluation.comparison import Against, Comparisons, against, best
 from lic_dist.evaluation.curves import collect
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells, gains
+from lic_dist.evaluation.grid import Grid, study
 from lic_dist.evaluation.markdown import markdown
 from lic_dist.evaluation.page import page
 from lic_dist.evaluation.results import write_whole
-from lic_dist.evaluation.rows import COMPARISON_COLUMNS, comparison_cells, gains_title, lettered
+from lic_dist.evaluation.rows import (
+    COMPARISON_COLUMNS,
+    comparison_cells,
+    gains_title,
+    grid_heads,
+    grid_rows,
+    grid_title,
+    lettered,
+)
 from lic_dist.evaluation.shown import collect_pictures
+from lic_dist.evaluation.styles import styles
 
 
 def report(files: Sequence[Path], anchors: Sequence[str], out: Path) -> list[Against]:
     """Compare all curves of result files with each anchor: tables on the terminal, report.html, results.md and plots.
 
+    Where models were retrained, the grids of quantizers and arms besides.
     `anchors` are names of curves, whole or as short as the report has them; the first is black in the plots.
 
     Raises:
@@ -35,7 +47,9 @@ def report(files: Sequence[Path], anchors: Sequence[str], out: Path) -> list[Aga
     collection = collect(files)
     curves = collection.curves
     chosen = list(dict.fromkeys(collection.named(name).name for name in anchors))
-    tables = [against(collection.named(name), curves) for name in chosen]
+    of = Comparisons().of
+    tables = [against(collection.named(name), curves, of) for name in chosen]
+    grids = study(curves, of)
     found = gains([point for curve in curves for point in curve.points])
     looks = styles(curves, chosen[0])
     drawn = charts(curves, tables, found, looks)
@@ -46,14 +60,18 @@ def report(files: Sequence[Path], anchors: Sequence[str], out: Path) -> list[Aga
     for table in tables:
         _show(table, console)
     _show_gains(found, console)
+    for grid in grids.grids:
+        _show_grid(grid, console)
+    for note in grids.notes:
+        console.print(note, markup=False, highlight=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LicError(f"cannot write {out}: {error.strerror}") from None
     for chart in drawn:
         write_png(chart, looks, out / f"{chart.name}.png")
-    write_whole(out / "results.md", markdown(tables, found, drawn, curves).encode())
-    text = page(tables, found, drawn, curves, looks, shown).encode()
+    write_whole(out / "results.md", markdown(tables, grids, found, drawn, curves).encode())
+    text = page(tables, grids, found, drawn, curves, looks, shown).encode()
     write_whole(out / "report.html", text)
     if shown and shown.note:
         console.print(shown.note, markup=False, highlight=False)
@@ -70,7 +88,7 @@ def _show(found: Against, console: Console) -> None:
     for comparison in found.comparisons:
         table.add_row(*(escape(cell) for cell in comparison_cells(comparison, found.notes)))
     console.print(table)
-    for letter, note in lettered(found):
+    for letter, note in lettered(found.notes):
         console.print(f"{letter}  {note}", markup=False, highlight=False)
 
 
@@ -85,6 +103,39 @@ def _show_gains(found: Sequence[Gains], console: Console) -> None:
         for row in gain.rows:
             table.add_row(*(escape(cell.replace(" [", "\n[")) for cell in cells(row)))
         console.print(table)
+
+
+def _show_grid(grid: Grid, console: Console) -> None:
+    """As one table, or several of the same rows where the arms do not fit beside each other."""
+    heads = [fill(head, 15, break_long_words=False, break_on_hyphens=False) for head in grid_heads(grid)]
+    rows = [["\n".join(cell).replace(" [", "\n[") for cell in row] for row in grid_rows(grid)]
+    quantizers, *arms = zip(heads, *rows, strict=True)
+    for number, block in enumerate(_blocks(arms, console.width - _width(quantizers) - 1)):
+        table = _table("" if number else f"{grid_title(grid)} [%]: PCHIP, mean of images, 95 % interval")
+        table.padding = (0, 1, 0, 0)
+        for column, (head, *_) in enumerate((quantizers, *block)):
+            table.add_column(escape(head), justify="right" if column else "left", overflow="fold")
+        for row in list(zip(quantizers, *block, strict=True))[1:]:
+            table.add_row(*map(escape, row))
+        console.print(table)
+    for letter, note in lettered(grid.notes):
+        console.print(f"{letter}  {note}", markup=False, highlight=False)
+
+
+def _blocks(columns: Sequence[Sequence[str]], width: int) -> list[list[Sequence[str]]]:
+    """The columns in order, as many together as the width holds, one at least."""
+    blocks: list[list[Sequence[str]]] = []
+    for column in columns:
+        if blocks and sum(map(_width, (*blocks[-1], column))) <= width:
+            blocks[-1].append(column)
+        else:
+            blocks.append([column])
+    return blocks
+
+
+def _width(column: Sequence[str]) -> int:
+    """Of its longest line, with what stands between columns."""
+    return 2 + max(len(line) for cell in column for line in cell.split("\n"))
 
 
 def _table(title: str) -> Table:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from lic_dist.evaluation.comparison import Against, Comparison, Times
-from lic_dist.evaluation.gains import Gains
+from lic_dist.evaluation.comparison import Comparison, Times
+from lic_dist.evaluation.gains import BASE, Gains
+from lic_dist.evaluation.grid import Grid
 from lic_dist.evaluation.results import Curve, Point
 
 COMPARISON_COLUMNS = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", "note")
@@ -29,6 +30,12 @@ BD_SAYS = (
     "Change of rate at equal PSNR, in percent: negative is less rate. PCHIP and Akima interpolate the curves averaged "
     "over images; the mean of the images' own BD-rates (PCHIP) has a 95 % bootstrap interval over images."
 )
+GRID_SAYS = (
+    "Change of rate at equal PSNR, in percent, of each quantizer (rows) on models retrained as the column says: "
+    "negative is less rate. First the BD-rate of the curves averaged over images (PCHIP), then the mean of the images' "
+    "own with its 95 % bootstrap interval. A curve's own base is the same quantizer without retraining. Empty where a "
+    "curve or its anchor is not there."
+)
 GAINS_SAY = (
     "L = lambda 255^2 MSE + bpp, the mean over images (8-bit pictures); less is better. Its change with a bootstrap "
     "interval over images: against the same quantizer, and against SQ with adapted tables (`sq-adapted`), both on the "
@@ -49,9 +56,36 @@ def comparison_cells(comparison: Comparison, notes: Sequence[str]) -> tuple[str,
     return comparison.name, str(comparison.points), pchip, akima, str(comparison.images or ""), letters
 
 
-def lettered(table: Against) -> list[tuple[str, str]]:
+def grid_title(grid: Grid) -> str:
+    return f"BD-rate against {'its own base' if grid.anchor is None else f'base {grid.anchor}'}"
+
+
+def grid_heads(grid: Grid) -> tuple[str, ...]:
+    return "quantizer", *("no retraining" if arm == BASE else arm for arm in grid.arms)
+
+
+def grid_rows(grid: Grid) -> list[tuple[tuple[str, ...], ...]]:
+    """Rows under `grid_heads`, each cell the lines that it has: PCHIP with the letters of notes, mean and interval."""
+    notes = grid.notes
+    return [
+        ((quantizer,), *(_grid_cell(grid, arm, quantizer, notes) for arm in grid.arms)) for quantizer in grid.quantizers
+    ]
+
+
+def _grid_cell(grid: Grid, arm: str, quantizer: str, notes: Sequence[str]) -> tuple[str, ...]:
+    if arm == BASE and quantizer == grid.anchor:
+        return ("anchor",)
+    cell = grid.cells.get((arm, quantizer))
+    if cell is None:
+        return ()
+    value = "" if cell.pchip is None or not math.isfinite(cell.pchip) else f"{cell.pchip:+.2f}"
+    first = " ".join([value, *(letter(notes.index(note)) for note in cell.notes)]).strip()
+    return (first, str(cell.images).replace(" %", "")) if cell.images else (first,)
+
+
+def lettered(notes: Sequence[str]) -> list[tuple[str, str]]:
     """The notes under a table, each with its letter."""
-    return [(letter(number), note) for number, note in enumerate(table.notes)]
+    return [(letter(number), note) for number, note in enumerate(notes)]
 
 
 def letter(number: int) -> str:

@@ -15,11 +15,11 @@ from PIL import Image
 
 from lic_dist import images
 from lic_dist.errors import LicError
-from lic_dist.evaluation.charts import Styles
 from lic_dist.evaluation.comparison import detailed_lambda
 from lic_dist.evaluation.curves import Collection, plain
 from lic_dist.evaluation.plots import busiest_window
 from lic_dist.evaluation.results import Curve, ImageResult, Point
+from lic_dist.evaluation.styles import Styles
 
 WHOLE_PIXELS = 24_000_000  # up to so many in all, large pictures stay whole
 PAGE_PIXELS = 40_000_000  # of all pictures in a page; somewhat more bytes
