@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lic_dist.config import Experiment, need
+from lic_dist.config import Evaluate, Experiment, Finetune, Report, Train, need
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, UsageError
 from lic_dist.progress import Progress
@@ -162,17 +162,18 @@ def _report(experiments: Sequence[Experiment], _: int) -> None:
     report(list(files), section.anchors, section.out)
 
 
+def _out(section: Train | Finetune | Evaluate | Report | None) -> str | None:
+    return None if section is None else str(section.out)
+
+
+def _store(one: Experiment) -> str | None:
+    return one.cache.path if one.cache and one.quantizer and one.images else None
+
+
 STAGES = {
-    "train": _Stage("training", "model", lambda one: one.train and str(one.train.out), _train),
-    "cache": _Stage(
-        "building caches",
-        "store",
-        lambda one: one.cache.path if one.cache and one.quantizer and one.images else None,
-        _build,
-    ),
-    "finetune": _Stage("finetuning", "model", lambda one: one.finetune and str(one.finetune.out), _finetune),
-    "evaluate": _Stage(
-        "evaluating", "result file", lambda one: one.evaluate and str(one.evaluate.out), _evaluate, apart=False
-    ),
-    "report": _Stage("reporting", "report", lambda one: one.report and str(one.report.out), _report, apart=False),
+    "train": _Stage("training", "model", lambda one: _out(one.train), _train),
+    "cache": _Stage("building caches", "store", _store, _build),
+    "finetune": _Stage("finetuning", "model", lambda one: _out(one.finetune), _finetune),
+    "evaluate": _Stage("evaluating", "result file", lambda one: _out(one.evaluate), _evaluate, apart=False),
+    "report": _Stage("reporting", "report", lambda one: _out(one.report), _report, apart=False),
 }

@@ -10,7 +10,7 @@ import pytest
 
 from lic_dist.evaluation import comparison
 from lic_dist.evaluation.comparison import Comparisons, compare
-from lic_dist.evaluation.grid import study
+from lic_dist.evaluation.grid import grids_of
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.results import Curve, Point, curve_of, write_points
 from lic_dist.evaluation.rows import grid_heads, grid_rows, grid_title
@@ -35,7 +35,7 @@ DECODER, NOISY = curve("decoder", "tcq8", 0.9), curve(NOISE, "tcq8", 0.93)
 
 def test_every_figure_is_that_of_compare() -> None:
     decoder_sq = curve("decoder", "sq", 0.97)
-    own, sq, adapted = study([SQ, ADAPTED, TCQ, decoder_sq, DECODER, NOISY]).grids
+    own, sq, adapted = grids_of([SQ, ADAPTED, TCQ, decoder_sq, DECODER, NOISY]).grids
     assert own.cells == {
         ("decoder", "sq"): compare(SQ, decoder_sq),
         ("decoder", "tcq8"): compare(TCQ, DECODER),
@@ -55,7 +55,7 @@ def test_every_figure_is_that_of_compare() -> None:
 
 
 def test_order_of_appearance_with_the_base_first() -> None:
-    own, sq = study([NOISY, DECODER, TCQ, SQ]).grids
+    own, sq = grids_of([NOISY, DECODER, TCQ, SQ]).grids
     assert (own.arms, own.quantizers) == ((NOISE, "decoder"), ("tcq8",))  # the base's column would be empty
     assert (sq.arms, sq.quantizers) == (("base", NOISE, "decoder"), ("tcq8", "sq"))
     assert grid_heads(sq) == ("quantizer", "no retraining", NOISE, "decoder")
@@ -63,7 +63,7 @@ def test_order_of_appearance_with_the_base_first() -> None:
 
 
 def test_a_cell_has_pchip_then_the_mean_with_its_interval() -> None:
-    (_, sq) = study([SQ, TCQ, DECODER]).grids
+    (_, sq) = grids_of([SQ, TCQ, DECODER]).grids
     (quantizer, base, decoder), tcq = grid_rows(sq)
     assert (quantizer, base, decoder) == (("sq",), ("anchor",), ())
     found = compare(SQ, DECODER)
@@ -72,17 +72,17 @@ def test_a_cell_has_pchip_then_the_mean_with_its_interval() -> None:
 
 def test_a_missing_base_leaves_the_cell_blank() -> None:
     rdoq = curve("decoder", "rdoq", 0.9)
-    (own,) = study([TCQ, DECODER, rdoq]).grids
+    (own,) = grids_of([TCQ, DECODER, rdoq]).grids
     assert grid_rows(own)[1] == (("rdoq",), ())
-    assert study([rdoq, TCQ]).grids == ()
-    assert [grid.anchor for grid in study([rdoq, SQ]).grids] == ["sq"]
+    assert grids_of([rdoq, TCQ]).grids == ()
+    assert [grid.anchor for grid in grids_of([rdoq, SQ]).grids] == ["sq"]
 
 
 def test_curves_that_do_not_compare_have_a_letter() -> None:
     short = curve("decoder", "tcq8", 0.9, lambdas=3)
     elsewhere = curve_of("x", [replace(one, pictures="clic") for one in points(NOISE, "tcq8", 0.9)])
     base = curve_of("y", [replace(one, pictures="kodak") for one in points("base", "tcq8")])
-    (own,) = study([base, short, elsewhere]).grids
+    (own,) = grids_of([base, short, elsewhere]).grids
     assert own.notes == ["the curve has 3 points, a BD-rate needs 4", "y and x were measured on different images"]
     ((_, first, second),) = grid_rows(own)
     assert first == ("a",) and second == (f"{compare(base, elsewhere).pchip:+.2f} b",)
@@ -90,28 +90,28 @@ def test_curves_that_do_not_compare_have_a_letter() -> None:
 
 def test_the_cached_bits_have_the_base_of_their_record() -> None:
     cached = curve_of("c", [replace(one, record=f"tcq8 base {one.lmbda}") for one in points("decoder", "tcq8-cached")])
-    (own,) = study([TCQ, DECODER, cached]).grids
+    (own,) = grids_of([TCQ, DECODER, cached]).grids
     assert own.quantizers == ("tcq8", "tcq8-cached")
     assert own.cells["decoder", "tcq8-cached"] == compare(TCQ, cached)
     other = curve_of("c", [*cached.points[:-1], replace(cached.points[-1], record="other")])
-    assert ("decoder", "tcq8-cached") not in study([TCQ, DECODER, other]).grids[0].cells
+    assert ("decoder", "tcq8-cached") not in grids_of([TCQ, DECODER, other]).grids[0].cells
     unknown = [curve_of(one.name, [replace(point, record="") for point in one.points]) for one in (TCQ, cached)]
-    assert study(unknown).grids == ()
+    assert grids_of(unknown).grids == ()
 
 
 def test_of_several_curves_of_one_place_none_is_taken() -> None:
     again = curve("base", "tcq8", 0.94, name="tcq8 (again)")
-    found = study([SQ, TCQ, again, DECODER])
+    found = grids_of([SQ, TCQ, again, DECODER])
     assert [grid.anchor for grid in found.grids] == ["sq"] and "base" in found.grids[0].arms
     assert ("base", "tcq8") not in found.grids[0].cells
     assert found.notes == ("2 curves are base tcq8, none is in a grid: base tcq8, tcq8 (again)",)
     same = curve_of("again", [replace(one, checkpoint="elsewhere") for one in TCQ.points])
-    assert study([SQ, TCQ, same, DECODER]) == study([SQ, TCQ, DECODER])
+    assert grids_of([SQ, TCQ, same, DECODER]) == grids_of([SQ, TCQ, DECODER])
 
 
 def test_of_two_base_models_neither_is_taken() -> None:
     other = curve_of("z", [replace(one, model="another") for one in SQ.points])
-    found = study([other, TCQ, DECODER])
+    found = grids_of([other, TCQ, DECODER])
     assert found.grids == () and "two base models share a lambda" in found.notes[0]
 
 
@@ -119,7 +119,7 @@ def test_without_retraining_or_arms_there_is_no_grid() -> None:
     published = Curve("vtm", SQ.figures)
     unknown = curve_of("x", measured("tcq8"))  # a file of an earlier version
     for curves in ([], [SQ, TCQ, published, unknown], [SQ, curve("base", "sq", 0.9, name="again")]):
-        found = study(curves)
+        found = grids_of(curves)
         assert (found.grids, found.notes) == ((), ())
 
 

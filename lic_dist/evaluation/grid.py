@@ -41,21 +41,21 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Study:
+class Grids:
     """The grids that these curves give, and what stands in none of them and why."""
 
     grids: tuple[Grid, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def study(curves: Sequence[Curve], of: Compare = compare) -> Study:
+def grids_of(curves: Sequence[Curve], of: Compare = compare) -> Grids:
     """The grids of measured curves with a known arm; empty where no arm was retrained.
 
     A grid is there where its anchor is. `of` compares a curve (its second argument) with an anchor.
     """
     claims = _claims(curves)
     if all(arm == BASE for arm, _ in claims):
-        return Study()
+        return Grids()
     placed = {place: found[0] for place, found in claims.items() if len(found) == 1}
     notes = [
         f"{len(found)} curves are {' '.join(place)}, none is in a grid: {', '.join(curve.name for curve in found)}"
@@ -74,7 +74,7 @@ def study(curves: Sequence[Curve], of: Compare = compare) -> Study:
             anchor = bases[name]
             others = {place: (anchor, curve) for place, curve in placed.items() if curve is not anchor}
             found.append(_grid(name, placed, others, of))
-    return Study(tuple(found), tuple(notes))
+    return Grids(tuple(found), tuple(notes))
 
 
 def _claims(curves: Sequence[Curve]) -> dict[Place, list[Curve]]:

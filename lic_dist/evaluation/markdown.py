@@ -8,7 +8,7 @@ from lic_dist.evaluation.charts import Chart
 from lic_dist.evaluation.comparison import Against, times
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells
-from lic_dist.evaluation.grid import Study
+from lic_dist.evaluation.grid import Grids
 from lic_dist.evaluation.results import Curve
 from lic_dist.evaluation.rows import (
     BD_SAYS,
@@ -31,7 +31,7 @@ from lic_dist.evaluation.rows import (
 
 
 def markdown(
-    tables: Sequence[Against], grids: Study, found: Sequence[Gains], drawn: Sequence[Chart], curves: Sequence[Curve]
+    tables: Sequence[Against], grids: Grids, found: Sequence[Gains], drawn: Sequence[Chart], curves: Sequence[Curve]
 ) -> str:
     """The text of results.md."""
     lines: list[str] = []
@@ -55,7 +55,7 @@ def markdown(
     return "\n".join(lines)
 
 
-def _grids(found: Study) -> list[str]:
+def _grids(found: Grids) -> list[str]:
     lines = ["# Quantizers and arms", ""] if found.grids or found.notes else []
     lines += [GRID_SAYS, ""] if found.grids else []
     for grid in found.grids:

@@ -21,7 +21,7 @@ from lic_dist.evaluation.charts import Chart, svg
 from lic_dist.evaluation.comparison import Against, Comparison, best, times
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells
-from lic_dist.evaluation.grid import Study
+from lic_dist.evaluation.grid import Grids
 from lic_dist.evaluation.results import Curve
 from lic_dist.evaluation.rows import (
     BD_SAYS,
@@ -59,7 +59,7 @@ _DASHES = {"--": "5 3", "-.": "6 2 2 2", ":": "2 2.5"}
 
 def page(
     tables: Sequence[Against],
-    grids: Study,
+    grids: Grids,
     found: Sequence[Gains],
     drawn: Sequence[Chart],
     curves: Sequence[Curve],
@@ -189,7 +189,7 @@ def _tables(tables: Sequence[Against], found: Sequence[Gains], curves: Sequence[
     return "\n".join(parts)
 
 
-def _grids(found: Study) -> str:
+def _grids(found: Grids) -> str:
     parts = ["<h2>Quantizers and arms</h2>"] if found.grids or found.notes else []
     parts += [f"<p>{_prose(GRID_SAYS)}</p>"] if found.grids else []
     for grid in found.grids:

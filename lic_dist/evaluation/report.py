@@ -17,7 +17,7 @@ from lic_dist.evaluation.comparison import Against, Comparisons, against, best
 from lic_dist.evaluation.curves import collect
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells, gains
-from lic_dist.evaluation.grid import Grid, study
+from lic_dist.evaluation.grid import Grid, grids_of
 from lic_dist.evaluation.markdown import markdown
 from lic_dist.evaluation.page import page
 from lic_dist.evaluation.results import write_whole
@@ -49,7 +49,7 @@ def report(files: Sequence[Path], anchors: Sequence[str], out: Path) -> list[Aga
     chosen = list(dict.fromkeys(collection.named(name).name for name in anchors))
     of = Comparisons().of
     tables = [against(collection.named(name), curves, of) for name in chosen]
-    grids = study(curves, of)
+    grids = grids_of(curves, of)
     found = gains([point for curve in curves for point in curve.points])
     looks = styles(curves, chosen[0])
     drawn = charts(curves, tables, found, looks)
