@@ -248,12 +248,16 @@ def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store:
     pilot, held_out = calibration_samples(cache, section)
     record = calibrate(loaded, section, pilot, held_out, 4)
     table = record.notes["calibration"]
-    losses = {(one["strength"], one["step"]): one["L"] for one in table}
-    assert losses[(record.lambda_scale, record.step)] == min(losses.values()) <= losses[(0.2, 0.66)]
+    losses = {(one["strength"], one["step"], one["shift"]): one["L"] for one in table}
+    chosen = (record.lambda_scale, record.step, record.shift)
+    assert losses[chosen] == min(losses.values()) <= losses[(0.2, 0.66, 0.06)]
     measured = measure(loaded, record, held_out, view(loaded.model, held_out.y, held_out.z, 4))
     assert pytest.approx(record.notes["L"], abs=1e-12) == measured.L
-    fixed = calibrate(loaded, config.Quantizer(name="tcq", step=0.7, lambda_scale=0.1), pilot, held_out, 4)
-    assert (fixed.step, fixed.lambda_scale, len(fixed.notes["calibration"])) == (0.7, 0.1, 1)
+    all_fixed = config.Quantizer(name="tcq", step=0.7, lambda_scale=0.1, shift=0.05)
+    fixed = calibrate(loaded, all_fixed, pilot, held_out, 4)
+    assert (fixed.step, fixed.lambda_scale, fixed.shift, len(fixed.notes["calibration"])) == (0.7, 0.1, 0.05, 1)
+    again = calibrate(loaded, section, pilot, held_out, 4, known=record)
+    assert again.notes["L"] <= record.notes["L"] and len(again.notes["calibration"]) < len(table)
     outside = calibrate(loaded, config.Quantizer(name="tcq", step=1.50000001), pilot, held_out, 4)
     assert (
         outside.step == 1.50000001 and len(outside.notes["calibration"]) > 2

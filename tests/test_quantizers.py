@@ -11,7 +11,7 @@ import torch
 
 from lic_dist.errors import LicError
 from lic_dist.quantization import reference
-from lic_dist.quantization.adaptation import adapted, centred, counts_of, gaussian_record, sum_counts, with_counts
+from lic_dist.quantization.adaptation import adapted, counts_of, gaussian_record, sum_counts, with_counts
 from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import SCALES, level_index
@@ -24,6 +24,7 @@ WEIGHTS = np.linspace(0.01, 0.03, 3, dtype=np.float32)
 EVERY = [
     gaussian_record("sq", 1.0, WEIGHTS, 0.013),
     replace(gaussian_record("deadzone", 0.9, WEIGHTS, 0.013, rounding=0.35), shift=-0.07),
+    replace(gaussian_record("tcq", 0.7, WEIGHTS, 0.013, lambda_scale=0.1, trellis=trellis(8)), shift=0.08),
     gaussian_record("rdoq", 0.9, WEIGHTS, 0.013, 0.3),
     *(gaussian_record("tcq", 0.56, WEIGHTS, 0.013, 0.3, machine) for machine in (VVC4, ECM8, CODE16, CODE32)),
 ]
@@ -78,14 +79,12 @@ def test_scales_that_are_not_numbers_have_a_level_too() -> None:
     assert level_index(odd).tolist() == level_index(torch.from_numpy(odd)).tolist() == [0, 0, 0, 63, 63]
 
 
-def test_dead_zone_and_its_centroid() -> None:
+def test_dead_zone_and_a_shift() -> None:
     r = np.array([[0.6, 0.64, -0.66, 1.64], [1.66, -2.7, 0.0, 5.5], [0.1, 0.2, 0.3, -0.7]], np.float32)
     plain = gaussian_record("deadzone", 1.0, np.ones(3, np.float32), 0.013, rounding=0.35)
     k = Quantizer(plain).quantize(r, np.zeros(r.shape, np.uint8))
     assert k.tolist() == [[0, 0, -1, 1], [2, -3, 0, 5], [0, 0, 0, -1]]
-    level = np.full(r.shape, 20, np.uint8)
-    shifted = centred(plain, [(r, level)])
-    assert shifted.shift == pytest.approx(np.mean([-0.34, 0.64, -0.34, -0.3, 0.5, -0.3]), abs=1e-6)
+    shifted = replace(plain, shift=-0.0233)
     assert Quantizer(shifted).dequantize(k)[1].tolist() == pytest.approx([1.9767, -2.9767, 0, 4.9767], abs=1e-4)
     pmf = analytic_pmf(1.0, SCALAR, 0.35)
     assert np.abs(pmf[:, 0] + 2 * pmf[:, 1:].sum(axis=1) - 1).max() < 2e-9

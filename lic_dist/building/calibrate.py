@@ -1,19 +1,20 @@
-"""Calibration: the step and the strength of least measured L on held-out training crops.
+"""Calibration: the strength, the step and the shift of least measured L on held-out training crops.
 
 The search weighs squared errors of the latents by S_c and bits by lambda_q = g * 3 / (lmbda * 255^2). Errors chosen
 by rate-distortion optimization are not independent, so that g = 1 is not the optimum, and a coarser step with a
 milder search can win (METHOD.md section 1). Each trial adapts its tables on the pilot, quantizes the held-out crops
-and runs the decoder on them: a pattern search in (log strength, log step) whose steps are halved where no neighbour
-is better. The strength is g for RDOQ and TCQ, the rounding offset xi for the dead zone.
+and runs the decoder on them: a pattern search in (log strength, log step, shift) whose moves are halved where no
+neighbour is better. The strength is g for RDOQ and TCQ, the rounding offset xi for the dead zone; the shift moves the
+decoder's levels away from zero, which costs nothing.
 
-The record's notes keep what was measured: every trial, the rounds of adaptation at the chosen pair, and how the
+The record's notes keep what was measured: every trial, the rounds of adaptation at the chosen place, and how the
 change of the picture's MSE that the sensitivities predict compares with the real one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -27,7 +28,7 @@ from lic_dist.building.records import analytic_record
 from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
-from lic_dist.quantization.adaptation import adapted, centred
+from lic_dist.quantization.adaptation import adapted
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.sensitivity import sensitivities
@@ -35,22 +36,30 @@ from lic_dist.quantization.sensitivity import sensitivities
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 
 
+Triple = tuple[float, float, float]  # strength, step, shift
+
+
 @dataclass(frozen=True)
 class Axes:
-    """Where the search of a quantizer starts, (strength, step), how far it may go, and the factors of its moves."""
+    """Where the search of a quantizer starts, how far strength and step may go, and its moves: coarse, then fine.
 
-    start: tuple[float, float]
+    A move is a factor of the strength, one of the step, and a summand of the shift.
+    """
+
+    start: Triple
     strengths: tuple[float, float]
     steps: tuple[float, float]
-    factors: tuple[tuple[float, float], ...] = ((2.0, 1.15), (2**0.5, 1.07))  # of (strength, step): coarse, then fine
+    moves: tuple[Triple, Triple] = ((2.0, 1.15, 0.04), (2**0.5, 1.07, 0.02))
 
 
+# A decoder trained on noise wants levels further out than their cells' centroids: a search starts there.
 AXES = {
-    "sq": Axes((1.0, 1.0), (1.0, 1.0), (0.5, 2.0)),
-    "deadzone": Axes((0.45, 1.0), (0.1, 0.5), (0.5, 2.0), ((1.2, 1.15), (1.1, 1.07))),
-    "rdoq": Axes((0.2, 1.0), (0.002, 2.0), (0.5, 2.0)),
-    "tcq": Axes((0.2, 0.66), (0.002, 2.0), (0.4, 1.2)),
+    "sq": Axes((1.0, 1.0, 0.0), (1.0, 1.0), (0.5, 2.0)),
+    "deadzone": Axes((0.45, 1.0, 0.0), (0.1, 0.5), (0.5, 2.0), ((1.2, 1.15, 0.04), (1.1, 1.07, 0.02))),
+    "rdoq": Axes((0.2, 1.0, 0.06), (0.002, 2.0), (0.5, 2.0)),
+    "tcq": Axes((0.2, 0.66, 0.06), (0.002, 2.0), (0.4, 1.2)),
 }
+LARGEST_SHIFT = 0.3
 
 
 @dataclass(frozen=True)
@@ -125,56 +134,43 @@ def calibrate(
     batch: int = 8,
     known: QuantizerRecord | None = None,
 ) -> QuantizerRecord:
-    """Make the quantizer record of a checkpoint: sensitivities, step and strength where `auto`, adapted tables.
+    """Make the quantizer record of a checkpoint: sensitivities, adapted tables; strength, step and shift where `auto`.
 
-    `known` is the record of a model that this one was made from: its step and strength are tried too.
+    `known` is the record of a model that this one was made from: the search starts from it, with its fine moves.
 
-    Notes: `calibration`, a list of {strength, step, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the analytic
-    tables on; `mse_unquantized`; `weights_standard_error`.
+    Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the
+    analytic tables on; `mse_unquantized`; `weights_standard_error`.
     """
     pilot_view = view(checkpoint.model, pilot.y, pilot.z, batch)
     held_view = view(checkpoint.model, held_out.y, held_out.z, batch)
     weights, notes = channel_weights(checkpoint, section, pilot_view)
     part = (pilot_view.residual, pilot_view.level)
-    trials: dict[tuple[float, float], tuple[Measured, list[QuantizerRecord]]] = {}
+    records: dict[tuple[float, float], list[QuantizerRecord]] = {}  # by (strength, step), one after each round
+    trials: dict[Triple, Measured] = {}
     fixed = _fixed(section)
+    axes = AXES[section.name]
 
-    def key_of(strength: float, step: float) -> tuple[float, float]:
-        """What is fixed stays as it is; what is searched has six decimals."""
-        return (
-            round(strength, 6) if fixed[0] is None else strength,
-            round(step, 6) if fixed[1] is None else step,
-        )
+    def trial(one: Triple) -> float:
+        strength, step, shift = one
+        if one not in trials:
+            if (strength, step) not in records:
+                first = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
+                rounds = section.adapt_rounds if section.rates == "adapted" else 0
+                records[strength, step] = [first, *adapted(first, [part], rounds)]
+            trials[one] = measure(checkpoint, replace(records[strength, step][-1], shift=shift), held_out, held_view)
+            bar.advance(1, strength=strength, step=step, shift=shift, L=trials[one].L)
+        return trials[one].L
 
-    def with_rounds(record: QuantizerRecord) -> list[QuantizerRecord]:
-        """The record, and the one after each round of adaptation."""
-        rounds = section.adapt_rounds if section.rates == "adapted" else 0
-        return [record, *adapted(record, [part], rounds)]
-
-    def trial(strength: float, step: float) -> float:
-        key = key_of(strength, step)
-        if key not in trials:
-            made = with_rounds(analytic_record(checkpoint, section.name, section.states, key[1], key[0], weights))
-            trials[key] = measure(checkpoint, made[-1], held_out, held_view), made
-            bar.advance(1, strength=key[0], step=key[1], L=trials[key][0].L)
-        return trials[key][0].L
-
-    with Progress(f"calibrating {section.name}", (1, 8, 16)[fixed.count(None)], "trial") as bar:
-        strength, step = _pattern_search(trial, AXES[section.name], *fixed)
-    if known is not None:
-        pair = (_strength(known) if fixed[0] is None else fixed[0], known.step if fixed[1] is None else fixed[1])
-        if trial(*pair) < trials[key_of(strength, step)][0].L:
-            strength, step = pair
-    measured, made = trials[key_of(strength, step)]
-    if section.name == "deadzone":  # levels at the centroids: less error of the latents, not always of the picture
-        moved = with_rounds(centred(made[0], [part]))
-        if (other := measure(checkpoint, moved[-1], held_out, held_view)).L < measured.L:
-            measured, made = other, moved
+    start = axes.start if known is None else (_strength(known), known.step, known.shift)
+    strength, step, shift = (value if free is None else free for value, free in zip(start, fixed, strict=True))
+    with Progress(f"calibrating {section.name}", (1, 8, 20, 30)[fixed.count(None)], "trial") as bar:
+        chosen = _search(trial, (strength, step, shift), axes, fixed, axes.moves if known is None else axes.moves[1:])
+    measured, made = trials[chosen], [replace(one, shift=chosen[2]) for one in records[chosen[:2]]]
     course = [measure(checkpoint, record, held_out, held_view) for record in made[:-1]] + [measured]
     notes |= {
         "settings": settings_of(section),
         "calibration": [
-            {"strength": key[0], "step": key[1], **asdict(one)} for key, (one, _) in sorted(trials.items())
+            {"strength": key[0], "step": key[1], "shift": key[2], **asdict(one)} for key, one in sorted(trials.items())
         ],
         "calibration_samples": len(held_out),
         "adaptation": [{"L": one.L, "bpp": one.bpp} for one in course],
@@ -192,9 +188,10 @@ def describe(record: QuantizerRecord) -> list[str]:
     strength = _strength(record)
     symbols = {"sq": "", "deadzone": f", xi {strength:.4g}"}.get(record.name, f", g {strength:.4g}")
     states = f" with {record.states} states" if record.name == "tcq" else ""
+    shift = f", shift {record.shift:+.2g}" if record.shift else ""
     lines = [
-        f"{record.name}{states}: step {record.step:.4g}{symbols}, L {notes['L']:.4f} on {notes['calibration_samples']} "
-        f"held-out crops, the least of {len(notes['calibration'])} trials"
+        f"{record.name}{states}: step {record.step:.4g}{symbols}{shift}, L {notes['L']:.4f} on "
+        f"{notes['calibration_samples']} held-out crops, the least of {len(notes['calibration'])} trials"
     ]
     first, *later = notes["adaptation"]
     lines.append(f"tables: {'analytic':<19} bpp {first['bpp']:.4f} {'':10} L {first['L']:.4f}")
@@ -216,39 +213,51 @@ def _strength(record: QuantizerRecord) -> float:
     return record.rounding if record.name == "deadzone" else record.lambda_scale
 
 
-def _fixed(section: config.Quantizer) -> tuple[float | None, float | None]:
-    """What the section fixes of (strength, step). SQ's strength is none, and its `auto` step CompressAI's 1."""
-    step = None if section.step == "auto" else section.step
+def _fixed(section: config.Quantizer) -> tuple[float | None, float | None, float | None]:
+    """What the section fixes of a triple. SQ has no strength; its `auto` is CompressAI's: step 1, no shift."""
+    step, shift = (None if value == "auto" else float(value) for value in (section.step, section.shift))
     if section.name == "sq":
-        return 1.0, step or 1.0
+        return 1.0, step or 1.0, shift or 0.0
     strength = section.rounding if section.name == "deadzone" else section.lambda_scale
-    return None if strength == "auto" else float(strength), step
+    return None if strength == "auto" else float(strength), step, shift
 
 
-def _pattern_search(
-    trial: Callable[[float, float], float], axes: Axes, fixed_strength: float | None, fixed_step: float | None
-) -> tuple[float, float]:
-    best = (
-        axes.start[0] if fixed_strength is None else fixed_strength,
-        axes.start[1] if fixed_step is None else fixed_step,
-    )
-    lowest = trial(*best)
-    for strength_factor, step_factor in axes.factors:
+def _search(
+    trial: Callable[[Triple], float],
+    best: Triple,
+    axes: Axes,
+    fixed: tuple[float | None, float | None, float | None],
+    moves: Sequence[Triple],
+) -> Triple:
+    """Pattern search: the first neighbour that is better, until none is, by each size of moves in turn."""
+    lowest = trial(best)
+    for size in moves:
         moved = True
         while moved:
             moved = False
-            strength, step = best
-            neighbours = []
-            if fixed_step is None:
-                neighbours += [(strength, step * step_factor), (strength, step / step_factor)]
-            if fixed_strength is None:
-                neighbours += [(strength * strength_factor, step), (strength / strength_factor, step)]
-            for one in neighbours:
-                moves = zip(one, best, (axes.strengths, axes.steps), strict=True)
-                inside = all(low <= value <= high for value, before, (low, high) in moves if value != before)
-                if inside and (value := trial(*one)) < lowest - 1e-9:
+            for one in _neighbours(best, size, axes, fixed):
+                if (value := trial(one)) < lowest - 1e-9:
                     best, lowest, moved = one, value, True
                     break
     if not math.isfinite(lowest):
         raise LicError("the loss of the calibration is not finite", hint="is this the checkpoint of a trained model?")
     return best
+
+
+def _neighbours(
+    best: Triple, size: Triple, axes: Axes, fixed: tuple[float | None, float | None, float | None]
+) -> Iterator[Triple]:
+    """One move along each free axis, both ways, inside the bounds; what is searched has six decimals."""
+    strength, step, shift = best
+    if fixed[1] is None:
+        for moved in (step * size[1], step / size[1]):
+            if axes.steps[0] <= moved <= axes.steps[1]:
+                yield strength, round(moved, 6), shift
+    if fixed[2] is None:
+        for moved in (shift + size[2], shift - size[2]):
+            if abs(moved) <= LARGEST_SHIFT:
+                yield strength, step, round(moved, 6)
+    if fixed[0] is None:
+        for moved in (strength * size[0], strength / size[0]):
+            if axes.strengths[0] <= moved <= axes.strengths[1]:
+                yield round(moved, 6), step, shift

@@ -127,6 +127,8 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
     }
     if section.step != "auto":
         expected["step"] = section.step
+    if section.shift != "auto":
+        expected["shift"] = section.shift
     if section.lambda_scale != "auto" and section.name in SEARCHED:
         expected["lambda_scale"] = section.lambda_scale
     if section.rounding != "auto" and section.name == "deadzone":

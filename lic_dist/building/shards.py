@@ -233,7 +233,7 @@ def quantized_arrays(
 ) -> dict[str, NDArray[Any]]:
     """k int16 [n, M, h, w], bits float32 [n] (y and z, by the integer tables), distortion float32 [n].
 
-    The distortion is the search's own: sum of S_c (r - level)^2, the predicted squared error of the picture's
+    The distortion is that of the levels: sum of S_c (r - level)^2, the predicted squared error of the picture's
     values in [0, 1], summed over pixels and colours.
     """
     count, channels = y.shape[:2]

@@ -181,7 +181,7 @@ class ImageCodec:
 
         nan for quantizers of other cells.
         """
-        if self.record.name != "sq" or self.record.step != 1:
+        if (self.record.name, self.record.step, self.record.shift) != ("sq", 1, 0):
             return math.nan
         model: Any = self.model
         grid = Grid.of(*encoded.shape[:2])

@@ -75,15 +75,3 @@ def sum_counts(counts: Iterable[np.ndarray]) -> np.ndarray:
     """The sum of the counts of one or more shards."""
     first, *others = counts
     return sum(others, first)
-
-
-def centred(record: QuantizerRecord, parts: Iterable[Part]) -> QuantizerRecord:
-    """A dead-zone record with the shift of least weighted error: the mean of |r| / Delta - |k| where k is not 0."""
-    quantizer = Quantizer(record)
-    excess = total = 0.0
-    for r, level in parts:
-        k = quantizer.quantize(r, level)
-        weight = np.where(k != 0, record.lane_weights(len(r) // len(record.weights)).astype(np.float64)[:, None], 0.0)
-        excess += float((weight * (np.abs(r) / record.step - np.abs(k.astype(np.int32)))).sum())
-        total += float(weight.sum())
-    return replace(record, shift=float(np.clip(excess / total, -0.49, 0.49)) if total else 0.0)

@@ -40,7 +40,7 @@ class QuantizerRecord:
     y_tables      rows Q * 64 + level
     trellis       TCQ's state machine; SCALAR for the others
     rounding      xi of the dead zone, up to 1/2
-    shift         delta of the dead zone: its levels lie at (|k| + delta) steps
+    shift         delta of the reconstruction: levels lie so many steps further from zero than the search has them
     z_tables      rows are channels of z; a quantizer that codes no z may leave them out
     notes         provenance, plain JSON: standard errors, calibration curve; not part of the digest
 
@@ -73,9 +73,9 @@ class QuantizerRecord:
         for name in ("rounding", "shift"):
             object.__setattr__(self, name, float(getattr(self, name)))
         if not (0 <= self.rounding <= 0.5 and -0.5 < self.shift < 0.5):
-            raise ValueError(f"a dead zone has 0 <= rounding <= 1/2, |shift| < 1/2: not {self.rounding}, {self.shift}")
-        if self.name != "deadzone" and (self.rounding, self.shift) != (0.5, 0):
-            raise ValueError(f"rounding and shift are the dead zone's, not {self.name}'s")
+            raise ValueError(f"a record has 0 <= rounding <= 1/2, |shift| < 1/2: not {self.rounding}, {self.shift}")
+        if self.name != "deadzone" and self.rounding != 0.5:
+            raise ValueError(f"rounding is the dead zone's, not {self.name}'s")
         weights = np.array(self.weights, np.float32)
         if weights.ndim != 1 or not len(weights) or not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError("weights are one finite number >= 0 a channel")

@@ -149,7 +149,7 @@ def levels(k: Any, q: Any, step: float, trellis: Trellis, shift: float = 0.0) ->
     """Reconstruction levels, float32, of indices k under active quantizers q (same shape, 0 or 1; unused by SQ).
 
     Arrays or tensors, integer; the same kind comes back. The multiple of the step is an exact integer, so there is
-    one rounding; a `shift` (the dead zone's delta, in steps, away from zero) adds a second.
+    one rounding; a `shift` (in steps, away from zero; none of zero) adds a second.
     """
     if isinstance(k, torch.Tensor):
         multiple = k.to(torch.int32)

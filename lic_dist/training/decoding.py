@@ -44,7 +44,7 @@ def form_of(section: Finetune, record: QuantizerRecord, hyper_trains: bool) -> F
 
 def unit_sq(record: QuantizerRecord) -> bool:
     """Whether a quantizer's cells are those of CompressAI's likelihood."""
-    return record.name == "sq" and record.step == 1
+    return (record.name, record.step, record.shift) == ("sq", 1, 0)
 
 
 class Decoding(nn.Module):
