@@ -60,6 +60,7 @@ AXES = {
     "tcq": Axes((0.2, 0.66, 0.06), (0.002, 2.0), (0.4, 1.2)),
 }
 LARGEST_SHIFT = 0.3
+LEAST_GAIN = 1e-4  # of L, below which a move is none: the last hundredths of a percent are the crops' own
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ def calibrate(
     start = axes.start if known is None else (_strength(known), known.step, known.shift)
     strength, step, shift = (value if free is None else free for value, free in zip(start, fixed, strict=True))
     with Progress(f"calibrating {section.name}", (1, 8, 20, 30)[fixed.count(None)], "trial") as bar:
-        chosen = _search(trial, (strength, step, shift), axes, fixed, axes.moves if known is None else axes.moves[1:])
+        _search(trial, (strength, step, shift), axes, fixed, axes.moves if known is None else axes.moves[1:])
+    chosen = min(trials, key=lambda one: trials[one].L)
     measured, made = trials[chosen], [replace(one, shift=chosen[2]) for one in records[chosen[:2]]]
     course = [measure(checkpoint, record, held_out, held_view) for record in made[:-1]] + [measured]
     notes |= {
@@ -228,7 +230,7 @@ def _search(
     axes: Axes,
     fixed: tuple[float | None, float | None, float | None],
     moves: Sequence[Triple],
-) -> Triple:
+) -> None:
     """Pattern search: the first neighbour that is better, until none is, by each size of moves in turn."""
     lowest = trial(best)
     for size in moves:
@@ -236,12 +238,11 @@ def _search(
         while moved:
             moved = False
             for one in _neighbours(best, size, axes, fixed):
-                if (value := trial(one)) < lowest - 1e-9:
+                if (value := trial(one)) < lowest * (1 - LEAST_GAIN):
                     best, lowest, moved = one, value, True
                     break
     if not math.isfinite(lowest):
         raise LicError("the loss of the calibration is not finite", hint="is this the checkpoint of a trained model?")
-    return best
 
 
 def _neighbours(
