@@ -68,7 +68,7 @@ def estimate(job: Job) -> Estimate:
     seen = view(job.parent.model, latents.y, latents.z, plan.batch)
     encoded = time.perf_counter() - started
     section = job.quantizer
-    strength, step = AXES[section.name].start
+    strength, step, _ = AXES[section.name].start
     weights = np.full(job.parent.spec.M, 0.02)
     quantizer = Quantizer(analytic_record(job.parent, section.name, section.states, step, strength, weights))
     faulty = status != 0
