@@ -26,7 +26,7 @@ from tests.test_building import experiment, objects
 from tests.test_cache import RECORD, make_builder, make_plan, synthetic
 
 SHARDS = 24
-FIXED = {"step": 0.7, "lambda_scale": 0.1}
+FIXED = {"step": 0.7, "lambda_scale": 0.1, "shift": 0.05}
 HERE = Path(__file__).parent
 
 

@@ -30,7 +30,7 @@ from tests.test_building import experiment, objects
 from tests.test_cache import damage
 from tests.test_cli import lic_dist, refused, write
 
-FIXED = {"step": 0.7, "lambda_scale": 0.1}
+FIXED = {"step": 0.7, "lambda_scale": 0.1, "shift": 0.05}
 
 
 @pytest.fixture(scope="module")
