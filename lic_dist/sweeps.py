@@ -87,7 +87,8 @@ def _combinations(document: dict[str, Any], where: str) -> list[Experiment]:
             value = copy.deepcopy(value)
             if isinstance(value, dict):
                 given |= {f"{key}.{name}" for name in value}
-                value = {**(one.get(key) or {}), **value}
+                if isinstance(section := one.get(key), dict):
+                    value = section | value
             config.set_key(one, key, value)
         combinations.append(config.parse(_renamed(one, dict(zip(keys, chosen, strict=True)), given), where))
     _refuse_clashes(combinations)

@@ -123,6 +123,11 @@ def test_a_mapping_is_merged_into_its_section(tmp_path: Path) -> None:
     ]
 
 
+def test_a_mapping_stands_for_what_is_no_section(tmp_path: Path) -> None:
+    (one,) = expanded(tmp_path, {"quantizer": [{"states": 4, "group": "t4"}]}, quantizer="tcq")
+    assert one.quantizer is not None and (one.quantizer.states, one.quantizer.group) == (4, "t4")
+
+
 def study(folder: Path, *documents: dict[str, Any]) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump_all(documents))

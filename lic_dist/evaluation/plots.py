@@ -115,8 +115,13 @@ def drift_plot(lines: Sequence[Drift], path: Path) -> None:
 
 
 def calibration_plot(notes: dict[str, Any], path: Path, name: str) -> None:
-    """A calibration's trials: L over the step, a line for each strength; predicted against real change of the MSE."""
-    trials, base = notes["calibration"], notes["mse_unquantized"]
+    """A calibration's trials: L over the step, a line for each strength; predicted against real change of the MSE.
+
+    Of the trials of one strength and step, which differ in their shift, the best.
+    """
+    falling = sorted(notes["calibration"], key=lambda trial: -trial["L"])
+    trials = list({(trial["strength"], trial["step"]): trial for trial in falling}.values())
+    base = notes["mse_unquantized"]
     figure = new_figure(11.0, 4.2)
     left, right = figure.subplots(1, 2)
     best = min(trials, key=lambda trial: trial["L"])
