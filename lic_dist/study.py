@@ -89,10 +89,10 @@ def _make(logs: str, threads: int) -> Callable[[Unit], str]:
     """A process for units: its threads, and its output in a file of each unit."""
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(threads)  # read when torch is loaded
     Path(logs).mkdir(parents=True, exist_ok=True)
+    from lic_dist.evaluation.jobs import file_safe
 
     def work(unit: Unit) -> str:
-        name = "-".join(part for part in f"{unit}".replace("/", " ").split() if part not in (".", ".."))
-        with (Path(logs) / f"{name}.log").open("a") as log:
+        with (Path(logs) / f"{file_safe(str(unit))}.log").open("a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             fault = _fault(unit, 1)

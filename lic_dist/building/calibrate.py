@@ -35,8 +35,8 @@ from lic_dist.quantization.sensitivity import sensitivities
 
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 
-
 Triple = tuple[float, float, float]  # strength, step, shift
+Fixed = tuple[float | None, float | None, float | None]  # of a triple; None: searched
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _strength(record: QuantizerRecord) -> float:
     return record.rounding if record.name == "deadzone" else record.lambda_scale
 
 
-def _fixed(section: config.Quantizer) -> tuple[float | None, float | None, float | None]:
+def _fixed(section: config.Quantizer) -> Fixed:
     """What the section fixes of a triple. SQ has no strength; its `auto` is CompressAI's: step 1, no shift."""
     step, shift = (None if value == "auto" else float(value) for value in (section.step, section.shift))
     if section.name == "sq":
@@ -228,7 +228,7 @@ def _search(
     trial: Callable[[Triple], float],
     best: Triple,
     axes: Axes,
-    fixed: tuple[float | None, float | None, float | None],
+    fixed: Fixed,
     moves: Sequence[Triple],
 ) -> None:
     """Pattern search: the first neighbour that is better, until none is, by each size of moves in turn."""
@@ -245,20 +245,14 @@ def _search(
         raise LicError("the loss of the calibration is not finite", hint="is this the checkpoint of a trained model?")
 
 
-def _neighbours(
-    best: Triple, size: Triple, axes: Axes, fixed: tuple[float | None, float | None, float | None]
-) -> Iterator[Triple]:
+def _neighbours(best: Triple, size: Triple, axes: Axes, fixed: Fixed) -> Iterator[Triple]:
     """One move along each free axis, both ways, inside the bounds; what is searched has six decimals."""
-    strength, step, shift = best
-    if fixed[1] is None:
-        for moved in (step * size[1], step / size[1]):
-            if axes.steps[0] <= moved <= axes.steps[1]:
-                yield strength, round(moved, 6), shift
-    if fixed[2] is None:
-        for moved in (shift + size[2], shift - size[2]):
-            if abs(moved) <= LARGEST_SHIFT:
-                yield strength, step, round(moved, 6)
-    if fixed[0] is None:
-        for moved in (strength * size[0], strength / size[0]):
-            if axes.strengths[0] <= moved <= axes.strengths[1]:
-                yield round(moved, 6), step, shift
+    bounds = axes.strengths, axes.steps, (-LARGEST_SHIFT, LARGEST_SHIFT)
+    for axis in (1, 2, 0):
+        if fixed[axis] is None:
+            value, by = best[axis], size[axis]
+            for moved in (value + by, value - by) if axis == 2 else (value * by, value / by):
+                if bounds[axis][0] <= moved <= bounds[axis][1]:
+                    one = list(best)
+                    one[axis] = round(moved, 6)
+                    yield one[0], one[1], one[2]
