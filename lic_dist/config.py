@@ -104,6 +104,7 @@ class Quantizer(Section):
     lambda_scale: Annotated[float, Field(gt=0)] | Auto = "auto"  # g, of rdoq and tcq
     rounding: Annotated[float, Field(gt=0, le=0.5)] | Auto = "auto"  # xi, of deadzone
     shift: Annotated[float, Field(gt=-0.5, lt=0.5)] | Auto = "auto"  # of levels, in steps away from zero; sq: none
+    refine: int = Field(0, ge=0)  # steps that move y toward less L before the search (models/refine.py)
     adapt_rounds: int = Field(3, ge=1)
     pilot: int = Field(256, ge=1)  # training samples that rates are adapted on
     calibration: int = Field(48, ge=1)  # held-out training samples that (g, D) are calibrated on

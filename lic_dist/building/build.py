@@ -14,6 +14,7 @@ from lic_dist.building.job import (
     Job,
     check_encoder,
     check_group,
+    check_refined,
     faults,
     group_identity,
     load_parent,
@@ -149,6 +150,7 @@ def requantize(
             f"{cache.place} has latents of {written} of {cache.num_shards} shards",
             hint="`lic-dist cache build` goes on where it stopped",
         )
+    check_refined(cache, section.refine)
     record = record or found_record(cache.place, section, parent)
     if record is None:
         record = calibrate(parent, section, *calibration_samples(cache, section), batch=cache.header.batch)
@@ -252,7 +254,7 @@ def _requantizing(experiment: config.Experiment, group: str, record: QuantizerRe
 
 def _encoder(experiment: config.Experiment, batch: int) -> Stage:
     engine = experiment.engine
-    made = partial(make_encoder, *_model(experiment), batch)
+    made = partial(make_encoder, *_model(experiment), batch, config.need(experiment.quantizer, "quantizer").refine)
     return Stage("encode", made, engine.encoders, engine.gpus_per_encoder)
 
 

@@ -181,7 +181,7 @@ def calibrate(
         "mse": measured.mse,
         "mse_predicted": measured.predicted,
     }
-    return replace(made[-1], notes={**made[-1].notes, **notes})
+    return replace(made[-1], refine=section.refine, notes={**made[-1].notes, **notes})
 
 
 def describe(record: QuantizerRecord) -> list[str]:

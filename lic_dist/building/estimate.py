@@ -64,7 +64,7 @@ def estimate(job: Job) -> Estimate:
         raise LicError(f"none of the first {count} crops can be read", hint="`lic-dist cache scan`")
     encode(job.parent.model, pixels[:1], plan.batch)  # the first call of a model is slower
     started = time.perf_counter()
-    latents, _ = encode(job.parent.model, pixels, plan.batch)
+    latents, _ = encode(job.parent.model, pixels, plan.batch, job.refinement)
     seen = view(job.parent.model, latents.y, latents.z, plan.batch)
     encoded = time.perf_counter() - started
     section = job.quantizer

@@ -24,7 +24,8 @@ from lic_dist.errors import LicError
 from lic_dist.manifest import Manifest, scan
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.parts import encoder_digest, entropy_digest
+from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest
+from lic_dist.models.refine import Refinement
 from lic_dist.quantization.record import QuantizerRecord
 
 Y_STRIDE, Z_STRIDE = 16, 64
@@ -50,6 +51,10 @@ class Job:
     @property
     def cache(self) -> config.Cache:
         return config.need(self.experiment.cache, "cache")
+
+    @property
+    def refinement(self) -> Refinement:
+        return Refinement(self.quantizer.refine, self.parent.spec.lmbda)
 
     @property
     def place(self) -> Place:
@@ -124,6 +129,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
         "shard": cache.shard,
         "batch": cache.batch,
         "store_y": cache.store_y,
+        **refined_identity(parent, config.need(experiment.quantizer, "quantizer").refine),
     }
     return Job(experiment, parent, photos, Plan(crops, geometry, cache.shard, cache.batch, identity))
 
@@ -147,9 +153,25 @@ def model_identity(parent: Checkpoint) -> dict[str, Any]:
     }
 
 
+def refined_identity(parent: Checkpoint, steps: int) -> dict[str, Any]:
+    """What cached latents depend on besides where they were refined; empty where they were not."""
+    digests = {"decoder_sha256": decoder_digest(parent.model), "entropy_sha256": entropy_digest(parent.model)}
+    return {"refined": {"steps": steps, "lmbda": parent.spec.lmbda, **digests}} if steps else {}
+
+
 def group_identity(parent: Checkpoint, record: QuantizerRecord) -> dict[str, Any]:
     """What cached indices depend on besides the latents."""
     return {"record_sha256": record.digest, "entropy_sha256": entropy_digest(parent.model)}
+
+
+def check_refined(cache: LatentCache, steps: int) -> None:
+    """Refuse a cache whose y was refined by another number of steps than a quantizer's. Raises LicError."""
+    stored = cache.identity.get("refined", {}).get("steps", 0)
+    if stored != steps:
+        raise LicError(
+            f"{cache.place} holds y after {stored} steps of refinement, the quantizer asks for {steps}",
+            hint="build a new cache, or set quantizer.refine to what this one has",
+        )
 
 
 def check_encoder(cache: LatentCache, parent: Checkpoint) -> None:

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lic_dist.models.stages import Stage, analyse, dequantize_z, run_stages, to_input
+from lic_dist.models.refine import Refinement, refined, squared_error_gradient
+from lic_dist.models.stages import Stage, analyse, dequantize_z, run_stages, stages, to_input
 from lic_dist.quantization.rates import level_index
 
 
@@ -38,8 +39,12 @@ class View:
 
 
 @torch.no_grad()
-def encode(model: nn.Module, pixels: NDArray[np.uint8], batch: int) -> tuple[Latents, NDArray[np.bool_]]:
+def encode(
+    model: nn.Module, pixels: NDArray[np.uint8], batch: int, refinement: Refinement | None = None
+) -> tuple[Latents, NDArray[np.bool_]]:
     """Run the frozen encoder over uint8 [n, 3, s, s] in batches of a fixed size, the last one padded with zeros.
+
+    A `refinement` moves y after it, for models of one stage.
 
     Returns the latents and which samples overflowed their types (float16 y, int16 z); those are stored as zeros.
     """
@@ -49,7 +54,11 @@ def encode(model: nn.Module, pixels: NDArray[np.uint8], batch: int) -> tuple[Lat
         part = pixels[first : first + batch]
         padded = np.zeros((batch, *pixels.shape[1:]), np.uint8)
         padded[: len(part)] = part
-        y, z = analyse(model, to_input(torch.from_numpy(padded), device))
+        x = to_input(torch.from_numpy(padded), device)
+        y, z = analyse(model, x)
+        if refinement is not None and refinement.steps:
+            stage = next(stages(model, dequantize_z(model, z)))
+            y = refined(model, y, stage, squared_error_gradient(model, x), refinement)
         ys.append(y[: len(part)].cpu().numpy())
         zs.append(z[: len(part)].cpu().numpy())
     y_all, z_all = np.concatenate(ys), np.concatenate(zs)

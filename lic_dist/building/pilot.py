@@ -53,7 +53,7 @@ def _encoded(job: Job, name: str, numbers: range) -> Latents:
             bar.advance(len(chosen))
             if not chosen.any():
                 continue
-            part, overflow = encode(job.parent.model, pixels[first : first + batch][chosen], batch)
+            part, overflow = encode(job.parent.model, pixels[first : first + batch][chosen], batch, job.refinement)
             parts.append(Latents(part.pixels[~overflow], part.y[~overflow], part.z[~overflow]))
     if not parts:
         raise LicError(f"every {name} photo changed or became unreadable since the scan", hint="`lic-dist cache scan`")
@@ -124,6 +124,7 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
         "states": section.states if section.name == "tcq" else 1,
         "lmbda": parent.spec.lmbda,
         "rates": section.rates,
+        "refine": section.refine,
     }
     if section.step != "auto":
         expected["step"] = section.step

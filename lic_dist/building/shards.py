@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from lic_dist import images
 from lic_dist.building.calibrate import z_bits
@@ -32,6 +31,7 @@ from lic_dist.cache.reader import LatentCache
 from lic_dist.errors import LicError
 from lic_dist.images import FAULTS, Crop
 from lic_dist.models import checkpoint
+from lic_dist.models.refine import Refinement
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 
@@ -137,13 +137,16 @@ def make_recaller(target: Target) -> Callable[[Shard], Pixels | None]:
     return target.unless_done(work)
 
 
-def make_encoder(source: str, architecture: str | None, lmbda: float | None, batch: int) -> Callable[[Pixels], Coded]:
-    """The second stage: the frozen encoder and hyper-decoder, float32 without TF32."""
-    model = _load(source, architecture, lmbda)
+def make_encoder(
+    source: str, architecture: str | None, lmbda: float | None, batch: int, refine: int = 0
+) -> Callable[[Pixels], Coded]:
+    """The second stage: the frozen encoder, `refine` steps of its y, and the hyper-decoder; float32 without TF32."""
+    loaded = _load(source, architecture, lmbda)
+    model, refinement = loaded.model, Refinement(refine, loaded.spec.lmbda)
 
     def work(read: Pixels) -> Coded:
         started = time.perf_counter()
-        latents, overflow = encode(model, read.pixels, batch)
+        latents, overflow = encode(model, read.pixels, batch, refinement)
         status = read.status.copy()
         status[overflow & (status == 0)] = FAULTS.index("latents overflow")
         for array in (latents.y, latents.z):  # the pixels are read-only on Ray; `write_shard` zeroes those
@@ -160,7 +163,7 @@ def make_viewer(
     target: Target, source: str, architecture: str | None, lmbda: float | None, batch: int
 ) -> Callable[[Shard], Coded | None]:
     """Instead of the first two stages, for a shard whose y is stored: read it and run the hyper-decoder."""
-    model = _load(source, architecture, lmbda)
+    model = _load(source, architecture, lmbda).model
     cache = LatentCache.open(target.place)
 
     def work(shard: Shard) -> Coded:
@@ -186,12 +189,13 @@ def undisturbed() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = allowed
 
 
-def _load(source: str, architecture: str | None, lmbda: float | None) -> nn.Module:
+def _load(source: str, architecture: str | None, lmbda: float | None) -> checkpoint.Checkpoint:
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    model = checkpoint.load(source, architecture, lmbda).model
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = checkpoint.load(source, architecture, lmbda)
+    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded
 
 
 def make_searcher(target: Target) -> Callable[[Coded], ShardReport]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,10 +26,11 @@ from torch import Tensor, nn
 from lic_dist.codec import rans
 from lic_dist.codec.container import OVERHEAD, Container, check_sides
 from lic_dist.codec.rans import BitstreamError
-from lic_dist.codec.tiles import STRIDE, Grid, analyse, parameters, synthesise
+from lic_dist.codec.tiles import STRIDE, Grid, analyse, parameters, squared_error_gradient, synthesise
 from lic_dist.errors import LicError
 from lic_dist.models.integer import IntegerHyperDecoder
 from lic_dist.models.parts import decoder_digest, entropy_digest
+from lic_dist.models.refine import Refinement, refined
 from lic_dist.models.stages import Stage, dequantize_z, stages, to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import level_index
@@ -115,6 +117,9 @@ class ImageCodec:
         z_lanes = z[0].reshape(z.shape[1], -1).cpu().numpy().astype(np.int16)
         stage = self._stage(z_lanes, grid, self.integer)
         level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
+        if self.record.refine:
+            refinement = Refinement(self.record.refine, self.record.lmbda)
+            y = refined(self.model, y, stage, self._squared_error_gradient(image), refinement)
         k = self.quantizer.quantize(stage.to_lanes(y.float() - stage.means), level)
         y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables)
@@ -218,6 +223,15 @@ class ImageCodec:
         before = first_column + left - columns.start, first_row + top - rows.start
         after = columns.stop - left - last_column, rows.stop - top - last_row
         return torch.nn.functional.pad(x, (before[0], after[0], before[1], after[1]))
+
+    def _squared_error_gradient(self, image: NDArray[np.uint8]) -> Callable[[Tensor], Tensor]:
+        def pixels(rows: slice, columns: slice) -> Tensor:
+            return self._window(image, rows, columns)
+
+        height, width = image.shape[:2]
+        left, _, top, _ = padding(height, width)
+        inside = slice(top, top + height), slice(left, left + width)
+        return lambda y: squared_error_gradient(self.model, y, pixels, inside)
 
     @torch.no_grad()
     def _picture(self, y_hat: Tensor, shape: tuple[int, ...]) -> NDArray[np.uint8]:

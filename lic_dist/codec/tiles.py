@@ -139,5 +139,30 @@ def synthesise(model: nn.Module, y_hat: Tensor) -> Iterator[tuple[slice, slice, 
         yield rows.target, columns.target, x_hat[..., rows.kept, columns.kept]
 
 
+def squared_error_gradient(
+    model: nn.Module, y: Tensor, pixels: Callable[[slice, slice], Tensor], inside: tuple[slice, slice]
+) -> Tensor:
+    """`models.refine.squared_error_gradient` in tiles, of y float32 [1, M, h, w]; pixels as for `analyse`.
+
+    What lies outside of these rows and columns of the padded image is no part of the picture, and no error.
+    """
+    networks: Any = model
+    grid = Grid(*(side // LATENT for side in y.shape[2:]))
+    total = torch.zeros_like(y)
+    for rows, columns in grid.tiles(networks.g_s, LATENT, STRIDE):
+        with torch.enable_grad():
+            part = y[..., rows.source, columns.source].detach().contiguous().requires_grad_(True)
+            error = networks.g_s(part)[..., rows.kept, columns.kept] - pixels(rows.target, columns.target)
+            seen = error[..., _common(rows.target, inside[0]), _common(columns.target, inside[1])]
+            (gradient,) = torch.autograd.grad(seen.square().sum(), part)
+        total[..., rows.source, columns.source] += gradient
+    return total
+
+
+def _common(part: slice, inside: slice) -> slice:
+    """What two slices have in common, counted from the first one's start."""
+    return slice(max(inside.start - part.start, 0), max(min(inside.stop, part.stop) - part.start, 0))
+
+
 def _channels_last(values: Tensor) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last)

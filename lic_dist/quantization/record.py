@@ -41,6 +41,7 @@ class QuantizerRecord:
     trellis       TCQ's state machine; SCALAR for the others
     rounding      xi of the dead zone, up to 1/2
     shift         delta of the reconstruction: levels lie so many steps further from zero than the search has them
+    refine        steps that move y before the search (models/refine.py)
     z_tables      rows are channels of z; a quantizer that codes no z may leave them out
     notes         provenance, plain JSON: standard errors, calibration curve; not part of the digest
 
@@ -57,6 +58,7 @@ class QuantizerRecord:
     trellis: Trellis = SCALAR
     rounding: float = 0.5
     shift: float = 0.0
+    refine: int = 0
     z_tables: CdfTables = _UNIFORM
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -74,6 +76,8 @@ class QuantizerRecord:
             object.__setattr__(self, name, float(getattr(self, name)))
         if not (0 <= self.rounding <= 0.5 and -0.5 < self.shift < 0.5):
             raise ValueError(f"a record has 0 <= rounding <= 1/2, |shift| < 1/2: not {self.rounding}, {self.shift}")
+        if self.refine < 0:
+            raise ValueError(f"refine is a number of steps, not {self.refine}")
         if self.name != "deadzone" and self.rounding != 0.5:
             raise ValueError(f"rounding is the dead zone's, not {self.name}'s")
         weights = np.array(self.weights, np.float32)
@@ -142,6 +146,7 @@ class QuantizerRecord:
                 trellis=_unpack_trellis(_typed(plain, "trellis", dict)),
                 rounding=_typed(plain, "rounding", float),
                 shift=_typed(plain, "shift", float),
+                refine=_typed({"refine": 0, **plain}, "refine", int),
                 z_tables=_unpack_tables(_typed(plain, "z_tables", dict)),
                 notes=_typed(plain, "notes", dict),
             )
@@ -195,6 +200,7 @@ class QuantizerRecord:
             "shift": self.shift,
             "y_tables": tables(self.y_tables),
             "z_tables": tables(self.z_tables),
+            **({"refine": self.refine} if self.refine else {}),  # records without it keep their digests
         }
 
 
