@@ -121,6 +121,24 @@ def test_a_decoder_that_shows_another_picture_is_an_error(
         evaluate(experiment(base, photos, tmp_path / "r.json", "sq"))
 
 
+def test_a_retraining_that_changed_nothing_is_a_point_beside_its_base(
+    base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = checkpoint.load(str(base))
+    same.history.append({"recipe": "decoder", "latents": "quantized"})
+    checkpoint.save(same, tmp_path / "same.pth.tar")
+    both, alone = (experiment(base, photos, tmp_path / "r.json", "sq") for _ in range(2))
+    section = config.need(both.evaluate, "evaluate")
+    section = section.model_copy(update={"checkpoints": (str(base), str(tmp_path / "same.pth.tar"))})
+    both = both.model_copy(update={"evaluate": section})
+    points = read_points(evaluate(both))
+    assert [point.arm for point in points] == ["base", "decoder"] and points[0].model == points[1].model
+    assert points[0].figures == points[1].figures
+    monkeypatch.setattr(running, "_measured_row", None)
+    for one in (alone, both):
+        assert {point.arm for point in read_points(evaluate(one))} == {"base", "decoder"}
+
+
 def test_short_names() -> None:
     assert short_name("sq") == "sq"
     assert short_name("runs/a.zarr/quantized/tcq8") == short_name("runs/a.zarr/quantized/tcq8/record.json") == "tcq8"

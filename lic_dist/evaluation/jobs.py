@@ -83,7 +83,8 @@ class Task:
             for one in _matching(pattern):
                 wanted[one] = (*wanted.get(one, ()), *quantizers)
         named = [job for one, quantizers in wanted.items() for job in _jobs(one, quantizers, experiment)]
-        jobs = list({(job.quantizer, job.record, job.model): job for job in named}.values())
+        # a retraining that bettered nothing leaves its base's tensors: a point of its own all the same
+        jobs = list({(job.quantizer, job.record, job.model, job.arm): job for job in named}.values())
         if not jobs:
             raise UsageError("nothing to evaluate: no checkpoint carries a quantizer", hint="name evaluate.quantizers")
         return cls(experiment, tuple(jobs), section.images, tuple(names), pictures)
@@ -99,8 +100,12 @@ class Task:
 
     def others(self, points: Sequence[P]) -> list[P]:
         """The points of a result file that are none of the jobs', by what they are called or by what they are."""
-        keys = {self.key(job) for job in self.jobs}
-        return [one for one in points if (one.checkpoint, one.quantizer) not in self.named and Key.of(one) not in keys]
+        keys = {(self.key(job), job.arm) for job in self.jobs}
+        return [
+            one
+            for one in points
+            if (one.checkpoint, one.quantizer) not in self.named and (Key.of(one), one.arm) not in keys
+        ]
 
     @property
     def named(self) -> frozenset[tuple[str, str]]:
