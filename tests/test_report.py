@@ -140,6 +140,11 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LicError, match="cannot write"):
         report(files, ["base sq"], tmp_path / "file")
+    (found,) = report(files, ["base sq"], tmp_path / "out", ["s*t", "base sq"])
+    assert [one.name for one in found.comparisons] == ["short"]
+    assert "tcq8" not in (tmp_path / "out/results.md").read_text()
+    with pytest.raises(UsageError, match=r"no curve matches 'tcq8'"):
+        report(files, ["base sq"], tmp_path / "out", ["tcq8"])
 
 
 def test_the_command_takes_several_anchors(tmp_path: Path) -> None:

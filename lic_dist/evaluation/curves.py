@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import filter as filter_names
 from pathlib import Path
 
 from lic_dist.errors import UsageError
@@ -37,6 +38,19 @@ class Collection:
                 return names[name]
         known = ", ".join(curve.name for curve in self.curves)
         raise UsageError(f"no curve is named {name!r}", hint=f"there are {known}")
+
+    def only(self, patterns: Sequence[str], anchors: Sequence[str]) -> Collection:
+        """The curves whose short names match one of the patterns, and those of these names.
+
+        Raises:
+            UsageError: a pattern matches none.
+        """
+        names = [curve.name for curve in self.curves]
+        for pattern in patterns:
+            if not filter_names(names, pattern):
+                raise UsageError(f"no curve matches {pattern!r}", hint=f"there are {', '.join(names)}")
+        kept = {*anchors, *(name for pattern in patterns for name in filter_names(names, pattern))}
+        return replace(self, curves=tuple(curve for curve in self.curves if curve.name in kept))
 
 
 @dataclass(frozen=True)

@@ -34,19 +34,22 @@ from lic_dist.evaluation.shown import collect_pictures
 from lic_dist.evaluation.styles import styles
 
 
-def report(files: Sequence[Path], anchors: Sequence[str], out: Path) -> list[Against]:
+def report(files: Sequence[Path], anchors: Sequence[str], out: Path, only: Sequence[str] = ()) -> list[Against]:
     """Compare all curves of result files with each anchor: tables on the terminal, report.html, results.md and plots.
 
     Where models were retrained, the grids of quantizers and arms besides.
-    `anchors` are names of curves, whole or as short as the report has them; the first is black in the plots.
+    `anchors` are names of curves, whole or as short as the report has them; the first is black in the plots. `only` are
+    patterns of short names: curves that match none are left out, unless they are anchors.
 
     Raises:
         LicError: a file that is no result file, or a folder that cannot be written.
-        UsageError: no curve of that name.
+        UsageError: no curve of that name or pattern.
     """
     collection = collect(files)
-    curves = collection.curves
     chosen = list(dict.fromkeys(collection.named(name).name for name in anchors))
+    if only:
+        collection = collection.only(only, chosen)
+    curves = collection.curves
     of = Comparisons().of
     tables = [against(collection.named(name), curves, of) for name in chosen]
     grids = grids_of(curves, of)
