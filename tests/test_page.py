@@ -51,6 +51,7 @@ def write_results(folder: Path, quantizer: str = "tcq8", image: str = "1.png") -
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     report([write_results(folder / "results")], ["sq"], folder)
+    assert sorted(path.name for path in folder.glob("pictures-*.png")) == ["pictures-0.png", "pictures-1.png"]
     return folder / "report.html"
 
 

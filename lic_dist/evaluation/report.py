@@ -30,14 +30,15 @@ from lic_dist.evaluation.rows import (
     grid_title,
     lettered,
 )
-from lic_dist.evaluation.shown import collect_pictures
+from lic_dist.evaluation.shown import collect_pictures, write_sheets
 from lic_dist.evaluation.styles import styles
 
 
 def report(files: Sequence[Path], anchors: Sequence[str], out: Path, only: Sequence[str] = ()) -> list[Against]:
     """Compare all curves of result files with each anchor: tables on the terminal, report.html, results.md and plots.
 
-    Where models were retrained, the grids of quantizers and arms besides.
+    Where models were retrained, the grids of quantizers and arms besides; where pictures were kept, sheets of the first
+    anchor and the best curves beside the original.
     `anchors` are names of curves, whole or as short as the report has them; the first is black in the plots. `only` are
     patterns of short names: curves that match none are left out, unless they are anchors.
 
@@ -73,6 +74,7 @@ def report(files: Sequence[Path], anchors: Sequence[str], out: Path, only: Seque
         raise LicError(f"cannot write {out}: {error.strerror}") from None
     for chart in drawn:
         write_png(chart, looks, out / f"{chart.name}.png")
+    write_sheets(collection, [chosen[0], *leading], out)
     write_whole(out / "results.md", markdown(tables, grids, found, drawn, curves).encode())
     text = page(tables, grids, found, drawn, curves, looks, shown).encode()
     write_whole(out / "report.html", text)

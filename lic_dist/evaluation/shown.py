@@ -17,7 +17,8 @@ from lic_dist import images
 from lic_dist.errors import LicError
 from lic_dist.evaluation.comparison import detailed_lambda
 from lic_dist.evaluation.curves import Collection, plain
-from lic_dist.evaluation.plots import busiest_window
+from lic_dist.evaluation.jobs import file_safe
+from lic_dist.evaluation.plots import Picture, busiest_window, comparison_sheet
 from lic_dist.evaluation.results import Curve, ImageResult, Point
 from lic_dist.evaluation.styles import Styles
 
@@ -83,6 +84,23 @@ def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]
         "images": entries,
     }
     return Shown(data, _note(len(entries), len(by_image), missing, entries))
+
+
+def write_sheets(collection: Collection, names: Sequence[str], out: Path) -> None:
+    """pictures-<image>.png in `out` for each image with kept pictures: the original, and these curves at one lambda."""
+    middle = detailed_lambda(collection.curves, "shown")
+    by_image: dict[tuple[str, str], list[_Decoded]] = {}
+    for name in dict.fromkeys(names):
+        for one in _decoded(collection.named(name), collection):
+            if one.point.lmbda == middle:
+                by_image.setdefault((one.row.image, one.point.pictures), []).append(one)
+    for (image, _), found in by_image.items():
+        original = _original(image, found, collection)
+        read = [(one, _read(one.path)) for one in found]
+        sheet = [Picture(one.curve, _figures(one), pixels) for one, pixels in read if pixels is not None]
+        if original is not None and all(one.pixels.shape == original.shape for one in sheet):
+            first = Picture("original", plain(image), original)
+            comparison_sheet([first, *sheet], out / f"pictures-{file_safe(Path(image).stem)}.png")
 
 
 def _note(shown: int, images_: int, missing: int, entries: Sequence[dict[str, Any]]) -> str:
