@@ -7,7 +7,7 @@ rates share one cache, quantizers one store, with a group for each.
 
     train.out        train, images
     cache.path       model, images, cache; train where the model lies in train.out; quantizer where y is not kept, from
-                     which a second group would be searched
+                     which a second group would be searched; quantizer.refine, or quantizers that differ in it
     quantizer.group  quantizer
     finetune.out     all but evaluate, report, engine
     evaluate.out     all but report, engine
@@ -90,9 +90,16 @@ def _combinations(document: dict[str, Any], where: str) -> list[Experiment]:
                 if isinstance(section := one.get(key), dict):
                     value = section | value
             config.set_key(one, key, value)
-        combinations.append(config.parse(_renamed(one, dict(zip(keys, chosen, strict=True)), given), where))
+        renamed = _renamed(one, dict(zip(keys, chosen, strict=True)), given, _refining(sweep))
+        combinations.append(config.parse(renamed, where))
     _refuse_clashes(combinations)
     return combinations
+
+
+def _refining(sweep: dict[str, Any]) -> set[str]:
+    """The keys of a sweep that move the y of a store."""
+    steps = {one.get("refine", 0) for one in sweep.get("quantizer", []) if isinstance(one, dict)}
+    return {"quantizer.refine", "quantizer"} if len(steps) > 1 else {"quantizer.refine"}
 
 
 def _refuse_clashes(combinations: Sequence[Experiment]) -> None:
@@ -109,11 +116,11 @@ def _refuse_clashes(combinations: Sequence[Experiment]) -> None:
             )
 
 
-def _renamed(document: dict[str, Any], labels: dict[str, str], swept: set[str]) -> dict[str, Any]:
+def _renamed(document: dict[str, Any], labels: dict[str, str], swept: set[str], refining: set[str]) -> dict[str, Any]:
     """A combination with its suffixes; `labels` are those of its values by key, `swept` all keys that these set."""
     was: dict[str, str] = {}
     now: dict[str, str] = {}
-    for path, sections in _dependences(document).items():
+    for path, sections in _dependences(document, refining).items():
         section, name = path.split(".")
         part = document.get(section)
         if not isinstance(part, dict):
@@ -122,7 +129,11 @@ def _renamed(document: dict[str, Any], labels: dict[str, str], swept: set[str]) 
         if path in DEFAULTS:
             part.setdefault(name, DEFAULTS[path])
         if isinstance(part.get(name), str):
-            chosen = [label for key, label in labels.items() if key.split(".")[0] in sections and key not in given]
+            chosen = [
+                label
+                for key, label in labels.items()
+                if not sections.isdisjoint((key, key.split(".")[0])) and key not in given
+            ]
             was[path] = part[name].rstrip("/")
             now[path] = "-".join([was[path], *chosen]) if path == GROUP else _suffixed(was[path], chosen)
     moved = _moved(was, now)
@@ -136,9 +147,9 @@ def _renamed(document: dict[str, Any], labels: dict[str, str], swept: set[str]) 
     return {**renamed, "name": "-".join([str(document.get("name", "experiment")), *suffix])}
 
 
-def _dependences(document: dict[str, Any]) -> dict[str, frozenset[str]]:
-    """The sections that each path that is written, and the group's name, depend on."""
-    store = {"model", "images", "cache"}
+def _dependences(document: dict[str, Any], refining: set[str]) -> dict[str, frozenset[str]]:
+    """The sections, or keys, that each path that is written, and the group's name, depend on."""
+    store = {"model", "images", "cache", *refining}
     if _lies_in(_get(document, "model.checkpoint"), _get(document, "train.out") or DEFAULTS["train.out"]):
         store |= {"train"}
     if _get(document, "cache.store_y") is False:

@@ -49,6 +49,7 @@ def places(one: Experiment) -> list[str]:
         ("model.lmbda", 3, ["runs/p", "runs/p/x-3.zarr", "tcq8", "runs/p/finetuned-3", "runs/p/kodak-3.json"]),
         ("cache.shard", 3, ["runs/p", "runs/p/x-3.zarr", "tcq8", "runs/p/finetuned-3", "runs/p/kodak-3.json"]),
         ("quantizer.step", 3, ["runs/p", "runs/p/x.zarr", "tcq8-3", "runs/p/finetuned-3", "runs/p/kodak-3.json"]),
+        ("quantizer.refine", 3, ["runs/p", "runs/p/x-3.zarr", "tcq8-3", "runs/p/finetuned-3", "runs/p/kodak-3.json"]),
         ("finetune.lr", 3, ["runs/p", "runs/p/x.zarr", "tcq8", "runs/p/finetuned-3", "runs/p/kodak-3.json"]),
         ("evaluate.images", "3", ["runs/p", "runs/p/x.zarr", "tcq8", "runs/p/finetuned", "runs/p/kodak-3.json"]),
         ("engine.encoders", 3, ["runs/p", "runs/p/x.zarr", "tcq8", "runs/p/finetuned", "runs/p/kodak.json"]),
@@ -156,6 +157,14 @@ def test_a_store_without_y_holds_one_quantizer(tmp_path: Path) -> None:
     sweep = {"quantizer.states": [4], "finetune.lr": [3]}
     (one,) = expanded(tmp_path, sweep, cache={"path": "x.zarr", "store_y": False})
     assert places(one)[1:3] == ["x-4.zarr", "tcq8-4"]
+
+
+def test_quantizers_of_refined_and_other_latents_have_stores_of_their_own(tmp_path: Path) -> None:
+    plain, more, refined = {"group": "a"}, {"group": "b", "states": 4}, {"group": "c", "refine": 8}
+    stores = [places(one)[1] for one in expanded(tmp_path, {"quantizer": [plain, more, refined]})]
+    assert len(set(stores)) == 3
+    assert len({places(one)[1] for one in expanded(tmp_path, {"quantizer": [plain, more]})}) == 1
+    assert len({places(one)[1] for one in expanded(tmp_path, {"quantizer": [refined, {**refined, "group": "d"}]})}) == 1
 
 
 def test_one_group_of_two_quantizers_is_refused(tmp_path: Path) -> None:
