@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lic_dist.building.build import build, requantize
+from lic_dist.building.job import prepare
 from lic_dist.building.latents import encode
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec import tiles
@@ -91,7 +92,7 @@ def test_the_gradient_in_tiles_is_the_whole_images_without_its_padding(
     error = (loaded.model.g_s(part) - x)[..., inside[0], inside[1]]
     (whole,) = torch.autograd.grad(error.square().sum(), part)
     monkeypatch.setattr(tiles, "TILE", 128)
-    found = tiles.squared_error_gradient(loaded.model, y, lambda rows, columns: x[..., rows, columns], inside)
+    found = tiles.squared_error_gradient(loaded.model, lambda rows, columns: x[..., rows, columns], inside, y)
     assert torch.allclose(found, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
 
 
@@ -124,6 +125,9 @@ def test_a_refined_store_knows_its_steps_and_its_whole_model(base: Path, photos:
         requantize(experiment(base, photos, store, quantizer={**asked, "refine": 3, "group": "more"}))
     requantize(experiment(base, photos, store, quantizer={**asked, "name": "rdoq", "group": "rdoq"}))
     assert len(cache.written("rdoq")) == cache.num_shards
+
+    no_quantizer = experiment(base, photos, plain).model_copy(update={"quantizer": None})
+    assert prepare(no_quantizer).plan.fingerprint == LatentCache.open(plain).fingerprint  # a repair needs none
 
     other_decoder = checkpoint.load(str(base))
     with torch.no_grad():

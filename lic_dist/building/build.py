@@ -22,6 +22,7 @@ from lic_dist.building.job import (
     place,
     prepare,
     provenance,
+    refine_of,
 )
 from lic_dist.building.pilot import adapt, calibration_samples, found_record, record_beside
 from lic_dist.building.shards import (
@@ -254,7 +255,7 @@ def _requantizing(experiment: config.Experiment, group: str, record: QuantizerRe
 
 def _encoder(experiment: config.Experiment, batch: int) -> Stage:
     engine = experiment.engine
-    made = partial(make_encoder, *_model(experiment), batch, config.need(experiment.quantizer, "quantizer").refine)
+    made = partial(make_encoder, *_model(experiment), batch, refine_of(experiment))
     return Stage("encode", made, engine.encoders, engine.gpus_per_encoder)
 
 

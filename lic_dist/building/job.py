@@ -54,7 +54,7 @@ class Job:
 
     @property
     def refinement(self) -> Refinement:
-        return Refinement(self.quantizer.refine, self.parent.spec.lmbda)
+        return Refinement(refine_of(self.experiment), self.parent.spec.lmbda)
 
     @property
     def place(self) -> Place:
@@ -129,7 +129,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
         "shard": cache.shard,
         "batch": cache.batch,
         "store_y": cache.store_y,
-        **refined_identity(parent, config.need(experiment.quantizer, "quantizer").refine),
+        **refined_identity(parent, refine_of(experiment)),
     }
     return Job(experiment, parent, photos, Plan(crops, geometry, cache.shard, cache.batch, identity))
 
@@ -153,10 +153,17 @@ def model_identity(parent: Checkpoint) -> dict[str, Any]:
     }
 
 
+def refine_of(experiment: config.Experiment) -> int:
+    """The steps by which the experiment moves y; a repair needs no quantizer, and moves none."""
+    return experiment.quantizer.refine if experiment.quantizer else 0
+
+
 def refined_identity(parent: Checkpoint, steps: int) -> dict[str, Any]:
     """What cached latents depend on besides where they were refined; empty where they were not."""
+    if not steps:
+        return {}
     digests = {"decoder_sha256": decoder_digest(parent.model), "entropy_sha256": entropy_digest(parent.model)}
-    return {"refined": {"steps": steps, "lmbda": parent.spec.lmbda, **digests}} if steps else {}
+    return {"refined": {"steps": steps, "lmbda": parent.spec.lmbda, **digests}}
 
 
 def group_identity(parent: Checkpoint, record: QuantizerRecord) -> dict[str, Any]:

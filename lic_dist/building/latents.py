@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def encode(
         y, z = analyse(model, x)
         if refinement is not None and refinement.steps:
             stage = next(stages(model, dequantize_z(model, z)))
-            y = refined(model, y, stage, squared_error_gradient(model, x), refinement)
+            y = refined(model, y, stage, partial(squared_error_gradient, model, x), refinement)
         ys.append(y[: len(part)].cpu().numpy())
         zs.append(z[: len(part)].cpu().numpy())
     y_all, z_all = np.concatenate(ys), np.concatenate(zs)

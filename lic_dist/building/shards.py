@@ -138,7 +138,7 @@ def make_recaller(target: Target) -> Callable[[Shard], Pixels | None]:
 
 
 def make_encoder(
-    source: str, architecture: str | None, lmbda: float | None, batch: int, refine: int = 0
+    source: str, architecture: str | None, lmbda: float | None, batch: int, refine: int
 ) -> Callable[[Pixels], Coded]:
     """The second stage: the frozen encoder, `refine` steps of its y, and the hyper-decoder; float32 without TF32."""
     loaded = _load(source, architecture, lmbda)

@@ -13,9 +13,8 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from lic_dist.errors import LicError
 from lic_dist.models.integer import IntegerHyperDecoder
 from lic_dist.models.parts import decoder_digest, entropy_digest
 from lic_dist.models.refine import Refinement, refined
-from lic_dist.models.stages import Stage, dequantize_z, stages, to_input
+from lic_dist.models.stages import Stage, dequantize_z, gaussian_likelihoods, stages, to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
@@ -111,7 +110,8 @@ class ImageCodec:
         height, width = image.shape[:2]
         check_sides(height, width)
         grid = Grid.of(height, width)
-        y, z = analyse(self.model, grid, lambda rows, columns: self._window(image, rows, columns))
+        pixels = partial(self._window, image)
+        y, z = analyse(self.model, grid, pixels)
         if int(z.max()) > 32767 or int(z.min()) < -32767 or not bool(torch.isfinite(y).all()):
             raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
         z_lanes = z[0].reshape(z.shape[1], -1).cpu().numpy().astype(np.int16)
@@ -119,7 +119,10 @@ class ImageCodec:
         level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
         if self.record.refine:
             refinement = Refinement(self.record.refine, self.record.lmbda)
-            y = refined(self.model, y, stage, self._squared_error_gradient(image), refinement)
+            left, _, top, _ = padding(height, width)
+            inside = slice(top, top + height), slice(left, left + width)
+            gradient = partial(squared_error_gradient, self.model, pixels, inside)
+            y = refined(self.model, y, stage, gradient, refinement)
         k = self.quantizer.quantize(stage.to_lanes(y.float() - stage.means), level)
         y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables)
@@ -193,8 +196,7 @@ class ImageCodec:
         stage = self._stage(encoded.z, grid, self.integer)
         z_hat = dequantize_z(model, self._z(encoded.z, grid))
         _, of_z = model.entropy_bottleneck(z_hat, training=False)
-        gaussian = model.gaussian_conditional
-        of_y = gaussian.likelihood_lower_bound(gaussian._likelihood(encoded.y_hat, stage.scales, stage.means))
+        of_y = gaussian_likelihoods(model, encoded.y_hat, stage)
         return -float(of_z.double().log2().sum() + of_y.double().log2().sum())
 
     def _z(self, z_lanes: NDArray[np.int16], grid: Grid) -> Tensor:
@@ -223,15 +225,6 @@ class ImageCodec:
         before = first_column + left - columns.start, first_row + top - rows.start
         after = columns.stop - left - last_column, rows.stop - top - last_row
         return torch.nn.functional.pad(x, (before[0], after[0], before[1], after[1]))
-
-    def _squared_error_gradient(self, image: NDArray[np.uint8]) -> Callable[[Tensor], Tensor]:
-        def pixels(rows: slice, columns: slice) -> Tensor:
-            return self._window(image, rows, columns)
-
-        height, width = image.shape[:2]
-        left, _, top, _ = padding(height, width)
-        inside = slice(top, top + height), slice(left, left + width)
-        return lambda y: squared_error_gradient(self.model, y, pixels, inside)
 
     @torch.no_grad()
     def _picture(self, y_hat: Tensor, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lic_dist.models.refine import gradient_at
 from lic_dist.models.stages import Stage, rounded_z
 
 TILE = 1024  # pixels a side, a multiple of STRIDE
@@ -140,7 +141,7 @@ def synthesise(model: nn.Module, y_hat: Tensor) -> Iterator[tuple[slice, slice, 
 
 
 def squared_error_gradient(
-    model: nn.Module, y: Tensor, pixels: Callable[[slice, slice], Tensor], inside: tuple[slice, slice]
+    model: nn.Module, pixels: Callable[[slice, slice], Tensor], inside: tuple[slice, slice], y: Tensor
 ) -> Tensor:
     """`models.refine.squared_error_gradient` in tiles, of y float32 [1, M, h, w]; pixels as for `analyse`.
 
@@ -150,12 +151,14 @@ def squared_error_gradient(
     grid = Grid(*(side // LATENT for side in y.shape[2:]))
     total = torch.zeros_like(y)
     for rows, columns in grid.tiles(networks.g_s, LATENT, STRIDE):
-        with torch.enable_grad():
-            part = y[..., rows.source, columns.source].detach().contiguous().requires_grad_(True)
+        seen = (..., _common(rows.target, inside[0]), _common(columns.target, inside[1]))
+
+        def squared_error(part: Tensor, rows: Span = rows, columns: Span = columns, seen: Any = seen) -> Tensor:
             error = networks.g_s(part)[..., rows.kept, columns.kept] - pixels(rows.target, columns.target)
-            seen = error[..., _common(rows.target, inside[0]), _common(columns.target, inside[1])]
-            (gradient,) = torch.autograd.grad(seen.square().sum(), part)
-        total[..., rows.source, columns.source] += gradient
+            return error[seen].square().sum()
+
+        source = (..., rows.source, columns.source)
+        total[source] += gradient_at(y[source].contiguous(), squared_error)
     return total
 
 

@@ -54,10 +54,7 @@ def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]
     `first` names the curves to begin with, beside the original. Only files under the folder of their result file are
     read. A picture that is absent, or of another size, is left out.
     """
-    by_image: dict[tuple[str, str], list[_Decoded]] = {}  # pictures of one name may be of several sets
-    for curve in sorted(collection.curves, key=lambda curve: looks[curve.name].series):
-        for decoded in _decoded(curve, collection):
-            by_image.setdefault((decoded.row.image, decoded.point.pictures), []).append(decoded)
+    by_image = _by_image(sorted(collection.curves, key=lambda curve: looks[curve.name].series), collection)
     if not by_image:
         return None
     arms = list(dict.fromkeys(one.curve for found in by_image.values() for one in found))
@@ -89,16 +86,12 @@ def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]
 def write_sheets(collection: Collection, names: Sequence[str], out: Path) -> None:
     """pictures-<image>.png in `out` for each image with kept pictures: the original, and these curves at one lambda."""
     middle = detailed_lambda(collection.curves, "shown")
-    by_image: dict[tuple[str, str], list[_Decoded]] = {}
-    for name in dict.fromkeys(names):
-        for one in _decoded(collection.named(name), collection):
-            if one.point.lmbda == middle:
-                by_image.setdefault((one.row.image, one.point.pictures), []).append(one)
-    for (image, _), found in by_image.items():
+    for (image, _), kept in _by_image([collection.named(name) for name in dict.fromkeys(names)], collection).items():
+        found = [one for one in kept if one.point.lmbda == middle]
         original = _original(image, found, collection)
         read = [(one, _read(one.path)) for one in found]
         sheet = [Picture(one.curve, _figures(one), pixels) for one, pixels in read if pixels is not None]
-        if original is not None and all(one.pixels.shape == original.shape for one in sheet):
+        if sheet and original is not None and all(one.pixels.shape == original.shape for one in sheet):
             first = Picture("original", plain(image), original)
             comparison_sheet([first, *sheet], out / f"pictures-{file_safe(Path(image).stem)}.png")
 
@@ -112,6 +105,15 @@ def _note(shown: int, images_: int, missing: int, entries: Sequence[dict[str, An
     if missing:
         said.append(f"{missing} kept pictures are absent or of another size")
     return "; ".join(said)
+
+
+def _by_image(curves: Sequence[Curve], collection: Collection) -> dict[tuple[str, str], list[_Decoded]]:
+    """Decoded pictures by image and set of pictures: pictures of one name may be of several sets."""
+    found: dict[tuple[str, str], list[_Decoded]] = {}
+    for curve in curves:
+        for decoded in _decoded(curve, collection):
+            found.setdefault((decoded.row.image, decoded.point.pictures), []).append(decoded)
+    return found
 
 
 def _decoded(curve: Curve, collection: Collection) -> Iterator[_Decoded]:

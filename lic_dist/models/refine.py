@@ -9,15 +9,13 @@ reads the same kind of file, and needs no more time. What a step costs is one pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lic_dist.models.stages import Stage
+from lic_dist.models.stages import Stage, bits_of, gaussian_likelihoods
 
 # Of Adam, in units of y, falling to zero in a line: chosen on training crops, for few steps (little momentum).
 RATE, BETAS = 0.15, (0.7, 0.99)
@@ -31,16 +29,16 @@ class Refinement:
     lmbda: float
 
 
-def squared_error_gradient(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The gradient, in y, of the squared error of g_s(y) against x, summed over pixels and colours of each image."""
+def gradient_at(y: Tensor, cost: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient of a cost, a scalar, at y, also where gradients are off; those of parameters are not made."""
+    with torch.enable_grad():
+        y = y.detach().requires_grad_(True)
+        return torch.autograd.grad(cost(y), y)[0]
 
-    def gradient(y: Tensor) -> Tensor:
-        with torch.enable_grad():
-            y = y.detach().requires_grad_(True)
-            error = (model.g_s(y) - x).square().sum()  # type: ignore[operator]
-        return torch.autograd.grad(error, y)[0]
 
-    return gradient
+def squared_error_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient, in y, of the squared error of g_s(y) against x, summed over images, pixels and colours."""
+    return gradient_at(y, lambda y: (model.g_s(y) - x).square().sum())  # type: ignore[operator]
 
 
 def refined(
@@ -49,22 +47,14 @@ def refined(
     """y after the steps, float16 [B, M, h, w] as y is; each image for itself.
 
     The rate is the model's Gaussian likelihood of y itself, as if coded with step 1; `gradient` is that of the squared
-    error, as `squared_error_gradient` has it.
+    error, as `squared_error_gradient` has it of its last argument.
     """
     price = refinement.lmbda * 255**2 / 3  # of a unit of squared error, in bits
     moved = y.detach().float().clone()
     optimizer = torch.optim.Adam([moved], lr=RATE, betas=BETAS)
     for step in range(refinement.steps):
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / refinement.steps)
-        moved.grad = price * gradient(moved) + _rate_gradient(model, moved, stage)
+        rate = gradient_at(moved, lambda y: bits_of(gaussian_likelihoods(model, y, stage)))
+        moved.grad = price * gradient(moved) + rate
         optimizer.step()
     return moved.half()
-
-
-def _rate_gradient(model: nn.Module, y: Tensor, stage: Stage) -> Tensor:
-    gaussian: Any = model.gaussian_conditional
-    with torch.enable_grad():
-        y = y.detach().requires_grad_(True)
-        likelihoods = gaussian.likelihood_lower_bound(gaussian._likelihood(y, stage.scales, stage.means))
-        bits = likelihoods.log().sum() / -math.log(2)
-    return torch.autograd.grad(bits, y)[0]

@@ -8,6 +8,7 @@ sent each stage's y_hat before it yields the next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,18 @@ def gaussians(parameters: Tensor, M: int) -> Stage:
         return Stage(torch.zeros_like(parameters), parameters)
     scales, means = parameters.chunk(2, 1)
     return Stage(means, scales)
+
+
+def gaussian_likelihoods(model: nn.Module, y: Tensor, stage: Stage) -> Tensor:
+    """CompressAI's likelihood of each element of y, with cells of step 1 about it, from its lower bound up."""
+    gaussian: Any = model.gaussian_conditional
+    likelihoods: Tensor = gaussian.likelihood_lower_bound(gaussian._likelihood(y, stage.scales, stage.means))
+    return likelihoods
+
+
+def bits_of(likelihoods: Tensor) -> Tensor:
+    """Sum of -log2 of likelihoods."""
+    return likelihoods.log().sum() / -math.log(2)
 
 
 def run_stages(model: nn.Module, z_hat: Tensor, serve: Callable[[Stage], Tensor]) -> Tensor:

@@ -22,12 +22,12 @@ from lic_dist.manifest import scan
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.stages import gaussians, hyper_analyse, to_input
+from lic_dist.models.stages import bits_of, gaussians, hyper_analyse, to_input
 from lic_dist.training import photos as photo_crops
 from lic_dist.training.course import Course, Trained
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks, ranks
-from lic_dist.training.loss import Figures, bits_of, held_out_figures
+from lic_dist.training.loss import Figures, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
 from lic_dist.training.states import finished
 

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.config import Finetune
-from lic_dist.models.stages import Stage, dequantize_z, gaussians, run_stages
+from lic_dist.models.stages import Stage, bits_of, dequantize_z, gaussian_likelihoods, gaussians, run_stages
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.training.loss import bits_of
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch
 
@@ -120,6 +119,4 @@ class Decoding(nn.Module):
         return torch.round(y - means) + means, self._gaussian_bits(y + batch.noise, stage)
 
     def _gaussian_bits(self, y_hat: Tensor, stage: Stage) -> Tensor:
-        gaussian: Any = self.model.gaussian_conditional  # type: ignore[union-attr]
-        likelihoods = gaussian._likelihood(y_hat, stage.scales, stage.means)
-        return bits_of(gaussian.likelihood_lower_bound(likelihoods))
+        return bits_of(gaussian_likelihoods(self.model, y_hat, stage))

@@ -15,11 +15,6 @@ from lic_dist.training.distributed import Ranks
 P = TypeVar("P")
 
 
-def bits_of(likelihoods: Tensor) -> Tensor:
-    """Sum of -log2 of likelihoods."""
-    return likelihoods.log().sum() / -math.log(2)
-
-
 def psnr(mse: float) -> float:
     """dB from the mean squared error of [0, 1] pixels."""
     return -10 * math.log10(max(mse, 1e-12))
