@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests import stores
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -79,3 +82,29 @@ def base(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         N=8, M=12, lmbda=0.05, steps=150, batch=4, crop=64, lr=2e-3, warmup=20, quantile_steps=600, out=out
     )
     return train(section, config.Images(path=photos, held_out="valid"))
+
+
+@pytest.fixture()
+def built(tmp_path: Path) -> Path:
+    """A synthetic store of ten samples in three shards, the sixth sample faulty."""
+    stores.create(tmp_path / "a.zarr", stores.make_plan())
+    stores.build(tmp_path / "a.zarr", stores.make_plan())
+    return tmp_path / "a.zarr"
+
+
+@pytest.fixture(scope="session")
+def made(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of `photos` by `base`: 24 samples in three shards, group tcq8. Not to be changed: see `mine`."""
+    from lic_dist.building.build import build
+
+    path = tmp_path_factory.mktemp("made") / "a.zarr"
+    build(stores.experiment(base, photos, path, quantizer=stores.FIXED))
+    return path
+
+
+@pytest.fixture()
+def mine(made: Path, tmp_path: Path) -> Path:
+    """A copy of the store, with the manifest that lies beside it."""
+    shutil.copytree(made, tmp_path / "a.zarr")
+    shutil.copy(made.parent / "a.manifest.parquet", tmp_path)
+    return tmp_path / "a.zarr"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -29,19 +28,7 @@ from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.adaptation import adapted as adapted_records
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
-
-
-def experiment(base: Path, photos: Path, store: Path, **changes: dict) -> config.Experiment:
-    document: dict = {
-        "model": {"checkpoint": str(base)},
-        "images": {"path": str(photos), "crop": 64, "variations": 3, "held_out": "valid"},
-        "quantizer": {"name": "tcq", "states": 8, "pilot": 8, "calibration": 4, "group": "tcq8"},
-        "cache": {"path": str(store), "shard": 8, "batch": 4},
-        "engine": {"name": "local"},
-    }
-    for name, section in changes.items():
-        document[name] = {**document[name], **section}
-    return config.Experiment.model_validate(document)
+from tests.stores import contents, experiment
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +37,6 @@ def store(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
     report = build(experiment(base, photos, path))
     assert (report.samples, report.shards_built, report.shards, report.faults) == (24, 3, 3, {})
     return path
-
-
-def objects(store: Path) -> dict[str, str]:
-    """The digest of every array object, and of the identity."""
-    found = {
-        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(store.rglob("c/**/*"))
-        if path.is_file()
-    }
-    cache = LatentCache.open(store)
-    return {
-        **found,
-        "identity": cache.fingerprint,
-        "record": hashlib.sha256(cache.record_json("tcq8").encode()).hexdigest(),
-    }
 
 
 def test_the_store_holds_what_the_model_says(store: Path, base: Path, photos: Path) -> None:
@@ -112,7 +84,7 @@ def test_a_build_cut_short_and_resumed_has_the_same_bytes(
         build(experiment(base, photos, path))
     monkeypatch.setattr("lic_dist.cache.store.write_shard", written)
     assert build(experiment(base, photos, path)).shards_built == 2
-    assert objects(path) == objects(store)
+    assert contents(path) == contents(store)
 
 
 @pytest.mark.slow
@@ -120,7 +92,7 @@ def test_ray_writes_the_same_bytes(store: Path, base: Path, photos: Path, tmp_pa
     path = tmp_path / "ray.zarr"
     workers = {"name": "ray", "encoders": 1, "searchers": 2, "num_cpus": 2}
     assert build(experiment(base, photos, path, engine=workers)).shards_built == 3
-    assert objects(path) == objects(store)
+    assert contents(path) == contents(store)
 
 
 def test_a_second_quantizer_is_added_from_stored_latents(
@@ -137,7 +109,7 @@ def test_a_second_quantizer_is_added_from_stored_latents(
     cache = LatentCache.open(path)
     assert cache.groups == ("sq-adapted", "tcq8")
     sq, tcq = (cache.load((f"quantized/{group}/bits",))[f"quantized/{group}/bits"].sum() for group in cache.groups)
-    assert sq != tcq and objects(store).items() <= objects(path).items()
+    assert sq != tcq and contents(store).items() <= contents(path).items()
 
 
 def test_a_store_of_another_identity_is_refused_by_field(store: Path, base: Path, photos: Path) -> None:
@@ -170,7 +142,7 @@ def test_a_shard_whose_latents_were_forgotten_is_built_again(
     shutil.copytree(store, path)
     building.store.forget(path, 1)
     assert build(experiment(base, photos, path)).shards_built == 1
-    assert objects(path) == objects(store)
+    assert contents(path) == contents(store)
 
 
 def test_a_half_built_cache_is_refused(store: Path, base: Path, tmp_path: Path) -> None:

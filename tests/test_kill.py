@@ -22,8 +22,7 @@ from lic_dist.cache import markers, store
 from lic_dist.cache.verify import verify
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError
-from tests.test_building import experiment, objects
-from tests.test_cache import RECORD, make_builder, make_plan, synthetic
+from tests.stores import RECORD, contents, experiment, make_builder, make_plan, synthetic
 
 SHARDS = 24
 FIXED = {"step": 0.7, "lambda_scale": 0.1, "shift": 0.05}
@@ -65,7 +64,7 @@ def markers_of(path: Path) -> dict[Path, tuple[int, bytes]]:
 
 
 def assert_as_never_interrupted(path: Path, whole: Path) -> None:
-    assert objects(path) == objects(whole)
+    assert contents(path) == contents(whole)
     assert verify(path) == []
     assert not [file for file in path.rglob("*") if file.name.endswith((".part", ".lock"))]
 

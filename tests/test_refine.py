@@ -21,8 +21,7 @@ from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.refine import Refinement
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.record import QuantizerRecord
-from tests.test_building import experiment, objects
-from tests.test_upkeep import FIXED
+from tests.stores import FIXED, contents, experiment
 
 from .conftest import picture
 
@@ -113,7 +112,7 @@ def test_a_refined_store_knows_its_steps_and_its_whole_model(base: Path, photos:
     cache = LatentCache.open(store)
     assert cache.identity["refined"]["steps"] == 2 and "refined" not in LatentCache.open(plain).identity
     assert QuantizerRecord.from_json(cache.record_json("tcq8")).refine == 2
-    found, other = objects(store), objects(plain)
+    found, other = contents(store), contents(plain)
     assert [key for key in found if key.startswith("latents/y")] and all(
         (found[key] == other[key]) == key.startswith(("pixels", "latents/z", "samples"))
         for key in found

@@ -33,8 +33,7 @@ from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.training.finetune import finetune
-from tests.test_building import experiment
-from tests.test_cache import RECORD, make_builder, make_plan, objects, synthetic
+from tests.stores import RECORD, experiment, make_builder, make_plan, objects, synthetic
 
 
 class Faults:

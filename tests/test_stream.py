@@ -22,7 +22,7 @@ from lic_dist.cache.stream import ShardStream
 from lic_dist.cache.torch_data import CachedSamples, joined
 from lic_dist.errors import LicError, UsageError
 from lic_dist.images import FAULTS
-from tests.test_cache import create, damage, make_plan, synthetic
+from tests.stores import create, damage, make_plan, synthetic
 
 ARRAYS = ("pixels", "latents/z", "quantized/tcq8/k")
 SAMPLES, SHARD = 54, 4
