@@ -98,7 +98,7 @@ def _experiment(out: Path, engine: str) -> config.Experiment:
         images=config.Images(path=out / "photos", crop=CROP, variations=VARIATIONS, held_out="held_out", tolerate=0.5),
         quantizer=config.Quantizer(name="tcq", states=8, group="tcq8", pilot=96, calibration=32),
         cache=config.Cache(path=str(out / "tcq8.zarr"), shard=32),
-        engine=config.Engine(name=engine, encoders=1, searchers=1, readers=1, num_cpus=3),  # type: ignore[arg-type]
+        engine=config.Engine(name=engine, encoders=1, searchers=1, readers=1, num_cpus=3),
         finetune=config.Finetune(
             recipe="decoder", steps=STEPS, batch=4, lr=1e-5, evaluate_every=25, out=out / "finetuned"
         ),

@@ -19,10 +19,10 @@ def dying(*arguments: object) -> object:
     taken += 1
     if taken == step and os.environ["RANK"] in ranks and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         os.kill(os.getpid(), signal.SIGKILL)
-    return take_step(*arguments)  # type: ignore[arg-type]
+    return take_step(*arguments)
 
 
-course.take_step = dying  # type: ignore[assignment]
+course.take_step = dying
 
 if __name__ == "__main__":
     main()

@@ -69,7 +69,7 @@ def gradients(base: str, store: str, rank: int, world: int, meeting: str, out: s
     for form in ("quantized", "likelihood", "noise", "straight-through"):
         model = checkpoint.load(base).model
         freeze_all_but(model, trainable(model, "all-but-encoder"))
-        wrapped = here.wrap(Decoding(model, record, form, moved_by="search").double())  # type: ignore[arg-type]
+        wrapped = here.wrap(Decoding(model, record, form, moved_by="search").double())
         batch = samples.batch(np.arange(8)[here.share(8)], key=(0, 3))
         x = to_input(batch.pixels, here.device).double()
         x_hat, bits = wrapped(batch)

@@ -50,7 +50,7 @@ def test_above_is_compressais_build_indexes() -> None:
 
 @pytest.mark.parametrize("machine", [SCALAR, ECM8])
 @pytest.mark.parametrize("step", [0.3, 0.56, 1.0])
-def test_analytic_rows_sum_to_one(machine, step: float) -> None:  # type: ignore[no-untyped-def]
+def test_analytic_rows_sum_to_one(machine, step: float) -> None:
     pmf = analytic_pmf(step, machine)
     assert pmf.shape[0] == LEVELS * machine.quantizers
     assert np.abs(pmf[:, 0] + 2 * pmf[:, 1:].sum(axis=1) - 1).max() < 2e-9

@@ -108,7 +108,7 @@ def _set(plain: dict, key: str, value: object) -> None:
         lambda plain: _set(plain, "digest", "0" * 64),
     ],
 )
-def test_broken_records_end_in_one_error(record: QuantizerRecord, damage) -> None:  # type: ignore[no-untyped-def]
+def test_broken_records_end_in_one_error(record: QuantizerRecord, damage) -> None:
     plain = json.loads(record.to_json())
     damage(plain)
     with pytest.raises(LicError, match="quantizer record"):

@@ -106,7 +106,7 @@ def test_the_best_curve_and_times() -> None:
     sq, worse, better = (curve_of(name, measured(name, factor)) for name, factor in (("a", 1), ("b", 1.1), ("c", 0.9)))
     far = Curve("far", tuple(Figures(one.bpp / 2, one.psnr, None) for one in sq.figures))
     table = against(sq, [sq, worse, far, better])
-    assert [best(table, found).name for found in (("b", "c"), ("b",), ())] == ["c", "b", "far"]  # type: ignore[union-attr]
+    assert [best(table, found).name for found in (("b", "c"), ("b",), ())] == ["c", "b", "far"]
     assert best(against(sq, [sq]), ()) is None
     slow = [replace(row, encode_seconds=float(n)) for n, row in enumerate(measured("sq", lambdas=1)[0].images)]
     (found,) = times([curve_of("x", [replace(measured("sq")[0], images=tuple(slow))]), far])
@@ -123,7 +123,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert first.pchip is not None and first.images is not None
     assert first.images.mean == pytest.approx(100 * (0.9 + 0.81 + 0.729 - 3) / 3)
     assert second.pchip is None and second.notes == ("the curve has 3 points, a BD-rate needs 4",)
-    assert again.anchor.name == "base tcq8" and again.comparisons[0].images.mean > 18  # type: ignore[union-attr]
+    assert again.anchor.name == "base tcq8" and again.comparisons[0].images.mean > 18
     page, shown = (tmp_path / "out/results.md").read_text(), capsys.readouterr().out
     assert "| base tcq8 | 5 | -2" in page and "-18.70 % [-27.10, -10.00]" in page
     assert "| short | 3 |  |  |  | a |" in page and "- a: the curve has 3 points" in page

@@ -55,7 +55,7 @@ def sections(base: Path, folder: Path, out: str = "r.json", **changes: object) -
 
 
 def experiment(*arguments: object, **changes: object) -> config.Experiment:
-    return config.Experiment.model_validate(sections(*arguments, **changes))  # type: ignore[arg-type]
+    return config.Experiment.model_validate(sections(*arguments, **changes))
 
 
 def timeless(points: tuple[Point, ...]) -> list[Point]:
@@ -242,7 +242,7 @@ def test_shown_pictures_are_kept_and_come_again_when_lost(
 def overflowing(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[np.ndarray], bool]) -> None:
     encode = ImageCodec.encode
 
-    def encoded(codec: ImageCodec, image: np.ndarray):  # type: ignore[no-untyped-def]
+    def encoded(codec: ImageCodec, image: np.ndarray):
         if breaks(image):
             raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
         return encode(codec, image)

@@ -162,7 +162,7 @@ def _shard_rates(store: Path, names: tuple[str, ...]) -> dict[str, float]:
     for pipeline in ("zarr", "zarrs"):
         if pipeline == "zarrs" and find_spec("zarrs") is None:
             continue
-        cache = LatentCache.open(store, pipeline=pipeline)  # type: ignore[arg-type]
+        cache = LatentCache.open(store, pipeline=pipeline)
         for array in names:
             times = []
             for _ in range(TRIES):

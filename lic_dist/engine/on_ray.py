@@ -19,18 +19,18 @@ import sys
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 
-import time  # noqa: E402
-from collections import Counter, deque  # noqa: E402
-from collections.abc import Generator, Iterator, Sequence  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from typing import Any  # noqa: E402
+import time
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-import ray  # noqa: E402
-from ray.exceptions import ObjectLostError, RayError, RaySystemError, RayTaskError  # noqa: E402
+import ray
+from ray.exceptions import ObjectLostError, RayError, RaySystemError, RayTaskError
 
-from lic_dist.engine.stages import Stage, Work  # noqa: E402
-from lic_dist.errors import LicError  # noqa: E402
+from lic_dist.engine.stages import Stage, Work
+from lic_dist.errors import LicError
 
 RETRIES = 3  # of one unit, after its worker, node or an object of its was lost
 GOES_ON = "finished units stay finished: start the job again"

@@ -137,4 +137,4 @@ def _line(text: str) -> dict[str, Any] | None:
         _key(line), line["row"]["image"], line["checkpoint"]
     except (ValueError, KeyError, TypeError):
         return None
-    return line  # type: ignore[no-any-return]
+    return line

@@ -37,7 +37,7 @@ def _declare_torchvision_operators() -> None:
 
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in _TORCHVISION_OPERATORS:
         library.define(schema)
     _keep_alive.append(library)

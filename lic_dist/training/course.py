@@ -154,9 +154,9 @@ class Course:
         total = torch.zeros((), device=self.here.device)
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
-            with contextlib.nullcontext() if last or self.here.world == 1 else self.wrapped.no_sync():  # type: ignore
+            with contextlib.nullcontext() if last or self.here.world == 1 else self.wrapped.no_sync():  # type: ignore[operator]
                 value = loss(self.wrapped, part) / len(parts)
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
             total += value.detach()
         mean = self.here.mean(total)
         norm, finite = take_step(mean, self.trained, self.optimizer, self.section.clip)

@@ -77,7 +77,7 @@ def batches(crops: RandomCrops, first: int, steps: int, batch: int, share: slice
     sampler = _Batches(first, steps, batch, share)
     return DataLoader(
         crops,
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
     )

@@ -36,7 +36,7 @@ def train_quantiles(model: Any, steps: int, with_medians: bool = True, rate: flo
             for group in optimizer.param_groups:
                 group["lr"] = rate * (1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * step / steps)))
             optimizer.zero_grad()
-            auxiliary_loss().backward()  # type: ignore[no-untyped-call]
+            auxiliary_loss().backward()
             optimizer.step()
         if (loss := float(auxiliary_loss().detach())) < AUXILIARY_SMALL * quantiles.shape[0]:
             break
