@@ -9,6 +9,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.compat import import_compressai
 from lic_dist.models.parts import PARTS, RECIPES, encoder_digest, entropy_digest, freeze_all_but, trainable
 from lic_dist.models.stages import Stage, analyse, dequantize_z, run_stages
 
@@ -38,6 +39,16 @@ def test_float16_halves_the_file_and_loads_to_float32(tmp_path: Path) -> None:
     for name, buffer in made.model.named_buffers():
         if not name.startswith("entropy_bottleneck._"):  # the tables follow from the rounded parameters
             assert torch.equal(dict(loaded.model.named_buffers())[name], buffer), name
+
+
+@pytest.mark.parametrize("name", sorted(checkpoint.zoo()))
+def test_the_zoo_is_small_and_loads_in_compressai_as_here(name: str) -> None:
+    path = checkpoint.zoo()[name]
+    assert path.stat().st_size < 3e6
+    theirs = import_compressai().models.MeanScaleHyperprior.from_state_dict(checkpoint.read(path)["state_dict"])
+    theirs.update()
+    ours = checkpoint.load(name).model.state_dict()
+    assert all(torch.equal(value, ours[key]) for key, value in theirs.state_dict().items())
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))

@@ -3,7 +3,7 @@
 A checkpoint is a dictionary of plain data and tensors, so that it loads with `weights_only=True`, here and in
 CompressAI's own `eval_model`:
 
-    state_dict    tensors, float32 (parameters float16 in the zoo, loaded to float32)
+    state_dict    tensors, float32 (in the zoo parameters float16, loaded to float32, and CDF tables empty)
     architecture, N, M, lmbda
     quantizers    {name: quantizer record as JSON}
     history       [{what was done: recipe, steps, cache fingerprint, parent ...}], oldest first
@@ -26,6 +26,7 @@ from lic_dist.models.architectures import ModelSpec, build, sizes_of
 from lic_dist.models.compat import import_compressai
 
 SUFFIX = ".pth.tar"
+CDF = ("._quantized_cdf", "._offset", "._cdf_length")  # CompressAI's tables, by the ends of their names
 
 
 @dataclass
@@ -129,16 +130,17 @@ def is_made(path: Path, identity: dict[str, Any]) -> bool:
 
 
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint whole or not at all; `dtype` float16 halves the parameters for shipping.
+    """Write a checkpoint whole or not at all; `dtype` float16 is for shipping.
 
-    Buffers keep their type: CompressAI's bounds, 1e-9 among them, are nothing in float16.
+    It halves the parameters, and leaves CompressAI's CDF tables empty, as they are before its `update()`: `load` makes
+    them anew. Other buffers stay as they are: CompressAI's bounds, 1e-9 among them, are nothing in float16.
     """
     update_tables(checkpoint.model)
-    parameters = dict(checkpoint.model.named_parameters())
-    state = {
-        name: value.detach().cpu().to(dtype) if name in parameters else value.detach().cpu()
-        for name, value in checkpoint.model.state_dict().items()
-    }
+    state = {name: value.detach().cpu() for name, value in checkpoint.model.state_dict().items()}
+    for name, _ in checkpoint.model.named_parameters():
+        state[name] = state[name].to(dtype)
+    if dtype is torch.float16:
+        state |= {name: value.new_empty(0) for name, value in state.items() if name.endswith(CDF)}
     write(
         {
             "state_dict": state,
