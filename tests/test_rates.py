@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lic_dist.models.compat import import_compressai
+from lic_dist.quantization import kernels
 from lic_dist.quantization.distributions import adapted_pmf, analytic_pmf, count
 from lic_dist.quantization.rates import (
     LEVELS,
@@ -86,6 +87,20 @@ def test_tables_are_whole_and_symmetric(masses: list[float], tail: float) -> Non
     frequencies = np.diff(tables.cdf[0])[tables.reach()[0] : -1]
     kept = pmf[0, : len(frequencies)]
     assert np.all(np.abs(frequencies - kept * 65536) <= 2 + 0.02 * kept * 65536)
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=100), st.integers(256, 65536))
+def test_proportional_counts_are_those_of_the_definition(masses: list[float], total: int) -> None:
+    shares, weight = np.array(masses) / max(sum(masses), 1.0), np.arange(len(masses)) % 2 + 1
+
+    def rounded(factor: float) -> np.ndarray:
+        return np.maximum(1, np.floor(shares * factor + 0.5)).astype(np.int64)
+
+    low, high = 0.0, 2.0 * total
+    for _ in range(64):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if (weight * rounded(middle)).sum() <= total else (low, middle)
+    assert np.array_equal(kernels.proportional(shares, weight, total), rounded(low))
 
 
 def test_integer_tables_lose_little_against_the_distribution() -> None:

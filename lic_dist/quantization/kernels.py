@@ -65,3 +65,27 @@ def count_magnitudes(k: np.ndarray, rows: np.ndarray, row_count: int, width: int
         column = magnitude if magnitude < width else width - 1
         counts[rows[position], column] += 1
     return counts
+
+
+@njit(cache=True, nogil=True)
+def proportional(shares: np.ndarray, weight: np.ndarray, total: int) -> np.ndarray:
+    """max(1, round(factor shares)), int64 [n], at the largest factor (64 bisections) whose weighted sum is <= total.
+
+    shares float64 [n] and weight int64 [n]; halves are rounded up.
+    """
+    low, high = 0.0, 2.0 * total
+    for _ in range(64):
+        middle = 0.5 * (low + high)
+        spent = 0
+        for position in range(len(shares)):
+            spent += weight[position] * max(1, int(shares[position] * middle + 0.5))
+            if spent > total:
+                break
+        if spent <= total:
+            low = middle
+        else:
+            high = middle
+    frequencies = np.empty(len(shares), np.int64)
+    for position in range(len(shares)):
+        frequencies[position] = max(1, int(shares[position] * low + 0.5))
+    return frequencies

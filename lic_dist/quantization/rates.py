@@ -263,15 +263,7 @@ def _row_frequencies(pmf: np.ndarray) -> np.ndarray:
     shares = np.append(pmf[: reach + 1], max(tail, 0.0))
     weight = np.full(len(shares), 2)
     weight[[0, -1]] = 1
-
-    def rounded(factor: float) -> np.ndarray:
-        return np.maximum(1, np.floor(shares * factor + 0.5)).astype(np.int64)
-
-    low, high = 0.0, 2.0 * TOTAL
-    for _ in range(64):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if (weight * rounded(middle)).sum() <= TOTAL else (low, middle)
-    frequencies = rounded(low)
+    frequencies = kernels.proportional(shares, weight, TOTAL)
     left = TOTAL - int((weight * frequencies).sum())
     while left > 0:
         gain = np.where(weight <= left, shares * np.log1p(1.0 / frequencies), -1.0)
