@@ -71,7 +71,7 @@ def test_lost_rows_of_samples_are_never_values(built, name, how):
     damage(file, how)
     cache = LatentCache.open(built)
     with pytest.raises(LicError, match=f"samples/{name}"):
-        cache.samples  # noqa: B018
+        _ = cache.samples
     if name != "source":
         with pytest.raises(LicError, match=f"samples/{name}"):
             cache.indices(held_out=False)

@@ -22,10 +22,9 @@ from lic_dist.cache import markers, store
 from lic_dist.cache.verify import verify
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError
-from tests.stores import RECORD, contents, experiment, make_builder, make_plan, synthetic
+from tests.stores import FIXED, RECORD, contents, experiment, make_builder, make_plan, synthetic
 
 SHARDS = 24
-FIXED = {"step": 0.7, "lambda_scale": 0.1, "shift": 0.05}
 HERE = Path(__file__).parent
 
 

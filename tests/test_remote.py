@@ -33,7 +33,7 @@ from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.training.finetune import finetune
-from tests.stores import RECORD, experiment, make_builder, make_plan, objects, synthetic
+from tests.stores import FIXED, RECORD, experiment, make_builder, make_plan, objects, synthetic
 
 
 class Faults:
@@ -307,11 +307,10 @@ def test_streams_and_views_read_a_bucket_as_they_read_a_folder(tmp_path, pipelin
 
 def test_the_real_job_builds_quantizes_repairs_and_trains_from_a_bucket(base, photos, tmp_path):
     url, folder = "s3://photos/real/a.zarr", tmp_path / "a.zarr"
-    fixed = {"step": 0.7, "lambda_scale": 0.1, "shift": 0.05}
     for where in (url, str(folder)):
-        asked = experiment(base, photos, where, quantizer=fixed)
+        asked = experiment(base, photos, where, quantizer=FIXED)
         assert build_cache(asked).shards_built == 3 and build_cache(asked).shards_built == 0
-        more = experiment(base, photos, where, quantizer={**fixed, "states": 4, "group": "tcq4"})
+        more = experiment(base, photos, where, quantizer={**FIXED, "states": 4, "group": "tcq4"})
         assert requantize(more).shards_built == 3
     place, same = place_of(url), {key: data for key, data in contents(url).items() if "/c/" in key}
     assert len(same) == 3 * (10 + 2 * 3)
@@ -319,11 +318,11 @@ def test_the_real_job_builds_quantizes_repairs_and_trains_from_a_bucket(base, ph
     assert place_of("s3://photos/real").names() == ["a.manifest.parquet", "a.zarr"]
     assert named_record(checkpoint.load(str(base)), f"{url}/quantized/tcq4").states == 4
     place.delete("latents/y/c/1/0/0/0")
-    asked = experiment(base, photos, url, quantizer=fixed)
+    asked = experiment(base, photos, url, quantizer=FIXED)
     assert repair(asked, verify(url)) == 1 and verify(url) == []
     assert contents(url)["latents/y/c/1/0/0/0"] == same["latents/y/c/1/0/0/0"]
     section = {"recipe": "decoder", "steps": 2, "batch": 4, "evaluate_every": 2, "warmup": 1, "out": str(tmp_path)}
     document = {**asked.model_dump(mode="json"), "finetune": section}
     assert finetune(config.Experiment.model_validate(document)).is_file()
-    assert build_cache(experiment(base, photos, url, quantizer={**fixed, "step": 0.8}), rebuild=True).shards_built == 3
+    assert build_cache(experiment(base, photos, url, quantizer={**FIXED, "step": 0.8}), rebuild=True).shards_built == 3
     assert LatentCache.open(url).groups == ("tcq8",)

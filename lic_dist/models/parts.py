@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lic_dist.errors import UsageError
-from lic_dist.models.checkpoint import digest
+from lic_dist.models.checkpoint import CDF, digest
 
 ENCODER = ("g_a.", "h_a.", "entropy_bottleneck.quantiles")
 ENTROPY = ("h_s.", "entropy_bottleneck.")
@@ -28,7 +28,7 @@ RECIPES = {
 }
 """The parts that each finetuning recipe trains."""
 
-_TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table", "target")  # follow from the parameters
+_TABLES = (*CDF, ".scale_table", ".target")  # follow from the parameters
 
 
 def tensors(model: nn.Module, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
