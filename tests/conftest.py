@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from PIL import Image
 from tests import stores
 
 torch.set_num_threads(1)
+# A process has one fork server, which whatever comes first starts: a loader of a test, or builds to be killed.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preloaded"])
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -31,9 +31,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def spawner() -> multiprocessing.context.ForkServerContext:
     """Processes that have everything imported: a build starts in a fraction of a second."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preloaded"])
-    return context
+    return multiprocessing.get_context("forkserver")
 
 
 def asked(base: Path, photos: Path, path: Path, **changes: dict) -> config.Experiment:
