@@ -14,7 +14,7 @@ from lic_dist.codec import tiles
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.tiles import Grid, analyse, needed, parameters, spans, synthesise
 from lic_dist.models import stages
-from lic_dist.models.architectures import ModelSpec, build
+from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint, update_tables
 
 from .conftest import picture
@@ -22,14 +22,19 @@ from .conftest import picture
 GRID = Grid(5, 7)
 
 
-@pytest.fixture(scope="module", params=["mbt2018-mean", "bmshj2018-hyperprior"])
+@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
 def made(request: pytest.FixtureRequest) -> Checkpoint:
     """A tiny untrained model whose latents are some levels large."""
     torch.manual_seed(2)
     model = build(request.param, 8, 12).eval()
     with torch.no_grad():
-        model.g_a[6].weight *= 200
-        model.h_a[4].weight *= 3
+        for name, parameter in model.named_parameters():
+            if name.endswith("body.3.weight"):  # a residual adds nothing at its start
+                parameter.normal_(std=0.3)
+        *_, last = (layer for layer in model.g_a if isinstance(layer, nn.Conv2d))
+        last.weight *= 20 if request.param == "block-transform" else 200
+        *_, last = (layer for layer in model.h_a if isinstance(layer, nn.Conv2d))
+        last.weight *= 3
         model.h_s[4].bias += 1
     update_tables(model)
     return Checkpoint(model, ModelSpec(request.param, 8, 12, 0.05))
@@ -96,7 +101,7 @@ def test_the_margins_are_needed(made: Checkpoint, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "channels"), [("g_a", 256, 3), ("h_a", 96, 12), ("h_s", 24, 8), ("g_s", 24, 12)]
+    ("name", "size", "channels"), [("g_a", 512, 3), ("h_a", 96, 12), ("h_s", 24, 8), ("g_s", 24, 12)]
 )
 def test_needed_inputs_are_those_that_gradients_reach(made: Checkpoint, name: str, size: int, channels: int) -> None:
     network = nn.Sequential(*getattr(made.model, name))

@@ -76,15 +76,21 @@ def spans(network: nn.Module, length: int, reads: int, writes: int) -> list[Span
 def needed(network: nn.Module, first: int, last: int) -> tuple[int, int]:
     """The inputs, first up to last, that outputs first up to last depend on along one axis, beyond borders too.
 
-    Layers that are no convolution are pointwise.
+    What has layers of its own is a chain of them, or adds such a chain to its input; every other layer is pointwise.
     """
     for layer in reversed(list(network.children())):
-        if isinstance(layer, nn.ConvTranspose2d):
+        if isinstance(layer, nn.PixelUnshuffle):
+            first, last = first * layer.downscale_factor, last * layer.downscale_factor
+        elif isinstance(layer, nn.PixelShuffle):
+            first, last = first // layer.upscale_factor, -(-last // layer.upscale_factor)
+        elif isinstance(layer, nn.ConvTranspose2d):
             kernel, stride, padding = _axis(layer)
             first, last = -((kernel - 1 - padding - first) // stride), (last - 1 + padding) // stride + 1
         elif isinstance(layer, nn.Conv2d):
             kernel, stride, padding = _axis(layer)
             first, last = first * stride - padding, (last - 1) * stride - padding + kernel
+        else:
+            first, last = needed(layer, first, last)
     return first, last
 
 

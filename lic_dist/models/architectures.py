@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,8 +11,12 @@ from torch import Tensor, nn
 from lic_dist.errors import UsageError
 from lic_dist.models.compat import import_compressai
 
-ARCHITECTURES = {"bmshj2018-hyperprior": "ScaleHyperprior", "mbt2018-mean": "MeanScaleHyperprior"}
-"""CompressAI's names of architectures, and its classes. All are hyperprior models of one stage."""
+ARCHITECTURES = {
+    "block-transform": "lic_dist.models.block_transform:BlockTransform",
+    "bmshj2018-hyperprior": "compressai.models:ScaleHyperprior",
+    "mbt2018-mean": "compressai.models:MeanScaleHyperprior",
+}
+"""Architectures, by CompressAI's names where it has them, and their classes. All are hyperprior models of one stage."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,14 @@ def build(architecture: str, N: int, M: int) -> nn.Module:
     """
     if architecture not in ARCHITECTURES:
         raise UsageError(f"unknown architecture '{architecture}'", hint=f"one of: {', '.join(sorted(ARCHITECTURES))}")
-    model: nn.Module = getattr(import_compressai().models, ARCHITECTURES[architecture])(N=N, M=M)
+    import_compressai()
+    module, name = ARCHITECTURES[architecture].split(":")
+    model: nn.Module = getattr(import_module(module), name)(N=N, M=M)
     return model
 
 
 def sizes_of(state: dict[str, Tensor]) -> tuple[int, int]:
     """(N, M) read off a hyperprior's weights, as CompressAI's `from_state_dict` does."""
+    if "h_a.0.deviation" in state:
+        return state["h_a.1.weight"].size(0), state["h_a.1.weight"].size(1)
     return state["g_a.0.weight"].size(0), state["g_a.6.weight"].size(0)

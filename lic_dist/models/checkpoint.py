@@ -93,7 +93,7 @@ def load(
     if architecture is None or lmbda is None:
         missing = "architecture" if architecture is None else "lmbda"
         raise UsageError(f"{path} does not say its {missing}", hint=f"set model.{missing}")
-    if "g_a.0.weight" not in state:
+    if not {"g_a.0.weight", "h_a.0.deviation"} & set(state):
         raise LicError(f"{path} holds no image codec", hint="a CompressAI state_dict has tensors such as g_a.0.weight")
     N, M = sizes_of(state)
     model = build(architecture, N, M)

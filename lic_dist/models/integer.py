@@ -13,18 +13,24 @@ The definition. Every value is an integer; round() is to the nearest, a half to 
                     X = clamp(floor((B + 2^(f-1) + sum of W X) / 2^f)), with X = 0 outside of the picture
     ReLU        max(X, 0)
     LeakyReLU   X where X > 0, else floor((S X + 2^18) / 2^19) with S = round(2^19 slope), 5243 for a slope of 0.01
+    FromDeviations, the last layer of `block-transform`, on a log scale or a mean X with the float32 deviation d:
+                    scale X = clamp(floor((2^12 d) (e^(i/64) e^(j/4096)) + 1/2)), 64 i + j = X within -9 2^12 .. 5 2^12
+                    and 0 <= j < 64; the powers of e and every result are rounded to float64
+                    mean X = clamp(floor(d X + 1/2)), X within -6 2^12 .. 6 2^12
     output      means and scales are X 2^-12, which float32 holds exactly. A scale's level is the number of thresholds t
                 of quantization/rates.py, float32, with X > floor(2^12 t)
 
 Sums are taken in float64, one matrix product a tap of the kernel. The sum of |W| 2^24, with |B| and the half, stays
 below 2^53 (checked), so float64 is exact in any order, fused or not; and no library's convolution may choose an inexact
 way (Winograd, FFT). W and B follow from the checkpoint by powers of two and roundings alone, without a function that
-differs between libraries. For CompressAI's h_s, an element of y follows from the z at most 2 positions away.
+differs between libraries; powers of e are made in decimals and rounded once. An element of y follows from the z at most
+2 positions away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal, localcontext
 from functools import partial
 from itertools import product
 
@@ -33,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.errors import LicError
+from lic_dist.models.layers import LEAST_LOG_SCALE, MOST_LOG_SCALE, MOST_MEAN, FromDeviations
 from lic_dist.models.parts import medians
 from lic_dist.models.stages import Stage, gaussians
 
@@ -107,6 +114,36 @@ class _Convolution:
         return out.view(-1, batch, high * stride, wide * stride)
 
 
+class _FromDeviations:
+    """On float64 [2M, B, h, w]: log scales and means in deviations -> scales and means."""
+
+    def __init__(self, layer: FromDeviations) -> None:
+        self._deviation = layer.deviation.double()[:, None, None, None]
+        unit, part = 1 << UNIT_BITS, 64
+        self._least, self._most = (round(bound * unit) for bound in (LEAST_LOG_SCALE, MOST_LOG_SCALE))
+        coarse = range(self._least // part, self._most // part + 1)
+        self._coarse = _exponentials(coarse, unit // part, layer.deviation.device)
+        self._fine = _exponentials(range(part), unit, layer.deviation.device)
+        self._largest_mean = MOST_MEAN * unit
+
+    def __call__(self, x: Tensor) -> Tensor:
+        log_scales, means = x.chunk(2)
+        power = (log_scales.clamp(self._least, self._most) - self._least).long()
+        scales = self._coarse[power // len(self._fine)] * self._fine[power % len(self._fine)]
+        both = (
+            scales * self._deviation * 2.0**UNIT_BITS,
+            means.clamp(-self._largest_mean, self._largest_mean) * self._deviation,
+        )
+        return _clamp((torch.cat(both) + 0.5).floor())
+
+
+def _exponentials(numerators: range, denominator: int, device: torch.device) -> Tensor:
+    """e^(n / denominator), correctly rounded to float64."""
+    with localcontext(prec=40):
+        values = [float((Decimal(n) / denominator).exp()) for n in numerators]
+    return torch.tensor(values, dtype=torch.float64, device=device)
+
+
 def _layer(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         k, s = layer.kernel_size[0], layer.stride[0]
@@ -118,6 +155,8 @@ def _layer(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         return partial(torch.clamp, min=0)
     if isinstance(layer, nn.LeakyReLU) and 0 <= layer.negative_slope <= 1:
         return partial(_leaky, round(layer.negative_slope * 2**SLOPE_BITS))
+    if isinstance(layer, FromDeviations):
+        return _FromDeviations(layer)
     raise LicError(f"h_s has a layer without a form in integers: {layer}", hint=_HINT)
 
 

@@ -1,0 +1,65 @@
+"""Layers of our own that models are made of, beside those of torch and CompressAI."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+MOST_MEAN = 6.0  # deviations: rare photos sent an unbounded h_s to means of 36,000
+LEAST_LOG_SCALE, MOST_LOG_SCALE = -9.0, 5.0  # of a scale in deviations, natural logarithm
+
+
+class Residual(nn.Module):
+    """x + a small network of x, [B, C, h, w]: depthwise 5x5, 1x1 to 2 C, GELU, 1x1 to C; nothing at its start."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 5, padding=2, groups=channels),
+            nn.Conv2d(channels, 2 * channels, 1),
+            nn.GELU(),
+            nn.Conv2d(2 * channels, channels, 1),
+        )
+        nn.init.zeros_(self.body[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.body[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> the same shape."""
+        out: Tensor = x + self.body(x)
+        return out
+
+
+class Gain(nn.Module):
+    """A trained factor for each channel of [B, M, h, w]; its size is the step that lambda asks for."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """[B, M, h, w] -> the same shape."""
+        return y * self.gain[:, None, None]
+
+
+class InDeviations(nn.Module):
+    """y [B, M, h, w] in units of `deviation` float32 [M], the standard deviation of each channel of y."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("deviation", torch.ones(channels))
+        self.deviation: Tensor
+
+    def forward(self, y: Tensor) -> Tensor:
+        """[B, M, h, w] -> the same shape."""
+        return y / self.deviation[:, None, None]
+
+
+class FromDeviations(InDeviations):
+    """What h_s's last layer says, log scales and means in deviations [B, 2M, h, w] -> scales and means of y."""
+
+    def forward(self, said: Tensor) -> Tensor:
+        """[B, 2M, h, w] -> the same shape, CompressAI's order: scales first."""
+        log_scales, means = said.chunk(2, 1)
+        deviation = self.deviation[:, None, None]
+        scales = log_scales.clamp(LEAST_LOG_SCALE, MOST_LOG_SCALE).exp() * deviation
+        return torch.cat((scales, means.clamp(-MOST_MEAN, MOST_MEAN) * deviation), 1)
