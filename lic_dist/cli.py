@@ -308,7 +308,7 @@ def quickstart(
     json_file: JsonFile = None,
 ) -> None:
     """The main job end to end in a few minutes: calibrate, cache, finetune, measure, with a table and pictures."""
-    from lic_dist.quickstart import quickstart as run
+    from lic_dist.quickstart.job import quickstart as run
 
     default = Path("runs") / ("quickstart" if images is None else f"quickstart-{images.resolve().name}")
     write_json(json_file, run(out or default, images, engine))

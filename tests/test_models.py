@@ -9,7 +9,6 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.compat import import_compressai
 from lic_dist.models.parts import PARTS, RECIPES, encoder_digest, entropy_digest, freeze_all_but, trainable
 from lic_dist.models.stages import Stage, analyse, dequantize_z, run_stages
 
@@ -44,8 +43,9 @@ def test_float16_halves_the_file_and_loads_to_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(checkpoint.zoo()))
 def test_the_zoo_is_small_and_loads_in_compressai_as_here(name: str) -> None:
     path = checkpoint.zoo()[name]
-    assert path.stat().st_size < 3e6
-    theirs = import_compressai().models.MeanScaleHyperprior.from_state_dict(checkpoint.read(path)["state_dict"])
+    content = checkpoint.read(path)
+    assert path.stat().st_size < (9e6 if content["architecture"] == "block-transform" else 3e6)
+    theirs = type(build(content["architecture"], 8, 12)).from_state_dict(content["state_dict"])
     theirs.update()
     ours = checkpoint.load(name).model.state_dict()
     assert all(torch.equal(value, ours[key]) for key, value in theirs.state_dict().items())
@@ -159,4 +159,4 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_the_zoo_loads_and_is_small() -> None:
     for name, path in checkpoint.zoo().items():
         loaded = checkpoint.load(name)
-        assert path.stat().st_size <= 4_000_000 and loaded.history and loaded.spec.architecture in ARCHITECTURES
+        assert path.stat().st_size <= 9_000_000 and loaded.history and loaded.spec.architecture in ARCHITECTURES

@@ -215,6 +215,11 @@ def _strength(record: QuantizerRecord) -> float:
     return record.rounding if record.name == "deadzone" else record.lambda_scale
 
 
+def is_fixed(section: config.Quantizer) -> bool:
+    """Whether a section leaves nothing of strength, step and shift to be searched."""
+    return None not in _fixed(section)
+
+
 def _fixed(section: config.Quantizer) -> Fixed:
     """What the section fixes of a triple. SQ has no strength; its `auto` is CompressAI's: step 1, no shift."""
     step, shift = (None if value == "auto" else float(value) for value in (section.step, section.shift))

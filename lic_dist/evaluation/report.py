@@ -34,13 +34,16 @@ from lic_dist.evaluation.shown import collect_pictures, write_sheets
 from lic_dist.evaluation.styles import styles
 
 
-def report(files: Sequence[Path], anchors: Sequence[str], out: Path, only: Sequence[str] = ()) -> list[Against]:
+def report(
+    files: Sequence[Path], anchors: Sequence[str], out: Path, only: Sequence[str] = (), console: Console | None = None
+) -> list[Against]:
     """Compare all curves of result files with each anchor: tables on the terminal, report.html, results.md and plots.
 
     Where models were retrained, the grids of quantizers and arms besides; where pictures were kept, sheets of the first
     anchor and the best curves beside the original.
     `anchors` are names of curves, whole or as short as the report has them; the first is black in the plots. `only` are
-    patterns of short names: curves that match none are left out, unless they are anchors.
+    patterns of short names: curves that match none are left out, unless they are anchors. `console` is the terminal's,
+    or a quiet one.
 
     Raises:
         LicError: a file that is no result file, or a folder that cannot be written.
@@ -60,7 +63,7 @@ def report(files: Sequence[Path], anchors: Sequence[str], out: Path, only: Seque
     measured = [curve.name for curve in curves if curve.points]
     leading = [one.name for one in (best(table, measured) for table in tables) if one]
     shown = collect_pictures(collection, looks, [chosen[0], *leading])
-    console = Console()
+    console = console or Console()
     for table in tables:
         _show(table, console)
     _show_gains(found, console)

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lic_dist import config
-from lic_dist.building.calibrate import calibrate, z_bits
+from lic_dist.building.calibrate import calibrate, is_fixed, z_bits
 from lic_dist.building.job import check_cache
 from lic_dist.building.latents import Latents, view
 from lic_dist.building.pilot import calibration_samples, check_record
@@ -141,7 +141,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
         made.model.load_state_dict(course.best.weights)
         if any(name.startswith(PARTS["prior"]) for name in names):
             train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
-        _finish(source, made, identity | calibrated, before, course.best, section.distortion, path)
+        keeps = not hyper and is_fixed(source.section)  # of a fixed quantizer a decoder alone changes no bit
+        _finish(source, made, identity | calibrated, before, course.best, section.distortion, path, keeps)
     here.wait()
     return path
 
@@ -162,15 +163,16 @@ def _finish(
     best: Best,
     weights: Any,
     path: Path,
+    keeps: bool,
 ) -> None:
-    """Calibrate the quantizer for the new weights, compare with the parent, write the checkpoint."""
+    """Calibrate the quantizer for the new weights or `keeps` it, compare with the parent, write the checkpoint."""
     checkpoints.update_tables(made.model)
     cached = source.record
     outcome: dict[str, Any] = {}
     if fits(cached, made.model):
         made.quantizers[f"{source.section.group}-cached"] = cached.to_json()
     rows = [("the cache's quantizer, before", before), ("the cache's quantizer, after", best.figures or before)]
-    if source.cache.header.store_y:
+    if source.cache.header.store_y and not keeps:
         distortion = Distortion(weights, source.cache.array("pixels").shape[-1], torch.device("cpu"))
         record, compared = _calibrated(source, made, distortion)
         made.quantizers[source.section.group] = record.to_json()

@@ -1,0 +1,173 @@
+"""The main job of a quick start, and what it shows.
+
+    photos -> crops -> frozen encoder -> TCQ -> cache (Ray) -> retrained decoder, and a control -> real bits -> report
+
+Every step is a job of the experiment file that it writes, so that `evaluate` and `report` make the comparison again.
+The quantizers are those that the base carries, calibrated for it on more photos than a quick start has. The control's
+decoder takes the same steps on the same crops, but on latents quantized as in the base's own training. Test photos are
+seen by nothing before the closing table.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from lic_dist import config
+from lic_dist.building.build import build
+from lic_dist.building.job import place
+from lic_dist.building.pilot import record_beside
+from lic_dist.errors import LicError
+from lic_dist.evaluation.report import report
+from lic_dist.evaluation.run import evaluate
+from lic_dist.models import checkpoint as checkpoints
+from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.quickstart.closing import closing
+from lic_dist.quickstart.photos import CROP, Split, lay_out, split
+from lic_dist.training.finetune import finetune
+
+BASE, GROUP = "transform-0.013", "tcq32"
+CROPS, MOST_VARIATIONS = 640, 48  # crops to retrain on, and of one photo at most
+STEPS, SHOWN = 64, 3  # steps of the retraining; test photos whose pictures are kept for the viewer
+NAMED = 8  # photos passed over that are named
+
+
+def quickstart(out: Path, photos: Path | None, engine: str) -> dict[str, Any]:
+    """Run the main job into `out`; returns the closing figures.
+
+    Raises:
+        LicError: fewer than four usable photos, or `out` is of a quick start with others.
+    """
+    console = Console(highlight=False)
+    console.print(f"[bold]1/4[/] photos: {photos or 'embedded'}")
+    parts = split(photos)
+    _tell_photos(parts, lay_out(parts, out), console)
+    experiment, control = _experiment(parts, out), _control(parts, out)
+    for one in (experiment, control):
+        _save(one, out / f"{one.name if one is control else 'experiment'}.yaml")
+    console.print(f"[bold]2/4[/] quantize their latents with {GROUP.upper()} into a cache")
+    _leave_record(experiment)
+    build(_on(experiment, engine)).require_tolerated()
+    console.print("[bold]3/4[/] retrain the decoder on them; beside it a control, on latents as the base knows them")
+    with _beside(out / "control.yaml", out / "control.log"):
+        retrained = finetune(experiment)
+    console.print("[bold]4/4[/] real bitstreams of the test photos")
+    results = evaluate(experiment)
+    page = config.need(experiment.report, "report")
+    report([results], page.anchors, page.out, console=Console(quiet=True))
+    figures = closing(results, retrained, len(parts.train), console)
+    again = f"lic-dist evaluate {out}/experiment.yaml, then lic-dist report {results}"
+    for line in (f"The report, pictures side by side: {(page.out / 'report.html').resolve()}", f"Once more: {again}"):
+        console.print(line, markup=False, soft_wrap=True)
+    return {**figures, "passed_over": parts.passed_over, "out": str(out)}
+
+
+def _tell_photos(parts: Split, cut: list[str], console: Console) -> None:
+    train, held_out, test = (len(part) for part in (parts.train, parts.held_out, parts.test))
+    console.print(f"      {train} to retrain on, {held_out} held out to choose the weights by, {test} to test")
+    for name, reason in list(parts.passed_over.items())[:NAMED]:
+        console.print(f"      passed over: {name}: {reason}", markup=False)
+    if len(parts.passed_over) > NAMED:
+        console.print(f"      and {len(parts.passed_over) - NAMED} more: --json FILE has them all")
+    if cut:
+        console.print(f"      of {len(cut)} large test photos the middle is coded, {cut[0]} for one", markup=False)
+
+
+def _experiment(parts: Split, out: Path) -> config.Experiment:
+    """What `experiment.yaml` says: the cache, the retraining, the evaluation and its report."""
+    record = QuantizerRecord.from_json(checkpoints.load(BASE).quantizers[GROUP])
+    variations = min(MOST_VARIATIONS, -(-CROPS // len(parts.train)))
+    tested = sorted(path.relative_to(out / "test").as_posix() for path in (out / "test").rglob("*") if path.is_file())
+    return config.Experiment(
+        name="quickstart",
+        model=config.Model(checkpoint=BASE),
+        images=config.Images(path=out / "photos", crop=CROP, variations=variations, held_out="held_out", tolerate=0.5),
+        quantizer=config.Quantizer(
+            name="tcq",
+            states=record.states,
+            step=record.step,
+            lambda_scale=record.lambda_scale,
+            shift=record.shift,
+            group=GROUP,
+            **record.notes["settings"],
+        ),
+        cache=config.Cache(path=str(out / "latents.zarr"), shard=32),
+        engine=config.Engine(name="local", searchers=os.cpu_count() or 1),
+        finetune=config.Finetune(
+            recipe="decoder",
+            steps=STEPS,
+            batch=8,
+            lr=2e-5,
+            warmup=10,
+            ema=0.95,
+            evaluate_every=16,
+            out=out / "retrained",
+        ),
+        evaluate=config.Evaluate(
+            images=out / "test",
+            checkpoints={
+                BASE: ("sq", "sq-adapted", GROUP),
+                str(out / "retrained"): (GROUP,),
+                str(out / "control"): (GROUP,),
+            },
+            show=tuple(tested[:SHOWN]),
+            out=out / "evaluation.json",
+        ),
+        report=config.Report(anchors=("base sq",), out=out / "report"),
+    )
+
+
+def _control(parts: Split, out: Path) -> config.Experiment:
+    made = _experiment(parts, out)
+    section = config.need(made.finetune, "finetune")
+    straight = section.model_copy(update={"latents": "straight-through", "out": out / "control"})
+    return made.model_copy(update={"name": "control", "finetune": straight, "evaluate": None, "report": None})
+
+
+def _leave_record(experiment: config.Experiment) -> None:
+    """Leave the record that the base carries where `cache adapt` leaves one, for the build to find."""
+    around, key = record_beside(place(experiment), GROUP)
+    around.make()
+    around.put(key, checkpoints.load(BASE).quantizers[GROUP].encode())
+
+
+def _on(experiment: config.Experiment, engine: str) -> config.Experiment:
+    section = config.Engine(name=engine, encoders=1, searchers=1, readers=1, num_cpus=3)
+    return experiment.model_copy(update={"engine": section})
+
+
+def _save(experiment: config.Experiment, path: Path) -> None:
+    path.write_text(yaml.safe_dump(experiment.model_dump(mode="json", exclude_none=True), sort_keys=False))
+
+
+@contextmanager
+def _beside(experiment: Path, log: Path) -> Iterator[None]:
+    """Retrain by another experiment in a process of its own while the block runs, each with half of the cores.
+
+    Raises:
+        LicError: that process failed.
+    """
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    before = torch.get_num_threads()
+    command = [sys.executable, "-m", "lic_dist", "finetune", str(experiment)]
+    with log.open("w") as said:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
+        torch.set_num_threads(threads)
+        try:
+            yield
+            if process.wait():
+                raise LicError(f"the control failed: see {log}")
+        finally:
+            torch.set_num_threads(before)
+            process.kill()
+            process.wait()
