@@ -11,6 +11,7 @@ import typer
 
 from lic_dist import __version__
 from lic_dist.commands import cache, codec, submit
+from lic_dist.commands import config as config_commands
 from lic_dist.commands.options import (
     Architecture,
     ConfigFile,
@@ -35,10 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Look at experiment files.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure, beside named baselines, in one run.", no_args_is_help=True)
 app.add_typer(cache.app, name="cache")
-app.add_typer(config_app, name="config")
+app.add_typer(config_commands.app, name="config")
 app.add_typer(bench_app, name="bench")
 app.add_typer(submit.app, name="submit")
 
@@ -177,6 +177,7 @@ def run_study(
     study(documents(config, with_engine(overrides, engine), fast), jobs, logs)
 
 
+app.command()(config_commands.init)
 app.command()(codec.encode)
 app.command()(codec.decode)
 
@@ -227,15 +228,6 @@ def export(
         )
     checkpoints.save(loaded, file, torch.float16 if half else torch.float32)
     typer.echo(f"{file}: {file.stat().st_size / 1e6:.2f} MB; quantizers: {', '.join(['sq', *loaded.quantizers])}")
-
-
-@config_app.command("show")
-def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Print the resolved file, every default filled in; with a sweep, each combination."""
-    import yaml
-
-    documents = [experiment.model_dump(mode="json", exclude_none=True) for experiment in experiments(config, overrides)]
-    typer.echo(yaml.safe_dump_all(documents, sort_keys=False).rstrip())
 
 
 @bench_app.command("quantization")

@@ -7,211 +7,213 @@ experiments in one file, with `---` between them.
 
 from __future__ import annotations
 
-import difflib
 import json
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
+from lic_dist.config_faults import fault_of, keys, nearest
+from lic_dist.config_training import Auto, File, Finetune, PathText, Phase, Section, Steps, Train
 from lic_dist.errors import UsageError
+from lic_dist.yaml_file import NUMBER, apply, read, set_key
 
-Auto = Literal["auto"]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Weights = Annotated[dict[Literal["mse", "ms-ssim", "lpips"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
-
-
-class Steps(Section):
-    """How a training job takes its steps; see training/course.py."""
-
-    batch: int = Field(8, ge=1)  # global, over all ranks
-    accumulate: int = Field(1, ge=1)  # parts that a rank takes its share of the batch in: less memory, same step
-    lr: float = Field(1e-4, gt=0)
-    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
-    warmup: int = Field(50, ge=0)  # steps
-    anneal: float = Field(1.0, gt=0, le=1)  # the part of the steps in which the cosine takes lr to its floor
-    floor: float = Field(0.05, gt=0, le=1)  # the least learning rate, as a part of lr
-    patience: int = Field(3, ge=1)  # plateau: evaluations without a better held-out L after which lr is halved
-    stop_after: int | None = Field(None, ge=1)  # evaluations without a better held-out L that end a phase early
-    clip: float = Field(1.0, gt=0)  # the gradient's largest norm
-    ema: float = Field(0.0, ge=0, lt=1)  # decay of the weights' moving average, which is what is judged; 0: none
-    precision: Literal["float32", "bf16"] = "float32"  # of g_a and g_s; entropy models and rates stay in float32
-    compile: bool = False  # g_a and g_s by torch.compile
-    distortion: Literal["mse", "ms-ssim", "lpips"] | Weights = "mse"  # or a weighted sum; see training/distortion.py
-    evaluate_every: int = Field(100, ge=1)  # steps between two measurements of held-out L, each with a state on disk
-    keep: int = Field(2, ge=1)  # states kept on disk
-    tensorboard: bool = False  # event files in `out` beside the log
-    seed: int = Field(0, ge=0, lt=1 << 32)
-    out: Path
-
-
-class Train(Steps):
-    """Conventional end-to-end training of a base model (`lic-dist train`)."""
-
-    architecture: str = "mbt2018-mean"
-    N: int = Field(48, ge=1)
-    M: int = Field(72, ge=1)
-    lmbda: float = Field(0.013, gt=0)
-    steps: int = Field(10000, ge=1)
-    crop: int = Field(256, ge=64, multiple_of=64)
-    anneal: float = Field(0.8, gt=0, le=1)
-    warmup: int = Field(200, ge=0)
-    relaxation: Literal["noise", "mixed"] = "noise"  # mixed: noise for the rate, rounding for the decoder
-    quantile_steps: int = Field(2000, ge=1)  # of each phase, until the auxiliary loss is small
-    evaluate_every: int = Field(500, ge=1)
-    start: str | None = None  # a checkpoint to warm-start from
-    out: Path = Path("runs/base")
+__all__ = ["Finetune", "Phase", "Section", "Steps", "Train", "set_key"]
 
 
 class Model(Section):
     """The base model. Architecture, N, M and lmbda come from the checkpoint unless it lacks them."""
 
-    checkpoint: str  # a path, or a name of `lic-dist models`
-    architecture: str | None = None
-    N: int | None = None
-    M: int | None = None
-    lmbda: float | None = None
+    checkpoint: PathText = Field(description="A checkpoint's path, or a name of `lic-dist models`.")
+    architecture: str | None = Field(
+        None, description="CompressAI's name of the model's family; null: as the checkpoint says."
+    )
+    N: int | None = Field(
+        None, description="Channels of the hyper-latents z and of the layers; null: as the checkpoint says."
+    )
+    M: int | None = Field(None, description="Channels of the latents y; null: as the checkpoint says.")
+    lmbda: float | None = Field(
+        None, description="lambda of L = lambda 255^2 MSE + bits per pixel; null: as the checkpoint says."
+    )
+
+
+def _held_out(value: Any) -> Any:
+    """'0.05' and '5%' are parts, './valid' is 'valid'. A text that is no part names a folder."""
+    wrong = ValueError("must be a part, at least 0 and below 1 (0.05 or 5%), or the name of a subfolder of images.path")
+    if not isinstance(value, str):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+            raise wrong
+        return value
+    text = value.strip()
+    number, unit = (text[:-1].rstrip(), 100) if text.endswith("%") else (text, 1)
+    if NUMBER.fullmatch(number) and 0 <= float(number) / unit < 1:
+        return float(number) / unit
+    folder = posixpath.normpath(text)
+    if not text or unit == 100 or folder.split("/")[0] in ("", ".", ".."):
+        raise wrong
+    if NUMBER.fullmatch(folder):  # which is to be read again as what it is
+        folder = f"./{folder}"
+    return folder + "/" * text.endswith("/")  # which stores have in their identity
 
 
 class Images(Section):
     """A folder of photos and the crops taken from it."""
 
-    path: Path
-    crop: int = Field(256, ge=64, multiple_of=64)
-    variations: int = Field(1, ge=1, le=100_000)  # crops of each photo
-    seed: int = 0
-    held_out: Annotated[float, Field(ge=0, lt=1)] | str = 0.05  # part of the photos, by digest; or a subfolder
-    tolerate: float = Field(0.01, ge=0, le=1)  # part of the samples that may be set aside
+    path: File = Field(description="Folder of the photos, subfolders too.")
+    crop: int = Field(256, ge=64, multiple_of=64, description="Side of a crop, in pixels.")
+    variations: int = Field(1, ge=1, le=100_000, description="Crops taken of each photo.")
+    seed: int = Field(0, description="Seed of the crops' places, flips and order.")
+    held_out: Annotated[Annotated[float, Field(ge=0, lt=1)] | str, BeforeValidator(_held_out)] = Field(
+        0.05,
+        description="What calibration and the choice of weights are judged on, and never trained on: a part of the "
+        "photos (0.05 or 5%), chosen by digest, or a subfolder of path.",
+    )
+    tolerate: float = Field(
+        0.01, ge=0, le=1, description="Part of the samples that may be set aside before a job ends with exit code 3."
+    )
 
 
 class Quantizer(Section):
     """A quantizer and what is fixed of it; `auto` is calibrated on held-out training crops."""
 
-    name: Literal["sq", "deadzone", "rdoq", "tcq"] = "tcq"
-    states: Literal[4, 8, 16, 32] = 8  # of tcq
-    step: Annotated[float, Field(gt=0)] | Auto = "auto"
-    rates: Literal["adapted", "analytic"] = "adapted"
-    weights: Literal["sensitivity", "uniform"] = "sensitivity"
-    lambda_scale: Annotated[float, Field(gt=0)] | Auto = "auto"  # g, of rdoq and tcq
-    rounding: Annotated[float, Field(gt=0, le=0.5)] | Auto = "auto"  # xi, of deadzone
-    shift: Annotated[float, Field(gt=-0.5, lt=0.5)] | Auto = "auto"  # of levels, in steps away from zero; sq: none
-    refine: int = Field(0, ge=0)  # steps that move y toward less L before the search (models/refine.py)
-    adapt_rounds: int = Field(3, ge=1)
-    pilot: int = Field(256, ge=1)  # training samples that rates are adapted on
-    calibration: int = Field(48, ge=1)  # held-out training samples that (g, D) are calibrated on
-    group: str = Field("tcq8", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Literal["sq", "deadzone", "rdoq", "tcq"] = Field(
+        "tcq", description="Scalar, with a dead zone, rate-distortion optimized scalar, or trellis-coded."
+    )
+    states: Literal[4, 8, 16, 32] = Field(8, description="States of the trellis, of tcq: more cost time and gain rate.")
+    step: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="Step D, in units of y.")
+    rates: Literal["adapted", "analytic"] = Field(
+        "adapted", description="Tables of rates: adapted to the pilot's indices, or of the Gaussian."
+    )
+    weights: Literal["sensitivity", "uniform"] = Field(
+        "sensitivity", description="Weights of the channels' errors: the decoder's sensitivity, or all equal."
+    )
+    lambda_scale: Annotated[float, Field(gt=0)] | Auto = Field(
+        "auto", description="g, the strength of the rate in the search of rdoq and tcq."
+    )
+    rounding: Annotated[float, Field(gt=0, le=0.5)] | Auto = Field(
+        "auto", description="xi of deadzone, in steps: 0.5 rounds to the nearest level, less to a smaller one."
+    )
+    shift: Annotated[float, Field(gt=-0.5, lt=0.5)] | Auto = Field(
+        "auto", description="Shift of the levels, in steps away from zero; sq has none."
+    )
+    refine: int = Field(
+        0, ge=0, description="Steps that move y toward less L before the search (models/refine.py); 0: none."
+    )
+    adapt_rounds: int = Field(3, ge=1, description="Rounds of search and adaption of the tables.")
+    pilot: int = Field(256, ge=1, description="Training samples that the tables are adapted on.")
+    calibration: int = Field(48, ge=1, description="Held-out samples that step, strength and shift are calibrated on.")
+    group: str = Field(
+        "auto",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        validate_default=True,
+        description="Its name in the store and in checkpoints; auto: name and states (tcq8, rdoq, deadzone, "
+        "sq-adapted).",
+    )
 
     @field_validator("group")
     @classmethod
-    def _not_compressais(cls, group: str) -> str:
+    def _resolved(cls, group: str, info: ValidationInfo) -> str:
         if group == "sq":
             raise ValueError("'sq' is CompressAI's own quantizer everywhere: name the group otherwise, sq-adapted say")
-        return group
+        return auto_group(**{"name": "", "states": "", **info.data}) if group == "auto" else group
+
+
+def auto_group(name: str = "tcq", states: object = 8, **_: object) -> str:
+    """The group that `auto` stands for, of a quantizer's keys."""
+    return {"tcq": f"tcq{states}", "sq": "sq-adapted"}.get(name, name)
 
 
 class Cache(Section):
     """The Zarr store."""
 
-    path: str  # a folder, or a URL of an object store: s3://bucket/name.zarr, gs://..., az://...
-    options: dict[str, str] = Field(default_factory=dict)  # of the object store: endpoint, region ... (obstore's names)
-    pipeline: Literal["zarr", "zarrs"] = "zarr"  # what decodes it
-    shard: int = Field(64, ge=1, le=65536)
-    batch: int = Field(8, ge=1, le=4096)  # crops that the encoder sees at once: part of the plan, so that bytes repeat
-    store_y: bool = True
+    path: PathText = Field(
+        description="A folder, or a URL of an object store: s3://bucket/name.zarr, gs://..., az://..."
+    )
+    options: dict[str, str] = Field(
+        default_factory=dict, description="Of the object store: endpoint, region and so on (obstore's names)."
+    )
+    pipeline: Literal["zarr", "zarrs"] = Field("zarr", description="What decodes it.")
+    shard: int = Field(64, ge=1, le=65536, description="Samples of a shard: one file an array, one unit of work.")
+    batch: int = Field(
+        8, ge=1, le=4096, description="Crops that the encoder sees at once: part of the plan, so that bytes repeat."
+    )
+    store_y: bool = Field(
+        True, description="Whether y is kept, from which other groups are quantized without the photos."
+    )
 
 
 class Engine(Section):
     """Where shard work runs."""
 
-    name: Literal["ray", "local"] = "ray"
-    encoders: int = Field(1, ge=1)
-    searchers: int = Field(1, ge=1)  # of a build; the workers of an evaluation, with `local` processes
-    readers: int = Field(1, ge=1)
-    gpus_per_encoder: float = Field(0.0, ge=0)
-    trainers: int = Field(1, ge=1)  # ranks of a finetuning under Ray Train
-    gpus_per_trainer: Literal[0, 1] = 0
-    address: str | None = None  # of a running Ray cluster; None starts one here
-    num_cpus: int | None = None  # for a cluster started here
-
-
-Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-class Phase(Section):
-    """One of the phases of a finetuning job: what trains, for how long, with which learning rate."""
-
-    recipe: Recipe
-    steps: int = Field(ge=1)
-    lr: float = Field(gt=0)
-
-
-class Finetune(Steps):
-    """Retraining of the decoder side from the cache."""
-
-    recipe: Recipe = "decoder+hyper"  # or a list of parts (decoder, hyper, prior) and parameters (g_s.6)
-    latents: Literal["quantized", "noise", "straight-through"] = "quantized"  # the last two are controls
-    means: Literal["likelihood", "search", "pixels"] = (
-        "likelihood"  # what moves them when h_s trains: training/decoding.py
+    name: Literal["ray", "local"] = Field("ray", description="Ray, on a machine or a cluster; or processes here.")
+    encoders: int = Field(1, ge=1, description="Workers that run g_a and h_a.")
+    searchers: int = Field(
+        1, ge=1, description="Workers that quantize, of a build; with `local`, those of an evaluation too."
     )
-    sq_rate: Literal["likelihood", "index"] = "likelihood"  # of SQ with step 1 when h_s trains; others: index
-    steps: int = Field(2000, ge=1)
-    phases: tuple[Phase, ...] = ()  # one after another, instead of the recipe, steps and lr above; empty: just those
-    rounds: int = Field(1, ge=1)  # of search and finetuning, each with the model of the one before
-    batch: int = Field(16, ge=1)
-    streams: Annotated[int, Field(ge=1)] | Auto = "auto"  # of cache/order.py; auto: in RAM where the samples fit
-    workers: int = Field(0, ge=0)  # processes of a rank that read streams; 0: threads of its own
-    out: Path = Path("runs/finetuned")
-
-    @property
-    def course(self) -> tuple[Phase, ...]:
-        """The phases, one at least."""
-        return self.phases or (Phase(recipe=self.recipe, steps=self.steps, lr=self.lr),)
+    readers: int = Field(1, ge=1, description="Workers that read and crop photos.")
+    gpus_per_encoder: float = Field(0.0, ge=0, description="GPUs of an encoder, or a part of one; 0: on the CPU.")
+    trainers: int = Field(1, ge=1, description="Ranks of a finetuning under Ray Train.")
+    gpus_per_trainer: Literal[0, 1] = Field(0, description="GPUs of a rank.")
+    address: str | None = Field(None, description="Of a running Ray cluster; null: one is started here.")
+    num_cpus: int | None = Field(None, description="CPUs of a cluster started here; null: all.")
 
 
 class Evaluate(Section):
-    """A rate-distortion run with real bitstreams."""
+    """A rate-distortion run with real bitstreams (`lic-dist evaluate`)."""
 
-    images: Path
-    # names, paths, patterns of them (runs/*); empty: the model section's; a mapping: each with quantizers of its own
-    checkpoints: tuple[str, ...] | dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = ()
-    quantizers: tuple[str, ...] = Field(
-        ("sq",), min_length=1
-    )  # sq | a name that the checkpoint carries, or a group of the cache | carried: all of the first | a record's path
-    show: tuple[str, ...] = ()  # images whose decoded pictures are kept, by their names in the results
-    out: Path = Path("runs/evaluation.json")
+    images: File = Field(description="Folder of the test pictures.")
+    checkpoints: tuple[PathText, ...] | dict[PathText, Annotated[tuple[PathText, ...], Field(min_length=1)]] = Field(
+        (),
+        description="Names, paths, or patterns of them (runs/*); empty: the model section's; a mapping: each with "
+        "quantizers of its own.",
+    )
+    quantizers: tuple[PathText, ...] = Field(
+        ("sq",),
+        min_length=1,
+        description="sq, a name that the checkpoint carries or a group of the cache, `carried` for all of the first, "
+        "or a record's path.",
+    )
+    show: tuple[str, ...] = Field(
+        (), description="Pictures that are kept decoded for the report, by their names in the results."
+    )
+    out: File = Field(Path("runs/evaluation.json"), description="The result file.")
 
 
 class Report(Section):
     """What `lic-dist run` makes of the result files: see `lic-dist report`."""
 
-    anchors: tuple[str, ...] = Field(min_length=1)
-    out: Path = Path("runs/report")
+    anchors: tuple[str, ...] = Field(min_length=1, description="Curves that BD-rates refer to.")
+    out: File = Field(Path("runs/report"), description="Folder for report.html, results.md and the plots.")
 
 
 class Experiment(Section):
     """One experiment: a file, or a document of it."""
 
-    name: str = "experiment"
-    train: Train | None = None
-    model: Model | None = None
-    images: Images | None = None
-    quantizer: Quantizer | None = None
-    cache: Cache | None = None
-    engine: Engine = Engine()
-    finetune: Finetune | None = None
-    evaluate: Evaluate | None = None
-    report: Report | None = None
-    sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    fast: dict[str, Any] = Field(default_factory=dict)  # keys, as in `sweep`, that --fast sets
+    name: str = Field("experiment", description="Its name, of jobs, results and plots.")
+    train: Train | None = Field(None, description="Training of a base model.")
+    model: Model | None = Field(None, description="The base model.")
+    images: Images | None = Field(None, description="The photos and the crops taken from them.")
+    quantizer: Quantizer | None = Field(None, description="The quantizer.")
+    cache: Cache | None = Field(None, description="The store of latents and indices.")
+    engine: Engine = Field(Engine(), description="Where shard work runs.")
+    finetune: Finetune | None = Field(None, description="Retraining of the decoder side.")
+    evaluate: Evaluate | None = Field(None, description="Coding of test pictures.")
+    report: Report | None = Field(None, description="The page and tables of the results.")
+    sweep: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict,
+        description="Keys, each with a list of values: one experiment for each combination, "
+        "{finetune.lr: [1e-4, 3e-5]}.",
+    )
+    fast: dict[str, Any] = Field(
+        default_factory=dict, description="Keys, each with the value that `lic-dist run --fast` sets."
+    )
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _emptied(cls, engine: Any) -> Any:
+        return {} if engine is None else engine  # a section whose keys are all commented out
 
     def canonical_json(self) -> str:
         """The resolved file as JSON with sorted keys and no spaces: equal files give equal text."""
@@ -245,71 +247,19 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def parse(document: dict[str, Any], where: str) -> Experiment:
-    """Validate a document; the first fault becomes one line."""
+    """Validate a document; the first fault becomes one line. Raises UsageError."""
     try:
         return Experiment.model_validate(document)
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            near = _nearest(fault["loc"])
-            raise UsageError(f"{where}: unknown key '{key}'", hint=f"did you mean '{near}'?" if near else "") from None
-        raise UsageError(f"{where}: {key}: {fault['msg']}", hint=f"got {fault.get('input')!r}"[:200]) from None
+        message, hint = fault_of(error, Experiment, document)
+        raise UsageError(f"{where}: {message}", hint=hint) from None
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
-    section: type[BaseModel] = Experiment
-    for part in (one for one in location[:-1] if isinstance(one, str)):
-        annotation = section.model_fields[str(part)].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(one for one in options if isinstance(one, type) and issubclass(one, BaseModel))
-    matches = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1, cutoff=0.0)
-    return ".".join([*map(str, location[:-1]), *matches]) if matches else ""
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The file's documents as plain data. Raises UsageError: no such file, not YAML, no mapping."""
-    try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the experiment's YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not documents or not all(isinstance(document, dict) for document in documents):
-        raise UsageError(f"{path} holds no mapping", hint="an experiment file has sections such as 'model:'")
-    return documents
-
-
-def apply(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The document, changed in place by `a.b=c` overrides. Raises UsageError: not of that form, or not YAML."""
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--set {override}: not of the form a.b=c")
-        set_key(document, key, _scalar(value))
-    return document
-
-
-def _scalar(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set: {text!r} is not YAML", hint="quote it for the shell: --set 'a.b=[1, 2]'") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        try:
-            return float(value) if any(digit.isdigit() for digit in value) else value
-        except ValueError:
-            return value
-    return value
-
-
-def set_key(document: dict[str, Any], key: str, value: Any) -> None:
-    """Set `a.b` in place, making the sections above it. Raises UsageError: `a` is no section."""
-    *parents, last = key.split(".")
-    for part in parents:
-        if document.get(part) is None:
-            document[part] = {}
-        document = document[part]
-        if not isinstance(document, dict):
-            raise UsageError(f"{key}: '{part}' is not a section")
-    document[last] = value
+def require_key(key: str, where: str) -> None:
+    """Raise UsageError, with the nearest keys, where a whole key (`finetune.lr`) is none; `cache.options.x` is one."""
+    known = [name for name, _, _ in keys(Experiment)]
+    section, _, rest = key.partition(".")
+    if key not in known and f"{section}.{rest.split('.')[0]}" not in known:
+        near = " or ".join(repr(one) for one in nearest(Experiment, key))
+        hint = f"did you mean {near}?" if near else "`lic-dist config explain` lists all keys"
+        raise UsageError(f"{where}: unknown key '{key}'", hint=hint)

@@ -6,7 +6,9 @@ the number of workers and the names of files change nothing.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import posixpath
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, overload
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lic_dist.errors import UsageError
 from lic_dist.images import Crop, Photo
 from lic_dist.manifest import ROWS, Manifest
 
@@ -151,6 +154,29 @@ def is_held_out(photo: Photo, held_out: float | str) -> bool:
     return uniform("held out", photo.digest) < held_out
 
 
+def require_held_out(manifest: Manifest, held_out: float | str) -> None:
+    """Raise UsageError, naming the subfolders that are there, where the one to be held out has no photo."""
+    if not isinstance(held_out, str):
+        return
+    paths = manifest.table["path"]
+    if pc.any(pc.starts_with(paths, _below(held_out))).as_py():
+        return
+    there = sorted({folder for path in paths.to_pylist() for folder in _folders(path)})
+    near = [one for one in there if one.lower() == posixpath.normpath(held_out).lower()]
+    near = near or difflib.get_close_matches(held_out, there, n=1)
+    listed = f"there are {', '.join(there[:20])}{' ...' * (len(there) > 20)}" if there else "there are no subfolders"
+    raise UsageError(
+        f"images.held_out: no photos in a subfolder '{held_out}'; {listed}",
+        hint=f"did you mean '{near[0]}'?" if near else "a part of the photos is written 0.05 or 5%",
+    )
+
+
+def _folders(path: str) -> list[str]:
+    """All folders above a photo, below the scanned one."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+
+
 def _below(folder: str) -> str:
     """What the path of every photo in a subfolder starts with."""
-    return f"{folder.rstrip('/')}/"
+    return f"{posixpath.normpath(folder)}/"

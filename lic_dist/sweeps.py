@@ -8,7 +8,7 @@ rates share one cache, quantizers one store, with a group for each.
     train.out        train, images
     cache.path       model, images, cache; train where the model lies in train.out; quantizer where y is not kept, from
                      which a second group would be searched; quantizer.refine, or quantizers that differ in it
-    quantizer.group  quantizer
+    quantizer.group  quantizer; but for name and states where it is auto, which names them itself
     finetune.out     all but evaluate, report, engine
     evaluate.out     all but report, engine
     report.out       nothing: one report is of all combinations
@@ -32,7 +32,7 @@ OPTIONAL = frozenset(name for name, field in Experiment.model_fields.items() if 
 STORE, GROUP = "cache.path", "quantizer.group"
 DEFAULTS = {
     "train.out": str(config.Train.model_fields["out"].default),
-    GROUP: config.Quantizer.model_fields["group"].default,
+    GROUP: "auto",
     "finetune.out": str(config.Finetune.model_fields["out"].default),
     "evaluate.out": str(config.Evaluate.model_fields["out"].default),
 }
@@ -49,6 +49,8 @@ def documents(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> 
     Of several documents an override is for those that have its section. `fast` sets what stands under `fast`, before
     the overrides.
 
+    Values that are equal (1e-4 and 0.0001, a default and its value) make one experiment.
+
     Each combination's `name` gets the labels of all its values as a suffix, every path that the commands write those of
     the values that it depends on, wherever it stands in the file, so that a later section finds what an earlier one
     wrote. A path that is itself swept, or given by a swept section, stays as it is given.
@@ -59,7 +61,9 @@ def documents(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> 
     read = config.read(path)
     quick = [document.pop("fast", None) or {} for document in read]
     if not all(isinstance(one, dict) for one in quick):
-        raise UsageError("fast must map keys to values", hint="fast: {finetune.steps: 100}")
+        raise UsageError(f"{path}: fast must map keys to values", hint="fast: {finetune.steps: 100}")
+    for key in itertools.chain.from_iterable(quick):
+        config.require_key(str(key), f"{path}: fast")
     if fast and not any(quick):
         raise UsageError(f"{path} has no fast form", hint="add 'fast:' with the keys that --fast shall set")
     for document, one in zip(read, quick, strict=True):
@@ -76,11 +80,16 @@ def documents(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> 
 def _combinations(document: dict[str, Any], where: str) -> list[Experiment]:
     sweep = document.pop("sweep", None) or {}
     if not isinstance(sweep, dict) or not all(isinstance(values, list) and values for values in sweep.values()):
-        raise UsageError("sweep must map keys to lists with values", hint="sweep: {train.lmbda: [0.0067, 0.013]}")
+        raise UsageError(
+            f"{where}: sweep must map keys to lists with values", hint="sweep: {train.lmbda: [0.0067, 0.013]}"
+        )
     if not sweep:
         return [config.parse(document, where)]
-    keys, labels = [str(key) for key in sweep], [_labels(values) for values in sweep.values()]
-    combinations = []
+    sweep = {str(key): _unequal(values) for key, values in sweep.items()}
+    keys = list(sweep)
+    labels = [_labels([_named(key, value, document) for value in values]) for key, values in sweep.items()]
+    group = _auto(document.get("quantizer"))
+    combinations, seen = [], set()
     for values, chosen in zip(itertools.product(*sweep.values()), itertools.product(*labels), strict=True):
         one, given = copy.deepcopy(document), set(keys)
         for key, value in zip(keys, values, strict=True):
@@ -90,10 +99,49 @@ def _combinations(document: dict[str, Any], where: str) -> list[Experiment]:
                 if isinstance(section := one.get(key), dict):
                     value = section | value
             config.set_key(one, key, value)
-        renamed = _renamed(one, dict(zip(keys, chosen, strict=True)), given, _refining(sweep))
+        if (meant := config.parse(one, where).canonical_json()) in seen:
+            continue
+        seen.add(meant)
+        labelled = dict(zip(keys, chosen, strict=True))
+        grouped = _beyond_auto(dict(zip(keys, values, strict=True)), labelled)
+        renamed = _renamed(one, labelled, given, _refining(sweep), group, grouped)
         combinations.append(config.parse(renamed, where))
     _refuse_clashes(combinations)
     return combinations
+
+
+def _auto(quantizer: Any) -> str | None:
+    """The group that a quantizer section leaves to `auto`; None where it names one, or is none."""
+    if not isinstance(quantizer, dict):
+        return config.auto_group() if quantizer is None else None
+    return config.auto_group(**quantizer) if quantizer.get("group", "auto") == "auto" else None
+
+
+def _beyond_auto(values: dict[str, Any], labels: dict[str, str]) -> list[str]:
+    """The labels of what differs between groups besides name and states, which `auto` names."""
+    found = []
+    for key, value in values.items():
+        if key == "quantizer" and isinstance(value, dict):
+            value = {name: one for name, one in value.items() if name not in ("name", "states")}
+            found += [_label(value)] if value else []
+        elif key.startswith("quantizer.") and key not in ("quantizer.name", "quantizer.states"):
+            found.append(labels[key])
+    return found
+
+
+def _named(key: str, value: Any, document: dict[str, Any]) -> Any:
+    """A quantizer of a sweep that has no group of its own, named by the one that it gets: a label for its paths."""
+    section = document.get(key)
+    if key != "quantizer" or not isinstance(value, dict) or "name" not in value or "group" in value:
+        return value
+    whole = {**(section if isinstance(section, dict) else {}), **value}
+    auto = _auto(whole)
+    return {"group": "-".join([auto, *_beyond_auto({key: value}, {})])} if auto else value
+
+
+def _unequal(values: list[Any]) -> list[Any]:
+    """The values of a sweep without those that equal an earlier one."""
+    return [value for index, value in enumerate(values) if value not in values[:index]]
 
 
 def _refining(sweep: dict[str, Any]) -> set[str]:
@@ -116,8 +164,18 @@ def _refuse_clashes(combinations: Sequence[Experiment]) -> None:
             )
 
 
-def _renamed(document: dict[str, Any], labels: dict[str, str], swept: set[str], refining: set[str]) -> dict[str, Any]:
-    """A combination with its suffixes; `labels` are those of its values by key, `swept` all keys that these set."""
+def _renamed(
+    document: dict[str, Any],
+    labels: dict[str, str],
+    swept: set[str],
+    refining: set[str],
+    group: str | None,
+    grouped: list[str],
+) -> dict[str, Any]:
+    """A combination with its suffixes; `labels` are those of its values by key, `swept` all keys that these set.
+
+    Where the group is left to `auto`, `group` is what it is without the sweep, and `grouped` its suffixes.
+    """
     was: dict[str, str] = {}
     now: dict[str, str] = {}
     for path, sections in _dependences(document, refining).items():
@@ -128,7 +186,9 @@ def _renamed(document: dict[str, Any], labels: dict[str, str], swept: set[str], 
         given = {path, section} if path in swept else set()
         if path in DEFAULTS:
             part.setdefault(name, DEFAULTS[path])
-        if isinstance(part.get(name), str):
+        if path == GROUP and (auto := _auto(part)) is not None:
+            was[path], now[path] = group or auto, "-".join([auto, *grouped])
+        elif isinstance(part.get(name), str):
             chosen = [
                 label
                 for key, label in labels.items()

@@ -181,3 +181,35 @@ def test_a_faulty_sweep_is_one_line(tmp_path: Path, sweep: Any) -> None:
     with pytest.raises(UsageError) as caught:
         expanded(tmp_path, sweep)
     assert "\n" not in str(caught.value)
+
+
+def test_equal_values_make_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("name: p\nfinetune: {out: runs/f}\nsweep: {finetune.lr: [1e-4, 1.0e-4, 0.0001, '1e-4', 3e-5]}\n")
+    first, last = expand(path)
+    assert first.finetune and last.finetune and (first.finetune.lr, last.finetune.lr) == (1e-4, 3e-5)
+    assert str(last.finetune.out) == "runs/f-3e-05"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "groups", "outs"),
+    [
+        ({"quantizer.states": [4, 8]}, ["tcq4", "tcq8"], ["f-4", "f-8"]),
+        ({"quantizer.states": [4, 8], "quantizer.step": [1]}, ["tcq4-1", "tcq8-1"], ["f-4-1", "f-8-1"]),
+        ({"quantizer": [{"states": 4}, {"states": 8}]}, ["tcq4", "tcq8"], ["f-4", "f-8"]),
+        ({"quantizer": [{"name": "sq"}, {"name": "tcq"}]}, ["sq-adapted", "tcq8"], ["f-sq-adapted", "f-tcq8"]),
+        (
+            {"quantizer": [{"name": "tcq", "states": 4}, {"name": "tcq", "shift": 0}]},
+            ["tcq4", "tcq8-0"],
+            ["f-tcq4", "f-tcq8-0"],
+        ),
+        ({"quantizer": [{"name": "rdoq"}, {"name": "sq", "group": "mine"}]}, ["rdoq", "mine"], ["f-rdoq", "f-mine"]),
+    ],
+)
+def test_groups_left_to_auto_name_themselves(tmp_path: Path, sweep: Any, groups: list[str], outs: list[str]) -> None:
+    named = {"quantizer": {}, "finetune": {"out": "f"}}
+    found = expanded(tmp_path, sweep, **named)
+    assert [one.quantizer and one.quantizer.group for one in found] == groups
+    assert [one.finetune and str(one.finetune.out) for one in found] == outs
+    names = [one.evaluate and one.evaluate.quantizers[-1] for one in found]
+    assert names == ["tcq8" if group == "mine" else group for group in groups]  # tcq8: the group without the sweep

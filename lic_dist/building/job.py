@@ -19,7 +19,7 @@ from lic_dist.cache.place import Place, place_of
 from lic_dist.cache.plan import Geometry, Plan, differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.store import finished
-from lic_dist.crops import plan_crops
+from lic_dist.crops import plan_crops, require_held_out
 from lic_dist.errors import LicError
 from lic_dist.manifest import Manifest, scan
 from lic_dist.models import checkpoint as checkpoints
@@ -107,10 +107,12 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
 
     Raises:
         LicError: no photos, none large enough, a checkpoint that does not load.
+        UsageError: no photos in the subfolder that is to be held out.
     """
     section, cache = config.need(experiment.images, "images"), config.need(experiment.cache, "cache")
     parent = load_parent(experiment)
     photos = manifest_of(experiment, strict=strict)
+    require_held_out(photos, section.held_out)
     crops = plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
     if not crops:
         raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")

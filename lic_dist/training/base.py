@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.config import Images, Train
-from lic_dist.crops import is_held_out
+from lic_dist.crops import is_held_out, require_held_out
 from lic_dist.errors import LicError
 from lic_dist.manifest import scan
 from lic_dist.models import checkpoint
@@ -86,6 +86,7 @@ def _train(config: Train, section: Images, here: Ranks) -> Path:
     start = _start(config)
     model: Any = start.model.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     manifest = scan(section.path)
+    require_held_out(manifest, section.held_out)
     usable = [photo for photo in manifest if not photo.fault]
     held_out = [photo for photo in usable if is_held_out(photo, section.held_out)]
     digests = {photo.digest for photo in held_out}

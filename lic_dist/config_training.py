@@ -1,0 +1,153 @@
+"""The sections of training jobs, and what all sections are made of: see config.py."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def expanded(value: Any) -> Any:
+    """A path with `~` and variables ($SCRATCH) replaced; URLs and what is no text stay. Raises ValueError: unknown."""
+    if not isinstance(value, str) or "://" in value:
+        return value
+    if not value.strip():
+        raise ValueError("the path is empty")
+    whole = os.path.expandvars(os.path.expanduser(value))
+    if whole.startswith("~"):
+        raise ValueError(f"there is no home folder '{whole.split('/')[0]}': write the whole path")
+    if unknown := re.search(r"\$(\w+|\{.*?\})", whole):
+        raise ValueError(f"the variable {unknown[0]} is not set")
+    return whole
+
+
+File = Annotated[Path, BeforeValidator(expanded)]
+PathText = Annotated[str, BeforeValidator(expanded)]  # a path, or a name or URL besides
+Weights = Annotated[dict[Literal["mse", "ms-ssim", "lpips"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
+Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Steps(Section):
+    """How a training job takes its steps; see training/course.py."""
+
+    batch: int = Field(8, ge=1, description="Crops of a step, over all ranks.")
+    accumulate: int = Field(
+        1, ge=1, description="Parts that a rank takes its share of the batch in, one after another: less memory."
+    )
+    lr: float = Field(1e-4, gt=0, description="Learning rate of Adam, the largest of the schedule.")
+    schedule: Literal["cosine", "plateau", "constant"] = Field(
+        "cosine", description="How the learning rate falls after the warm-up."
+    )
+    warmup: int = Field(50, ge=0, description="Steps in which the learning rate rises to lr.")
+    anneal: float = Field(
+        1.0, gt=0, le=1, description="Part of the steps in which the cosine takes the learning rate to its floor."
+    )
+    floor: float = Field(0.05, gt=0, le=1, description="The least learning rate, as a part of lr.")
+    patience: int = Field(
+        3, ge=1, description="Schedule plateau: evaluations without a better held-out L after which lr is halved."
+    )
+    stop_after: int | None = Field(
+        None, ge=1, description="Evaluations without a better held-out L that end a phase early; null: never."
+    )
+    clip: float = Field(1.0, gt=0, description="The gradient's largest norm.")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="Decay, a step, of the weights' moving average, which is what is judged; 0: none."
+    )
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="Of g_a and g_s; entropy models and rates stay in float32."
+    )
+    compile: bool = Field(False, description="Whether g_a and g_s run by torch.compile.")
+    distortion: Literal["mse", "ms-ssim", "lpips"] | Weights = Field(
+        "mse",
+        description="What the loss weighs by lambda: one (mse is 255^2 MSE, ms-ssim 1 - MS-SSIM), or a weighted sum, "
+        "{mse: 1, ms-ssim: 1000}.",
+    )
+    evaluate_every: int = Field(
+        100, ge=1, description="Steps between two measurements of held-out L, each with a state on disk."
+    )
+    keep: int = Field(2, ge=1, description="States kept on disk.")
+    tensorboard: bool = Field(False, description="Whether event files are written to out, beside the log.")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="Seed of crops, order and noise.")
+    out: File = Field(description="Folder for the checkpoint, log and states.")
+
+
+class Train(Steps):
+    """Conventional end-to-end training of a base model (`lic-dist train`)."""
+
+    architecture: str = Field("mbt2018-mean", description="CompressAI's name of the model's family.")
+    N: int = Field(48, ge=1, description="Channels of the hyper-latents z and of the layers.")
+    M: int = Field(72, ge=1, description="Channels of the latents y.")
+    lmbda: float = Field(0.013, gt=0, description="lambda of the loss L = lambda 255^2 MSE + bits per pixel.")
+    steps: int = Field(10000, ge=1, description="Steps of the optimizer.")
+    crop: int = Field(256, ge=64, multiple_of=64, description="Side of a crop, in pixels.")
+    anneal: float = Field(
+        0.8, gt=0, le=1, description="Part of the steps in which the cosine takes the learning rate to its floor."
+    )
+    warmup: int = Field(200, ge=0, description="Steps in which the learning rate rises to lr.")
+    relaxation: Literal["noise", "mixed"] = Field(
+        "noise", description="What stands for rounding; mixed: noise for the rate, rounding for the decoder."
+    )
+    quantile_steps: int = Field(
+        2000, ge=1, description="Steps of each phase of the quantiles of z's prior, until the auxiliary loss is small."
+    )
+    evaluate_every: int = Field(
+        500, ge=1, description="Steps between two measurements of held-out L, each with a state on disk."
+    )
+    start: PathText | None = Field(
+        None, description="A checkpoint, or a name of `lic-dist models`, to start from; null: fresh weights."
+    )
+    out: File = Field(Path("runs/base"), description="Folder for the checkpoint, log and states.")
+
+
+class Phase(Section):
+    """One of the phases of a finetuning job: what trains, for how long, with which learning rate."""
+
+    recipe: Recipe = Field(description="What trains, as finetune.recipe.")
+    steps: int = Field(ge=1, description="Steps of the optimizer.")
+    lr: float = Field(gt=0, description="Learning rate of Adam, the largest of the schedule.")
+
+
+class Finetune(Steps):
+    """Retraining of the decoder side from the cache (`lic-dist finetune`)."""
+
+    recipe: Recipe = Field(
+        "decoder+hyper",
+        description="What trains: a name, or a list of parts (decoder, hyper, prior) and parameters (g_s.6).",
+    )
+    latents: Literal["quantized", "noise", "straight-through"] = Field(
+        "quantized", description="What the decoder trains on; the last two are controls."
+    )
+    means: Literal["likelihood", "search", "pixels"] = Field(
+        "likelihood",
+        description="What moves the means when h_s trains: the likelihood of y, the search's cost, pixels.",
+    )
+    sq_rate: Literal["likelihood", "index"] = Field(
+        "likelihood", description="The rate of SQ with step 1 when h_s trains; other quantizers: index."
+    )
+    steps: int = Field(2000, ge=1, description="Steps of the optimizer.")
+    phases: tuple[Phase, ...] = Field(
+        (), description="Phases one after another, instead of recipe, steps and lr; empty: just those."
+    )
+    rounds: int = Field(1, ge=1, description="Rounds of search and finetuning, each with the model of the one before.")
+    batch: int = Field(16, ge=1, description="Crops of a step, over all ranks.")
+    streams: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto", description="Shards read side by side, in an order of their own; auto: in RAM where the samples fit."
+    )
+    workers: int = Field(0, ge=0, description="Processes of a rank that read streams; 0: threads of its own.")
+    out: File = Field(Path("runs/finetuned"), description="Folder for the checkpoint, log and states.")
+
+    @property
+    def course(self) -> tuple[Phase, ...]:
+        """The phases, one at least."""
+        return self.phases or (Phase(recipe=self.recipe, steps=self.steps, lr=self.lr),)
