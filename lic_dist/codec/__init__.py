@@ -5,6 +5,7 @@ from lic_dist.codec import open_codec
 codec = open_codec("base-small", "tcq8")
 data = codec.encode(image).data  # image uint8 [H, W, 3] or [H, W]
 image = codec.decode(data)
+image = open_decoder(data, "base-small").decode(data)  # with the quantizer that the file states
 """
 
 from __future__ import annotations
@@ -38,3 +39,22 @@ def open_codec(
 
     loaded = checkpoint.load(str(model), architecture, lmbda)
     return ImageCodec(loaded.model, local_record(loaded, str(quantizer)), integer)
+
+
+def open_decoder(data: bytes, model: str, architecture: str | None = None, lmbda: float | None = None) -> ImageCodec:
+    """The codec that decodes a file's bytes: a checkpoint, with the quantizer among its own that the file states.
+
+    Raises:
+        UsageError: there is no such checkpoint.
+        BitstreamError: no bitstream, or one of another model or of a quantizer that the checkpoint does not carry.
+        LicError: a file that is no checkpoint.
+    """
+    from lic_dist.codec.codec import ImageCodec
+    from lic_dist.codec.container import Container
+    from lic_dist.codec.records import compressai_record, stated_record
+    from lic_dist.models import checkpoint
+
+    held = Container.unpack(data)
+    loaded = checkpoint.load(str(model), architecture, lmbda)
+    ImageCodec(loaded.model, compressai_record(loaded)).require_model(held)
+    return ImageCodec(loaded.model, stated_record(loaded, held.record))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -81,7 +82,7 @@ class ImageCodec:
     """A model in eval mode and a quantizer record, ready to code images of any size, RGB or grey.
 
     `integer`: encode with h_s in integers (models/integer.py), so that the file decodes on any machine. A decoder does
-    as the file says.
+    as the file says. `advance` is called for each tile that g_a reads or g_s has made.
 
     Raises:
         LicError: the record has another number of channels than the model.
@@ -94,6 +95,7 @@ class ImageCodec:
             raise LicError(f"the quantizer has {record.z_tables.rows} channels of z, the model {model.N}")
         self.model, self.record, self.quantizer, self.integer = model, record, Quantizer(record), integer
         self.device = next(model.parameters()).device
+        self.advance: Callable[[], None] = lambda: None
         networks = hashlib.sha256(f"{entropy_digest(model)} {decoder_digest(model)}".encode()).digest()
         self.model_id, self.record_id = networks[:4], bytes.fromhex(record.decoding_digest)[:4]
 
@@ -146,8 +148,7 @@ class ImageCodec:
     def decode_latents(self, data: bytes) -> Decoded:
         """What entropy decoding gives, before g_s. Raises BitstreamError: see `decode`."""
         held = Container.unpack(data)
-        if held.model != self.model_id:
-            raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
+        self.require_model(held)
         if held.record != self.record_id:
             raise BitstreamError(
                 "this file was made with another quantizer", hint="give the quantizer it was made with"
@@ -165,6 +166,11 @@ class ImageCodec:
         y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
         shape = (held.height, held.width) if held.grey else (held.height, held.width, 3)
         return Decoded(shape, k, y_hat)
+
+    def require_model(self, held: Container) -> None:
+        """Raises BitstreamError where a file is of another model."""
+        if held.model != self.model_id:
+            raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
 
     def picture(self, latents: Encoded | Decoded) -> NDArray[np.uint8]:
         """g_s of y_hat: the decoder's picture or, of the encoder's latents, the one that it expects; image's shape."""
@@ -215,6 +221,7 @@ class ImageCodec:
 
     def _window(self, image: NDArray[np.uint8], rows: slice, columns: slice) -> Tensor:
         """A window of the padded image as g_a reads it: float32 [1, 3, ., .]; a grey image has three equal colours."""
+        self.advance()
         height, width = image.shape[:2]
         left, _, top, _ = padding(height, width)
         first_row, last_row = max(rows.start - top, 0), min(rows.stop - top, height)
@@ -237,6 +244,7 @@ class ImageCodec:
             if len(shape) == 2:
                 x_hat = x_hat.mean(2)
             padded[rows, columns] = x_hat.mul(255).round().to(torch.uint8).cpu().numpy()
+            self.advance()
         return np.ascontiguousarray(padded[top : top + height, left : left + width])
 
 

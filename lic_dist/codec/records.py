@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lic_dist.codec.rans import BitstreamError
 from lic_dist.errors import UsageError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.rates import CdfTables
@@ -55,6 +56,34 @@ def local_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
     if path.is_file():
         return matching(QuantizerRecord.load(path), checkpoint, name)
     raise unknown(checkpoint, name)
+
+
+def preferred(checkpoint: Checkpoint) -> str:
+    """The quantizer to encode with where none is named: the carried TCQ of most states, else `sq`.
+
+    Records of the caches that a model was trained from (`...-cached`) are for decoding alone.
+    """
+    carried = {name: QuantizerRecord.from_json(text) for name, text in checkpoint.quantizers.items()}
+    states = {name: one.states for name, one in carried.items() if one.name == "tcq" and not name.endswith("-cached")}
+    return max(states, key=lambda name: states[name], default="sq")
+
+
+def stated_record(checkpoint: Checkpoint, record_id: bytes) -> QuantizerRecord:
+    """The record that a file states by the first bytes of its `decoding_digest`: CompressAI's, or one that is carried.
+
+    Raises:
+        BitstreamError: the checkpoint carries none of this digest.
+    """
+    known = {"sq": compressai_record(checkpoint)}
+    known |= {name: QuantizerRecord.from_json(text) for name, text in checkpoint.quantizers.items()}
+    for record in known.values():
+        if record.decoding_digest.startswith(record_id.hex()):
+            return record
+    there = ", ".join(f"{name} {record.decoding_digest[: 2 * len(record_id)]}" for name, record in known.items())
+    raise BitstreamError(
+        f"this file was made with quantizer {record_id.hex()}, which {checkpoint.source} does not carry",
+        hint=f"it has {there}; name the file's with --quantizer RECORD",
+    )
 
 
 def unknown(checkpoint: Checkpoint, name: str) -> UsageError:

@@ -16,6 +16,7 @@ from lic_dist.errors import LicError, UsageError
 if TYPE_CHECKING:
     from lic_dist.codec.codec import ImageCodec
 
+LARGE = 4 << 20  # pixels, above which coding shows its progress
 LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}  # suffixes of pictures and Pillow's formats
 
 
@@ -23,7 +24,12 @@ def encode(
     image: Annotated[Path, typer.Argument(help="The picture; a grey one stays grey.")],
     file: Annotated[Path, typer.Argument(help="The bitstream to write.")],
     model: Annotated[str, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")],
-    quantizer: Annotated[str, typer.Option(help="sq, a name that the checkpoint carries, or a record.")] = "sq",
+    quantizer: Annotated[
+        str | None,
+        typer.Option(
+            help="sq, a name that the checkpoint carries, or a record; default: its TCQ of most states, else sq."
+        ),
+    ] = None,
     architecture: Architecture = None,
     lmbda: Lmbda = None,
     deterministic: Annotated[
@@ -32,25 +38,39 @@ def encode(
 ) -> None:
     """Code one picture."""
     from lic_dist import images
+    from lic_dist.codec.codec import ImageCodec
+    from lic_dist.codec.records import local_record, preferred
+    from lic_dist.models import checkpoint
 
     if file.exists() and image.exists() and file.samefile(image):
         raise UsageError(f"encode would overwrite {image}", hint="give the bitstream another name")
     with whole_file(file) as out:
         pixels = images.read(image, keep_grey=True)
-        data = _open(model, quantizer, architecture, lmbda, deterministic).encode(pixels).data
+        loaded = checkpoint.load(model, architecture, lmbda)
+        name = quantizer or preferred(loaded)
+        codec = ImageCodec(loaded.model, local_record(loaded, name), deterministic)
+        with _tiles(codec, "encoding", *pixels.shape[:2]):
+            data = codec.encode(pixels).data
         out.write(data)
-    typer.echo(f"{file}: {len(data)} bytes, {8 * len(data) / (pixels.shape[0] * pixels.shape[1]):.4f} bpp")
+    bpp = 8 * len(data) / (pixels.shape[0] * pixels.shape[1])
+    why = "" if quantizer or name != "sq" else ": the checkpoint carries no TCQ"
+    typer.echo(f"{file}: {len(data)} bytes, {bpp:.4f} bpp, with {name}{why}")
 
 
 def decode(
     file: Annotated[Path, typer.Argument(help="The bitstream.")],
     image: Annotated[Path, typer.Argument(help=f"The picture to write: {' '.join(LOSSLESS)}.")],
     model: Annotated[str, typer.Option(help="The checkpoint it was made with.")],
-    quantizer: Annotated[str, typer.Option(help="The quantizer it was made with.")] = "sq",
+    quantizer: Annotated[
+        str | None, typer.Option(help="A record that the checkpoint does not carry; default: what the file states.")
+    ] = None,
     architecture: Architecture = None,
     lmbda: Lmbda = None,
 ) -> None:
     """Decode one picture."""
+    from lic_dist.codec import open_codec, open_decoder
+    from lic_dist.codec.container import Container
+
     suffix = image.suffix.lower()
     if suffix not in LOSSLESS:
         raise UsageError(
@@ -64,7 +84,13 @@ def decode(
             data = file.read_bytes()
         except OSError as error:
             raise LicError(f"cannot read {file}: {error.strerror}") from None
-        pixels = _open(model, quantizer, architecture, lmbda).decode(data)
+        if quantizer is None:
+            codec = open_decoder(data, model, architecture, lmbda)
+        else:
+            codec = open_codec(model, quantizer, architecture, lmbda)
+        held = Container.unpack(data)
+        with _tiles(codec, "decoding", held.height, held.width):
+            pixels = codec.decode(data)
         from PIL import Image
 
         Image.fromarray(pixels).save(out, LOSSLESS[suffix])
@@ -95,9 +121,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _open(
-    model: str, quantizer: str, architecture: str | None, lmbda: float | None, integer: bool = False
-) -> ImageCodec:
-    from lic_dist.codec import open_codec
+@contextmanager
+def _tiles(codec: ImageCodec, title: str, height: int, width: int) -> Iterator[None]:
+    """Progress by tiles, of pictures that take a while."""
+    if height * width <= LARGE:
+        yield
+        return
+    from lic_dist.codec.tiles import LATENT, STRIDE, Grid
+    from lic_dist.progress import Progress
 
-    return open_codec(model, quantizer, architecture, lmbda, integer)
+    passes = 1 + codec.record.refine if title == "encoding" else 1
+    tiles = len(list(Grid.of(height, width).tiles(codec.model.g_a, STRIDE, LATENT)))  # type: ignore[arg-type]
+    with Progress(title, passes * tiles, "tile") as bar:
+        codec.advance = bar.advance
+        yield
