@@ -84,6 +84,7 @@ def after_the_first_hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_first_hour_runs_as_printed(after_the_first_hour: Path) -> None:
     made = after_the_first_hour
     assert (made / "runs/report/report.html").stat().st_size > 10_000
@@ -92,6 +93,7 @@ def test_the_first_hour_runs_as_printed(after_the_first_hour: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if page != FIRST], ids=lambda p: p.name)
 def test_every_other_page_runs_after_the_first_hour(
     page: Path, after_the_first_hour: Path, monkeypatch: pytest.MonkeyPatch
