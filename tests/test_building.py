@@ -293,12 +293,3 @@ def test_records_are_found_by_name_and_path(base: Path, tmp_path: Path) -> None:
     assert named_record(loaded, "mine").digest == named_record(loaded, str(tmp_path)).digest == record.digest
     with pytest.raises(UsageError, match="no quantizer 'none'"):
         named_record(loaded, "none")
-
-
-def test_the_readmes_example_of_reading_runs(store: Path) -> None:
-    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-    example = text.split("### The cache from your own code")[1].split("```python")[1].split("```")[0]
-    names: dict = {}
-    exec(example.replace("runs/photos-tcq8.zarr", str(store)), names)
-    assert names["level"].shape == (16, 12, 4, 4) and names["sample"]["pixels"].shape == (3, 64, 64)
-    assert names["rows"]["quantized/tcq8/k"].shape == (16, 12, 4, 4) and names["rates"].sizes == {"held_out": 2}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,11 +191,3 @@ def test_sensitivity_of_a_linear_decoder_is_its_columns_square() -> None:
 
 def test_levels_cover_the_scales() -> None:
     assert level_index(SCALES[-1:] * 100).tolist() == [63]
-
-
-def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-    example = text.split("### Quantizers from your own code")[1].split("```python")[1].split("```")[0]
-    exec(example, {})
-    printed = capsys.readouterr().out
-    assert 0.5 < float(printed.split()[0]) < 2.5 and printed.endswith("bit a latent\n")

@@ -158,7 +158,7 @@ def _object_store(url: str, options: tuple[tuple[str, str], ...]) -> Any:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError:
-        raise UsageError(f"{url} needs the package obstore", hint="pip install 'lic-dist[remote]'") from None
+        raise UsageError(f"{url} needs the package obstore", hint="pip install obstore") from None
     try:
         config: Any = dict(options)
         client: Any = {"timeout": TIMEOUT, "allow_http": True}

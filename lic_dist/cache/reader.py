@@ -58,7 +58,7 @@ class LatentCache:
             UsageError: zarrs is wanted and not installed.
         """
         if pipeline == "zarrs" and find_spec("zarrs") is None:
-            raise UsageError("pipeline zarrs needs the package zarrs", hint="pip install 'lic-dist[zarrs]'")
+            raise UsageError("pipeline zarrs needs the package zarrs", hint="pip install zarrs")
         return cls(place_of(path, options).absolute(), pipeline)
 
     @property

@@ -19,7 +19,7 @@ try:
     from xarray.backends import BackendArray
     from xarray.core import indexing
 except ImportError:
-    raise UsageError("this needs the package xarray", hint="pip install 'lic-dist[xarray]'") from None
+    raise UsageError("this needs the package xarray", hint="pip install xarray") from None
 
 if TYPE_CHECKING:
     from lic_dist.cache.reader import LatentCache
