@@ -65,7 +65,7 @@ class Progress:
 
     def advance(self, count: int = 1, **figures: float) -> None:
         """Count `count` more units as done and show the figures."""
-        self.done += count
+        self.done = min(self.done + count, self.total)
         self.figures.update(figures)
         if self.rich is not None:
             self.rich.update(self.task, completed=self.done, rate=self._rate_text(), figures=self._figures_text())
@@ -86,5 +86,5 @@ class Progress:
             return
         self.last_line = time.monotonic()
         eta = clock((self.total - self.done) / rate) if (rate := self._rate()) > 0 else "?"
-        text = f"{self.title}: {self.done}/{self.total} {self.unit}s, {self._rate_text()}, ETA {eta}"
+        text = f"{self.title}: {self.done}/{self.total} {self.unit if self.total == 1 else self.unit + 's'}, {self._rate_text()}, ETA {eta}"
         print(f"{text}  {self._figures_text()}".rstrip(), file=sys.stderr, flush=True)

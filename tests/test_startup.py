@@ -79,3 +79,31 @@ def test_kernels_run_for_a_user_without_a_home_on_an_installation_he_cannot_writ
         )
         assert done.stdout.strip() == "3.0", done.stderr
         assert list(scratch.rglob("*.nbc")) and not list(installed.rglob("*.nbc"))
+
+
+LIGHT = """
+import pickle, sys
+from lic_dist.models.compat import import_compressai
+found = import_compressai()
+model = found.models.MeanScaleHyperprior(N=8, M=8)
+assert not {"torchvision", "torch_geometric", "compressai.datasets", "matplotlib", "pandas"} & set(sys.modules)
+import compressai, compressai.zoo
+assert compressai is found and compressai.zoo.image.MeanScaleHyperprior is type(pickle.loads(pickle.dumps(model)))
+assert compressai.datasets.ImageFolder and compressai.registry.TRANSFORMS and compressai.__version__
+names = {}
+exec("from compressai.models import *", names)
+assert names["PointNetReconstructionPccModel"] and names["MeanScaleHyperprior"] is type(model)
+"""
+WHOLE = """
+from lic_dist.models.compat import import_compressai, mend_torchvision
+mend_torchvision()
+import compressai
+before = compressai.models.MeanScaleHyperprior
+assert import_compressai() is compressai and compressai.models.MeanScaleHyperprior is before
+"""
+
+
+@pytest.mark.parametrize("code", [LIGHT, WHOLE], ids=["lightly first", "whole first"])
+def test_compressai_is_imported_lightly_and_is_whole_for_whoever_asks(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr

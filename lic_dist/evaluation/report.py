@@ -88,7 +88,7 @@ def report(
 
 
 def _show(found: Against, console: Console) -> None:
-    title = f"BD-rate against {found.anchor.name} ({len(found.anchor.figures)} points)"
+    title = f"BD-rate against {found.anchor.name} ({len(found.anchor.figures)} {'point' if len(found.anchor.figures) == 1 else 'points'})"
     table = _table(title)
     for number, column in enumerate(COMPARISON_COLUMNS):
         numeric = 0 < number < 5

@@ -14,6 +14,7 @@ import numba
 from numba import njit
 
 _lock = Lock()
+_config: Any = numba.config
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -32,13 +33,13 @@ def kernel(function: Callable[..., Any]) -> Any:
     if folder is None:
         return njit(nogil=True)(function)
     with _lock:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+        before, _config.CACHE_DIR = _config.CACHE_DIR, str(folder)
         try:
             return njit(cache=True, nogil=True)(function)
         except RuntimeError:  # the disk is full, say
             return njit(nogil=True)(function)
         finally:
-            numba.config.CACHE_DIR = before
+            _config.CACHE_DIR = before
 
 
 def temporary_cache() -> Path | None:
