@@ -20,6 +20,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things in words: "1 point", "3 points"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 class Progress:
     """`with Progress("title", total=n, unit="shard") as bar: bar.advance(1, bpp=0.51)`.
 
@@ -65,7 +70,7 @@ class Progress:
 
     def advance(self, count: int = 1, **figures: float) -> None:
         """Count `count` more units as done and show the figures."""
-        self.done += count
+        self.done = min(self.done + count, self.total)
         self.figures.update(figures)
         if self.rich is not None:
             self.rich.update(self.task, completed=self.done, rate=self._rate_text(), figures=self._figures_text())
@@ -86,5 +91,5 @@ class Progress:
             return
         self.last_line = time.monotonic()
         eta = clock((self.total - self.done) / rate) if (rate := self._rate()) > 0 else "?"
-        text = f"{self.title}: {self.done}/{self.total} {self.unit}s, {self._rate_text()}, ETA {eta}"
+        text = f"{self.title}: {self.done}/{counted(self.total, self.unit)}, {self._rate_text()}, ETA {eta}"
         print(f"{text}  {self._figures_text()}".rstrip(), file=sys.stderr, flush=True)

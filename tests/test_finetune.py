@@ -262,7 +262,7 @@ def test_compressais_own_evaluation_loads_the_result(base: Path, photos: Path, s
     (tmp_path / "pictures").mkdir()
     Image.fromarray(picture(9, 192, 256)).save(tmp_path / "pictures" / "a.png")
     code = (
-        "import sys; from lic_dist.models.compat import import_compressai; import_compressai();"
+        "import sys; from lic_dist.models.compat import mend_torchvision; mend_torchvision();"
         "from compressai.utils.eval_model.__main__ import main; main(sys.argv[1:])"
     )
     arguments = ["checkpoint", str(tmp_path / "pictures"), "-a", "mbt2018-mean", "-p"]

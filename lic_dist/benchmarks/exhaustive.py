@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from lic_dist.quantization.candidates import SATURATION, TILE
+from lic_dist.quantization.jit import kernel
 from lic_dist.quantization.rates import LEVELS, CdfTables, search_rates
 from lic_dist.quantization.reference import inverse
 from lic_dist.quantization.trellis import Trellis
@@ -30,7 +31,7 @@ def search(
     return k, cost
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _search(
     r: np.ndarray,
     level: np.ndarray,

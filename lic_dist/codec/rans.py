@@ -21,11 +21,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from lic_dist.errors import LicError
 from lic_dist.models.compat import import_compressai
+from lic_dist.quantization.jit import kernel
 from lic_dist.quantization.rates import LEVELS, CdfTables
 from lic_dist.quantization.trellis import Trellis
 
@@ -119,7 +119,7 @@ def _starts(tables: CdfTables) -> np.ndarray:
     return first
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _first_symbols(cdf: np.ndarray, size: np.ndarray) -> np.ndarray:
     """For each row and high byte b of a 16-bit value, the symbol that holds b << 8: uint16 [rows, 257]."""
     first = np.empty((len(size), 257), np.uint16)
@@ -133,7 +133,7 @@ def _first_symbols(cdf: np.ndarray, size: np.ndarray) -> np.ndarray:
     return first
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _decode_plane(
     words: np.ndarray,
     level: np.ndarray,

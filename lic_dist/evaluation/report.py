@@ -32,6 +32,7 @@ from lic_dist.evaluation.rows import (
 )
 from lic_dist.evaluation.shown import collect_pictures, write_sheets
 from lic_dist.evaluation.styles import styles
+from lic_dist.progress import counted
 
 
 def report(
@@ -88,7 +89,7 @@ def report(
 
 
 def _show(found: Against, console: Console) -> None:
-    title = f"BD-rate against {found.anchor.name} ({len(found.anchor.figures)} points)"
+    title = f"BD-rate against {found.anchor.name} ({counted(len(found.anchor.figures), 'point')})"
     table = _table(title)
     for number, column in enumerate(COMPARISON_COLUMNS):
         numeric = 0 < number < 5

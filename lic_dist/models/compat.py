@@ -1,9 +1,16 @@
-"""The one place that imports compressai, and mends torchvision beside a CPU build of torch."""
+"""The one place that imports compressai, its heavy parts put off, and mends torchvision beside a CPU build of torch."""
 
 from __future__ import annotations
 
+import ast
 import importlib
+import sys
+from collections.abc import Container
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _keep_alive: list[object] = []  # a torch.library.Library undoes its definitions when it is collected
 
@@ -11,14 +18,38 @@ _TORCHVISION_OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+_PUT_OFF: dict[str, Container[str] | None] = {  # submodules that a package's __init__ shall not import; None: all
+    "compressai": None,
+    "compressai.registry": ("transforms",),  # torchvision, torch_geometric
+    "compressai.models": ("pointcloud",),  # torch_geometric
+}
+_ENTROPY_MODELS = "compressai.entropy_models.entropy_models"
 
 
 def import_compressai() -> ModuleType:
     """Import and return `compressai` with its submodules `ans`, `models` and `entropy_models`.
 
-    compressai imports torchvision to register the names of transforms. PyPI's torchvision is linked against
-    CUDA: beside a CPU torch its compiled part stays out and the import fails with "operator torchvision::nms
-    does not exist". Where it does, the two operators are declared (never defined: nothing here calls them).
+    compressai's own `__init__` imports everything it has, with torchvision, torch_geometric and point-cloud code:
+    longer than torch. Here it runs without those imports; what they would have brought is imported when it is first
+    asked for, so that whoever uses the package in this process still finds all of it, and the very same classes. Where
+    compressai has been imported already it is left as it is.
+    """
+    if "compressai" not in sys.modules:
+        if find_spec("compressai") is None:
+            raise ModuleNotFoundError("No module named 'compressai'", name="compressai")
+        for name, put_off in _PUT_OFF.items():
+            _import_lightly(name, put_off)
+    for name in ("ans", "entropy_models", "models"):
+        importlib.import_module(f"compressai.{name}")
+    return sys.modules["compressai"]
+
+
+def mend_torchvision() -> None:
+    """Import torchvision, beside a CPU build of torch too.
+
+    PyPI's torchvision is linked against CUDA: beside a CPU torch its compiled part stays out and the import fails with
+    "operator torchvision::nms does not exist". Where it does, the two operators are declared (never defined: nothing
+    here calls them).
     """
     try:
         importlib.import_module("torchvision")
@@ -27,14 +58,77 @@ def import_compressai() -> ModuleType:
             raise
         _declare_torchvision_operators()
         importlib.import_module("torchvision")
-    for name in ("ans", "entropy_models", "models"):
-        importlib.import_module(f"compressai.{name}")
-    return importlib.import_module("compressai")
+
+
+def _import_lightly(name: str, put_off: Container[str] | None) -> None:
+    """Import a package, but without what its `__init__` imports of the submodules `put_off`, until that is needed."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+    module = module_from_spec(spec)
+    tree = ast.parse(Path(spec.origin).read_bytes(), spec.origin)
+    names, stars = _take_out(tree, name, put_off)
+    _put_off_names(module, spec, names, stars)
+    sys.modules[name] = module
+    try:
+        exec(compile(tree, spec.origin, "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
+
+
+def _take_out(tree: ast.Module, package: str, put_off: Container[str] | None) -> tuple[dict[str, str], list[str]]:
+    """Take imports of submodules out of an `__init__`: {name: submodule that has it}, submodules of `import *`."""
+    names, stars, kept = dict[str, str](), list[str](), list[ast.stmt]()
+    for statement in tree.body:
+        if not isinstance(statement, ast.ImportFrom):
+            kept.append(statement)
+        elif statement.level == 0 and statement.module == package and put_off is None:
+            names.update((alias.name, "") for alias in statement.names)
+        elif statement.level == 1 and statement.module and put_off is not None and statement.module in put_off:
+            if statement.names[0].name == "*":
+                stars.append(statement.module)
+            else:
+                names.update((alias.asname or alias.name, statement.module) for alias in statement.names)
+        else:
+            kept.append(statement)
+    tree.body = kept
+    return names, stars
+
+
+def _put_off_names(module: ModuleType, spec: ModuleSpec, names: dict[str, str], stars: list[str]) -> None:
+    """Give a module the `__getattr__` and `__dir__` (PEP 562) that import what was taken out of it."""
+
+    def complete() -> None:
+        for submodule in stars:
+            whole = importlib.import_module(f"{spec.name}.{submodule}")
+            public = getattr(whole, "__all__", None) or [one for one in vars(whole) if not one.startswith("_")]
+            for one in public:
+                module.__dict__.setdefault(one, getattr(whole, one))
+        for one in names:
+            getattr(module, one)
+
+    def absent(name: str) -> Any:
+        if name in names:
+            mend_torchvision()
+            found = importlib.import_module(f"{spec.name}.{names[name] or name}")
+            value = getattr(found, name) if names[name] else found
+            return module.__dict__.setdefault(name, value)
+        if stars and (name == "__all__" or not name.startswith("__")):  # `import *` asks for __all__ first
+            mend_torchvision()
+            complete()
+            if name in module.__dict__:
+                return module.__dict__[name]
+        raise AttributeError(f"module '{spec.name}' has no attribute '{name}'", name=name, obj=module)
+
+    module.__dict__["__getattr__"] = absent
+    module.__dict__["__dir__"] = lambda: sorted({*module.__dict__, *names})
 
 
 def _declare_torchvision_operators() -> None:
-    import sys
-
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")

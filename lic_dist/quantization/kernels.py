@@ -6,10 +6,11 @@ All release the GIL and take their tables as arrays.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from lic_dist.quantization.jit import kernel
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _peak_bits(bits: np.ndarray) -> np.int32:
     """The largest |x| of float32 given as int32, as int32: magnitudes sort as integers, infinity and NaN last."""
     largest = np.int32(0)
@@ -23,7 +24,7 @@ def peak(x: np.ndarray) -> float:
     return float(np.array(_peak_bits(x.view(np.int32)), np.int32).view(np.float32))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def active_quantizers(k: np.ndarray, quantizer: np.ndarray, next_state: np.ndarray) -> np.ndarray:
     """The active quantizers, uint8, along each lane of k int16 [lanes, steps]."""
     lanes, steps = k.shape
@@ -36,7 +37,7 @@ def active_quantizers(k: np.ndarray, quantizer: np.ndarray, next_state: np.ndarr
     return active
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def symbol_bits(k: np.ndarray, rows: np.ndarray, bits: np.ndarray, size: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Bits, float64, of indices k in rows, int32 [n] each; bits [rows, width-1] by symbol, escapes last."""
     result = np.empty(len(k), np.float64)
@@ -56,7 +57,7 @@ def symbol_bits(k: np.ndarray, rows: np.ndarray, bits: np.ndarray, size: np.ndar
     return result
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_magnitudes(k: np.ndarray, rows: np.ndarray, row_count: int, width: int) -> np.ndarray:
     """Counts int64 [row_count, width] of |k| by row; the last column takes every larger |k|."""
     counts = np.zeros((row_count, width), np.int64)
@@ -67,7 +68,7 @@ def count_magnitudes(k: np.ndarray, rows: np.ndarray, row_count: int, width: int
     return counts
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def proportional(shares: np.ndarray, weight: np.ndarray, total: int) -> np.ndarray:
     """max(1, round(factor shares)), int64 [n], at the largest factor (64 bisections) whose weighted sum is <= total.
 

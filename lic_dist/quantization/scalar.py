@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 
 from lic_dist.quantization.candidates import bypass_cost, distortion, rint
+from lic_dist.quantization.jit import kernel
 
 
 def rounded(r: Any, step: float) -> Any:
@@ -41,7 +41,7 @@ def _divisor(step: float, device: torch.device) -> torch.Tensor:
     return torch.tensor(step, dtype=torch.float32, device=device)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def rdoq(
     r: np.ndarray,
     level: np.ndarray,

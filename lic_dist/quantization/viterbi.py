@@ -37,6 +37,7 @@ from lic_dist.quantization.candidates import (
     smallest_level,
     tile_candidates,
 )
+from lic_dist.quantization.jit import kernel
 from lic_dist.quantization.trellis import Trellis
 
 UNREACHED = 1 << 29  # path metric of a state that no path has entered yet
@@ -104,7 +105,7 @@ def _njit(function: Any, name: str) -> Any:
     """Compile with a cache on disk: numba tells functions apart by this file's age and their name, which holds the
     tables and the other file's text."""
     function.__name__ = function.__qualname__ = name
-    return njit(cache=True, nogil=True)(function)
+    return kernel(function)
 
 
 def _identity(trellis: Trellis) -> str:

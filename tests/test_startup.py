@@ -1,0 +1,109 @@
+"""What a command loads before it does anything, and that it runs where folders cannot be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lic_dist.quantization import jit
+
+PACKAGE = Path(jit.__file__).parents[1]
+
+
+@pytest.fixture
+def nowhere_to_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba's own folders all refused, as in a read-only installation for a user without a home."""
+    from numba.core import caching
+
+    for locator in ("InTreeCacheLocator", "UserWideCacheLocator"):
+        monkeypatch.setattr(getattr(caching, locator), "from_function", classmethod(lambda *_: None))
+
+
+def double(x: np.ndarray) -> np.ndarray:
+    return x + x
+
+
+def test_a_read_only_installation_caches_kernels_among_the_temporary_files(
+    nowhere_to_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    compiled = jit.kernel(double)
+    assert compiled(np.arange(3)).tolist() == [0, 2, 4]
+    folder = tmp_path / f"lic-dist-numba-{os.getuid()}"
+    assert list(folder.rglob("*.nbc"))
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("trap", ["open to others", "a link", "a file"])
+def test_a_cache_folder_that_others_could_fill_is_not_used(
+    nowhere_to_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / f"lic-dist-numba-{os.getuid()}"
+    if trap == "open to others":
+        folder.mkdir()
+        folder.chmod(0o777)
+    elif trap == "a link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "theirs")
+    else:
+        folder.touch()
+    assert jit.kernel(double)(np.arange(3)).tolist() == [0, 2, 4]
+    assert not list(tmp_path.rglob("*.nbc"))
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="needs root to become nobody")
+def test_kernels_run_for_a_user_without_a_home_on_an_installation_he_cannot_write_to() -> None:
+    code = "from lic_dist.quantization.kernels import peak; import numpy as np; print(peak(np.float32([-3, 2])))"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        installed = shutil.copytree(PACKAGE, folder / "lic_dist", ignore=shutil.ignore_patterns("__pycache__"))
+        scratch = folder / "tmp"
+        scratch.mkdir()
+        scratch.chmod(0o1777)
+        done = subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code],
+            env=os.environ | {"HOME": "/nonexistent", "PYTHONPATH": name, "TMPDIR": str(scratch)},
+            capture_output=True,
+            text=True,
+            cwd=scratch,
+            timeout=120,
+        )
+        assert done.stdout.strip() == "3.0", done.stderr
+        assert list(scratch.rglob("*.nbc")) and not list(installed.rglob("*.nbc"))
+
+
+LIGHT = """
+import pickle, sys
+from lic_dist.models.compat import import_compressai
+found = import_compressai()
+model = found.models.MeanScaleHyperprior(N=8, M=8)
+assert not {"torchvision", "torch_geometric", "compressai.datasets", "matplotlib", "pandas"} & set(sys.modules)
+import compressai, compressai.zoo
+assert compressai is found and compressai.zoo.image.MeanScaleHyperprior is type(pickle.loads(pickle.dumps(model)))
+assert compressai.datasets.ImageFolder and compressai.registry.TRANSFORMS and compressai.__version__
+names = {}
+exec("from compressai.models import *", names)
+assert names["PointNetReconstructionPccModel"] and names["MeanScaleHyperprior"] is type(model)
+"""
+WHOLE = """
+from lic_dist.models.compat import import_compressai, mend_torchvision
+mend_torchvision()
+import compressai
+before = compressai.models.MeanScaleHyperprior
+assert import_compressai() is compressai and compressai.models.MeanScaleHyperprior is before
+"""
+
+
+@pytest.mark.parametrize("code", [LIGHT, WHOLE], ids=["lightly first", "whole first"])
+def test_compressai_is_imported_lightly_and_is_whole_for_whoever_asks(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
