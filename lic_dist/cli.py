@@ -151,14 +151,16 @@ def evaluate(
 @app.command()
 def report(
     files: Annotated[list[Path], typer.Argument(help="Result files: ours, or published ones in CompressAI's JSON.")],
-    anchor: Annotated[list[str], typer.Option(help="The curve that BD-rates refer to; may be repeated.")],
+    anchor: Annotated[
+        list[str] | None, typer.Option(help="The curve to compare with; may be repeated. Default: base sq.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.html, results.md and the plots.")] = Path("report"),
     curve: Annotated[list[str] | None, typer.Option(help="Pattern of the curves to show; may be repeated.")] = None,
 ) -> None:
     """BD-rates between curves, gains at each lambda, plots, and a page to compare the pictures on."""
     from lic_dist.evaluation.report import report as run
 
-    run(files, anchor, out, curve or ())
+    run(files, anchor or (), out, curve or ())
 
 
 @app.command("run")

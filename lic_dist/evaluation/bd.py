@@ -93,14 +93,24 @@ def mean_interval(rates: Sequence[float], confidence: float = 0.95, draws: int =
 
 
 def change_interval(
-    values: Sequence[float], bases: Sequence[float], confidence: float = 0.95, draws: int = 10_000, seed: int = 0
+    values: Sequence[float],
+    bases: Sequence[float],
+    confidence: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+    of: Sequence[float] | None = None,
 ) -> Interval:
     """By how many percent the mean over images differs from that of `bases`, the same images in the same order.
 
-    The interval is that of `mean_interval`, with both means of the images drawn.
+    In percent of the mean of `of` instead where that is given. The interval is that of
+    `mean_interval`, with both means of the images drawn.
     """
     tests, others = np.asarray(values, np.float64), np.asarray(bases, np.float64)
     images = _drawn(len(tests), draws, seed)
+    if of is not None:
+        whole, more = np.asarray(of, np.float64), tests - others
+        changes = 100 * more[images].mean(axis=1) / whole[images].mean(axis=1)
+        return _interval(float(100 * more.mean() / whole.mean()), changes, confidence)
     changes = 100 * (tests[images].mean(axis=1) / others[images].mean(axis=1) - 1)
     return _interval(float(100 * (tests.mean() / others.mean() - 1)), changes, confidence)
 

@@ -27,6 +27,7 @@ class Comparison:
     images: Interval | None
     notes: tuple[str, ...] = ()
     rates: tuple[tuple[str, float], ...] = ()
+    trusted: bool = True  # enough of the PSNR ranges in common
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Against:
 
     anchor: Curve
     comparisons: tuple[Comparison, ...]
+
+    @property
+    def rated(self) -> bool:
+        """Whether any curve has a BD-rate."""
+        return any(one.pchip is not None for one in self.comparisons)
 
     @property
     def notes(self) -> list[str]:
@@ -71,7 +77,16 @@ def compare(anchor: Curve, test: Curve) -> Comparison:
         interval = mean_interval(list(rates.values()))
     except LicError as error:
         notes.append(error.message)
-    return Comparison(test.name, len(test.figures), pchip, akima, interval, tuple(notes), tuple(rates.items()))
+    return Comparison(
+        test.name,
+        len(test.figures),
+        pchip,
+        akima,
+        interval,
+        tuple(notes),
+        tuple(rates.items()),
+        shared >= LEAST_OVERLAP,
+    )
 
 
 Compare = Callable[[Curve, Curve], Comparison]  # of an anchor and a curve
@@ -101,8 +116,8 @@ def distinct_notes(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def best(found: Against, measured: Sequence[str]) -> Comparison | None:
-    """The curve of least rate: of those of these names where one has a figure, else of all."""
-    rated = [one for one in found.comparisons if one.pchip is not None]
+    """The curve of least rate, of the figures to trust: of those of these names where one has such, else of all."""
+    rated = [one for one in found.comparisons if one.pchip is not None and one.trusted]
     own = [one for one in rated if one.name in measured]
     return min(own or rated, key=_rate, default=None)
 

@@ -28,7 +28,7 @@ class Collection:
     originals: Mapping[tuple[Path, str], str]
 
     def named(self, name: str) -> Curve:
-        """The curve of this full or short name.
+        """The curve of this full or short name, or the only one of this arm and quantizer ("base sq").
 
         Raises:
             UsageError: there is none.
@@ -36,7 +36,12 @@ class Collection:
         for names in ({curve.name: curve for curve in self.curves}, {self.full[one.name]: one for one in self.curves}):
             if name in names:
                 return names[name]
+        labelled = [curve for curve in self.curves if curve.points and _label(curve.points[0]) == name]
+        if len(labelled) == 1:
+            return labelled[0]
         known = ", ".join(curve.name for curve in self.curves)
+        if labelled:
+            raise UsageError(f"{len(labelled)} curves are {name!r}", hint=f"give one as the anchor: {known}")
         raise UsageError(f"no curve is named {name!r}", hint=f"there are {known}")
 
     def only(self, patterns: Sequence[str], anchors: Sequence[str]) -> Collection:

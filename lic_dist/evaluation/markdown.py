@@ -9,6 +9,8 @@ from lic_dist.evaluation.comparison import Against, times
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells
 from lic_dist.evaluation.grid import Grids
+from lic_dist.evaluation.lead import COLUMNS as LEAD_COLUMNS
+from lic_dist.evaluation.lead import LEAD_SAYS, Lead, lead_cells, lead_title, picture_rows
 from lic_dist.evaluation.results import Curve
 from lic_dist.evaluation.rows import (
     BD_SAYS,
@@ -31,16 +33,27 @@ from lic_dist.evaluation.rows import (
 
 
 def markdown(
-    tables: Sequence[Against], grids: Grids, found: Sequence[Gains], drawn: Sequence[Chart], curves: Sequence[Curve]
+    leads: Sequence[Lead],
+    tables: Sequence[Against],
+    grids: Grids,
+    found: Sequence[Gains],
+    drawn: Sequence[Chart],
+    curves: Sequence[Curve],
 ) -> str:
     """The text of results.md."""
     lines: list[str] = []
+    for one in leads:
+        heads, images = picture_rows(one)
+        lines += [f"# {_escaped(lead_title(one))}", "", *_table(LEAD_COLUMNS, [lead_cells(row) for row in one.rows])]
+        lines += ["", LEAD_SAYS, "", "## Picture by picture", "", *_table(heads, images), ""]
     for table in tables:
+        if leads and not table.rated:
+            continue
         rows = [comparison_cells(one, table.notes) for one in table.comparisons]
         notes = [f"- {key}: {_escaped(note)}" for key, note in lettered(table.notes)]
         lines += [f"# BD-rate against {_escaped(table.anchor.name)}", "", BD_SAYS, ""]
         lines += [*_table(COMPARISON_COLUMNS, rows), "", *notes, *([""] if notes else [])]
-    lines += _grids(grids)
+    lines += [] if leads and not grids.grids else _grids(grids)
     lines += ["# Plots", ""]
     for chart in drawn:
         lines += [f"## {chart.title}", "", chart.says, "", f"![{chart.title}]({chart.name}.png)", ""]

@@ -22,6 +22,8 @@ from lic_dist.evaluation.comparison import Against, Comparison, best, times
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells
 from lic_dist.evaluation.grid import Grids
+from lic_dist.evaluation.lead import COLUMNS as LEAD_COLUMNS
+from lic_dist.evaluation.lead import FEW, LEAD_SAYS, Lead, lead_cells, lead_title, picture_rows
 from lic_dist.evaluation.results import Curve
 from lic_dist.evaluation.rows import (
     BD_SAYS,
@@ -58,6 +60,7 @@ _DASHES = {"--": "5 3", "-.": "6 2 2 2", ":": "2 2.5"}
 
 
 def page(
+    leads: Sequence[Lead],
     tables: Sequence[Against],
     grids: Grids,
     found: Sequence[Gains],
@@ -76,11 +79,11 @@ def page(
         style=_asset("style.css"),
         script=script,
         subtitle=escape(_subtitle(curves)),
-        cards=_cards(tables, curves),
-        grids=_grids(grids),
+        cards=_lead_cards(leads) or _cards(tables, curves),
+        grids=_leads(leads) + ("" if leads and not grids.grids else _grids(grids)),
         viewer=viewer,
         plots=_plots(drawn, looks),
-        tables=_tables(tables, found, curves),
+        tables=_tables([one for one in tables if one.rated or not leads], [] if leads else found, curves),
         footer=f"lic-dist {escape(__version__)}. One file, no network: it can be mailed or put on any server.",
         data=f'<script type="application/json" id="pictures">{_json(shown.data)}</script>' if shown else "",
     )
@@ -131,6 +134,38 @@ def _card(one: Comparison, pchip: float, anchor: str) -> str:
     )
 
 
+def _lead_cards(leads: Sequence[Lead]) -> str:
+    """The least L against each anchor, with its interval and what it is worth as rate."""
+    cards = []
+    for found in leads:
+        one = found.best
+        if one is None or one.change is None or one.rate is None:
+            continue
+        said = f"95 % interval over {len(found.pictures)} pictures: {_signed(one.change.low)} to "
+        said += f"{_signed(one.change.high)}\N{NO-BREAK SPACE}%"
+        if len(found.pictures) == 1:
+            said = "one picture: that proves nothing"
+        elif len(found.pictures) < FEW:
+            said += "; few pictures prove little"
+        cards.append(
+            f'<div class="card"><b class="{_clear(one.change)}">{_signed(one.change.mean)} %<small> L</small></b>'
+            f'<span class="what">{escape(one.name)} against {escape(found.anchor.name)}</span>'
+            f"<span>{escape(said)}</span><span>as rate at equal quality: {_signed(one.rate.mean)} %</span></div>"
+        )
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _leads(leads: Sequence[Lead]) -> str:
+    parts = []
+    for found in leads:
+        rows = [lead_cells(row) for row in found.rows]
+        senses = [{4: _clear(row.change), 5: _clear(row.rate), 6: _clear(row.retraining)} for row in found.rows]
+        parts.append(f"<h2>{escape(lead_title(found))}</h2>{_table(LEAD_COLUMNS, rows, senses)}")
+        heads, images = picture_rows(found)
+        parts.append(f"<p>{_prose(LEAD_SAYS)}</p><h3>Picture by picture: change of L</h3>{_table(heads, images)}")
+    return "\n".join(parts)
+
+
 def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
@@ -170,7 +205,7 @@ def _swatch(look: Style) -> str:
 
 
 def _tables(tables: Sequence[Against], found: Sequence[Gains], curves: Sequence[Curve]) -> str:
-    parts = [f"<h2>BD-rates</h2><p>{_prose(BD_SAYS)}</p>"]
+    parts = [f"<h2>BD-rates</h2><p>{_prose(BD_SAYS)}</p>"] if tables else []
     for table in tables:
         rows = [comparison_cells(one, table.notes) for one in table.comparisons]
         senses = [{4: _clear(one.images)} for one in table.comparisons]
@@ -208,7 +243,9 @@ def _clear(change: Interval | None) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], senses: Sequence[dict[int, str]] | None = None) -> str:
     """A table; a cell may have lines; `senses` has the class of some columns' cells for each row."""
-    head = "".join(f'<th scope="col">{escape(one)}</th>' for one in heads)
+    head = "".join(
+        f'<th scope="col" aria-sort="none"><button type="button">{escape(one)}</button></th>' for one in heads
+    )
     body = []
     for number, row in enumerate(rows):
         marks = senses[number] if senses else {}
@@ -220,6 +257,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], senses: Sequence
     return (
         f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
+        '<p class="soft wider">The table is wider than the page: it scrolls to the right.</p>'
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 
@@ -18,11 +19,14 @@ from lic_dist.evaluation.curves import collect
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells, gains
 from lic_dist.evaluation.grid import Grid, grids_of
+from lic_dist.evaluation.lead import COLUMNS as LEAD_COLUMNS
+from lic_dist.evaluation.lead import LEAD_SAYS, Lead, lead, lead_cells, lead_title
 from lic_dist.evaluation.markdown import markdown
 from lic_dist.evaluation.page import page
-from lic_dist.evaluation.results import write_whole
+from lic_dist.evaluation.results import Curve, write_whole
 from lic_dist.evaluation.rows import (
     COMPARISON_COLUMNS,
+    GAINS_SAY,
     comparison_cells,
     gains_title,
     grid_heads,
@@ -34,6 +38,8 @@ from lic_dist.evaluation.shown import collect_pictures, write_sheets
 from lic_dist.evaluation.styles import styles
 from lic_dist.progress import counted
 
+DEFAULT_ANCHOR = "base sq"
+
 
 def report(
     files: Sequence[Path], anchors: Sequence[str], out: Path, only: Sequence[str] = (), console: Console | None = None
@@ -42,7 +48,9 @@ def report(
 
     Where models were retrained, the grids of quantizers and arms besides; where pictures were kept, sheets of the first
     anchor and the best curves beside the original.
-    `anchors` are names of curves, whole or as short as the report has them; the first is black in the plots. `only` are
+    Where all is of one lambda, L leads, and there are no BD-rates.
+    `anchors` are names of curves, whole or as short as the report has them, or an arm and quantizer; without any, the
+    base with SQ ("base sq"). The first is black in the plots. `only` are
     patterns of short names: curves that match none are left out, unless they are anchors. `console` is the terminal's,
     or a quiet one.
 
@@ -51,26 +59,35 @@ def report(
         UsageError: no curve of that name or pattern.
     """
     collection = collect(files)
-    chosen = list(dict.fromkeys(collection.named(name).name for name in anchors))
+    chosen = list(dict.fromkeys(collection.named(name).name for name in anchors or (DEFAULT_ANCHOR,)))
     if only:
         collection = collection.only(only, chosen)
     curves = collection.curves
     of = Comparisons().of
     tables = [against(collection.named(name), curves, of) for name in chosen]
     grids = grids_of(curves, of)
+    if not any(table.rated for table in tables):  # no grids of empty cells
+        filled = [grid for grid in grids.grids if any(cell.pchip is not None for cell in grid.cells.values())]
+        grids = replace(grids, grids=tuple(filled))
     found = gains([point for curve in curves for point in curve.points])
+    leads = leads_of(curves, [table.anchor for table in tables])
     looks = styles(curves, chosen[0])
     drawn = charts(curves, tables, found, looks)
     measured = [curve.name for curve in curves if curve.points]
     leading = [one.name for one in (best(table, measured) for table in tables) if one]
+    leading += [curve.name for curve in curves for one in leads if one.best and one.best.gain.point in curve.points]
     shown = collect_pictures(collection, looks, [chosen[0], *leading])
     console = console or Console()
+    for one in leads:
+        show_lead(one, console)
     for table in tables:
-        _show(table, console)
-    _show_gains(found, console)
+        if table.rated or not leads:
+            _show(table, console)
+    if not leads:
+        _show_gains(found, console)
     for grid in grids.grids:
         _show_grid(grid, console)
-    for note in grids.notes:
+    for note in () if leads else grids.notes:
         console.print(note, markup=False, highlight=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -79,13 +96,39 @@ def report(
     for chart in drawn:
         write_png(chart, looks, out / f"{chart.name}.png")
     write_sheets(collection, [chosen[0], *leading], out)
-    write_whole(out / "results.md", markdown(tables, grids, found, drawn, curves).encode())
-    text = page(tables, grids, found, drawn, curves, looks, shown).encode()
+    write_whole(out / "results.md", markdown(leads, tables, grids, found, drawn, curves).encode())
+    text = page(leads, tables, grids, found, drawn, curves, looks, shown).encode()
     write_whole(out / "report.html", text)
     if shown and shown.note:
         console.print(shown.note, markup=False, highlight=False)
     console.print(f"{out / 'report.html'}: {len(text) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
     return tables
+
+
+def leads_of(curves: Sequence[Curve], anchors: Sequence[Curve]) -> list[Lead]:
+    """Of each anchor, where all measured points are of one lambda; none where they are of several."""
+    points = [point for curve in curves for point in curve.points]
+    if len({point.lmbda for point in points}) != 1:
+        return []
+    return [lead(points, anchor.points[0]) for anchor in anchors if anchor.points]
+
+
+def show_lead(found: Lead, console: Console) -> None:
+    """The table on a terminal of 80 columns, and what L is."""
+    table = _table(lead_title(found))
+    table.padding = (0, 1, 0, 0)
+    for number, column in enumerate(LEAD_COLUMNS):
+        table.add_column(
+            escape(column.removeprefix("of that, ").replace("as rate [95 %]", "as rate").replace(" [", "\n[")),
+            justify="right" if number else "left",
+            no_wrap=number > 0,
+            overflow="fold",
+        )
+    for row in found.rows:
+        *cells_, rate, retraining = (cell.replace(" [", "\n[") for cell in lead_cells(row))
+        table.add_row(*map(escape, (*cells_, rate.split("\n")[0], retraining)))  # 80 columns are few
+    console.print(table)
+    console.print(LEAD_SAYS.replace("`", ""), markup=False, highlight=False)
 
 
 def _show(found: Against, console: Console) -> None:
@@ -112,6 +155,8 @@ def _show_gains(found: Sequence[Gains], console: Console) -> None:
         for row in gain.rows:
             table.add_row(*(escape(cell.replace(" [", "\n[")) for cell in cells(row)))
         console.print(table)
+    if found:
+        console.print(GAINS_SAY.replace("`", ""), markup=False, highlight=False)
 
 
 def _show_grid(grid: Grid, console: Console) -> None:

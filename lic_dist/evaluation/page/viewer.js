@@ -14,6 +14,30 @@
       }
     });
   }
+  const figure = (cell) => Number.parseFloat(cell.textContent.replace("\u2212", "-"));
+  for (const head of document.querySelectorAll("th[aria-sort]")) {
+    head.firstElementChild.addEventListener("click", () => {
+      const rows = [...head.closest("table").tBodies[0].rows], column = head.cellIndex;
+      const down = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      for (const other of head.parentElement.cells) other.setAttribute("aria-sort", "none");
+      head.setAttribute("aria-sort", down > 0 ? "ascending" : "descending");
+      const compare = (a, b) => {
+        const [x, y] = [figure(a.cells[column]), figure(b.cells[column])];
+        if (Number.isNaN(x) && Number.isNaN(y)) return down * a.cells[column].textContent.localeCompare(b.cells[column].textContent, undefined, { numeric: true });
+        if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1; // what has no figure stays last
+        return down * (x - y);
+      };
+      rows[0].parentElement.append(...rows.sort(compare));
+    });
+  }
+  const scrolls = () => {
+    for (const one of document.querySelectorAll(".table")) {
+      one.classList.toggle("scrolls", one.scrollWidth > one.clientWidth + 1);
+    }
+  };
+  new ResizeObserver(scrolls).observe(document.body);
+  scrolls();
+
   if (!$("pictures")) {
     document.body.dataset.ready = "1";
     return;
@@ -315,8 +339,10 @@
   });
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (event) => fingers.delete(event.pointerId));
   canvas.addEventListener("dblclick", (event) => zoom(2, event.offsetX, event.offsetY));
+  let taken = false; // the wheel is the page's until the viewer is clicked, and again after a click elsewhere
+  document.addEventListener("pointerdown", (event) => { taken = $("viewer").contains(event.target); }, true);
   canvas.addEventListener("wheel", (event) => { // where it zooms no further the page scrolls
-    if (zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0015)), event.offsetX, event.offsetY)) event.preventDefault();
+    if (taken && zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0015)), event.offsetX, event.offsetY)) event.preventDefault();
   }, { passive: false });
 
   const MOVES = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] };
@@ -325,7 +351,7 @@
     const here = event.target === document.body || event.target === canvas;
     if (!here || event.ctrlKey || event.metaKey || event.altKey) return;
     const key = event.key;
-    if (MOVES[key] && event.target === canvas) pan(...MOVES[key]);
+    if (MOVES[key] && (event.target === canvas || taken)) pan(...MOVES[key]);
     else if (key === " ") { if (!event.repeat) { pressed = event.timeStamp; flip(1); } }
     else if (/^[1-9]$/.test(key)) choose(Number(key) - 1);
     else if (key === "+" || key === "=") zoom(1.6);

@@ -1,0 +1,98 @@
+"""What a report of one lambda begins with: L of every point against one anchor, and what the change is worth as rate.
+
+L = lmbda 255^2 MSE + bpp is what the models were trained for. At an optimum of L a gain in distortion is worth as many
+bits, so that to first order the change of L over the anchor's bpp is the change of rate at equal quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lic_dist.evaluation.bd import Interval, change_interval
+from lic_dist.evaluation.gains import Gain, gains, image_losses
+from lic_dist.evaluation.results import Point
+
+COLUMNS = ("", "bpp", "PSNR dB", "L", "change of L [95 %]", "as rate [95 %]", "of that, retraining [95 %]")
+LEAD_SAYS = (
+    "L = lambda 255^2 MSE + bpp, the mean over the pictures (8-bit, real bits); less is better. Intervals: paired "
+    "bootstrap over the pictures. `as rate`: the change of L over the anchor's bpp, which is to first order the rate "
+    "that the same quality costs more or less, since at an optimum of L a gain in distortion is worth as many bits. "
+    "`retraining`: the change of L against the same quantizer on the base model."
+)
+FEW = 8  # pictures, below which intervals prove little
+_CONTROLS = ("straight-through", "control")  # arms that show what else would have gained, never the headline
+
+
+@dataclass(frozen=True)
+class LeadRow:
+    """One quantizer and arm: changes in percent against the anchor, `retraining` against its own base."""
+
+    name: str
+    gain: Gain
+    control: bool
+    change: Interval | None
+    rate: Interval | None
+    retraining: Interval | None
+
+
+@dataclass(frozen=True)
+class Lead:
+    """All points of one lambda on the anchor's pictures: the base's first, controls last."""
+
+    lmbda: float
+    pictures: tuple[str, ...]
+    anchor: LeadRow
+    rows: tuple[LeadRow, ...]
+
+    @property
+    def best(self) -> LeadRow | None:
+        """The least L of all but the anchor and controls."""
+        found = [row for row in self.rows if not row.control and row is not self.anchor and row.change]
+        return min(found, key=lambda row: row.gain.loss, default=None)
+
+
+def lead(points: Sequence[Point], anchor: Point) -> Lead:
+    """The points at the anchor's lambda and on its pictures, each against the anchor."""
+    (table,) = (one for one in gains(points) if any(row.point is anchor for row in one.rows))
+    made = [_row(row, anchor) for row in table.rows]
+    rows = tuple(sorted(made, key=lambda row: (row.gain.arm != "base", row.control)))
+    (own,) = (row for row in rows if row.gain.point is anchor)
+    return Lead(table.lmbda, tuple(row.image for row in anchor.images), own, rows)
+
+
+def lead_title(found: Lead) -> str:
+    many = len(found.pictures)
+    return f"L at lambda {found.lmbda:g}, {many} picture{'s' * (many != 1)}, against {found.anchor.name}"
+
+
+def lead_cells(row: LeadRow) -> tuple[str, ...]:
+    """A row of COLUMNS."""
+    figures = row.gain.point.figures
+    numbers = f"{figures.bpp:.4f}", f"{figures.psnr:.3f}", f"{row.gain.loss:.4f}"
+    return row.name, *numbers, str(row.change or "anchor"), str(row.rate or ""), str(row.retraining or "")
+
+
+def picture_rows(found: Lead) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and rows by picture: the anchor's L, and the change of L in percent of each other row."""
+    others = [row for row in found.rows if row is not found.anchor]
+    base = image_losses(found.anchor.gain.point)
+    losses = [image_losses(row.gain.point) for row in others]
+    heads = "picture", f"L, {found.anchor.name}", *(f"{row.name} [%]" for row in others)
+    rows = [
+        (image, f"{base[image]:.4f}", *(f"{100 * (one[image] / base[image] - 1):+.2f}" for one in losses))
+        for image in found.pictures
+    ]
+    return heads, rows
+
+
+def _row(gain: Gain, anchor: Point) -> LeadRow:
+    name = " ".join(part for part in (gain.arm, gain.point.quantizer) if part)
+    control = any(word in gain.arm for word in _CONTROLS)
+    own = None if gain.arm == "base" else gain.own
+    if gain.point is anchor:
+        return LeadRow(name, gain, control, None, None, own)
+    losses, others = image_losses(gain.point), image_losses(anchor)
+    bits = [row.bpp for row in anchor.images]
+    pair = [losses[image] for image in others], list(others.values())
+    return LeadRow(name, gain, control, change_interval(*pair), change_interval(*pair, of=bits), own)
