@@ -166,7 +166,7 @@ def test_names_in_a_grid_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixtu
     text, page = (tmp_path / "out/results.md").read_text(), (tmp_path / "out/report.html").read_text()
     assert "| quantizer | &lt;script>\\|[/red] |" in text and "&lt;img src=x>\\|[b] | " in text
     assert "<img" not in text and "<script>|" not in text
-    assert "<script>|" not in page and "<img src" not in page and "&lt;script&gt;|[/red]</th>" in page
+    assert "<script>|" not in page and "<img src" not in page and "&lt;script&gt;|[/red]</button></th>" in page
     assert "2 curves are &lt;script>" in text and "2 curves are &lt;script&gt;" in page
     assert "2 curves are <script>|[/red] x" in " ".join(capsys.readouterr().out.split())
 

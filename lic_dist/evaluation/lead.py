@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lic_dist.evaluation.bd import Interval, change_interval
-from lic_dist.evaluation.gains import Gain, gains, image_losses
+from lic_dist.evaluation.gains import Gain, gains, image_losses, measured
 from lic_dist.evaluation.results import Point
 
 COLUMNS = ("", "bpp", "PSNR dB", "L", "change of L [95 %]", "as rate [95 %]", "of that, retraining [95 %]")
@@ -54,10 +54,11 @@ class Lead:
 
 def lead(points: Sequence[Point], anchor: Point) -> Lead:
     """The points at the anchor's lambda and on its pictures, each against the anchor."""
-    (table,) = (one for one in gains(points) if any(row.point is anchor for row in one.rows))
+    # equal points count once: the row may be of another that measures the same
+    table = next(one for one in gains(points) if any(_same(row.point, anchor) for row in one.rows))
     made = [_row(row, anchor) for row in table.rows]
     rows = tuple(sorted(made, key=lambda row: (row.gain.arm != "base", row.control)))
-    (own,) = (row for row in rows if row.gain.point is anchor)
+    own = next(row for row in rows if _same(row.gain.point, anchor))
     return Lead(table.lmbda, tuple(row.image for row in anchor.images), own, rows)
 
 
@@ -86,11 +87,16 @@ def picture_rows(found: Lead) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return heads, rows
 
 
+def _same(one: Point, other: Point) -> bool:
+    places = ((point.quantizer, point.arm, point.lmbda, point.pictures) for point in (one, other))
+    return len(set(places)) == 1 and measured(one) == measured(other)
+
+
 def _row(gain: Gain, anchor: Point) -> LeadRow:
     name = " ".join(part for part in (gain.arm, gain.point.quantizer) if part)
     control = any(word in gain.arm for word in _CONTROLS)
     own = None if gain.arm == "base" else gain.own
-    if gain.point is anchor:
+    if _same(gain.point, anchor):
         return LeadRow(name, gain, control, None, None, own)
     losses, others = image_losses(gain.point), image_losses(anchor)
     bits = [row.bpp for row in anchor.images]
