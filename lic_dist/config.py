@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lic_dist.config_faults import fault_of, keys, nearest
 from lic_dist.config_training import Auto, File, Finetune, PathText, Phase, Section, Steps, Train
@@ -37,6 +37,21 @@ class Model(Section):
     lmbda: float | None = Field(
         None, description="lambda of L = lambda 255^2 MSE + bits per pixel; null: as the checkpoint says."
     )
+    quality: int | None = Field(
+        None, ge=1, le=8, description="CompressAI's quality, 1 to 8, in place of lmbda; null: lmbda counts."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lmbda_of_quality(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("quality") not in range(1, 9):
+            return values
+        from lic_dist.models.lambdas import LAMBDAS
+
+        lmbda = LAMBDAS["mse"][int(values["quality"]) - 1]
+        if values.get("lmbda") not in (None, lmbda):
+            raise ValueError(f"quality {values['quality']} is lmbda {lmbda}, not {values['lmbda']}: give one of them")
+        return values | {"lmbda": lmbda}
 
 
 def _held_out(value: Any) -> Any:

@@ -133,7 +133,7 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
         checkpoint.load(str(tmp_path / "o.tar"))
     made = fresh()
     torch.save({"state_dict": made.model.state_dict()}, tmp_path / "plain.tar")
-    with pytest.raises(UsageError, match="architecture"):
+    with pytest.raises(UsageError, match="lmbda"):
         checkpoint.load(str(tmp_path / "plain.tar"))
     assert checkpoint.load(str(tmp_path / "plain.tar"), "mbt2018-mean", 0.01).spec == ModelSpec(
         "mbt2018-mean", 8, 12, 0.01

@@ -76,7 +76,10 @@ def open_cache(experiment: config.Experiment) -> LatentCache:
 def load_parent(experiment: config.Experiment) -> Checkpoint:
     """The experiment's base model."""
     section = config.need(experiment.model, "model")
-    return checkpoints.load(section.checkpoint, section.architecture, section.lmbda)
+    loaded = checkpoints.load(section.checkpoint, section.architecture, section.lmbda)
+    said = section.model_dump(include={"architecture", "N", "M", "lmbda"})
+    checkpoints.check_agrees(loaded.spec, **said)
+    return loaded
 
 
 def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: bool = False) -> Manifest:

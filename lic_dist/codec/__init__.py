@@ -38,6 +38,7 @@ def open_codec(
     from lic_dist.models import checkpoint
 
     loaded = checkpoint.load(str(model), architecture, lmbda)
+    checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
     return ImageCodec(loaded.model, local_record(loaded, str(quantizer)), integer)
 
 

@@ -240,6 +240,8 @@ class ImageCodec:
         left, right, top, bottom = padding(height, width)
         padded = np.empty((height + top + bottom, width + left + right, *shape[2:]), np.uint8)
         for rows, columns, x_hat in synthesise(self.model, y_hat):
+            if not bool(torch.isfinite(x_hat).all()):
+                raise LicError("the decoder's picture is not finite", hint="is this the checkpoint of a trained model?")
             x_hat = x_hat[0].clamp(0, 1).permute(1, 2, 0)
             if len(shape) == 2:
                 x_hat = x_hat.mean(2)

@@ -12,7 +12,6 @@ CompressAI's own `eval_model`:
 from __future__ import annotations
 
 import os
-import pickle
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -22,10 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.errors import LicError, UsageError
-from lic_dist.models.architectures import ModelSpec, build, sizes_of
+from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.compat import import_compressai
+from lic_dist.models.lambdas import LAMBDAS
+from lic_dist.models.recognise import published, recognise, tensors_of
+from lic_dist.models.unpickle import read
 
 SUFFIX = ".pth.tar"
+COMPRESSAI = "compressai:"  # begins the names of CompressAI's own zoo
 CDF = ("._quantized_cdf", "._offset", "._cdf_length")  # CompressAI's tables, by the ends of their names
 
 
@@ -52,12 +55,34 @@ def locate(name_or_path: str) -> Path:
     Raises:
         UsageError: neither.
     """
+    if name_or_path.startswith(COMPRESSAI):
+        return _fetched(name_or_path)
     path = _file(name_or_path)
     if path.is_file():
         return path
     if name_or_path in zoo():
         return zoo()[name_or_path]
     raise UsageError(f"no checkpoint '{name_or_path}'", hint=f"a path, or one of: {', '.join(zoo())}")
+
+
+def _fetched(name: str) -> Path:
+    """The file of `compressai:ARCHITECTURE/METRIC/QUALITY` in torch.hub's folder, fetched by CompressAI if missing."""
+    from importlib import import_module
+    from urllib.error import URLError
+
+    import_compressai()
+    urls = import_module("compressai.zoo.image").model_urls
+    architecture, metric, quality = (name.removeprefix(COMPRESSAI).split("/") + ["", ""])[:3]
+    at = urls.get(architecture, {}).get(metric, {}).get(int(quality) if quality.isdecimal() else 0)
+    if at is None:
+        raise UsageError(f"no model '{name}'", hint="such as compressai:mbt2018-mean/mse/4; mse or ms-ssim, 1 to 8")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / at.rsplit("/", 1)[1]
+    if not path.is_file():
+        try:
+            torch.hub.load_state_dict_from_url(at, map_location="cpu", weights_only=True)
+        except (URLError, OSError) as error:
+            raise LicError(f"cannot fetch {at}: {error}", hint=f"put the file at {path}") from None
+    return path
 
 
 def is_there(path: str) -> bool:
@@ -79,27 +104,32 @@ def load(
     architecture: str | None = None,
     lmbda: float | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint of ours, or a plain one of CompressAI's (then give architecture and lmbda).
+    """Load a checkpoint of ours, or a plain one of CompressAI's (then give lmbda, unless the file's name tells it).
 
     Raises:
-        UsageError: no such file, or an architecture or lmbda that neither the file nor the caller gives.
-        LicError: a file that is not a checkpoint, or whose tensors do not fit the architecture.
+        UsageError: no such file, or a lmbda that neither the file nor the caller gives.
+        LicError: a file that is not a checkpoint, a family that is not served, or a tensor that is not finite.
     """
     path = locate(name_or_path)
     content = read(path)
-    state = next((content[key] for key in ("state_dict", "network", "model_state_dict") if key in content), content)
-    architecture = content.get("architecture") or architecture
-    lmbda = content.get("lmbda") or lmbda
-    if architecture is None or lmbda is None:
-        missing = "architecture" if architecture is None else "lmbda"
-        raise UsageError(f"{path} does not say its {missing}", hint=f"set model.{missing}")
-    if not {"g_a.0.weight", "h_a.0.deviation"} & set(state):
-        raise LicError(f"{path} holds no image codec", hint="a CompressAI state_dict has tensors such as g_a.0.weight")
-    N, M = sizes_of(state)
-    model = build(architecture, N, M)
-    floats = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     try:
-        model.load_state_dict(floats)
+        state = tensors_of(content)
+        found, N, M = recognise(state)
+    except LicError as error:
+        raise LicError(f"{path}: {error.message}", hint=error.hint) from None
+    architecture = content.get("architecture") or architecture or found
+    lmbda = content.get("lmbda") or lmbda or _published_lmbda(path)
+    if lmbda is None:
+        values = ", ".join(f"{value:g}" for value in LAMBDAS["mse"])
+        raise UsageError(
+            f"{path} does not say its lmbda",
+            hint=f"set model.lmbda; CompressAI's qualities 1 to 8 are {values} (or set model.quality)",
+        )
+    model = build(architecture, N, M)
+    if architecture != found:
+        raise LicError(f"{path} does not fit {architecture}: it is {found}")
+    try:
+        model.load_state_dict(state)
     except (RuntimeError, KeyError, ValueError) as error:
         raise LicError(f"{path} does not fit {architecture}: {str(error).splitlines()[-1].strip()}") from None
     update_tables(model)
@@ -109,16 +139,33 @@ def load(
     )
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The raw content of a checkpoint file, on the CPU, loaded with `weights_only=True`."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise LicError(f"{path} is not a checkpoint: {reason}") from None
-    if not isinstance(content, dict):
-        raise LicError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
-    return content
+def _published_lmbda(path: Path) -> float | None:
+    """The lmbda that a file name of CompressAI's tells; that of an MS-SSIM model weighs something else: an error."""
+    told = published(path.name)
+    if told is None:
+        return None
+    architecture, metric, quality = told
+    if metric == "mse":
+        return LAMBDAS["mse"][quality - 1]
+    theirs = LAMBDAS[metric][quality - 1]
+    raise UsageError(
+        f"{path} is {architecture} of quality {quality}, trained for MS-SSIM with lambda {theirs}",
+        hint="set model.lmbda to the weight of 255^2 MSE to search with",
+    )
+
+
+def check_agrees(spec: ModelSpec, **said: str | float | None) -> None:
+    """Refuse a configuration that says another architecture, N, M or lmbda than the checkpoint.
+
+    Raises:
+        UsageError: a contradiction; both values are named.
+    """
+    for key, value in said.items():
+        held = getattr(spec, key)
+        if value is not None and value != held:
+            raise UsageError(
+                f"model.{key} is {value}, the checkpoint says {held}", hint=f"leave model.{key} out, it is in the file"
+            )
 
 
 def is_made(path: Path, identity: dict[str, Any]) -> bool:

@@ -1,0 +1,122 @@
+"""A state_dict as found: out of its wrappers, under the present names, and which model it is of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lic_dist.errors import LicError
+
+WRAPPERS = ("ema", "state_dict", "model_state_dict", "net_state_dict", "model", "net", "network")
+"""Keys under which training scripts keep the tensors. `ema` comes first: it is the one that is judged."""
+
+_PREFIX = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
+_BOTTLENECK = re.compile(r"^entropy_bottleneck\.(?:_(matri|bias|factor)(?:x|ces|es|s)?\.?(\d+))$")
+_PLURAL = {"matri": "matrices", "bias": "biases", "factor": "factors"}
+_PUBLISHED = re.compile(r"^(bmshj2018-hyperprior|mbt2018-mean)-(?:(ms-ssim)-)?([1-8])-[0-9a-f]{8}\.pth\.tar$")
+
+_Names = Mapping[str, Tensor]
+Sizes = tuple[str, int, int]
+
+
+def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under the installed CompressAI's names, through up to three wrappers.
+
+    Prefixes of DataParallel, DDP and torch.compile are taken off; float tensors become float32.
+
+    Raises:
+        LicError: no image codec's tensors, or a tensor with NaN or infinity, which is named.
+    """
+    for _ in range(3):
+        inner = next((content[key] for key in WRAPPERS if _may_wrap(content.get(key))), None)
+        if inner is None:
+            break
+        content = inner
+    state = {
+        _renamed(name): value.float() if value.is_floating_point() else value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            kind = "NaN" if bool(value.isnan().any()) else "infinity"
+            raise LicError(f"{name} holds {kind}", hint="the training diverged; take an earlier checkpoint")
+    return state
+
+
+def _may_wrap(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(inner, Tensor | Mapping) for inner in value.values())
+
+
+def _renamed(name: str) -> str:
+    name = _PREFIX.sub("", name)
+    found = _BOTTLENECK.match(name)
+    return f"entropy_bottleneck.{_PLURAL[found[1]]}.{found[2]}" if found else name
+
+
+def _hyperprior(factor: int) -> Callable[[_Names], bool]:
+    """Whether h_s ends in `factor` channels for each of y's."""
+
+    def fits(state: _Names) -> bool:
+        last, y = state.get("h_s.4.weight"), state.get("g_a.6.weight")
+        return last is not None and y is not None and last.size(0) == factor * y.size(0)
+
+    return fits
+
+
+def _hyperprior_sizes(state: _Names) -> tuple[int, int]:
+    return state["g_a.0.weight"].size(0), state["g_a.6.weight"].size(0)
+
+
+def _block_sizes(state: _Names) -> tuple[int, int]:
+    return state["h_a.1.weight"].size(0), state["h_a.1.weight"].size(1)
+
+
+def _has(*parts: str) -> Callable[[_Names], bool]:
+    return lambda state: all(any(part in name for name in state) for part in parts)
+
+
+SERVED: tuple[tuple[str, Callable[[_Names], bool], Callable[[_Names], tuple[int, int]]], ...] = (
+    ("block-transform", _has("h_a.0.deviation"), _block_sizes),
+    ("mbt2018-mean", _hyperprior(2), _hyperprior_sizes),
+    ("bmshj2018-hyperprior", _hyperprior(1), _hyperprior_sizes),
+)
+"""The families served: name, whether a state_dict is of it, and its (N, M)."""
+
+OTHERS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (
+    ("ELIC (elic2022)", _has("latent_codec.", "channel_context")),
+    ("a CompressAI model with latent codecs", _has("latent_codec.")),
+    ("a video model (ssf2020)", _has("motion_encoder")),
+    ("a variable-rate model (vbr)", _has("Gain", "h_a.")),
+    ("cheng2020-attn", _has("context_prediction", "g_a.0.conv1", "conv_b")),
+    ("cheng2020-anchor", _has("context_prediction", "g_a.0.conv1")),
+    ("mbt2018", _has("context_prediction", "g_a.0.weight")),
+    ("bmshj2018-factorized", lambda state: _has("g_a.", "entropy_bottleneck.")(state) and not _has("h_a.")(state)),
+)
+"""Families that are not served, looked for from the first on."""
+
+
+def recognise(state: Mapping[str, Tensor]) -> Sizes:
+    """(architecture, N, M), read off names and shapes.
+
+    Raises:
+        LicError: a family that is not served, named as what it is, or no image codec.
+    """
+    for name, fits in OTHERS:
+        if fits(state):
+            served = ", ".join(served for served, _, _ in SERVED)
+            raise LicError(f"this is {name}, a family that is not served", hint=f"served are {served}")
+    for name, fits, sizes in SERVED:
+        if fits(state):
+            return name, *sizes(state)
+    raise LicError("this holds no image codec", hint="a CompressAI state_dict has tensors such as g_a.0.weight")
+
+
+def published(name: str) -> tuple[str, str, int] | None:
+    """(architecture, metric, quality) of a file name that CompressAI publishes, else None."""
+    found = _PUBLISHED.match(name)
+    return (found[1], found[2] or "mse", int(found[3])) if found else None
