@@ -101,10 +101,10 @@ def test_a_tensor_that_is_not_finite_is_refused_by_name(value: float, kind: str,
 
 
 def test_a_picture_that_is_not_finite_is_an_error(base: Path) -> None:
-    from lic_dist.codec.records import named_record
+    from lic_dist.codec.records import local_record
 
     loaded = checkpoint.load(str(base))
-    codec = ImageCodec(loaded.model, named_record(loaded, "sq"))
+    codec = ImageCodec(loaded.model, local_record(loaded, "sq"))
     encoded = codec.encode(np.zeros((64, 64, 3), np.uint8))
     encoded.y_hat[...] = float("inf")
     with pytest.raises(LicError, match="not finite"):

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy._core.multiarray import scalar
 
 from lic_dist.errors import LicError
 
+scalar = np.float64(0).__reduce__()[0]  # what pickles of numpy numbers call
 _NUMBERS = [np.dtype(code) for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")]
 HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -89,7 +89,7 @@ def _what_it_is(path: Path, reason: str) -> tuple[str, str]:
         return f"{path} is not a checkpoint: it is a TorchScript archive", _SAVE
     if found := re.search(r"GLOBAL ([\w.]+)|(?:class|callable|function) ([\w.]+)", reason):
         name = found[1] or found[2]
-        return f"{path} holds {name}, an object whose loading could run code: it is not opened", _SAVE
+        return f"{path} is not a checkpoint of tensors: it holds {name}, whose loading could run code", _SAVE
     if start.startswith(b"PK") or start.startswith(b"\x80"):
         return f"{path} is not a checkpoint: it is cut, damaged or no archive of PyTorch", "copy it again"
     if b"\0" not in start and start.decode(errors="replace").isprintable() or b"\n" in start and b"\0" not in start:
