@@ -103,6 +103,8 @@ def _train(config: Train, section: Images, here: Ranks) -> Path:
     }
     final = config.out / f"checkpoint{checkpoint.SUFFIX}"
     if finished(final, identity, here):
+        if here.first:
+            print(f"{final}: done already")
         return final
     relaxed = Relaxed(model, config.relaxation, config.precision == "bf16").train()
     distortion = Distortion(config.distortion, config.crop, here.device)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ class Decoding(nn.Module):
         self.model, self.bf16, self.pixels = model, bf16, moved_by == "pixels"
         self.rate, self.unit_sq = IndexRate(record), unit_sq(record)
         price = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
-        weights = torch.from_numpy(record.weights) * price
+        weights = torch.from_numpy(record.weights * np.float32(price))
         self.register_buffer("weights", weights.reshape(1, -1, 1, 1), persistent=False)
         self.weights: Tensor
         self.parent: Any = copy.deepcopy(model.h_s).requires_grad_(False) if form == "likelihood" else None

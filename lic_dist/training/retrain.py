@@ -99,6 +99,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
     path = out / f"checkpoint{checkpoints.SUFFIX}"
     calibrated = {"quantizer": source.section.model_dump(mode="json")}  # after the training, whose states do not mind
     if finished(path, identity | calibrated, here):
+        if here.first:
+            print(f"{path}: done already")
         return path
     model: Any = copy.deepcopy(parent.model).to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16, moved_by = section.precision == "bf16", section.means if hyper else "pixels"
@@ -168,31 +170,28 @@ def _finish(
     """Calibrate the quantizer for the new weights or `keeps` it, compare with the parent, write the checkpoint."""
     checkpoints.update_tables(made.model)
     cached = source.record
-    outcome: dict[str, Any] = {}
+    outcome: dict[str, Any] = {"held_out_before": asdict(before), "held_out_best": asdict(best.figures or before)}
     if fits(cached, made.model):
         made.quantizers[f"{source.section.group}-cached"] = cached.to_json()
-    rows = [("the cache's quantizer, before", before), ("the cache's quantizer, after", best.figures or before)]
-    if source.cache.header.store_y and not keeps:
+    rows = [("before", before), ("after, the cache's quantizer", best.figures or before)]
+    record = cached
+    if source.cache.header.store_y:
+        pilot, held_out = calibration_samples(source.cache, source.section)
+        batch = source.cache.header.batch
+        if not keeps:
+            record = calibrate(made, source.section, pilot, held_out, batch, known=cached)
+        pairs = {"before": (source.parent, cached), "after, the cache's quantizer": (made, cached)}
+        if not fits(cached, made.model):
+            del pairs["after, the cache's quantizer"]
+        if not keeps:
+            pairs["after, calibrated anew"] = made, record
         distortion = Distortion(weights, source.cache.array("pixels").shape[-1], torch.device("cpu"))
-        record, compared = _calibrated(source, made, distortion)
-        made.quantizers[source.section.group] = record.to_json()
-        outcome = {name: asdict(one) for name, one in compared.items()}
-        rows += [(name.replace("_", ", "), one) for name, one in compared.items()]
-    else:
-        made.quantizers[source.section.group] = cached.to_json()
-    outcome |= {"held_out_before": asdict(before), "held_out_best": asdict(rows[1][1]), "best_step": best.step}
-    made.history = [*source.parent.history, {"what": "finetuning", **identity, **outcome}]
+        rows = [(name, _measured(*pair, held_out, batch, distortion)) for name, pair in pairs.items()]
+        outcome |= {"calibrated_before": asdict(rows[0][1]), "calibrated_after": asdict(rows[-1][1])}
+    made.quantizers[source.section.group] = record.to_json()
+    made.history = [*source.parent.history, {"what": "finetuning", **identity, **outcome, "best_step": best.step}]
     checkpoints.save(made, path)
     _show(rows, best.step)
-
-
-def _calibrated(source: Source, made: Checkpoint, distortion: Distortion) -> tuple[QuantizerRecord, dict[str, Figures]]:
-    """The quantizer at the new model's own (g, D), and both models on the held-out crops, each with its own record."""
-    pilot, held_out = calibration_samples(source.cache, source.section)
-    batch = source.cache.header.batch
-    record = calibrate(made, source.section, pilot, held_out, batch, known=source.record)
-    compared = {"calibrated_before": (source.parent, source.record), "calibrated_after": (made, record)}
-    return record, {name: _measured(*one, held_out, batch, distortion) for name, one in compared.items()}
 
 
 def _measured(
@@ -219,11 +218,12 @@ def _parts(count: int) -> list[NDArray[np.int64]]:
 
 
 def _show(rows: list[tuple[str, Figures]], step: int) -> None:
+    """The figures of all rows, over the same held-out crops."""
     table = Table(title=f"held-out crops; best weights at step {step}")
     for column in ("", "bpp", "PSNR dB", "L", "change of L"):
         table.add_column(column, justify="right" if column else "left")
-    for (_, before), pair in zip(rows[::2], zip(rows[::2], rows[1::2], strict=True), strict=True):
-        for name, one in pair:
-            change = "" if one is before else f"{100 * (one.L / before.L - 1):+.2f} %"
-            table.add_row(name, f"{one.bpp:.4f}", f"{one.psnr:.3f}", f"{one.L:.4f}", change)
+    before = rows[0][1]
+    for name, one in rows:
+        change = "" if one is before else f"{100 * (one.L / before.L - 1):+.2f} %"
+        table.add_row(name, f"{one.bpp:.4f}", f"{one.psnr:.3f}", f"{one.L:.4f}", change)
     Console().print(table)
