@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lic_dist import config
+from lic_dist.building.base_line import base_line
 from lic_dist.building.calibrate import calibrate
 from lic_dist.building.job import (
     Job,
@@ -114,6 +115,8 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
     store.create_group(there, group, record.to_json(), group_identity(job.parent, record), provenance())
     without_latents = set(store.pending(there))
     without_indices = sorted(set(store.pending(there, group)) - without_latents)
+    if without_latents and (line := base_line(job)):
+        print(line, flush=True)
     made = _run(experiment, _encoding(job, (group, record)), _Units(sorted(without_latents), plan), strict)
     made += _run(experiment, _requantizing(experiment, group, record), _Units(without_indices), strict)
     _require_whole(there, group)

@@ -53,14 +53,16 @@ def plan(config: ConfigFile, overrides: Overrides = None, out: JsonFile = None) 
     """Print samples, shards, bytes, free space and an estimate of the time; builds nothing."""
     from dataclasses import asdict
 
+    from lic_dist.building.base_line import base_line
     from lic_dist.building.estimate import describe, estimate
     from lic_dist.building.job import prepare
 
     estimates = []
     for experiment in experiments(config, overrides, section="cache"):
-        found = estimate(prepare(experiment))
+        job = prepare(experiment)
+        found = estimate(job)
         estimates.append(asdict(found))
-        typer.echo("\n".join(describe(found)))
+        typer.echo("\n".join([*describe(found), base_line(job)]).rstrip())
     write_json(out, estimates)
 
 

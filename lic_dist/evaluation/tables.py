@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lic_dist.building.base_line import LEAST_PSNR
 from lic_dist.errors import ToleranceError
 from lic_dist.evaluation.results import Point, plain_row, read_points, write_whole
 
@@ -74,6 +75,10 @@ def summary(path: Path) -> dict[str, Any]:
     Console().print(table)
     if any(one["set_aside"] for one in points):
         print("* without images that could not be coded: not to be compared with the others")
+    for one in points:
+        if one["psnr"] is not None and one["psnr"] < LEAST_PSNR:
+            bad = f"{one['checkpoint']}, {one['quantizer']}: {one['psnr']:.1f} dB"
+            print(f"warning: {bad}: is this the checkpoint of a trained model?", file=sys.stderr)
     print(path)
     return {"out": str(path), "points": points}
 
