@@ -68,13 +68,15 @@ def page(
     curves: Sequence[Curve],
     looks: Styles,
     shown: Shown | None,
+    names: Sequence[str] = (),
+    made: str = "",
 ) -> str:
-    """The text of report.html."""
+    """The text of report.html; `names` are the experiments', `made` says when, how and by what it was made."""
     script = _asset("viewer.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     viewer = Template(_asset("viewer.html")).substitute(note=escape(shown.note)) if shown else ""
     return Template(_asset("report.html.in")).substitute(
-        title="Rate-distortion report",
+        title=escape(f"{', '.join(names)}: rate and distortion" if names else "Rate-distortion report"),
         script_hash=f"sha256-{digest}",
         style=_asset("style.css"),
         script=script,
@@ -84,7 +86,7 @@ def page(
         viewer=viewer,
         plots=_plots(drawn, looks),
         tables=_tables([one for one in tables if one.rated or not leads], [] if leads else found, curves),
-        footer=f"lic-dist {escape(__version__)}. One file, no network: it can be mailed or put on any server.",
+        footer=f"{escape(made or f'lic-dist {__version__}')}. One file, no network: mail it, or put it on any server.",
         data=f'<script type="application/json" id="pictures">{_json(shown.data)}</script>' if shown else "",
     )
 

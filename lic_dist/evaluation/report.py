@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from textwrap import fill
 
 from rich.box import SIMPLE_HEAD
@@ -12,10 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lic_dist import __version__
+from lic_dist.building.job import provenance
 from lic_dist.errors import LicError
 from lic_dist.evaluation.charts import charts, write_png
 from lic_dist.evaluation.comparison import Against, Comparisons, against, best
-from lic_dist.evaluation.curves import collect
+from lic_dist.evaluation.curves import collect, plain
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import Gains, cells, gains
 from lic_dist.evaluation.grid import Grid, grids_of
@@ -23,7 +26,7 @@ from lic_dist.evaluation.lead import COLUMNS as LEAD_COLUMNS
 from lic_dist.evaluation.lead import LEAD_SAYS, Lead, lead, lead_cells, lead_title
 from lic_dist.evaluation.markdown import markdown
 from lic_dist.evaluation.page import page
-from lic_dist.evaluation.results import Curve, write_whole
+from lic_dist.evaluation.results import Curve, read_file, write_whole
 from lic_dist.evaluation.rows import (
     COMPARISON_COLUMNS,
     GAINS_SAY,
@@ -97,12 +100,21 @@ def report(
         write_png(chart, looks, out / f"{chart.name}.png")
     write_sheets(collection, [chosen[0], *leading], out)
     write_whole(out / "results.md", markdown(leads, tables, grids, found, drawn, curves).encode())
-    text = page(leads, tables, grids, found, drawn, curves, looks, shown).encode()
+    names = list(dict.fromkeys(plain(one.name) for one in map(read_file, files) if one.points))
+    text = page(leads, tables, grids, found, drawn, curves, looks, shown, names, _made()).encode()
     write_whole(out / "report.html", text)
     if shown and shown.note:
         console.print(shown.note, markup=False, highlight=False)
     console.print(f"{out / 'report.html'}: {len(text) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
     return tables
+
+
+def _made() -> str:
+    """When, by which command and by what the report is made."""
+    by = provenance()
+    command = " ".join(["lic-dist", *(quote(word) for word in by["argv"][1:])])
+    commit = f", commit {by['commit'][:10]}" if by["commit"] else ""
+    return f"Made on {by['time'][:10]} by {command}; lic-dist {__version__}{commit}"
 
 
 def leads_of(curves: Sequence[Curve], anchors: Sequence[Curve]) -> list[Lead]:
