@@ -206,7 +206,7 @@ def test_the_means_are_moved_by_what_the_search_minimized(base: Path, store: Pat
     found = gradients(bits)
     scales, means = model.h_s(dequantize_z(model, batch.z)).chunk(2, 1)
     rate = IndexRate(record)(scales.clamp_min(0.11), batch.k, batch.quantizer).sum()
-    weights = torch.from_numpy(record.weights).reshape(1, -1, 1, 1)
+    weights = torch.from_numpy(record.weights.copy()).reshape(1, -1, 1, 1)
     error = (weights * (batch.y.float() - means - batch.level) ** 2).sum()
     expected = gradients(rate + record.lmbda * 255**2 / (3 * record.lambda_scale) * error)
     for name, one, other in zip(named, found, expected, strict=True):

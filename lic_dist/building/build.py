@@ -40,6 +40,7 @@ from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import Header
 from lic_dist.cache.place import Place
 from lic_dist.cache.plan import Plan
+from lic_dist.cache.trials import Trials
 from lic_dist.cache.verify import Finding, verify_shard
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, ToleranceError, UsageError
@@ -113,6 +114,7 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
         record = adapt(job)
     store.create(there, plan, store_y, provenance())
     store.create_group(there, group, record.to_json(), group_identity(job.parent, record), provenance())
+    Trials.beside(there, group).forget()
     without_latents = set(store.pending(there))
     without_indices = sorted(set(store.pending(there, group)) - without_latents)
     if without_latents and (line := base_line(job)):
@@ -155,10 +157,11 @@ def requantize(
             hint="`lic-dist cache build` goes on where it stopped",
         )
     check_refined(cache, section.refine)
-    record = record or found_record(cache.place, section, parent)
+    record, kept = record or found_record(cache.place, section, parent), Trials.beside(cache.place, section.group)
     if record is None:
-        record = calibrate(parent, section, *calibration_samples(cache, section), batch=cache.header.batch)
+        record = calibrate(parent, section, *calibration_samples(cache, section), batch=cache.header.batch, kept=kept)
     store.create_group(cache.place, section.group, record.to_json(), group_identity(parent, record), provenance())
+    kept.forget()
     mine, jobs = share
     numbers = [number for number in store.pending(cache.place, section.group) if number % jobs == mine]
     made = _run(experiment, _requantizing(experiment, section.group, record), _Units(numbers))

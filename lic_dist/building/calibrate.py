@@ -13,20 +13,25 @@ change of the picture's MSE that the sensitivities predict compares with the rea
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
+import lic_dist
 from lic_dist import config
 from lic_dist.building.latents import Latents, View, squared_error, view
 from lic_dist.building.records import analytic_record
+from lic_dist.cache.trials import Row, Trials
 from lic_dist.errors import LicError
-from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.checkpoint import Checkpoint, digest
 from lic_dist.progress import Progress
 from lic_dist.quantization.adaptation import adapted
 from lic_dist.quantization.quantize import Quantizer
@@ -134,10 +139,13 @@ def calibrate(
     held_out: Latents,
     batch: int = 8,
     known: QuantizerRecord | None = None,
+    kept: Trials | None = None,
 ) -> QuantizerRecord:
     """Make the quantizer record of a checkpoint: sensitivities, adapted tables; strength, step and shift where `auto`.
 
     `known` is the record of a model that this one was made from: the search starts from it, with its fine moves.
+    `kept` keeps each trial, so that a calibration that is stopped goes on to the same record; the caller forgets them
+    once that is where it belongs.
 
     Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the
     analytic tables on; `mse_unquantized`; `weights_standard_error`.
@@ -146,34 +154,43 @@ def calibrate(
     held_view = view(checkpoint.model, held_out.y, held_out.z, batch)
     weights, notes = channel_weights(checkpoint, section, pilot_view)
     part = (pilot_view.residual, pilot_view.level)
-    records: dict[tuple[float, float], list[QuantizerRecord]] = {}  # by (strength, step), one after each round
     trials: dict[Triple, Measured] = {}
     fixed = _fixed(section)
     axes = AXES[section.name]
 
+    @cache
+    def records(strength: float, step: float) -> list[QuantizerRecord]:
+        """With the analytic tables, then after each round of adaptation."""
+        first = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
+        rounds = section.adapt_rounds if section.rates == "adapted" else 0
+        return [first, *adapted(first, [part], rounds)]
+
     def trial(one: Triple) -> float:
         strength, step, shift = one
         if one not in trials:
-            if (strength, step) not in records:
-                first = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
-                rounds = section.adapt_rounds if section.rates == "adapted" else 0
-                records[strength, step] = [first, *adapted(first, [part], rounds)]
-            trials[one] = measure(checkpoint, replace(records[strength, step][-1], shift=shift), held_out, held_view)
+            trials[one] = measure(checkpoint, replace(records(strength, step)[-1], shift=shift), held_out, held_view)
+            if kept is not None:
+                kept.write(identity, expected, [_row(*item) for item in trials.items()])
             bar.advance(1, strength=strength, step=step, shift=shift, L=trials[one].L)
         return trials[one].L
 
-    start = axes.start if known is None else (_strength(known), known.step, known.shift)
-    strength, step, shift = (value if free is None else free for value, free in zip(start, fixed, strict=True))
-    with Progress(f"calibrating {section.name}", (1, 8, 20, 30)[fixed.count(None)], "trial") as bar:
-        _search(trial, (strength, step, shift), axes, fixed, axes.moves if known is None else axes.moves[1:])
+    begin = axes.start if known is None else (_strength(known), known.step, known.shift)
+    strength, step, shift = (value if free is None else free for value, free in zip(begin, fixed, strict=True))
+    start, moves = (strength, step, shift), axes.moves if known is None else axes.moves[1:]
+    expected = (1, 8, 20, 30)[fixed.count(None)]
+    searched = {"start": start, "fixed": fixed, "axes": asdict(axes), "moves": moves}
+    asked = {"quantizer": section.model_dump(mode="json", exclude={"group"}), **searched}
+    identity = _identity(checkpoint, asked, weights, pilot_view, held_view, held_out)
+    if kept is not None:
+        trials |= map(_trial, kept.begin(identity, expected))
+    with Progress(f"calibrating {section.name}", expected, "trial", done=min(len(trials), expected)) as bar:
+        _search(trial, start, axes, fixed, moves)
     chosen = min(trials, key=lambda one: trials[one].L)
-    measured, made = trials[chosen], [replace(one, shift=chosen[2]) for one in records[chosen[:2]]]
+    measured, made = trials[chosen], [replace(one, shift=chosen[2]) for one in records(*chosen[:2])]
     course = [measure(checkpoint, record, held_out, held_view) for record in made[:-1]] + [measured]
     notes |= {
         "settings": settings_of(section),
-        "calibration": [
-            {"strength": key[0], "step": key[1], "shift": key[2], **asdict(one)} for key, one in sorted(trials.items())
-        ],
+        "calibration": [_row(*item) for item in sorted(trials.items())],
         "calibration_samples": len(held_out),
         "adaptation": [{"L": one.L, "bpp": one.bpp} for one in course],
         "mse_unquantized": squared_error(checkpoint.model, held_out.y.astype(np.float32), held_out.pixels),
@@ -182,6 +199,27 @@ def calibrate(
         "mse_predicted": measured.predicted,
     }
     return replace(made[-1], refine=section.refine, notes={**made[-1].notes, **notes})
+
+
+def _row(place: Triple, measured: Measured) -> Row:
+    return {"strength": place[0], "step": place[1], "shift": place[2], **asdict(measured)}
+
+
+def _trial(row: Row) -> tuple[Triple, Measured]:
+    return (row["strength"], row["step"], row["shift"]), Measured(row["L"], row["bpp"], row["mse"], row["predicted"])
+
+
+def _identity(
+    checkpoint: Checkpoint, asked: dict[str, Any], weights: np.ndarray, pilot: View, held_view: View, held_out: Latents
+) -> str:
+    """A digest of all that decides which trials are made, and what they measure."""
+    total = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    versions = lic_dist.__version__, torch.__version__, np.__version__
+    total.update(f"{versions} {checkpoint.spec} {digest(checkpoint.model.state_dict())}".encode())
+    for array in (weights, *vars(pilot).values(), *vars(held_view).values(), *vars(held_out).values()):
+        total.update(f"{array.dtype} {array.shape}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
 
 
 def describe(record: QuantizerRecord) -> list[str]:

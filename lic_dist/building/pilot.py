@@ -17,6 +17,7 @@ from lic_dist.building.latents import Latents, encode
 from lic_dist.cache.place import Place
 from lic_dist.cache.plan import differences
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.trials import Trials
 from lic_dist.codec.records import fits
 from lic_dist.errors import LicError, UsageError
 from lic_dist.images import Crop
@@ -84,13 +85,14 @@ def calibration_samples(cache: LatentCache, section: config.Quantizer) -> tuple[
 def adapt(job: Job, afresh: bool = False) -> QuantizerRecord:
     """The quantizer record of the job: the store's own, that of `cache adapt` beside it, else made on the pilot.
 
-    `afresh` passes over the store's own.
+    `afresh` passes over the store's own. Trials of a calibration stay beside the store until `Trials.forget`.
 
     Raises:
         LicError: the record found is not what the experiment asks for; each differing field is named.
     """
     found = found_record(job.place, job.quantizer, job.parent, afresh)
-    return found or calibrate(job.parent, job.quantizer, *pilot_latents(job), batch=job.plan.batch)
+    kept = Trials.beside(job.place, job.quantizer.group)
+    return found or calibrate(job.parent, job.quantizer, *pilot_latents(job), batch=job.plan.batch, kept=kept)
 
 
 def found_record(

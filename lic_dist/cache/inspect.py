@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.markers import Marker
-from lic_dist.cache.place import Place
+from lic_dist.cache.place import Place, place_of
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.trials import calibrating
 from lic_dist.images import FAULTS
 
 HISTOGRAM_SHARDS = 256  # evenly spaced ones, of a store that has more
@@ -30,10 +31,17 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
     squared error that the sensitivities predict (summed over pixels and colours, of values in [0, 1]). Of a store with
     many shards the histograms take evenly spaced ones: `histogram_samples` says how many samples.
 
+    `calibrating` says of each group whose quantizer is being calibrated at which trial it is: before the first one's,
+    there is no store, and the report has nothing else but the path.
+
     Raises:
         LicError: no store there, or not one of ours.
     """
-    cache = LatentCache.open(path, options)
+    there = place_of(path, options).absolute()
+    at_work = calibrating(there)
+    if at_work and layout.read_attributes(there) is None:
+        return {"path": str(there), "calibrating": at_work}
+    cache = LatentCache.open(there)
     header, place = cache.header, cache.place
     listing = place.listing()
     base = store.finished(place, header, None, listing)
@@ -42,6 +50,7 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
     report: dict[str, Any] = {
         "path": str(place),
         "format": layout.FORMAT,
+        "calibrating": at_work,
         "fingerprint": cache.fingerprint,
         "num_samples": header.num_samples,
         "held_out": header.num_held_out,
@@ -157,6 +166,10 @@ def describe(report: Mapping[str, Any]) -> list[str]:
         edges = histogram["edges"]
         return f"{edges[0]:9.4g} |{shape}| {edges[-1]:<9.4g} 5 % {low:.4g}, median {middle:.4g}, 95 % {high:.4g}"
 
+    at_work = [f"group {name}: {_trial(one)}" for name, one in report["calibrating"].items()]
+    if "num_samples" not in report:
+        return [f"{report['path']}: no store yet", *at_work]
+
     crop, identity, provenance = report["geometry"]["crop"], report["identity"], report["provenance"]
     faults = ", ".join(f"{count} {name}" for name, count in report["faults"].items() if count)
     lines = [
@@ -169,6 +182,7 @@ def describe(report: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {group['bits_per_pixel']:.4f} bpp, distortion {group['distortion']:.4g} a sample")
             lines.append(f"  bpp        {bars(group['bits_per_pixel_histogram'])}")
             lines.append(f"  distortion {bars(group['distortion_histogram'])}")
+    lines += at_work
     lines.append(f"{report['bytes'] / 1e6:.1f} MB on disk:")
     for name, size in report["arrays"].items():
         if not name.startswith("samples/") and size["raw_bytes"]:
@@ -179,6 +193,15 @@ def describe(report: Mapping[str, Any]) -> list[str]:
         kept = {key: provenance[key] for key in ("time", "host", "device", "lic_dist") if key in provenance}
         lines.append(f"made: {_flat(kept)}")
     return lines
+
+
+def _trial(calibration: Mapping[str, Any]) -> str:
+    from lic_dist.progress import clock
+
+    least, idle = calibration["L"], calibration["idle_seconds"]
+    text = f"calibrating, trial {calibration['trial']} of {calibration['expected']}"
+    text += "" if least is None else f", L {least:.4f} so far"
+    return text if idle <= PAUSE else f"{text}, nothing written for {clock(idle)}"
 
 
 def _flat(record: Mapping[str, Any]) -> str:

@@ -78,6 +78,7 @@ def adapt(
     from lic_dist.building.pilot import adapt as run
     from lic_dist.building.pilot import record_beside
     from lic_dist.cache.folder import Folder
+    from lic_dist.cache.trials import Trials
     from lic_dist.evaluation.plots import calibration_plot
 
     chosen = experiments(config, overrides, section="cache")
@@ -94,6 +95,7 @@ def adapt(
             around.make()
             around.put(key, record.to_json().encode())
             plot = around.root / plot if isinstance(around, Folder) else plot
+        Trials.beside(job.place, job.quantizer.group).forget()
         calibration_plot(record.notes, plot, job.quantizer.group)
         typer.echo("\n".join([*describe(record), f"{out or f'{around}/{key}'}, {plot}"]))
 
@@ -206,7 +208,7 @@ def inspect(
     reports = [look(place) for place, _ in _stores(target, overrides)]
     for report in reports:
         typer.echo("\n".join(describe(report)))
-        if plot is not None:
+        if plot is not None and "num_samples" in report:
             cache_plot(report, plot)
     write_json(out, reports[0] if len(reports) == 1 else reports)
 

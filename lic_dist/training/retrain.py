@@ -26,7 +26,9 @@ from lic_dist.building.calibrate import calibrate, is_fixed, z_bits
 from lic_dist.building.job import check_cache
 from lic_dist.building.latents import Latents, view
 from lic_dist.building.pilot import calibration_samples, check_record
+from lic_dist.cache.folder import Folder
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.trials import Trials
 from lic_dist.codec.records import fits
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
@@ -174,12 +176,12 @@ def _finish(
     if fits(cached, made.model):
         made.quantizers[f"{source.section.group}-cached"] = cached.to_json()
     rows = [("before", before), ("after, the cache's quantizer", best.figures or before)]
-    record = cached
+    record, kept = cached, Trials(Folder(path.parent), "calibration.trials")
     if source.cache.header.store_y:
         pilot, held_out = calibration_samples(source.cache, source.section)
         batch = source.cache.header.batch
         if not keeps:
-            record = calibrate(made, source.section, pilot, held_out, batch, known=cached)
+            record = calibrate(made, source.section, pilot, held_out, batch, known=cached, kept=kept)
         pairs = {"before": (source.parent, cached), "after, the cache's quantizer": (made, cached)}
         if not fits(cached, made.model):
             del pairs["after, the cache's quantizer"]
@@ -191,6 +193,7 @@ def _finish(
     made.quantizers[source.section.group] = record.to_json()
     made.history = [*source.parent.history, {"what": "finetuning", **identity, **outcome, "best_step": best.step}]
     checkpoints.save(made, path)
+    kept.forget()
     _show(rows, best.step)
 
 
