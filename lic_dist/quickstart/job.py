@@ -119,7 +119,7 @@ def _experiment(parts: Split, out: Path) -> config.Experiment:
                 str(out / "retrained"): (GROUP,),
                 str(out / "control"): (GROUP,),
             },
-            show=tuple(tested[1 :: -(-len(tested) // SHOWN)] or tested),
+            show=tuple(tested[len(tested) // 5 :: max(1, len(tested) // SHOWN)]),
             out=out / "evaluation.json",
         ),
         report=config.Report(anchors=("base sq",), out=out / "report"),
