@@ -75,7 +75,9 @@ class Manifest:
             LicError: not a manifest, a damaged one, or one of another version.
         """
         try:
-            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            # in this thread: Arrow's own may be alive when the process ends, which then aborts now and then
+            with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+                table = file.read(use_threads=False)
             table.validate(full=True)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise LicError("this is no manifest of photos, or a damaged one", hint=SCAN_AGAIN) from error

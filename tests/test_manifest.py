@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +257,20 @@ def test_bytes_that_are_no_manifest_are_one_line(folder: Path) -> None:
     for wrong in (b"", b"PAR1", data[:-5], data[100:], old):
         with pytest.raises(LicError, match="cache scan"):
             Manifest.from_bytes(wrong)
+
+
+def test_reading_a_manifest_starts_no_threads(folder: Path, tmp_path: Path) -> None:
+    """Arrow's own, alive when a command ends at once with an error, now and then aborted it: exit code 134."""
+    (tmp_path / "m.parquet").write_bytes(Manifest.of(list(scan(folder)) * 2000).to_bytes())
+    script = """
+import os, pathlib, sys
+from lic_dist.manifest import Manifest
+before = len(os.listdir("/proc/self/task"))
+assert len(Manifest.from_bytes(pathlib.Path(sys.argv[1]).read_bytes())) == 6000
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    ended = subprocess.run([sys.executable, "-c", script, tmp_path / "m.parquet"], capture_output=True, text=True)
+    assert (ended.stdout, ended.returncode) == ("0\n", 0)
 
 
 @pytest.mark.parametrize("flip", [1, 128])
