@@ -1,9 +1,10 @@
-"""Photos: find, check, decode, cut.
+"""Photos: check, decode, cut.
 
 What a photo becomes: RGB of 8 bits a channel, upright by its EXIF orientation. Alpha is dropped, not composited: the
 colours below it are what is coded. Grey is repeated, a palette looked up, CMYK converted without a profile (of a JPEG
-by Adobe's inverted convention), 16 bits are reduced to 8, of a multi-picture JPEG the first picture is taken. Whatever
-has no such reading is set aside with its reason, one of FAULTS.
+by Adobe's inverted convention), 16 bits are reduced to 8; of a multi-picture JPEG the first picture is taken, of a TIFF
+the first page, of layers the flattened picture. Metadata that is damaged or beyond a reader's bounds never loses a
+picture whose pixels decode. Whatever has no such reading is set aside with its reason, one of FAULTS.
 """
 
 from __future__ import annotations
@@ -11,35 +12,40 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import stat
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from lic_dist import metadata
 from lic_dist.errors import LicError
+from lic_dist.photo_files import UNSIGNED_SUFFIXES, reads_heif, tell
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")  # read under any suffix; Pillow's EPS runs Ghostscript
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "QOI", "PSD", "DDS", "SUN", "ICNS")
+"""Pillow's formats that are read under any suffix. Its EPS runs Ghostscript, its FITS unpacks without a bound."""
 LARGEST = 256_000_000  # pixels; a larger picture is set aside as a decompression bomb
 LARGEST_FILE = 2 << 30  # bytes; a larger file is set aside unread
-Image.MAX_IMAGE_PIXELS = None  # ours is the limit
+Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow refuses twice as many: pictures within pictures too, as in icons
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what it would say of a photo's metadata helps nobody
 
 EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"})
 EIGHT_BITS_GREY = frozenset({"1", "L", "LA"})
 SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B"})
 ORIENTATION = 0x0112  # EXIF tag
 LYING = (5, 6, 7, 8)  # orientations that swap width and height
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-SIGNATURES = (PNG_SIGNATURE, b"\xff\xd8\xff", b"RIFF", b"GIF8")
+DEEP_GREY = ("PNG", "PPM")  # formats whose mode "I" is grey of 16 bits
+UNSUPPORTED = re.compile("unsupported|not supported|notimplemented|unknown|cannot handle|not available", re.I)
+MOVING = ("PNG", "GIF", "WEBP", "AVIF")  # formats whose further frames are an animation
 
 FAULTS = (
     "",
@@ -53,6 +59,9 @@ FAULTS = (
     "latents overflow",
     "unsupported pixels",
     "name is not UTF-8",
+    "damaged",
+    "unsupported coding",
+    "HEIC: needs pillow-heif",
 )
 """Reasons why a photo or sample is set aside; a sample's `status` is the index into this tuple, 0 is good.
 
@@ -98,59 +107,19 @@ class PhotoError(LicError):
         self.args = path, fault  # by which it pickles
 
 
-def walk(folder: Path) -> list[str]:
-    """Relative posix paths of all photos below the folder, as `os.fsdecode` gives them, sorted as `readable` shows.
-
-    Links to folders are followed once, so that a loop ends. A folder that cannot be listed stands for its photos.
-
-    Raises:
-        LicError: no such folder, or no photo in it.
-    """
-    if not folder.is_dir():
-        raise LicError(f"no such folder of images: {folder}", hint="give the folder that holds the photos")
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-
-    def unlisted(error: OSError) -> None:
-        found.append(os.path.relpath(error.filename, folder))
-
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=unlisted):
-        try:
-            status = os.stat(parent)
-        except OSError as error:
-            unlisted(error)
-            folders.clear()
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()  # which of two links to a folder comes first must not depend on the disk
-        base = os.path.relpath(parent, folder)
-        prefix = "" if base == "." else f"{base}/"
-        found += [prefix + name for name in files if os.path.splitext(name)[1].lower() in SUFFIXES]
-    if not found:
-        raise LicError(f"no photos in {folder}", hint=f"looked for {' '.join(sorted(SUFFIXES))}, in subfolders too")
-    return sorted(found, key=readable)
-
-
-def readable(name: str) -> str:
-    """A path that can be recorded: one that is not UTF-8 is escaped, and then opens no file."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def find(folder: Path) -> list[str]:
-    """`walk`, with readable paths only."""
-    return [readable(name) for name in walk(folder)]
+Result = TypeVar("Result")
 
 
 def decode(data: bytes, name: str = "image", keep_grey: bool = False) -> NDArray[np.uint8]:
     """Decode one photo to RGB: uint8 [H, W, 3], as the module says; with keep_grey a grey one to uint8 [H, W].
 
+    The content tells the format; the suffix of `name` does where a format's first bytes prove nothing (TGA, PCX, ...).
+
     Raises:
-        PhotoError: not an image, truncated, animated, larger than LARGEST pixels, or of pixels with no such reading.
+        PhotoError: not an image, truncated, damaged, animated, larger than LARGEST pixels, or without such a reading.
     """
-    with _opened(data, name) as image:
+
+    def pixels_of(image: Image.Image, _: bytes) -> NDArray[np.uint8]:
         image.load()
         if image.mode in SIXTEEN_BITS or image.mode == "I":
             deep = np.asarray(image).astype(np.int64)
@@ -160,6 +129,8 @@ def decode(data: bytes, name: str = "image", keep_grey: bool = False) -> NDArray
         if pixels.ndim == 2 and not keep_grey:
             pixels = np.repeat(pixels[:, :, None], 3, axis=2)
         return _upright(pixels, _orientation(image))
+
+    return _opened(data, name, pixels_of)
 
 
 def measure(data: bytes, name: str = "image") -> tuple[int, int]:
@@ -172,40 +143,70 @@ def measure(data: bytes, name: str = "image") -> tuple[int, int]:
     Raises:
         PhotoError: as `decode`.
     """
-    with _opened(data, name) as image:
+
+    def size_of(image: Image.Image, data: bytes) -> tuple[int, int]:
         width, height = image.size
         if image.format in ("JPEG", "MPO"):
             image.draft(image.mode, (1, 1))
             image.load()
-        elif image.format != "PNG" or not _whole_png(data):
+        elif image.format != "PNG" or not metadata.is_whole_png(data):
             image.load()
             width, height = image.size  # a TIFF turns as it is loaded
         return (height, width) if _orientation(image) in LYING else (width, height)
 
+    return _opened(data, name, size_of)
 
-@contextmanager
-def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """An image whose header is sound; whatever goes wrong inside becomes a PhotoError."""
-    try:
-        if _webp_canvas(data) > LARGEST:
-            raise PhotoError(name, "too large")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > LARGEST:
-                raise PhotoError(name, "too large")
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise PhotoError(name, "animated")
-            sixteen = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG")
-            if not sixteen and image.mode not in EIGHT_BITS:
-                raise PhotoError(name, "unsupported pixels")
-            yield image
-    except PhotoError:
-        raise
-    except UnidentifiedImageError:
-        raise PhotoError(name, _unidentified(data)) from None
-    except MemoryError:
-        raise PhotoError(name, "too large") from None
-    except Exception:  # Pillow's readers raise OSError, SyntaxError, TypeError, struct.error ... on damaged files
-        raise PhotoError(name, "truncated") from None
+
+def _opened(data: bytes, name: str, act: Callable[[Image.Image, bytes], Result]) -> Result:
+    """What `act` makes of a photo whose header is sound, and of its bytes: with all metadata, else with less of it."""
+    if _webp_canvas(data) > LARGEST:
+        raise PhotoError(name, "too large")
+    formats = (*FORMATS, *UNSIGNED_SUFFIXES.get(os.path.splitext(name)[1].lower(), "").split())
+    if metadata.is_heif(data):
+        formats = _heif_formats(name)
+    fault = ""
+    for attempt in chain((data,), metadata.lean(data)):
+        if fault and attempt == data:
+            continue
+        try:
+            with Image.open(io.BytesIO(attempt), formats=formats) as image:
+                _require_readable(image, name)
+                return act(image, attempt)
+        except PhotoError:
+            raise
+        except (MemoryError, Image.DecompressionBombError):
+            raise PhotoError(name, "too large") from None
+        except Exception as error:  # Pillow's readers raise OSError, SyntaxError, TypeError ... on damaged files
+            fault = _fault(data, error)
+    raise PhotoError(name, fault)
+
+
+def _heif_formats(name: str) -> tuple[str, ...]:
+    if not reads_heif():
+        raise PhotoError(name, "HEIC: needs pillow-heif")
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
+
+
+def _require_readable(image: Image.Image, name: str) -> None:
+    """Raise PhotoError for what decoding would take too much memory for, or make no photo of."""
+    if image.width * image.height > LARGEST:
+        raise PhotoError(name, "too large")
+    if image.format in MOVING and getattr(image, "n_frames", 1) > 1:
+        raise PhotoError(name, "animated")
+    sixteen = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in DEEP_GREY)
+    if not sixteen and image.mode not in EIGHT_BITS:
+        raise PhotoError(name, "unsupported pixels")
+
+
+def _fault(data: bytes, error: Exception) -> str:
+    """The fault of a file that raised this error, told from its bytes: errors are not alike in every reader."""
+    unread = metadata.unread(data, isinstance(error, UnidentifiedImageError))
+    if not unread and UNSUPPORTED.search(f"{type(error).__name__} {error}"):
+        return "unsupported coding"
+    return unread or ("truncated" if metadata.ends_early(data) else "damaged")
 
 
 def _webp_canvas(data: bytes) -> int:
@@ -216,35 +217,12 @@ def _webp_canvas(data: bytes) -> int:
     return width * height
 
 
-def _unidentified(data: bytes) -> str:
-    """The fault of a file that Pillow takes for no image."""
-    if data[:4] in (b"II*\0", b"MM\0*"):  # a TIFF, and where its directory of tags begins
-        directory = int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big")
-        return "unsupported pixels" if directory < len(data) else "truncated"
-    return "truncated" if data.startswith(SIGNATURES) else "not an image"
-
-
-def _whole_png(data: bytes) -> bool:
-    """Whether every chunk up to the end mark has its checksum, and none that may turn the photo follows the pixels."""
-    view, position, pixels = memoryview(data), len(PNG_SIGNATURE), False
-    while position + 12 <= len(data):
-        length = int.from_bytes(view[position : position + 4], "big")
-        kind = bytes(view[position + 4 : position + 8])
-        end = position + 8 + length
-        if zlib.crc32(view[position + 4 : end]).to_bytes(4, "big") != view[end : end + 4]:
-            return False
-        if kind == b"IEND":
-            return pixels
-        if pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
-            return False
-        pixels |= kind == b"IDAT"
-        position = end + 4
-    return False
-
-
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none, or none that is known."""
-    found = Image.Image.getexif(image).get(ORIENTATION, 1)  # PngImageFile's own would decode the pixels
+    """EXIF orientation, 1 to 8; 1 where there is none, or none that can be read."""
+    try:
+        found = Image.Image.getexif(image).get(ORIENTATION, 1)  # PngImageFile's own would decode the pixels
+    except Exception:  # damaged EXIF: Pillow raises SyntaxError, struct.error, ...
+        return 1
     return int(found) if found in range(1, 9) else 1
 
 
@@ -265,12 +243,26 @@ def read(path: Path, keep_grey: bool = False) -> NDArray[np.uint8]:
 
 
 def files_digest(folder: Path, names: Sequence[str]) -> str:
-    """sha256 over names and contents of a folder's images. Raises PhotoError for one that is none by its header."""
-    total = hashlib.sha256()
+    """sha256 over names and contents of a folder's images; those that are there twice are named on standard error.
+
+    Raises:
+        LicError: some cannot be read; the first of them are named with their reasons.
+    """
+    total, seen, faults = hashlib.sha256(), dict[str, str](), []
     for name in names:
-        data = contents(folder / name, name)
-        measure(data, name)
-        total.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+        try:
+            data = contents(folder / name, name)
+            measure(data, name)
+        except PhotoError as error:
+            faults.append(error.message)
+            continue
+        digest = hashlib.sha256(data).hexdigest()
+        if (first := seen.setdefault(digest, name)) != name:
+            tell(f"{folder}: {name} is a duplicate of {first}; both are measured")
+        total.update(f"{name} {digest}\n".encode())
+    if faults:
+        named = "; ".join(faults[:5]) + " ..." * (len(faults) > 5)
+        raise LicError(f"{len(faults)} of {len(names)} images cannot be used: {named}", hint="mend or remove them")
     return total.hexdigest()
 
 

@@ -1,9 +1,9 @@
 """The manifest: what a scan knows of each photo, in columns, so that a million photos are a table and not objects.
 
 A scan reads each photo once, in parallel, and says of each why it cannot be used, if so. What an earlier manifest
-says of a file of the same path, size and time of change is taken over unread: a scan that was stopped, or that finds
-some new photos, reads only what is left. A photo replaced by one of equal size and time is noticed by its digest, when
-its crops are read.
+says of a good file of the same path, size and time of change is taken over unread: a scan that was stopped, or that
+finds some new photos, reads only what is left. One that was set aside is read again: it may be mended, or what reads it
+installed. A photo replaced by one of equal size and time is noticed by its digest, when its crops are read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lic_dist import images
+from lic_dist import images, photo_files
 from lic_dist.errors import LicError
 from lic_dist.images import Photo, PhotoError
 from lic_dist.progress import Progress
@@ -44,7 +44,6 @@ SCHEMA = pa.schema(
     metadata={"lic_dist.manifest": "2"},
 )
 ROWS = 4096  # photos in one piece of a table: what is held as objects at a time
-PASSING = ("unreadable", "changed", "too large", "name is not UTF-8")  # may mend while size and time stay
 SAVE_SECONDS, SAVE_SHARE = 30.0, 0.05  # between two saves of an unfinished scan, and the most they take of its time
 STAMPED = 256  # files that one thread asks the size and time of at once
 AHEAD = 8  # photos of each thread that are read ahead of the one awaited
@@ -75,7 +74,9 @@ class Manifest:
             LicError: not a manifest, a damaged one, or one of another version.
         """
         try:
-            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            # in this thread: Arrow's own may be alive when the process ends, which then aborts now and then
+            with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+                table = file.read(use_threads=False)
             table.validate(full=True)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise LicError("this is no manifest of photos, or a damaged one", hint=SCAN_AGAIN) from error
@@ -119,6 +120,16 @@ class Manifest:
         counts = pc.value_counts(self.table["fault"]).to_pylist()
         return Counter({row["values"]: row["counts"] for row in counts if row["values"]})
 
+    @cached_property
+    def duplicates(self) -> dict[str, str]:
+        """The usable photos that have the bytes of one before them, which stands for them: path to its path."""
+        table = self.table.filter(self.usable)
+        copies = table["digest"].combine_chunks().dictionary_encode().indices.to_numpy()
+        _, firsts, which = np.unique(copies, return_index=True, return_inverse=True)
+        rows = np.flatnonzero(firsts[which] != np.arange(len(copies)))
+        paths, originals = (table["path"].take(pa.array(one)).to_pylist() for one in (rows, firsts[which[rows]]))
+        return dict(zip(paths, originals, strict=True))
+
     def set_aside(self, crop: int) -> Counter[str]:
         """`faults`, with the photos that are smaller than a crop of this size."""
         small = self.usable & (np.minimum(self.column("width"), self.column("height")) < crop)
@@ -146,6 +157,7 @@ def scan(
 ) -> Manifest:
     """The manifest of a folder, every photo that `known` does not have read once, in parallel.
 
+    What the folder holds besides photos, and how many of them are duplicates, is said on standard error.
     `save` is given the manifest so far now and then, and the whole at the end where it differs from `known`. Memory: a
     few hundred bytes a photo, and one photo a thread (two threads a core, at most 16). `strict` stops at the first
     photo with a fault.
@@ -153,7 +165,9 @@ def scan(
     Raises:
         LicError: no such folder, an empty one, not one usable photo in it, or, if strict, one that is not.
     """
-    names = images.walk(folder)
+    found = photo_files.search(folder)
+    found.tell()
+    names = found.names
     rows = _Rows(names, known or Manifest.of([]))
     workers = threads or min(16, 2 * (os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
@@ -180,6 +194,8 @@ def scan(
     manifest = rows.so_far()
     if not manifest.usable.any():
         raise LicError(f"none of the {len(manifest)} photos in {folder} can be used", hint=manifest[0].fault)
+    if manifest.duplicates:
+        photo_files.tell(f"{folder}: {_duplicates(manifest)}")
     if save is not None and manifest != known:
         save(manifest)
     return manifest
@@ -198,13 +214,12 @@ class _Rows:
 
     def take_over(self, stamps: NDArray[np.int64]) -> None:
         """Take from the known manifest what is unchanged by its size and time: int64 [names, 2]."""
-        paths = pa.array([images.readable(name) for name in self.names], pa.large_string())
+        paths = pa.array([photo_files.readable(name) for name in self.names], pa.large_string())
         found = pc.index_in(paths, value_set=self.known.table["path"].combine_chunks())
         rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         same = rows >= 0
-        lasting = ~pc.is_in(self.known.table["fault"], value_set=pa.array(PASSING, pa.large_string())).to_numpy()
         for values, expected in (
-            (lasting, np.ones(len(rows), np.bool_)),
+            (self.known.usable, np.ones(len(rows), np.bool_)),
             (self.known.column("bytes"), stamps[:, 0]),
             (self.known.column("mtime_ns"), stamps[:, 1]),
         ):
@@ -233,6 +248,11 @@ def _table(photos: Sequence[Photo]) -> pa.Table:
     return pa.table({name: [getattr(photo, name) for photo in photos] for name in SCHEMA.names}, schema=SCHEMA)
 
 
+def _duplicates(manifest: Manifest) -> str:
+    count, (path, original) = len(manifest.duplicates), next(iter(manifest.duplicates.items()))
+    return f"{count} of the photos {'are duplicates' if count > 1 else 'is a duplicate'}, as {path} of {original}"
+
+
 def _refuse(folder: Path, manifest: Manifest) -> None:
     """Raise LicError for the first photo with a fault."""
     for row in np.flatnonzero(~manifest.usable)[:1].tolist():
@@ -242,7 +262,7 @@ def _refuse(folder: Path, manifest: Manifest) -> None:
 
 def _examine(folder: Path, name: str) -> Photo:
     """Read one photo: its row, whatever is wrong with it."""
-    path, file, digest = images.readable(name), folder / name, ""
+    path, file, digest = photo_files.readable(name), folder / name, ""
     stamp = _stamp(file)
     try:
         if path != name:

@@ -6,9 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from PIL import Image
-
-from lic_dist import images
+from lic_dist import images, photo_files
 from lic_dist.config_reference import yaml_text
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint as checkpoints
@@ -79,9 +77,11 @@ def write(
     file = folder / "experiment.yaml"
     if file.exists():
         raise UsageError(f"{file} is there already", hint="give another DIR, or remove it; nothing is overwritten")
-    names = images.walk(photos)
+    found = photo_files.search(photos)
+    found.tell()
+    names = found.names
     if test is not None:
-        images.walk(test)
+        photo_files.search(test)
     base = checkpoints.load(checkpoint, architecture, lmbda)
     spec = base.spec
     crop, sizes = _crop(photos, names)
@@ -140,9 +140,8 @@ def _crop(photos: Path, names: list[str]) -> tuple[int, str]:
     sizes = []
     for name in names[:: max(1, len(names) // LOOKED_AT)]:
         try:
-            with Image.open(photos / name) as picture:
-                sizes.append(picture.size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            sizes.append(images.measure(images.contents(photos / name, name), name))
+        except images.PhotoError:
             continue  # the scan names what it cannot read
     shorter = sorted(min(size) for size in sizes)
     if not shorter or shorter[-1] < 64:

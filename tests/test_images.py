@@ -7,6 +7,8 @@ import io
 import random
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from lic_dist.crops import plan_crops
 from lic_dist.errors import LicError
 from lic_dist.images import FAULTS, Crop, PhotoError
 from lic_dist.manifest import scan
+from lic_dist.metadata import PNG_SIGNATURE
 
 from .conftest import picture
 
@@ -69,7 +72,7 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes, after: byt
     """A PNG of raw rows, each with its filter byte; `after`: chunks between the pixels and the end."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(rows))
-    return images.PNG_SIGNATURE + header + pixels + after + chunk(b"IEND", b"")
+    return PNG_SIGNATURE + header + pixels + after + chunk(b"IEND", b"")
 
 
 def rows_of(array: np.ndarray) -> bytes:
@@ -113,8 +116,64 @@ def two_pictures() -> bytes:
     return encoded(RGB, "MPO", save_all=True, append_images=[other], quality=100, subsampling=0)
 
 
+def behind(data: bytes, position: int, more: bytes) -> bytes:
+    return data[:position] + more + data[position:]
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    """An APPn or other segment of a JPEG."""
+    return struct.pack(">BBH", 255, marker, len(data) + 2) + data
+
+
+def exif(*tags: tuple[int, object]) -> Image.Exif:
+    made = Image.Exif()
+    for tag, value in tags:
+        made[tag] = value
+    return made
+
+
+def tagged(data: bytes, tag: int, kind: int, count: int, value: bytes) -> bytes:
+    """A small-endian TIFF with one more entry, its directory moved to the end."""
+    start = struct.unpack("<I", data[4:8])[0]
+    (entries,) = struct.unpack("<H", data[start : start + 2])
+    rows = [data[at : at + 12] for at in range(start + 2, start + 2 + 12 * entries, 12)]
+    rows = sorted([*rows, struct.pack("<HHI", tag, kind, count) + value], key=lambda row: struct.unpack("<H", row[:2]))
+    directory = struct.pack("<H", len(rows)) + b"".join(rows) + bytes(4)
+    return data[:4] + struct.pack("<I", len(data)) + data[8:] + directory
+
+
+def frame(marker: int, at: int = 0, value: int = 0) -> bytes:
+    """A JPEG whose frame header has another marker, and another byte at a place behind it."""
+    data = bytearray(JPEG)
+    start = data.index(b"\xff\xc0")
+    data[start + 1] = marker
+    if at:
+        data[start + at] = value
+    return bytes(data)
+
+
+def psd(depth: int = 8, resources: bytes = b"", layers: bytes = b"") -> bytes:
+    """A Photoshop file of a flattened picture, and what may lie before it."""
+    header = b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, HEIGHT, WIDTH, depth, 3)
+    parts = b"".join(struct.pack(">I", len(part)) + part for part in (b"", resources, layers))
+    return header + parts + b"\0\0" + np.ascontiguousarray(RGB.transpose(2, 0, 1)).tobytes()
+
+
+def webp_tail() -> bytes:
+    return encoded(RGB, "WEBP", lossless=True, exact=True, exif=exif((271, "a maker")), xmp=b"<x>" * 50)
+
+
+def heic() -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    return encoded(RGB, "HEIF", quality=-1, chroma=444, exif=exif((271, "a maker")))
+
+
 def claims(kind: str) -> bytes:
     """A small file that claims a huge picture."""
+    if kind == "ICO":  # which says nothing of the picture within
+        data = claims("PNG")
+        return struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(data), 22) + data
     if kind == "PNG":
         return png(100_000, 100_000, 8, 2, b"\0" * 100)
     if kind == "JPEG":
@@ -160,8 +219,138 @@ def wrong(suffix: str, data: bytes, fault: str) -> Kind:
 PALETTE = Image.fromarray(RGB).quantize(16)
 COLOURS = np.asarray(PALETTE.convert("RGB"))
 FINE = {"quality": 100, "subsampling": 0}
+PNG, TIFF, JPEG = encoded(RGB, "PNG"), encoded(RGB, "TIFF"), encoded(RGB, "JPEG", **FINE)
+LONG = zlib.compress(b"a" * 3_000_000)
+TURN = b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6" + bytes(6)
+WRONG_SUM = chunk(b"tEXt", b"k\0text")[:-1] + b"\0"
+WEBP = encoded(RGB, "WEBP", lossless=True, exact=True)
+AVIF = encoded(RGB, "AVIF", quality=100, subsampling="4:4:4", exif=exif((271, "a maker")))
+META = {  # damaged metadata, or too much of it, beside whole pixels
+    "zTXt of 3 MB": right("png", behind(PNG, 33, chunk(b"zTXt", b"k\0\0" + LONG)), RGB),
+    "zTXt of 3 MB after the pixels": right("png", behind(PNG, len(PNG) - 12, chunk(b"zTXt", b"k\0\0" + LONG)), RGB),
+    "80 MB of text": right(
+        "png", behind(PNG, 33, 27 * chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * 999_999)) * 3), RGB
+    ),
+    "XMP of 3 MB": right("png", behind(PNG, 33, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG)), RGB),
+    "long text and a turn": right(
+        "png", behind(PNG, 33, chunk(b"zTXt", b"k\0\0" + LONG) + chunk(b"eXIf", TURN)), turned(6)
+    ),
+    "profile of 3 MB": right("png", behind(PNG, 33, chunk(b"iCCP", b"k\0\0" + LONG)), RGB),
+    "text with a wrong checksum": right("png", behind(PNG, 33, WRONG_SUM), RGB),
+    "text with a wrong length": right("png", behind(PNG, 33, b"\0\0\1" + chunk(b"tEXt", b"k\0text")[3:]), RGB),
+    "text cut after the pixels": right(
+        "png", behind(PNG, len(PNG) - 12, chunk(b"tEXt", b"k\0" + b"a" * 99))[:-60], RGB
+    ),
+    "eXIf of noise": right("png", behind(PNG, 33, chunk(b"eXIf", b"noise")), RGB),
+    "eXIf with a wrong checksum": right("png", behind(PNG, 33, chunk(b"eXIf", TURN)[:-1] + b"\0"), RGB),
+    **{
+        f"short {name}": right("png", behind(PNG, 33, chunk(name.encode(), b"\1")), RGB)
+        for name in ("pHYs", "gAMA", "cHRM", "tRNS", "acTL", "fcTL", "tIME", "sBIT", "bKGD", "hIST")
+    },
+    "empty sRGB": right("png", behind(PNG, 33, chunk(b"sRGB", b"")), RGB),
+    **{
+        f"jpeg {name}": right("jpg", behind(JPEG, 2, segment(marker, data)), RGB, 6)
+        for name, marker, data in (
+            ("exif of noise", 0xE1, b"Exif\0\0noise"),
+            ("exif cut", 0xE1, b"Exif\0\0" + TURN[:14]),
+            ("exif beyond", 0xE1, b"Exif\0\0MM\0*" + b"\xff" * 4),
+            ("short profile", 0xE2, b"ICC_PROFILE\0"),
+            ("bad index of pictures", 0xE2, b"MPF\0noise"),
+            ("short JFIF", 0xE0, b"JFIF"),
+            ("short Adobe", 0xEE, b"Adobe"),
+            ("bad Photoshop", 0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\0\0\xff\xff"),
+            ("empty APP5", 0xE5, b""),
+        )
+    },  # fmt: skip
+    "jpeg comment of a wrong length": right("jpg", behind(JPEG, 2, b"\xff\xfe\1\xff" + bytes(99)), RGB, 6),
+    "jpeg preview of a wrong length": right(
+        "jpg", behind(JPEG, 2, b"\xff\xe1\0\x20" + encoded(RGB[:16, :16], "JPEG") + bytes(9)), RGB, 6
+    ),
+    "webp cut in its XMP": right("webp", webp_tail()[:-60], RGB),
+    "webp exif of noise": right("webp", webp_tail().replace(b"MM\0*", b"zzzz"), RGB),
+    "webp profile of a wrong length": right(
+        "webp",
+        encoded(RGB, "WEBP", lossless=True, exact=True, icc_profile=bytes(99)).replace(b"ICCP\x63", b"ICCP\xff"),
+        RGB,
+    ),
+    "webp that claims too much": right("webp", (w := WEBP)[:4] + struct.pack("<I", len(w) + 50) + w[8:], RGB),
+    "webp that claims too little": right("webp", w[:4] + struct.pack("<I", 50) + w[8:], RGB),
+    **{
+        f"tiff {name}": right("tif", tagged(TIFF, *entry), RGB)
+        for name, entry in {
+            "profile beyond": (34675, 7, 5000, b"\0\0\0\x40"),
+            "exif beyond": (34665, 4, 1, b"\0\0\0\x40"),
+            "XMP of noise": (700, 2, 4, b"\xff\xfe\xfd\0"),
+            "a turn in words": (274, 2, 4, b"abc\0"),
+            "resolution by zero": (282, 5, 1, bytes(4)),
+            "an unknown type": (40000, 99, 1, bytes(4)),
+            "a huge count": (34675, 7, 2**32 - 1, b"\x08\0\0\0"),
+        }.items()
+    },  # fmt: skip
+    "tiff whose second page is cut": right("tif", animation("TIFF")[:-3000], picture(0, HEIGHT, WIDTH)),
+    "avif exif of noise": right("avif", AVIF.replace(b"MM\0*", b"zzzz"), RGB, 12),
+    "jpeg 2000 with a strange box": right(
+        "jp2", behind(encoded(RGB, "JPEG2000"), 32, struct.pack(">I4s", 24, b"uuid") + bytes(16)), RGB
+    ),
+    "psd of noisy resources": right("psd", psd(resources=b"noise!!!"), RGB),
+    "psd of noisy layers": right("psd", psd(layers=b"\xff" * 40), RGB),
+}
+GREY16 = DEEP[:, :, :1] / 257
+FORMATS = {
+    "bmp": right("bmp", encoded(RGB, "BMP"), RGB),
+    "ppm": right("ppm", encoded(RGB, "PPM"), RGB),
+    "grey pgm": right("pgm", encoded(RGB[:, :, 0], "PPM"), GREY),
+    "16-bit grey pgm": right(
+        "pgm",
+        b"P5 %d %d 65535\n" % (WIDTH, HEIGHT) + DEEP[:, :, 0].astype(">u2").tobytes(),
+        np.repeat(GREY16, 3, 2),
+        0.51,
+    ),
+    "tga": right("TGA", encoded(RGB, "TGA"), RGB),
+    "tga with alpha": right("tga", encoded(ALPHA, "TGA"), RGB),
+    "jpeg 2000": right("jp2", encoded(RGB, "JPEG2000"), RGB),
+    "jpeg 2000 named jpg": right("jpg", encoded(RGB, "JPEG2000"), RGB),
+    "avif": right("avif", AVIF, RGB, 12),
+    "avif turned": right(
+        "avif", encoded(RGB, "AVIF", quality=100, subsampling="4:4:4", exif=exif((274, 6))), turned(6), 12
+    ),
+    "jfif": right("jfif", JPEG, RGB, 6),
+    "mpo": right("mpo", two_pictures(), RGB, 6),
+    "gif": right("gif", saved(PALETTE, "GIF", comment=b"a comment" * 40), COLOURS),
+    "qoi": right("qoi", encoded(RGB, "QOI"), RGB),
+    "sgi": right("rgb", encoded(RGB, "SGI"), RGB),
+    "pcx": right("pcx", encoded(RGB, "PCX"), RGB),
+    "dds": right("dds", encoded(RGB, "DDS"), RGB),
+    "psd": right("psd", psd(), RGB),
+    "12-bit jpeg": wrong("jpg", frame(0xC0, 4, 12), "unsupported pixels"),
+    "two-channel jpeg": wrong("jpg", frame(0xC0, 9, 2), "unsupported pixels"),
+    "lossless jpeg": wrong("jpg", frame(0xC3), "unsupported coding"),
+    "jpeg-ls": wrong("jpg", frame(0xF7), "unsupported coding"),
+    "jpeg xl named jpg": wrong("jpg", b"\xff\x0a" + bytes(99), "unsupported coding"),
+    "16-bit psd": wrong("psd", psd(depth=16), "unsupported pixels"),
+    "float pfm": wrong("pfm", saved(Image.fromarray(GREY[:, :, 0].astype(np.float32)), "PPM"), "unsupported pixels"),
+    "tiff of an unknown coding": wrong(
+        "tif",
+        TIFF.replace(struct.pack("<HHI", 259, 3, 1) + b"\1", struct.pack("<HHI", 259, 3, 1) + b"\x47"),
+        "unsupported coding",
+    ),
+    "film named jpg": wrong("jpg", b"\0\0\0\x18ftypisom\0\0\0\0isomavc1" + bytes(50), "not an image"),
+    "animated avif": wrong("avif", animation("AVIF"), "animated"),
+    "half an avif": wrong("avif", AVIF[:-200], "truncated"),
+    "half a jpeg 2000": wrong("jp2", encoded(RGB, "JPEG2000")[:-900], "truncated"),
+    "half a ppm": wrong("ppm", encoded(RGB, "PPM")[:-900], "truncated"),
+    "half a tga": wrong("tga", encoded(RGB, "TGA")[:-900], "truncated"),
+    "half a gif": wrong("gif", saved(PALETTE, "GIF")[:-300], "truncated"),
+    "garbled jpeg": wrong("jpg", JPEG[:900] + b"\xff\xc4\0\x20" * 50 + JPEG[1100:], "damaged"),
+    "text named tga": wrong("tga", b"no picture at all" * 9, "not an image"),
+    "git-lfs pointer": wrong(
+        "png", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "not an image"
+    ),
+}
 KINDS = {
-    "png": right("png", encoded(RGB, "PNG"), RGB),
+    **META,
+    **FORMATS,
+    "png": right("png", PNG, RGB),
     "png of raw rows": right("png", png(WIDTH, HEIGHT, 8, 2, rows_of(RGB)), RGB),
     "jpeg": right("jpg", encoded(RGB, "JPEG", **FINE), RGB, 6),
     "progressive jpeg": right("JPEG", encoded(RGB, "JPEG", progressive=True, **FINE), RGB, 6),
@@ -212,11 +401,12 @@ KINDS = {
     "animated webp": wrong("webp", animation("WEBP"), "animated"),
     "animated png": wrong("png", animation("PNG"), "animated"),
     "animated gif named png": wrong("png", animation("GIF"), "animated"),
-    "tiff of pages": wrong("tif", animation("TIFF"), "animated"),
+    "tiff of pages": right("tif", animation("TIFF"), picture(0, HEIGHT, WIDTH)),
     "float tiff": wrong("tif", tiff(RGB[:, :, 0].astype(np.float32)), "unsupported pixels"),
     "32-bit tiff": wrong("tif", tiff(RGB[:, :, 0].astype("<i4")), "unsupported pixels"),
     "float rgb tiff": wrong("tif", tiff(RGB.astype(np.float32), photometric="rgb"), "unsupported pixels"),
     **{f"{kind} bomb": wrong("png", claims(kind), "too large") for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF")},
+    "ICO bomb": wrong("ico", claims("ICO"), "too large"),
     **{f"png turned {turn}": right("png", oriented("PNG", turn), turned(turn)) for turn in range(10)},
     **{f"tiff turned {turn}": right("tif", oriented("TIFF", turn), turned(turn)) for turn in range(1, 9)},
     **{f"jpeg turned {turn}": right("jpg", oriented("JPEG", turn, **FINE), turned(turn), 6) for turn in range(1, 9)},
@@ -227,15 +417,15 @@ KINDS = {
 }
 
 
-def outcome(examine: Callable[[bytes], tuple[int, int]], data: bytes) -> tuple[int, int] | str:
+def outcome(examine: Callable[..., tuple[int, int]], data: bytes, suffix: str = "png") -> tuple[int, int] | str:
     try:
-        return examine(data)
+        return examine(data, f"x.{suffix}")
     except PhotoError as error:
         return error.fault
 
 
-def decoded_size(data: bytes) -> tuple[int, int]:
-    height, width, _ = images.decode(data).shape
+def decoded_size(data: bytes, name: str) -> tuple[int, int]:
+    height, width, _ = images.decode(data, name).shape
     return width, height
 
 
@@ -263,20 +453,20 @@ def test_a_photo_is_converted_or_recorded(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_cheap_look_sees_what_decoding_sees(name: str) -> None:
-    data = KINDS[name].data
-    assert outcome(images.measure, data) == outcome(decoded_size, data)
+    suffix, data = KINDS[name][:2]
+    assert outcome(images.measure, data, suffix) == outcome(decoded_size, data, suffix)
     for cut in random.Random(name).sample(range(len(data)), min(len(data), 25)):
-        assert outcome(images.measure, data[:cut]) == outcome(decoded_size, data[:cut])
+        assert outcome(images.measure, data[:cut], suffix) == outcome(decoded_size, data[:cut], suffix)
 
 
 @given(st.sampled_from([name for name in KINDS if "bomb" not in name]), st.integers(0, 2**32 - 1), st.integers(1, 6))
 @settings(max_examples=300, deadline=None)
 def test_damage_never_crashes_and_the_cheap_look_sees_it_too(name: str, seed: int, count: int) -> None:
-    generator, data = np.random.default_rng(seed), bytearray(KINDS[name].data)
+    generator, data, suffix = np.random.default_rng(seed), bytearray(KINDS[name].data), KINDS[name].suffix
     for position in generator.integers(0, len(data), count) if data else ():
         data[position] = generator.integers(256)
-    found = outcome(images.measure, bytes(data))
-    assert found == outcome(decoded_size, bytes(data))
+    found = outcome(images.measure, bytes(data), suffix)
+    assert found == outcome(decoded_size, bytes(data), suffix)
     assert not isinstance(found, str) or found in FAULTS
 
 
@@ -290,10 +480,36 @@ def little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "ICO"])
 def test_a_bomb_is_refused_by_its_header(kind: str, little_memory: None) -> None:
     for look in (images.measure, decoded_size):
-        assert outcome(look, claims(kind)) == "too large"
+        assert outcome(look, claims(kind), kind.lower()) == "too large"
+
+
+def test_what_a_reader_says_of_metadata_is_not_shown(tmp_path: Path) -> None:
+    for number, kind in enumerate(KINDS.values()):
+        (tmp_path / f"{number}.{kind.suffix}").write_bytes(kind.data)
+    script = """
+import pathlib, sys
+from lic_dist import images
+for path in pathlib.Path(sys.argv[1]).iterdir():
+    try:
+        images.read(path)
+    except images.PhotoError:
+        pass
+"""
+    ended = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
+    assert (ended.stderr, ended.returncode) == ("", 0)
+
+
+def test_heic_is_read_with_pillow_heif_and_named_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic()
+    for one in (data, data.replace(b"MM\0*", b"zzzz")):
+        for name in ("x.heic", "x.jpg"):
+            assert np.abs(images.decode(one, name) - RGB.astype(float)).max() <= 12
+    assert outcome(images.measure, data[:-300]) == outcome(decoded_size, data[:-300]) == "truncated"
+    monkeypatch.setattr(images, "reads_heif", lambda: False)
+    assert outcome(images.measure, data) == outcome(decoded_size, data) == "HEIC: needs pillow-heif"
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
@@ -307,7 +523,7 @@ def test_a_png_that_lies_under_right_checksums_is_found_by_its_crops(tmp_path: P
     data = png(WIDTH, HEIGHT, 8, 2, rows_of(RGB)[:-500])
     (tmp_path / "x.png").write_bytes(data)
     crops = plan_crops(scan(tmp_path), 32, 1, 0, 0.0)
-    assert [FAULTS[code] for code in images.read_crops(tmp_path, crops, 32)[1]] == ["truncated"]
+    assert [FAULTS[code] for code in images.read_crops(tmp_path, crops, 32)[1]] == ["damaged"]
 
 
 def test_a_photo_smaller_than_a_crop_gives_none(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from lic_dist.building.calibrate import channel_weights
 from lic_dist.building.latents import encode, view
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.photo_files import find
 from lic_dist.quantization.adaptation import gaussian_record
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
@@ -75,7 +76,7 @@ def photographs() -> Path:
 
 def pictures(folder: Path | None) -> list[Path]:
     """All of a folder, or PICTURES of scikit-image's."""
-    return [photographs() / name for name in PICTURES] if folder is None else [folder / n for n in images.find(folder)]
+    return [photographs() / name for name in PICTURES] if folder is None else [folder / n for n in find(folder)]
 
 
 def real(folder: Path | None) -> Sources:

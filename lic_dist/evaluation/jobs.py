@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lic_dist import images
+from lic_dist import images, photo_files
 from lic_dist.building.records import named_record
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.config import Experiment, need
@@ -74,7 +74,9 @@ class Task:
         section = need(experiment.evaluate, "evaluate")
         if not section.checkpoints and experiment.model is None:
             raise UsageError("nothing to evaluate", hint="name evaluate.checkpoints, or a model")
-        names = images.find(section.images)
+        found = photo_files.search(section.images)
+        found.tell()
+        names = [photo_files.readable(name) for name in found.names]
         pictures = images.files_digest(section.images, names)
         chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
         asked = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, section.quantizers)

@@ -22,7 +22,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from lic_dist import config
+from lic_dist import config, photo_files
 from lic_dist.building.build import build
 from lic_dist.building.job import place
 from lic_dist.building.pilot import record_beside
@@ -86,7 +86,7 @@ def _experiment(parts: Split, out: Path) -> config.Experiment:
     """What `experiment.yaml` says: the cache, the retraining, the evaluation and its report."""
     record = QuantizerRecord.from_json(checkpoints.load(BASE).quantizers[GROUP])
     variations = min(MOST_VARIATIONS, -(-CROPS // len(parts.train)))
-    tested = sorted(path.relative_to(out / "test").as_posix() for path in (out / "test").rglob("*") if path.is_file())
+    tested = photo_files.find(out / "test")
     return config.Experiment(
         name="quickstart",
         model=config.Model(checkpoint=BASE),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lic_dist import images
+from lic_dist import images, photo_files
 from lic_dist.errors import LicError
 from lic_dist.manifest import scan
 
@@ -45,7 +45,9 @@ def split(source: Path | None) -> Split:
         LicError: fewer than FEWEST photos can be used.
     """
     if source is None:
-        train, held_out, test = (tuple(f"{part}/{name}" for name in images.find(EMBEDDED / part)) for part in PARTS)
+        train, held_out, test = (
+            tuple(f"{part}/{name}" for name in photo_files.find(EMBEDDED / part)) for part in PARTS
+        )
         return Split(EMBEDDED, train, held_out, test)
     passed_over: dict[str, str] = {}
     seen: dict[str, str] = {}
@@ -88,6 +90,7 @@ def lay_out(parts: Split, out: Path) -> list[str]:
         }
         folder.mkdir(parents=True, exist_ok=True)
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        there = {name for name in there if not any(map(photo_files.is_hidden, name.split("/")))}
         if strange := there - set(placed):
             raise LicError(f"{folder} holds other photos, such as {min(strange)}", hint="give another --out")
         for name, file in placed.items():
@@ -114,8 +117,8 @@ def _cut_name(name: str) -> str:
 
 
 def _too_large(file: Path) -> bool:
-    with Image.open(file) as photo:
-        return max(photo.size) > TEST_LONG or min(photo.size) > TEST_SHORT
+    size = images.measure(images.contents(file, str(file)), str(file))
+    return max(size) > TEST_LONG or min(size) > TEST_SHORT
 
 
 def _middle(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,0 +1,161 @@
+"""Which files of a folder are photos, and what is passed over: counted by kind, with the way to have it read.
+
+A photo is a file with a suffix of a still picture that Pillow reads. Hidden and system files and folders are none,
+whatever their suffix: AppleDouble files (`._x.png`), `.ipynb_checkpoints`, `__MACOSX`, thumbnails of file managers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from lic_dist.errors import LicError
+
+_SIGNED = """
+.png .apng .jpg .jpeg .jpe .jfif .mpo .webp .tif .tiff .gif .bmp .avif .avifs .jp2 .j2k .jpc .jpf .jpx .j2c
+.pbm .pgm .ppm .pnm .pfm .qoi .psd .dds .ras .icns
+"""
+SIGNED_SUFFIXES = frozenset(_SIGNED.split())
+"""Suffixes of formats that are known by their first bytes, and then read under any other suffix too."""
+
+UNSIGNED_SUFFIXES = {
+    ".tga": "TGA", ".icb": "TGA", ".vda": "TGA", ".vst": "TGA", ".pcx": "PCX", ".dcx": "DCX", ".dib": "DIB",
+    ".sgi": "SGI", ".rgb": "SGI", ".rgba": "SGI", ".bw": "SGI", ".ico": "ICO", ".cur": "CUR", ".xbm": "XBM",
+    ".xpm": "XPM", ".im": "IM", ".msp": "MSP", ".pxr": "PIXAR", ".pcd": "PCD", ".gbr": "GBR", ".blp": "BLP",
+    ".ftc": "FTEX", ".ftu": "FTEX",
+}  # fmt: skip
+"""Suffixes, and Pillow's format, of files whose first bytes prove little: read as such under their suffix alone."""
+
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})  # read where pillow-heif is installed
+SYSTEM_NAMES = frozenset(
+    {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
+    | {"system volume information", "__pycache__"}
+)
+HIDDEN = "hidden or system"
+
+_WAYS = {
+    "pip install pillow-heif": ".heic .heif .hif",
+    "camera raw, develop it to PNG or TIFF": """.cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .dng .orf .rw2 .raf .pef .srw
+        .raw .3fr .iiq .x3f .rwl .erf .mrw .kdc""",
+    "convert it to PNG": """
+        .jxl .jxr .jls .bpg .hdr .exr .fit .fits .xcf .kra .svg .svgz .eps .ps .ai .pdf .wmf .emf""",
+    "a film": ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .flc .fli .3gp .mts",
+    "unpack it": ".zip .tar .gz .tgz .bz2 .xz .7z .rar",
+}
+HINTS = {suffix: way for way, suffixes in _WAYS.items() for suffix in suffixes.split()}
+NAMED_KINDS = 8  # kinds of files passed over that one line names
+
+
+@dataclass(frozen=True)
+class PhotoFiles:
+    """What lies below a folder.
+
+    `names` are the photos' relative posix paths, as `os.fsdecode` gives them, sorted as `readable` shows; `passed_over`
+    counts everything else by kind: a suffix in lower case, "without a suffix", or HIDDEN (a hidden folder counts once).
+    """
+
+    folder: Path
+    names: list[str]
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    def describe(self) -> str:
+        """What is passed over, in one line, those first that could be read; empty where nothing is."""
+        kinds = sorted(self.passed_over.items(), key=lambda kind: (kind[0] not in HINTS, -kind[1], kind[0]))
+        parts = [f"{count} {kind}{f' ({HINTS[kind]})' if kind in HINTS else ''}" for kind, count in kinds[:NAMED_KINDS]]
+        if rest := sum(count for _, count in kinds[NAMED_KINDS:]):
+            parts.append(f"{rest} others")
+        return ", ".join(parts)
+
+    def tell(self) -> None:
+        """Say once a process, on standard error, what is passed over."""
+        if self.passed_over:
+            tell(f"{self.folder}: {len(self.names)} photos; passed over {self.describe()}")
+
+
+@cache
+def tell(line: str) -> None:
+    """Say a line on standard error, once a process."""
+    if os.environ.get("RANK", "0") == "0":  # of the ranks that torchrun starts, the first speaks
+        print(line, file=sys.stderr)
+
+
+def search(folder: Path) -> PhotoFiles:
+    """All photos below the folder, and what is passed over.
+
+    Links to folders are followed once, so that a loop ends. A folder that cannot be listed stands for its photos.
+
+    Raises:
+        LicError: no such folder, or no photo in it.
+    """
+    if not folder.is_dir():
+        what = f"{folder} is no folder" if folder.exists() else f"no such folder of images: {folder}"
+        raise LicError(what, hint="give the folder that holds the photos")
+    found = PhotoFiles(folder, [])
+    seen: set[tuple[int, int]] = set()
+
+    def unlisted(error: OSError) -> None:
+        found.names.append(os.path.relpath(error.filename, folder))
+
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=unlisted):
+        try:
+            status = os.stat(parent)
+        except OSError as error:
+            unlisted(error)
+            folders.clear()
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        visible = sorted(name for name in folders if not is_hidden(name))
+        found.passed_over[HIDDEN] += len(folders) - len(visible)
+        folders[:] = visible  # sorted: which of two links to a folder comes first must not depend on the disk
+        base = os.path.relpath(parent, folder)
+        prefix = "" if base == "." else f"{base}/"
+        for name in files:
+            if kind := _passed_over(name):
+                found.passed_over[kind] += 1
+            else:
+                found.names.append(prefix + name)
+    if not found.names:
+        passed_over = found.describe()
+        looked = f"looked for {' '.join(sorted(SIGNED_SUFFIXES)[:8])} ..., in subfolders too"
+        raise LicError(f"no photos in {folder}", hint=f"passed over {passed_over}" if passed_over else looked)
+    found.names.sort(key=readable)
+    return PhotoFiles(folder, found.names, +found.passed_over)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or of the system: no photo, and holding none."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def _passed_over(name: str) -> str:
+    """The kind that a file which is no photo counts as, else ""."""
+    if is_hidden(name):
+        return HIDDEN
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in SIGNED_SUFFIXES or suffix in UNSIGNED_SUFFIXES or (suffix in HEIF_SUFFIXES and reads_heif()):
+        return ""
+    return readable(suffix) or "without a suffix"
+
+
+@cache
+def reads_heif() -> bool:
+    """Whether pillow-heif is installed."""
+    return find_spec("pillow_heif") is not None
+
+
+def readable(name: str) -> str:
+    """A path that can be recorded: one that is not UTF-8 is escaped, and then opens no file."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def find(folder: Path) -> list[str]:
+    """The names of `search` as `readable` shows them."""
+    return [readable(name) for name in search(folder).names]
