@@ -15,6 +15,7 @@ Ray is handed nothing but pickles of `Stage.make` and the units: the workers imp
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
@@ -35,6 +36,7 @@ from lic_dist.errors import LicError
 RETRIES = 3  # of one unit, after its worker, node or an object of its was lost
 GOES_ON = "finished units stay finished: start the job again"
 SAME = "is the same lic_dist installed on every node?"
+ANSWER = 10.0  # seconds in which a cluster's address has to answer
 PATIENCE = 60.0  # seconds that a stage without workers waits for a CPU of its own
 
 
@@ -246,6 +248,7 @@ def connected(address: str | None, num_cpus: int | None, show_workers: bool = Fa
     told = os.environ.get("RAY_ADDRESS", "")
     address = address or ("" if told.startswith("http") else told)  # a URL is the job server's
     if address:
+        _require_answer(address)
         try:
             ray.init(address=address, **options)
         except ConnectionError as error:
@@ -256,6 +259,21 @@ def connected(address: str | None, num_cpus: int | None, show_workers: bool = Fa
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raises LicError where nothing answers at a host and port within ANSWER seconds: Ray would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto", or a form that Ray judges at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError) as error:
+        from_environment = address == os.environ.get("RAY_ADDRESS")
+        hint = "unset RAY_ADDRESS to work on this machine, or " if from_environment else ""
+        raise LicError(
+            f"no Ray cluster answers at {address}: {error}", hint=f"{hint}`ray start --head` starts one"
+        ) from None
 
 
 def run_on_ray(

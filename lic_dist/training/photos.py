@@ -14,8 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from lic_dist import images
 from lic_dist.errors import LicError
 from lic_dist.images import Photo
+from lic_dist.training.shared_memory import lacking
 
 IN_MEMORY = 4 << 30  # bytes of decoded photos that are kept in memory; above it each crop decodes its photo
+
+
+PROCESSES = 2  # that decode photos
 
 
 class RandomCrops(Dataset[Tensor]):
@@ -72,8 +76,12 @@ class _Batches:
 
 
 def batches(crops: RandomCrops, first: int, steps: int, batch: int, share: slice) -> DataLoader[Tensor]:
-    """A loader of uint8 [b, 3, crop, crop] for steps first..steps-1; processes decode where memory cannot hold all."""
-    workers = 0 if crops.decoded else 2
+    """A loader of uint8 [b, 3, crop, crop] for steps first..steps-1; processes decode where memory cannot hold all.
+
+    Where there is too little shared memory for them, this process decodes.
+    """
+    share_bytes = 3 * crops.crop**2 * len(range(batch)[share])
+    workers = 0 if crops.decoded or lacking(share_bytes, PROCESSES) else PROCESSES
     sampler = _Batches(first, steps, batch, share)
     return DataLoader(
         crops,

@@ -12,6 +12,7 @@ and is part of the job's identity with all that its order depends on.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from lic_dist.cache.torch_data import StreamedBatches, joined
 from lic_dist.errors import LicError
 from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
+from lic_dist.training import shared_memory
 from lic_dist.training.distributed import Ranks
 
 IN_MEMORY = 4 << 30  # bytes of decoded samples, all arrays together, that a rank keeps in RAM
@@ -185,6 +187,8 @@ class Streamed:
         """UsageError where the streams do not divide among the ranks, or are fewer than the workers."""
         stream = ShardStream(self.cache, self.names, self.order, first, here.rank, here.world)
         stream.among(0, max(1, self.workers))  # refuses here what a worker would
+        sample = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in map(self.cache.array, self.names))
+        shared_memory.require(sample * self.order.batch // here.world, self.workers)
         how: Any = {"num_workers": self.workers, "multiprocessing_context": "forkserver" if self.workers else None}
         loader = joined(DataLoader(StreamedBatches(stream), batch_size=None, **how))
         read = ({name: rows.numpy() for name, rows in batch.items()} for batch in loader)
