@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lic_dist import metadata
 from lic_dist.errors import LicError
-from lic_dist.photo_files import UNSIGNED_SUFFIXES, reads_heif, tell
+from lic_dist.photo_files import UNSIGNED_SUFFIXES, printable, reads_heif, tell
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,7 +102,7 @@ class PhotoError(LicError):
     """A photo that cannot be used; `fault` is one of FAULTS."""
 
     def __init__(self, path: str, fault: str) -> None:
-        super().__init__(f"{path}: {fault}")
+        super().__init__(f"{printable(path)}: {fault}")
         self.fault = fault
         self.args = path, fault  # by which it pickles
 
@@ -258,7 +258,7 @@ def files_digest(folder: Path, names: Sequence[str]) -> str:
             continue
         digest = hashlib.sha256(data).hexdigest()
         if (first := seen.setdefault(digest, name)) != name:
-            tell(f"{folder}: {name} is a duplicate of {first}; both are measured")
+            tell(f"{folder}: {printable(name)} is a duplicate of {printable(first)}; both are measured")
         total.update(f"{name} {digest}\n".encode())
     if faults:
         named = "; ".join(faults[:5]) + " ..." * (len(faults) > 5)

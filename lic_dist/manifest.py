@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from lic_dist import images, photo_files
 from lic_dist.errors import LicError
 from lic_dist.images import Photo, PhotoError
+from lic_dist.photo_files import printable
 from lic_dist.progress import Progress
 
 SCHEMA = pa.schema(
@@ -134,6 +135,15 @@ class Manifest:
         """`faults`, with the photos that are smaller than a crop of this size."""
         small = self.usable & (np.minimum(self.column("width"), self.column("height")) < crop)
         return self.faults + Counter({"smaller than a crop": int(small.sum())})
+
+    def reasons(self, crop: int) -> dict[str, str]:
+        """Why each photo is set aside that is, by its path: `set_aside` by name."""
+        small = np.minimum(self.column("width"), self.column("height")) < crop
+        photos = (self[row] for row in np.flatnonzero(~self.usable | small).tolist())
+        return {
+            photo.path: photo.fault or f"{photo.width}x{photo.height}, smaller than a crop of {crop}"
+            for photo in photos
+        }
 
     @cached_property
     def digest(self) -> str:
@@ -249,8 +259,10 @@ def _table(photos: Sequence[Photo]) -> pa.Table:
 
 
 def _duplicates(manifest: Manifest) -> str:
-    count, (path, original) = len(manifest.duplicates), next(iter(manifest.duplicates.items()))
-    return f"{count} of the photos {'are duplicates' if count > 1 else 'is a duplicate'}, as {path} of {original}"
+    copies = manifest.duplicates
+    path, original = map(printable, next(iter(copies.items())))
+    what = "are duplicates" if len(copies) > 1 else "is a duplicate"
+    return f"{len(copies)} of the photos {what}, as {path} of {original}"
 
 
 def _refuse(folder: Path, manifest: Manifest) -> None:

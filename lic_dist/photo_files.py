@@ -156,6 +156,11 @@ def readable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def printable(name: str) -> str:
+    """A path for a terminal: what would break the line or the terminal is escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
+
+
 def find(folder: Path) -> list[str]:
     """The names of `search` as `readable` shows them."""
     return [readable(name) for name in search(folder).names]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from lic_dist import config
@@ -40,6 +40,7 @@ from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import Header
 from lic_dist.cache.place import Place
 from lic_dist.cache.plan import Plan
+from lic_dist.cache.set_aside import set_aside as set_aside_photos
 from lic_dist.cache.trials import Trials
 from lic_dist.cache.verify import Finding, verify_shard
 from lic_dist.engine.stages import Stage, run
@@ -53,7 +54,8 @@ from lic_dist.quantization.record import QuantizerRecord
 class BuildReport:
     """A finished build: samples in all, those set aside by reason, bits per pixel of the shards built now.
 
-    `excess` says so where more samples were set aside than `images.tolerate` allows.
+    `photos` names the photos set aside with their reasons (of a build, not of a requantization); `excess` says so where
+    more samples were set aside than `images.tolerate` allows.
     """
 
     path: str
@@ -64,11 +66,12 @@ class BuildReport:
     bpp: float
     seconds: float
     excess: str = ""
+    photos: dict[str, str] = field(default_factory=dict)
 
     def require_tolerated(self) -> None:
         """Raises ToleranceError where there is an excess: the store is whole all the same."""
         if self.excess:
-            hint = "raise images.tolerate if that is expected"
+            hint = "raise images.tolerate if that is expected; `lic-dist cache faults` names the photos"
             if "changed" in self.faults:
                 hint = "photos changed since the scan: `lic-dist cache scan`, then build at another cache.path"
             raise ToleranceError(self.excess, hint=hint)
@@ -128,7 +131,8 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
     if set_aside > job.images.tolerate * asked:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items()))
         excess = f"{there} is built, but {set_aside} of {asked} samples were set aside: {reasons}"
-    return _report(there, made, found, started, excess)
+    named = set_aside_photos(there, job.photos) if found else {}
+    return replace(_report(there, made, found, started), excess=excess, photos=named)
 
 
 def requantize(
@@ -313,8 +317,8 @@ def _run(experiment: config.Experiment, stages: list[Stage], units: _Units, stri
     return made
 
 
-def _report(there: Place, made: _Made, found: dict[str, int], started: float, excess: str = "") -> BuildReport:
+def _report(there: Place, made: _Made, found: dict[str, int], started: float) -> BuildReport:
     header = layout.read_header(there)
     bpp = made.bits / made.pixels if made.pixels else float("nan")
     seconds = time.monotonic() - started
-    return BuildReport(str(there), header.num_samples, made.shards, header.num_shards, found, bpp, seconds, excess)
+    return BuildReport(str(there), header.num_samples, made.shards, header.num_shards, found, bpp, seconds)

@@ -18,6 +18,7 @@ from lic_dist.cache.markers import fault_counts
 from lic_dist.cache.place import Place, place_of
 from lic_dist.cache.plan import Geometry, Plan, differences
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.set_aside import MANIFEST
 from lic_dist.cache.store import finished
 from lic_dist.crops import plan_crops, require_held_out
 from lic_dist.errors import LicError
@@ -88,7 +89,7 @@ def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: boo
     Photos that it already lists with the same size and time are not read again, unless `afresh`; a scan that was
     killed goes on. `strict` stops at the first photo that cannot be used.
     """
-    around, key = place(experiment).beside(".manifest.parquet")
+    around, key = place(experiment).beside(MANIFEST)
     known = None
     if not afresh and around.entry(key) is not None:
         try:

@@ -16,11 +16,15 @@ from lic_dist.cache import layout, markers, store
 from lic_dist.cache.markers import Marker
 from lic_dist.cache.place import Place, place_of
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.set_aside import lines as photo_lines
+from lic_dist.cache.set_aside import manifest_beside, set_aside
 from lic_dist.cache.trials import calibrating
+from lic_dist.errors import LicError
 from lic_dist.images import FAULTS
 
 HISTOGRAM_SHARDS = 256  # evenly spaced ones, of a store that has more
 BINS = 24
+NAMED_PHOTOS = 10  # photos set aside that a terminal shows
 PAUSE = 60.0  # seconds, and twenty times the usual: a longer gap between two shards separates two runs
 
 
@@ -32,7 +36,7 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
     many shards the histograms take evenly spaced ones: `histogram_samples` says how many samples.
 
     `calibrating` says of each group whose quantizer is being calibrated at which trial it is: before the first one's,
-    there is no store, and the report has nothing else but the path.
+    there is no store, and the report has nothing else but the path. `set_aside` has the photos left out, with reasons.
 
     Raises:
         LicError: no store there, or not one of ours.
@@ -62,6 +66,7 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
         "usable": written - sum(faults.values()),
         "unwritten": header.num_samples - written,
         "faults": {name: faults.get(name, 0) for name in FAULTS if name},
+        "set_aside": _set_aside(place),
         "groups": {},
         "arrays": {},
         "bytes": sum(entry.bytes for entry in listing.values()),
@@ -80,6 +85,13 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
         samples = min(len(objects) * header.shard, header.num_samples)
         report["arrays"][spec.name] = {"bytes": sum(objects), "raw_bytes": samples * spec.sample_bytes}
     return report
+
+
+def _set_aside(place: Place) -> dict[str, str]:
+    try:
+        return set_aside(place, manifest_beside(place))
+    except LicError:  # no manifest that can be read, which tells nothing of the store: its own are named
+        return set_aside(place, None)
 
 
 def _progress(
@@ -176,6 +188,7 @@ def describe(report: Mapping[str, Any]) -> list[str]:
         f"{report['path']}: {report['num_samples']} samples of {crop}x{crop}, fingerprint {report['fingerprint'][:12]}",
         f"latents: {progress(report)}; {report['usable']} usable" + (f"; set aside: {faults}" if faults else ""),
     ]
+    lines += [f"  set aside: {line}" for line in photo_lines(report["set_aside"], NAMED_PHOTOS)]
     for name, group in report["groups"].items():
         lines.append(f"group {name}: {progress(group)}")
         if group["bits_per_pixel"] is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lic_dist.cache.place import Place
     from lic_dist.config import Experiment
 
+NAMED_PHOTOS = 20  # photos set aside that a command names beside its work
+
 app = typer.Typer(help="Build and look after the latent cache.", no_args_is_help=True)
 
 
@@ -43,8 +45,7 @@ def scan(
     for experiment in experiments(config, overrides, section="cache"):
         photos = manifest_of(experiment, afresh, strict)
         faulty = sum(photos.faults.values())
-        for photo in itertools.islice((photo for photo in photos if photo.fault), 20):
-            typer.echo(f"set aside: {photo.path}: {photo.fault}", err=True)
+        _name(photos.reasons(0))
         typer.echo(f"{len(photos) - faulty} photos, {faulty} set aside{_reasons(photos.faults)}")
 
 
@@ -142,12 +143,21 @@ def _show_build(report: BuildReport) -> dict[str, Any]:
 
     if report.faults:
         typer.secho(f"warning: samples set aside{_reasons(report.faults)}", fg="yellow", err=True)
+        _name(report.photos)
     rate = f", {report.bpp:.4f} bpp" if report.shards_built else ""
     typer.echo(
         f"{report.path}: {report.samples} samples, {report.shards_built} of {report.shards} shards built now"
         f"{rate}, {report.seconds:.0f} s"
     )
     return asdict(report)
+
+
+def _name(photos: Mapping[str, str]) -> None:
+    """The first of the photos set aside, with their reasons."""
+    from lic_dist.cache.set_aside import lines
+
+    for line in lines(photos, NAMED_PHOTOS):
+        typer.echo(f"set aside: {line}", err=True)
 
 
 def _reasons(faults: Mapping[str, int]) -> str:
@@ -211,6 +221,40 @@ def inspect(
         if plot is not None and "num_samples" in report:
             cache_plot(report, plot)
     write_json(out, reports[0] if len(reports) == 1 else reports)
+
+
+@app.command("faults")
+def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) -> None:
+    """Name every photo that is set aside, with its reason, every duplicate, and what is no photo in the folder."""
+    from lic_dist import photo_files
+    from lic_dist.cache.layout import read_attributes
+    from lic_dist.cache.set_aside import lines, manifest_beside, set_aside
+
+    figures = []
+    for place, experiment in _stores(target, overrides):
+        photos = manifest_beside(place)
+        section = experiment.images if experiment else None
+        if photos is None and read_attributes(place) is None:
+            raise LicError(f"nothing is known yet of the photos of {place}", hint="`lic-dist cache scan` reads them")
+        found = set_aside(place, photos, section.crop if section else None)
+        duplicates = photos.duplicates if photos else {}
+        there = photo_files.search(section.path) if section and section.path.is_dir() else None
+        for line in [*lines(found), *lines({name: f"the same as {one}" for name, one in duplicates.items()})]:
+            typer.echo(line)
+        passed_over = there.describe() if there else ""
+        typer.echo(
+            f"{place}: {len(found)} photos set aside{_reasons(Counter(map(_kind, found.values())))}; "
+            f"{len(duplicates)} duplicate{'s' * (len(duplicates) != 1)}"
+            + (f"; passed over {passed_over}" if passed_over else "")
+        )
+        kinds = dict(there.passed_over) if there else {}
+        figures.append({"path": str(place), "set_aside": found, "duplicates": duplicates, "passed_over": kinds})
+    write_json(out, figures[0] if len(figures) == 1 else figures)
+
+
+def _kind(reason: str) -> str:
+    """The reason without a photo's own size."""
+    return reason.rpartition(", ")[2]
 
 
 @app.command("verify")

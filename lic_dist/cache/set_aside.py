@@ -1,0 +1,61 @@
+"""The photos that a store goes without, by name and reason: those of the scan's manifest, those that shards record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lic_dist.cache import layout, store
+from lic_dist.cache.place import Place
+from lic_dist.cache.reader import LatentCache
+from lic_dist.images import FAULTS
+from lic_dist.photo_files import printable
+
+if TYPE_CHECKING:
+    from lic_dist.manifest import Manifest
+
+MANIFEST = ".manifest.parquet"  # what the manifest beside a store is called, behind the store's name
+
+
+def manifest_beside(place: Place) -> Manifest | None:
+    """What the last scan for a store found; None where there was none.
+
+    Raises:
+        LicError: a damaged manifest, one of another version, or a place that has nothing beside it.
+    """
+    from lic_dist.manifest import Manifest  # loads Arrow
+
+    around, key = place.beside(MANIFEST)
+    return Manifest.from_bytes(around.get(key)) if around.entry(key) is not None else None
+
+
+def set_aside(place: Place, photos: Manifest | None, crop: int | None = None) -> dict[str, str]:
+    """Reasons by photo, sorted by name: of the manifest, and of samples in the shards that are written.
+
+    `crop` is the side in pixels that photos must have; where a store is, its own.
+
+    Raises:
+        LicError: a shard that does not decode.
+    """
+    found: dict[str, str] = {}
+    if layout.read_attributes(place) is not None:
+        cache = LatentCache(place)
+        crop = cache.geometry.crop
+        for shard, marker in store.finished(place, cache.header).items():
+            if marker.faulty:
+                rows = cache.shard(shard, ("samples/source", "samples/status"))
+                for row in np.flatnonzero(rows["samples/status"]).tolist():
+                    name = rows["samples/source"][row].tobytes().rstrip(b"\0").decode("utf-8", "replace")
+                    found[name] = FAULTS[rows["samples/status"][row]]
+    if photos is not None:
+        found |= photos.reasons(crop or 0)
+    return dict(sorted(found.items()))
+
+
+def lines(found: Mapping[str, str], most: int | None = None) -> list[str]:
+    """`name: reason` of each photo; of more than `most`, so many and how many are left."""
+    named = [f"{printable(name)}: {reason}" for name, reason in list(found.items())[:most]]
+    left = len(found) - len(named)
+    return [*named, f"and {left} more: `lic-dist cache faults` names all"] if left else named
