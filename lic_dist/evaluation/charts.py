@@ -19,7 +19,7 @@ from lic_dist.errors import LicError
 from lic_dist.evaluation.bd import Interval, rate_change
 from lic_dist.evaluation.comparison import Against, detailed_lambda, point_at
 from lic_dist.evaluation.gains import Gains, lambda_changes
-from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, clean, new_figure, save
+from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, clean, new_figure, plain, save
 from lic_dist.evaluation.results import Curve, Figures, Point
 from lic_dist.evaluation.styles import Style, Styles
 
@@ -63,7 +63,7 @@ def write_png(chart: Chart, looks: Styles, path: Path) -> None:
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(grid, chart.panels, strict=False):
         panel.draw(axes)
-        axes.set_title(_text(panel.title), fontsize=10, loc="left")
+        axes.set_title(plain(panel.title), fontsize=10, loc="left")
     for axes in grid[len(chart.panels) :]:
         axes.set_visible(False)
     seen = {line.get_gid() for axes in grid for line in axes.get_lines()}
@@ -71,7 +71,7 @@ def write_png(chart: Chart, looks: Styles, path: Path) -> None:
     handles = [
         Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, markersize=4.5) for _, look in shown
     ]
-    labels = [_text(name) for name, _ in shown]
+    labels = [plain(name) for name, _ in shown]
     figure.set_figheight(max(figure.get_figheight(), 0.17 * len(shown)))  # as high as the legend
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False, handlelength=2.6)
     save(figure, path)
@@ -100,11 +100,6 @@ def svg(panel: Panel, salt: str) -> str:
     for colour in (ANCHOR_COLOUR, "#000000"):
         text = text.replace(colour, "currentColor")
     return text.replace(GRID_COLOUR.lower(), "var(--grid)")
-
-
-def _text(text: str) -> str:
-    """As matplotlib shows it: no mathematics, nothing hidden by a leading underscore."""
-    return re.sub(r"^_", " _", text.replace("$", r"\$"))
 
 
 def _gid(look: Style) -> str:

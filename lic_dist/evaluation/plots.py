@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 ANCHOR_COLOUR, FRAME_COLOUR, GRID_COLOUR = "#111111", "#FFC400", "#E4E4E4"
 DOTS_PER_INCH = 160
+# A name in a script that the font lacks is drawn as boxes: beside the picture, tables and pages have it as text.
+warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def comparison_sheet(pictures: Sequence[Picture], path: Path, zoom: int = 0) -> 
         whole, enlarged = grid[0][index], grid[1][index]
         whole.imshow(picture.pixels, interpolation="lanczos")
         whole.add_patch(Rectangle((left - 0.5, top - 0.5), side, side, fill=False, ec=FRAME_COLOUR, lw=1.6))
-        whole.set_title(picture.name, fontsize=12, fontweight="bold", loc="left", pad=20)
+        whole.set_title(plain(picture.name), fontsize=12, fontweight="bold", loc="left", pad=20)
         whole.text(0, 1.015, picture.figures, transform=whole.transAxes, fontsize=10, color="#444444", va="bottom")
         enlarged.imshow(picture.pixels[top : top + side, left : left + side], interpolation="nearest")
         for axes, colour in ((whole, "#BBBBBB"), (enlarged, FRAME_COLOUR)):
@@ -104,7 +108,7 @@ def drift_plot(lines: Sequence[Drift], path: Path) -> None:
                 marker=MARKERS[number % len(MARKERS)],
                 markersize=4.5,
                 linewidth=1.5,
-                label=line.name,
+                label=plain(line.name),
             )
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("generation")
@@ -196,6 +200,11 @@ def clean(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
     axes.ticklabel_format(useOffset=False)
+
+
+def plain(text: str) -> str:
+    """As matplotlib shows it: no mathematics, nothing hidden by a leading underscore."""
+    return re.sub(r"^_", " _", text.replace("$", r"\$"))
 
 
 def new_figure(width: float, height: float) -> Figure:
