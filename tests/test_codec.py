@@ -206,15 +206,6 @@ assert codec.encode(numpy.asarray(Image.open({paths["in.png"]!r}))).data == data
     assert np.array_equal(np.asarray(Image.open(paths["out.png"])), codec.picture(codec.encode(image)))
 
 
-def test_the_pages_example_runs(loaded: Checkpoint, tmp_path: Path) -> None:
-    text = (Path(__file__).resolve().parents[1] / "docs" / "bitstream.md").read_text()
-    example = text.split("```python")[1].split("```")[0].replace("runs/photos-tcq8/finetuned", loaded.source)
-    codec_of(loaded, "tcq8").record.save(tmp_path / "record.json")
-    names = {"image": picture(8, 60, 70)}
-    exec(example.replace('"tcq8"', f'"{tmp_path}"'), names)
-    assert names["encoded"].shape == (60, 70, 3)
-
-
 def test_a_quantizer_that_is_not_there_or_is_another_models(
     loaded: Checkpoint, hyperprior: Checkpoint, tmp_path: Path
 ) -> None:

@@ -225,7 +225,7 @@ def test_weights_that_are_lost_between_two_states_never_reach_the_disk(tmp_path:
     with pytest.raises(LicError, match=r"step 3: held-out L is (nan|inf)"):
         run(tmp_path, measure=lambda model: Figures(math.nan, 0.0, 0.0))
     assert not list((tmp_path / "states").glob("*.pth*"))
-    with pytest.raises(UsageError, match="finite"):
+    with pytest.raises(UsageError, match="lr must be a number above 0, not inf"):
         config.parse({"finetune": {"lr": math.inf}}, "a.yaml")
 
 
