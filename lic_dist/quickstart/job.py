@@ -51,9 +51,9 @@ def quickstart(out: Path, photos: Path | None, engine: str) -> dict[str, Any]:
     console.print(f"[bold]1/4[/] photos: {photos or 'embedded'}")
     parts = split(photos)
     _tell_photos(parts, lay_out(parts, out), console)
-    experiment, control = _experiment(parts, out), _control(parts, out)
-    for one in (experiment, control):
-        _save(one, out / f"{one.name if one is control else 'experiment'}.yaml")
+    experiment = _experiment(parts, out)
+    _save(experiment, out / "experiment.yaml")
+    _save(_control(experiment, out), out / "control.yaml")
     console.print(f"[bold]2/4[/] quantize their latents with {GROUP.upper()} into a cache")
     _leave_record(experiment)
     build(_on(experiment, engine)).require_tolerated()
@@ -126,11 +126,10 @@ def _experiment(parts: Split, out: Path) -> config.Experiment:
     )
 
 
-def _control(parts: Split, out: Path) -> config.Experiment:
-    made = _experiment(parts, out)
-    section = config.need(made.finetune, "finetune")
+def _control(experiment: config.Experiment, out: Path) -> config.Experiment:
+    section = config.need(experiment.finetune, "finetune")
     straight = section.model_copy(update={"latents": "straight-through", "out": out / "control"})
-    return made.model_copy(update={"name": "control", "finetune": straight, "evaluate": None, "report": None})
+    return experiment.model_copy(update={"name": "control", "finetune": straight, "evaluate": None, "report": None})
 
 
 def _leave_record(experiment: config.Experiment) -> None:
