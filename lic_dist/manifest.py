@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -108,17 +107,19 @@ class Manifest:
 
     def column(self, name: str) -> NDArray[Any]:
         """One of width, height (int32), bytes, mtime_ns (int64): [photos]."""
-        return np.asarray(self.table[name].to_numpy())
+        return _numbers(self.table[name])
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
         """bool [photos]: without fault."""
-        return np.asarray(pc.equal(self.table["fault"], "").to_numpy())
+        faults = self.table["fault"].combine_chunks()
+        ends = np.frombuffer(faults.buffers()[1], np.int64)[faults.offset :][: len(faults) + 1]
+        return np.diff(ends) == 0
 
     @property
     def faults(self) -> Counter[str]:
         """How many photos are set aside, by reason."""
-        counts = pc.value_counts(self.table["fault"]).to_pylist()
+        counts = self.table["fault"].value_counts().to_pylist()
         return Counter({row["values"]: row["counts"] for row in counts if row["values"]})
 
     @cached_property
@@ -149,6 +150,8 @@ class Manifest:
     def digest(self) -> str:
         """sha256 over the paths and digests of the usable photos: what the crops depend on."""
         table = self.table.filter(self.usable)
+        import pyarrow.compute as pc  # takes longer to load than all the rest
+
         lines = pc.binary_join_element_wise(table["digest"], table["path"], pa.scalar(" ", pa.large_string()))
         lines = lines.take(pc.sort_indices(lines))
         total = hashlib.sha256()
@@ -225,6 +228,8 @@ class _Rows:
     def take_over(self, stamps: NDArray[np.int64]) -> None:
         """Take from the known manifest what is unchanged by its size and time: int64 [names, 2]."""
         paths = pa.array([photo_files.readable(name) for name in self.names], pa.large_string())
+        import pyarrow.compute as pc
+
         found = pc.index_in(paths, value_set=self.known.table["path"].combine_chunks())
         rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         same = rows >= 0
@@ -252,6 +257,11 @@ class _Rows:
         if self.photos:
             self.tables.append(_table(self.photos))
             self.photos = []
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Numbers without nulls, not through `to_numpy`, which loads pandas."""
+    return np.from_dlpack(column.combine_chunks())
 
 
 def _table(photos: Sequence[Photo]) -> pa.Table:

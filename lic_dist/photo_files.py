@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lic_dist.errors import LicError
+from lic_dist.text import counted
 
 _SIGNED = """
 .png .apng .jpg .jpeg .jpe .jfif .mpo .webp .tif .tiff .gif .bmp .avif .avifs .jp2 .j2k .jpc .jpf .jpx .j2c
@@ -74,7 +75,7 @@ class PhotoFiles:
     def tell(self) -> None:
         """Say once a process, on standard error, what is passed over."""
         if self.passed_over:
-            tell(f"{self.folder}: {len(self.names)} photos; passed over {self.describe()}")
+            tell(f"{self.folder}: {counted(len(self.names), 'photo')}; passed over {self.describe()}")
 
 
 @cache

@@ -6,23 +6,14 @@ import os
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from lic_dist.text import clock, counted
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss from an hour on."""
-    minutes, rest = divmod(max(0, int(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things in words: "1 point", "3 points"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 class Progress:
@@ -34,7 +25,7 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
-        self.title, self.total, self.unit = title, total, unit
+        self.title, self.total, self.unit = title, max(total, done), unit
         self.done = self.first = done
         self.figures: dict[str, float] = {}
         self.rich: RichProgress | None = None
@@ -44,6 +35,8 @@ class Progress:
         self.start = self.last_line = time.monotonic()
         if sys.stderr.isatty() and not self.quiet:
             from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
 
             self.rich = RichProgress(
                 TextColumn("{task.description}"),
@@ -69,13 +62,22 @@ class Progress:
             self._line()
 
     def advance(self, count: int = 1, **figures: float) -> None:
-        """Count `count` more units as done and show the figures."""
-        self.done = min(self.done + count, self.total)
+        """Count `count` more units as done and show the figures; more than were expected raise the total."""
+        self.done += count
+        self.total = max(self.total, self.done)
         self.figures.update(figures)
         if self.rich is not None:
-            self.rich.update(self.task, completed=self.done, rate=self._rate_text(), figures=self._figures_text())
+            self.rich.update(
+                self.task, completed=self.done, total=self.total, rate=self._rate_text(), figures=self._figures_text()
+            )
         elif time.monotonic() - self.last_line >= PLAIN_INTERVAL:
             self._line()
+
+    def complete(self) -> None:
+        """Say that no more will come where `total` was an estimate."""
+        self.total = self.done
+        if self.rich is not None:
+            self.rich.update(self.task, total=self.total)
 
     def _rate(self) -> float:
         return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)

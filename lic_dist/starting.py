@@ -10,6 +10,7 @@ from lic_dist import images, photo_files
 from lic_dist.config_reference import yaml_text
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.text import counted
 
 HELD_OUT_NAMES = ("valid", "val", "validation", "held_out", "heldout")
 SAMPLES, HELD_OUT = 320, 48  # crops that calibration asks for in all, and held-out ones among them
@@ -83,6 +84,7 @@ def write(
     if test is not None:
         photo_files.search(test)
     base = checkpoints.load(checkpoint, architecture, lmbda)
+    checkpoints.check_agrees(base.spec, architecture=architecture, lmbda=lmbda)
     spec = base.spec
     crop, sizes = _crop(photos, names)
     held_out, why, training, judged = _held_out(names)
@@ -130,7 +132,7 @@ def write(
         stream.write(text)
     missing = "" if test is not None else "\nit measures nothing yet: name test pictures under 'evaluate' in it"
     return (
-        f"{file}: {len(names)} photos, {spec.architecture}, lambda {spec.lmbda}{missing}\n"
+        f"{file}: {counted(len(names), 'photo')}, {spec.architecture}, lambda {spec.lmbda}{missing}\n"
         f"next: lic-dist cache plan {file}, then lic-dist run {file}"
     )
 

@@ -21,6 +21,7 @@ from lic_dist.config import Evaluate, Experiment, Finetune, Report, Train, need
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, UsageError
 from lic_dist.progress import Progress
+from lic_dist.text import counted
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def study(documents: Sequence[Sequence[Experiment]], jobs: int, logs: Path) -> N
         raise UsageError("several jobs are processes of this machine", hint="--engine local, or one job at a time")
     for units in work:
         _do(units, jobs, logs)
+    print(*_afterwards([one for document in documents for one in document]), sep="\n", flush=True)
 
 
 def units_of(stage: str, experiments: Sequence[Experiment]) -> list[Unit]:
@@ -63,11 +65,24 @@ def units_of(stage: str, experiments: Sequence[Experiment]) -> list[Unit]:
     return [Unit(stage, place, tuple(chosen)) for place, chosen in found.items()]
 
 
+def _afterwards(experiments: Sequence[Experiment]) -> list[str]:
+    """Where the reports of a study that is done lie; else what makes the next thing to look at."""
+    pages = dict.fromkeys((one.report.out / "report.html").resolve() for one in experiments if one.report)
+    results = dict.fromkeys(str(one.evaluate.out) for one in experiments if one.evaluate)
+    if pages:
+        return [f"the report, to open in a browser: {page}" for page in pages]
+    if results:
+        return [f"done; a page to look at: lic-dist report {' '.join(results)}"]
+    return ["done; to measure what it brought, give the file an evaluate section: lic-dist config explain evaluate"]
+
+
 def _do(units: Sequence[Unit], jobs: int, logs: Path) -> None:
     stage = STAGES[units[0].stage]
     failed: list[tuple[Unit, str]] = []
     if jobs > 1 and stage.apart:
-        print(f"{stage.title}: {len(units)} {stage.what}s, {jobs} side by side; what they say: {logs}/", flush=True)
+        print(
+            f"{stage.title}: {counted(len(units), stage.what)}, {jobs} side by side; what they say: {logs}/", flush=True
+        )
         make = partial(_make, str(logs.resolve()), max(1, (os.cpu_count() or 1) // jobs))
         results = run([Stage(units[0].stage, make, jobs)], units)
         with closing(results), Progress(stage.title, len(units), stage.what) as bar:
@@ -82,7 +97,9 @@ def _do(units: Sequence[Unit], jobs: int, logs: Path) -> None:
         print(f"failed: {unit}: {fault}", file=sys.stderr)
     if failed:
         hint = "the same command does what is left"
-        raise LicError(f"{len(failed)} of {len(units)} {stage.what}s failed, such as {failed[0][0].place}", hint=hint)
+        raise LicError(
+            f"{len(failed)} of {counted(len(units), stage.what)} failed, such as {failed[0][0].place}", hint=hint
+        )
 
 
 def _make(logs: str, threads: int) -> Callable[[Unit], str]:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lic_dist import images
+from lic_dist import config, images, photo_files
 from lic_dist.building.base_line import base_line
 from lic_dist.building.job import prepare
 from lic_dist.cli import app
+from lic_dist.evaluation.run import evaluate
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.stages import stages
 
@@ -52,3 +53,16 @@ def test_plan_and_build_print_it_and_warn_of_a_model_that_is_not_trained(
     (tmp_path / "e.yaml").write_text(document.model_dump_json(exclude_none=True))
     said = CliRunner().invoke(app, ["cache", "plan", str(tmp_path / "e.yaml")])
     assert said.exit_code == 0 and "warning: below 15 dB" in said.output
+
+
+def test_evaluate_prints_it_of_each_base_that_is_about_to_code(
+    base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = config.Evaluate(images=photos, checkpoints=(str(base),), quantizers=("sq",), out=tmp_path / "e.json")
+    evaluate(config.Experiment(evaluate=section, engine=config.Engine(name="local")))
+    count = len(photo_files.find(photos))
+    of = rf"the middle \d+x\d+ of {min(8, count)} pictures?"
+    line = rf"base {base}, SQ, {of}: [\d.]+ bpp, [\d.]+ dB"
+    assert re.fullmatch(line, capsys.readouterr().out.splitlines()[0])
+    evaluate(config.Experiment(evaluate=section, engine=config.Engine(name="local")))
+    assert "SQ, the middle" not in capsys.readouterr().out  # all is measured already

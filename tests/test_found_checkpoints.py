@@ -8,17 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
+from typer.testing import CliRunner
 
 from lic_dist import config
 from lic_dist.building.job import load_parent
+from lic_dist.cli import app
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import build
 from lic_dist.models.compat import import_compressai
-from lic_dist.models.recognise import WRAPPERS, recognise
+from lic_dist.models.recognise import WRAPPERS, published, recognise, tensors_of
 
 
 def state(architecture: str = "mbt2018-mean") -> dict[str, Tensor]:
@@ -161,6 +164,21 @@ def test_published_file_names_tell_lambda_and_the_metric(tmp_path: Path) -> None
         checkpoint.load(str(tmp_path / "mbt2018-mean-ms-ssim-4-12626c13.pth.tar"))
 
 
+def test_every_file_name_that_compressai_publishes_tells_its_quality() -> None:
+    import_compressai()
+    from compressai.zoo.image import model_urls
+
+    names = [
+        (url.rsplit("/", 1)[1], metric, quality)
+        for family in model_urls.values()
+        for metric, urls in family.items()
+        for quality, url in urls.items()
+    ]
+    assert len(names) > 80
+    for name, metric, quality in names:
+        assert (found := published(name)) is not None and found[1:] == (metric, quality), name
+
+
 def test_compressais_zoo_is_read_from_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
@@ -186,8 +204,32 @@ def test_a_contradiction_with_the_file_names_both_values(said: dict[str, object]
     section = config.Model.model_validate({"checkpoint": str(base), **said})
     ((key, value),) = said.items()
     held = getattr(checkpoint.load(str(base)).spec, key)
-    with pytest.raises(UsageError, match=rf"model\.{key} is {value}, the checkpoint says {held}"):
+    with pytest.raises(UsageError, match=rf"{key} {value} is given, the checkpoint has {held}"):
         load_parent(config.Experiment(model=section))
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "export"])
+def test_a_command_that_contradicts_the_file_names_both_values(command: str, base: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert CliRunner().invoke(app, ["encode", *map(str, paths(tmp_path)), "--model", str(base)]).exit_code == 0
+    arguments = [str(base), str(tmp_path / "b.tar")] if command == "export" else [*map(str, paths(tmp_path))]
+    model = [] if command == "export" else ["--model", str(base)]
+    if command == "decode":
+        arguments = [arguments[1], str(tmp_path / "b.png")]
+    done = CliRunner().invoke(app, [command, *arguments, *model, "--lambda", "0.07"])
+    assert isinstance(done.exception, UsageError) and "lmbda 0.07 is given, the checkpoint has" in str(done.exception)
+
+
+def paths(folder: Path) -> tuple[Path, Path]:
+    return folder / "a.png", folder / "a.bin"
+
+
+def test_old_names_of_strided_blocks_are_renamed_as_compressai_does() -> None:
+    from compressai.zoo.pretrained import rename_key
+
+    value = torch.zeros(2, 2)
+    old = "module.g_a.0.downsample.weight"
+    assert list(tensors_of({old: value})) == [rename_key(rename_key(old))] == ["g_a.0.skip.weight"]
 
 
 @pytest.mark.parametrize("name", ["40_module_prefix", "41_legacy_names", "44_npfloat", "45_model_key"])

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.charts import charts, svg
 from lic_dist.evaluation.comparison import against, best, times
 from lic_dist.evaluation.curves import collect
-from lic_dist.evaluation.gains import gains
+from lic_dist.evaluation.gains import gains, lambda_changes
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.results import Curve, Figures, Point, curve_of, write_points
 from lic_dist.evaluation.styles import styles
@@ -174,13 +175,13 @@ def test_a_panel_in_a_page_takes_the_pages_colours() -> None:
     curves = [curve_of("a", measured("sq")), curve_of("b", measured("tcq8", 0.9))]
     looks = styles(curves, "a")
     saving = next(one for one in charts(curves, [against(curves[0], curves)], [], looks) if one.name == "saving")
-    drawn = svg(saving.panels[0], "x")
+    drawn = svg(saving.panels[0], looks, "x")
     assert drawn.count('class="series-1"') == 1 and "series-0" not in drawn
     assert "var(--c0)" in drawn and "currentColor" in drawn and "var(--grid)" in drawn
     assert not re.search(r"#[0-9a-f]{6}", drawn) and "http" not in drawn
     used, held = set(re.findall(r'(?:href="|url\()#(\w+)', drawn)), set(re.findall(r' id="(\w+)"', drawn))
     assert used and used <= held
-    assert not held & set(re.findall(r' id="(\w+)"', svg(saving.panels[0], "y")))
+    assert not held & set(re.findall(r' id="(\w+)"', svg(saving.panels[0], looks, "y")))
 
 
 def test_retrained_curves_are_drawn_against_their_own_base() -> None:
@@ -188,10 +189,30 @@ def test_retrained_curves_are_drawn_against_their_own_base() -> None:
     curves = [curve_of(arm, of_arm(points, arm)) for arm, points in arms.items()]
     found = gains([point for curve in curves for point in curve.points])
     tables = [against(curves[0], curves)]
-    drawn = {one.name: one for one in charts(curves, tables, found, styles(curves, "base"))}
+    looks = styles(curves, "base")
+    drawn = {one.name: one for one in charts(curves, tables, found, looks)}
     titles = [panel.title for panel in drawn["gains"].panels]
     assert titles == ["L against base [%]", "L against the same quantizer on the base [%]"]
-    assert "series-1" in svg(drawn["gains"].panels[1], "x") and "series-0" not in svg(drawn["gains"].panels[1], "x")
+    own = svg(drawn["gains"].panels[1], looks, "x")
+    assert "series-1" in own and "series-0" not in own
+
+
+def test_points_and_curves_have_their_figures_as_tooltips() -> None:
+    points = {"base": measured("sq"), "a < b": measured("tcq8", 0.9)}
+    curves = [curve_of(name, one) for name, one in points.items()]
+    looks = styles(curves, "base")
+    found = gains([point for curve in curves for point in curve.points])
+    drawn = {one.name: one for one in charts(curves, [against(curves[0], curves)], found, looks)}
+    rd = svg(drawn["rd"].panels[0], looks, "x")
+    for name, one in points.items():
+        assert f"><title>{escape(name)}</title>" in rd
+        for point in one:
+            figures = point.figures
+            said = f"{escape(name)}: rate [bit per pixel] {figures.bpp:.5g}, {figures.psnr:.5g}"
+            assert f"<title>{said}</title></use>" in rd
+    change = lambda_changes(curves[0], curves[1])[points["base"][0].lmbda]
+    said = f"lambda {points['base'][0].lmbda:g}, {change.mean:.5g} [{change.low:.3g}, {change.high:.3g}]"
+    assert said in svg(drawn["gains"].panels[0], looks, "x")
 
 
 def test_broken_statistics_are_not_drawn() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lic_dist.quantization import jit
 
@@ -86,7 +87,11 @@ import pickle, sys
 from lic_dist.models.compat import import_compressai
 found = import_compressai()
 model = found.models.MeanScaleHyperprior(N=8, M=8)
-assert not {"torchvision", "torch_geometric", "compressai.datasets", "matplotlib", "pandas"} & set(sys.modules)
+unwanted = {"torchvision", "torch_geometric", "compressai.datasets", "matplotlib", "pandas", "scipy.stats"}
+assert not unwanted & set(sys.modules)
+import scipy.stats
+quantile = found.entropy_models.GaussianConditional._standardized_quantile
+assert [quantile(one) for one in (5e-10, 5e-5, 0.1, 0.5)] == scipy.stats.norm.ppf([5e-10, 5e-5, 0.1, 0.5]).tolist()
 import compressai, compressai.zoo
 assert compressai is found and compressai.zoo.image.MeanScaleHyperprior is type(pickle.loads(pickle.dumps(model)))
 assert compressai.datasets.ImageFolder and compressai.registry.TRANSFORMS and compressai.__version__
@@ -107,3 +112,49 @@ assert import_compressai() is compressai and compressai.models.MeanScaleHyperpri
 def test_compressai_is_imported_lightly_and_is_whole_for_whoever_asks(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+
+
+HEAVY = {"torch", "numba", "compressai", "ray", "matplotlib", "pandas", "zarr", "pyarrow", "scipy.stats", "torchvision"}
+
+
+def heavy_modules(*command: str) -> set[str]:
+    """What of HEAVY a command loads."""
+    code = "\n".join(
+        (
+            "import atexit, sys",
+            f"atexit.register(lambda: print('loaded', *({HEAVY!r} & set(sys.modules)), file=sys.stderr))",
+            f"from lic_dist.cli import main_of; main_of(*{command!r})",
+        )
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines()[-1].split()[1:])
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    code = f"import sys, lic_dist; assert not ({HEAVY!r} | {{'numpy', 'typer', 'rich'}}) & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        (("--help",), set()),
+        (("config", "explain", "quantizer.states"), set()),
+        (("models",), {"torch"}),
+    ],
+    ids=" ".join,
+)
+def test_a_command_loads_what_it_needs(command: tuple[str, ...], needed: set[str]) -> None:
+    assert heavy_modules(*command) <= needed
+
+
+def test_inspect_loads_neither_torch_nor_matplotlib(built: Path) -> None:
+    assert heavy_modules("cache", "inspect", str(built)) <= {"zarr", "pyarrow"}
+
+
+def test_encode_and_decode_load_torch_and_the_search_alone(base: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), (9, 99, 200)).save(tmp_path / "a.png")
+    files = [str(tmp_path / name) for name in ("a.png", "a.bin", "b.png")]
+    for command in (("encode", *files[:2]), ("decode", *files[1:])):
+        assert heavy_modules(*command, "--model", str(base)) <= {"torch", "numba", "compressai"}

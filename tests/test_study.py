@@ -85,6 +85,8 @@ def test_a_study_is_the_same_from_one_process_and_from_two_and_goes_on(
         if jobs == 2:
             result = CliRunner().invoke(app, ["run", str(path), "--jobs", "2"])
             assert result.exit_code == 0, result.output
+            page = (folder / "runs/report/report.html").resolve()
+            assert result.output.splitlines()[-1] == f"the report, to open in a browser: {page}"
             logs = sorted(one.name for one in (folder / "runs/logs").iterdir())
             assert "finetune-runs-model-decoder-tcq4.log" in logs and len(logs) == 5
         else:

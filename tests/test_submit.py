@@ -102,6 +102,13 @@ def test_the_file_alone_is_sent_with_the_cluster_as_its_engine(dashboard: Dashbo
     file = experiment(tmp_path / "x.yaml", cache={"path": "x.zarr"}, finetune={})
     done = submit("cache", file, "--set", "cache.shard=8", RAY_ADDRESS=address, folder=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("a-b-c-cache-2"), done.stderr
+    (job,) = done.stdout.split()  # alone, for scripts; what to do next stands beside it
+    where = f" --address {address}"
+    assert done.stderr.splitlines() == [
+        f"watch it: lic-dist submit logs {job} --follow{where}",
+        f"end it:   lic-dist submit stop {job}{where}",
+        f"it writes x.zarr; then: lic-dist submit finetune {file}{where}",
+    ]
     done = submit(
         "finetune",
         file,
@@ -113,7 +120,7 @@ def test_the_file_alone_is_sent_with_the_cluster_as_its_engine(dashboard: Dashbo
         address,
         RAY_ADDRESS="http://nowhere.invalid:1",
     )
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and "then: an evaluate section in the file" in done.stderr, done.stderr
     cache, finetune = sent
     assert cache["submission_id"] and cache["entrypoint_num_cpus"] == finetune["entrypoint_num_cpus"] == 0
     assert f"cd {tmp_path} " in cache["entrypoint"]

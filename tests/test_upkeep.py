@@ -94,7 +94,7 @@ def test_a_build_whose_store_is_taken_away_does_not_call_it_done(
         store.forget(mine, 2)
 
     monkeypatch.setattr("lic_dist.cache.store.write_shard", lose_another)
-    with pytest.raises(LicError, match="1 shards of .* are gone again"):
+    with pytest.raises(LicError, match="1 shard of .* is gone again"):
         build(asked)
 
 

@@ -48,6 +48,7 @@ from lic_dist.errors import LicError, ToleranceError, UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.progress import Progress
 from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.text import counted
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
     excess = ""
     if set_aside > job.images.tolerate * asked:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items()))
-        excess = f"{there} is built, but {set_aside} of {asked} samples were set aside: {reasons}"
+        excess = f"{there} is built, but {set_aside} of {counted(asked, 'sample')} were set aside: {reasons}"
     named = set_aside_photos(there, job.photos) if found else {}
     return replace(_report(there, made, found, started), excess=excess, photos=named)
 
@@ -157,7 +158,7 @@ def requantize(
     written = len(cache.written())
     if written < cache.num_shards:
         raise LicError(
-            f"{cache.place} has latents of {written} of {cache.num_shards} shards",
+            f"{cache.place} has latents of {written} of {counted(cache.num_shards, 'shard')}",
             hint="`lic-dist cache build` goes on where it stopped",
         )
     check_refined(cache, section.refine)
@@ -222,7 +223,8 @@ def _require_whole(there: Place, group: str) -> None:
     """What was built is there, all of it. Raises LicError where another job has taken it away meanwhile."""
     if left := store.pending(there, group):  # a group's shard is done only over latents that are
         raise LicError(
-            f"{len(left)} shards of {there} are gone again", hint="does another job write here? build again to go on"
+            f"{counted(len(left), 'shard')} of {there} {'is' if len(left) == 1 else 'are'} gone again",
+            hint="does another job write here? build again to go on",
         )
     there.sweep()
 

@@ -37,6 +37,7 @@ from lic_dist.quantization.adaptation import adapted
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.sensitivity import sensitivities
+from lic_dist.text import counted
 
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 
@@ -183,8 +184,9 @@ def calibrate(
     identity = _identity(checkpoint, asked, weights, pilot_view, held_view, held_out)
     if kept is not None:
         trials |= map(_trial, kept.begin(identity, expected))
-    with Progress(f"calibrating {section.name}", expected, "trial", done=min(len(trials), expected)) as bar:
+    with Progress(f"calibrating {section.name}", expected, "trial", done=len(trials)) as bar:
         _search(trial, start, axes, fixed, moves)
+        bar.complete()
     chosen = min(trials, key=lambda one: trials[one].L)
     measured, made = trials[chosen], [replace(one, shift=chosen[2]) for one in records(*chosen[:2])]
     course = [measure(checkpoint, record, held_out, held_view) for record in made[:-1]] + [measured]
@@ -231,7 +233,8 @@ def describe(record: QuantizerRecord) -> list[str]:
     shift = f", shift {record.shift:+.2g}" if record.shift else ""
     lines = [
         f"{record.name}{states}: step {record.step:.4g}{symbols}{shift}, L {notes['L']:.4f} on "
-        f"{notes['calibration_samples']} held-out crops, the least of {len(notes['calibration'])} trials"
+        f"{counted(notes['calibration_samples'], 'held-out crop')}, the least of "
+        f"{counted(len(notes['calibration']), 'trial')}"
     ]
     first, *later = notes["adaptation"]
     lines.append(f"tables: {'analytic':<19} bpp {first['bpp']:.4f} {'':10} L {first['L']:.4f}")

@@ -16,8 +16,8 @@ from lic_dist.building.records import analytic_record
 from lic_dist.building.shards import quantized_arrays
 from lic_dist.cache import layout
 from lic_dist.errors import LicError
-from lic_dist.progress import clock
 from lic_dist.quantization.quantize import Quantizer
+from lic_dist.text import clock, counted
 
 TRIED = 8  # crops, at the least
 
@@ -111,8 +111,8 @@ def describe(found: Estimate) -> list[str]:
     """The estimate in lines for a terminal."""
     total = sum(found.bytes.values())
     lines = [
-        f"{found.path}: {found.samples} samples ({found.held_out} held out) in {found.shards} shards, "
-        f"fingerprint {found.fingerprint[:12]}"
+        f"{found.path}: {counted(found.samples, 'sample')} ({found.held_out} held out) "
+        f"in {counted(found.shards, 'shard')}, fingerprint {found.fingerprint[:12]}"
     ]
     lines += [f"  {name:<28} {size / 1e6:12.1f} MB" for name, size in found.bytes.items()]
     free = (

@@ -28,6 +28,7 @@ from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest
 from lic_dist.models.refine import Refinement
 from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.text import counted
 
 Y_STRIDE, Z_STRIDE = 16, 64
 
@@ -214,7 +215,7 @@ def check_cache(cache: LatentCache, parent: Checkpoint, group: str) -> None:
     for part, shards in (("latents", cache.written()), (f"group '{group}'", cache.written(group))):
         if len(shards) < cache.num_shards:
             raise LicError(
-                f"{part} of {cache.place}: {len(shards)} of {cache.num_shards} shards are written",
+                f"{part} of {cache.place}: {len(shards)} of {counted(cache.num_shards, 'shard')} are written",
                 hint="`lic-dist cache build` goes on where it stopped",
             )
 

@@ -21,6 +21,7 @@ from lic_dist.cache.set_aside import manifest_beside, set_aside
 from lic_dist.cache.trials import calibrating
 from lic_dist.errors import LicError
 from lic_dist.images import FAULTS
+from lic_dist.text import clock, counted
 
 HISTOGRAM_SHARDS = 256  # evenly spaced ones, of a store that has more
 BINS = 24
@@ -142,10 +143,9 @@ def _rates(cache: LatentCache, group: str, done: Mapping[int, Marker]) -> dict[s
     report["distortion"] = sum(marker.distortion or 0.0 for marker in done.values()) / good
     chosen = [shard for shard in done if done[shard].samples > done[shard].faulty][:: -(-len(done) // HISTOGRAM_SHARDS)]
     names = (f"quantized/{group}/bits", f"quantized/{group}/distortion", "samples/status")
-    read = [cache.shard(shard, names) for shard in chosen]
-    status = np.concatenate([one["samples/status"] for one in read])
-    bits, distortion = (np.concatenate([one[name] for one in read])[status == 0] for name in names[:2])
-    report["histogram_samples"] = int((status == 0).sum())
+    bits, distortion, status = (cache.column(name, chosen) for name in names)
+    bits, distortion = bits[status == 0], distortion[status == 0]
+    report["histogram_samples"] = len(bits)
     report["bits_per_pixel_histogram"] = _histogram(bits / cache.geometry.crop**2)
     report["distortion_histogram"] = _histogram(distortion)
     return report
@@ -159,10 +159,9 @@ def _histogram(values: NDArray[np.float32]) -> dict[str, Any]:
 
 def describe(report: Mapping[str, Any]) -> list[str]:
     """The report in lines for a terminal."""
-    from lic_dist.progress import clock
 
     def progress(part: Mapping[str, Any]) -> str:
-        text = f"{part['shards_written']} of {report['num_shards']} shards"
+        text = f"{part['shards_written']} of {counted(report['num_shards'], 'shard')}"
         if part["shards_written"] < report["num_shards"]:
             if part["eta_seconds"] is not None:
                 text += f", {part['samples_per_second']:.3g} samples/s, ETA {clock(part['eta_seconds'])}"
@@ -185,7 +184,8 @@ def describe(report: Mapping[str, Any]) -> list[str]:
     crop, identity, provenance = report["geometry"]["crop"], report["identity"], report["provenance"]
     faults = ", ".join(f"{count} {name}" for name, count in report["faults"].items() if count)
     lines = [
-        f"{report['path']}: {report['num_samples']} samples of {crop}x{crop}, fingerprint {report['fingerprint'][:12]}",
+        f"{report['path']}: {counted(report['num_samples'], 'sample')} of {crop}x{crop}, "
+        f"fingerprint {report['fingerprint'][:12]}",
         f"latents: {progress(report)}; {report['usable']} usable" + (f"; set aside: {faults}" if faults else ""),
     ]
     lines += [f"  set aside: {line}" for line in photo_lines(report["set_aside"], NAMED_PHOTOS)]
@@ -209,8 +209,6 @@ def describe(report: Mapping[str, Any]) -> list[str]:
 
 
 def _trial(calibration: Mapping[str, Any]) -> str:
-    from lic_dist.progress import clock
-
     least, idle = calibration["L"], calibration["idle_seconds"]
     text = f"calibrating, trial {calibration['trial']} of {calibration['expected']}"
     text += "" if least is None else f", L {least:.4f} so far"

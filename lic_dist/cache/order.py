@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lic_dist.errors import LicError, UsageError
+from lic_dist.text import counted
 
 MOST_STREAMS = 16
 POOL = 16  # shards that the streams' buffers hold together by default
@@ -80,7 +81,7 @@ class Order:
             )
         if self.streams > len(self.shards):
             raise UsageError(
-                f"{self.streams} streams, but only {len(self.shards)} shards hold samples",
+                f"{self.streams} streams, but only {counted(len(self.shards), 'shard')} with samples",
                 hint="set fewer streams, or build the cache with a smaller cache.shard",
             )
         self.buffer = max(1, POOL // self.streams) if buffer is None else buffer
@@ -95,7 +96,9 @@ class Order:
         if self.streams % world:
             hint = f"set streams to a multiple of {world} that divides the batch of {self.batch}"
             if len(self.shards) < world:
-                hint = f"only {len(self.shards)} shards hold samples: use fewer ranks, or a smaller cache.shard"
+                hint = (
+                    f"only {counted(len(self.shards), 'shard')} with samples: use fewer ranks, or a smaller cache.shard"
+                )
             raise UsageError(f"{self.streams} streams do not divide among {world} ranks", hint=hint)
         size = self.streams // world
         return range(rank * size, (rank + 1) * size)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lic_dist.crops import Crops
 from lic_dist.errors import LicError
 from lic_dist.images import Crop
 
@@ -66,6 +65,8 @@ class Plan:
     @cached_property
     def num_held_out(self) -> int:
         """Samples of the held-out part: the last ones."""
+        from lic_dist.crops import Crops  # loads Arrow
+
         if isinstance(self.crops, Crops):
             return self.crops.num_held_out
         return sum(crop.held_out for crop in self.crops)
@@ -78,6 +79,8 @@ class Plan:
     @cached_property
     def source_bytes(self) -> int:
         """Bytes of the longest source in UTF-8."""
+        from lic_dist.crops import Crops
+
         if isinstance(self.crops, Crops):
             return max(1, self.crops.longest_source)
         return max(1, max(len(crop.source.encode()) for crop in self.crops))

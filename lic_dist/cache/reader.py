@@ -278,6 +278,25 @@ class LatentCache:
                 raise LicError(f"{where} has lost its object", hint=MEND)
         return values
 
+    def column(self, name: str, shards: Sequence[int]) -> NDArray[Any]:
+        """A small array's samples in some of the shards, in their order: many shards are read side by side.
+
+        Raises:
+            LicError: no such array, a shard that is not written, or one that does not decode.
+        """
+        for shard in shards:
+            self._require_written(shard, [name])
+        size = self.header.shard
+        rows = [np.arange(shard * size, shard * size + self.header.count(shard)) for shard in shards]
+        return self._decoded(name, np.concatenate(rows) if rows else np.arange(0))
+
+    def _decoded(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+        array = self.array(name)
+        try:
+            return np.asarray(array[rows] if isinstance(rows, slice) else array.oindex[rows])
+        except Exception as error:  # which error cut or altered bytes make depends on the codec
+            raise LicError(f"array {name} of {self.place} does not decode: {str(error)[:200]}", hint=MEND) from error
+
     def _column(self, name: str) -> NDArray[Any]:
         """A small array whole; fill values where a shard is not written.
 
@@ -285,10 +304,7 @@ class LatentCache:
             LicError: a shard that has a marker has lost its object, or does not decode.
         """
         array = self.array(name)
-        try:
-            values = np.asarray(array[: len(self)])
-        except Exception as error:
-            raise LicError(f"array {name} of {self.place} does not decode: {str(error)[:200]}", hint=MEND) from error
+        values = self._decoded(name, slice(0, len(self)))
         there = self.place.listing(name)
         for shard in markers.numbers(self.place, self.fingerprint):
             entry = there.get(f"{name}/{layout.chunk_key(shard, array.ndim)}")

@@ -50,12 +50,13 @@ def open_decoder(data: bytes, model: str, architecture: str | None = None, lmbda
         BitstreamError: no bitstream, or one of another model or of a quantizer that the checkpoint does not carry.
         LicError: a file that is no checkpoint.
     """
-    from lic_dist.codec.codec import ImageCodec
+    from lic_dist.codec.codec import ImageCodec, model_id, require_model
     from lic_dist.codec.container import Container
-    from lic_dist.codec.records import compressai_record, stated_record
+    from lic_dist.codec.records import stated_record
     from lic_dist.models import checkpoint
 
     held = Container.unpack(data)
     loaded = checkpoint.load(str(model), architecture, lmbda)
-    ImageCodec(loaded.model, compressai_record(loaded)).require_model(held)
+    checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
+    require_model(held, model_id(loaded.model))
     return ImageCodec(loaded.model, stated_record(loaded, held.record))

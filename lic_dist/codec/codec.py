@@ -78,6 +78,17 @@ def padding(height: int, width: int) -> tuple[int, int, int, int]:
     return wide // 2, wide - wide // 2, tall // 2, tall - tall // 2
 
 
+def model_id(model: nn.Module) -> bytes:
+    """The four bytes by which a file knows its model: of the entropy model and the decoder."""
+    return hashlib.sha256(f"{entropy_digest(model)} {decoder_digest(model)}".encode()).digest()[:4]
+
+
+def require_model(held: Container, expected: bytes) -> None:
+    """Raises BitstreamError where a file is of another model than the one of this `model_id`."""
+    if held.model != expected:
+        raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
+
+
 class ImageCodec:
     """A model in eval mode and a quantizer record, ready to code images of any size, RGB or grey.
 
@@ -96,8 +107,7 @@ class ImageCodec:
         self.model, self.record, self.quantizer, self.integer = model, record, Quantizer(record), integer
         self.device = next(model.parameters()).device
         self.advance: Callable[[], None] = lambda: None
-        networks = hashlib.sha256(f"{entropy_digest(model)} {decoder_digest(model)}".encode()).digest()
-        self.model_id, self.record_id = networks[:4], bytes.fromhex(record.decoding_digest)[:4]
+        self.model_id, self.record_id = model_id(model), bytes.fromhex(record.decoding_digest)[:4]
 
     @torch.no_grad()
     def encode(self, image: NDArray[np.uint8]) -> Encoded:
@@ -148,7 +158,7 @@ class ImageCodec:
     def decode_latents(self, data: bytes) -> Decoded:
         """What entropy decoding gives, before g_s. Raises BitstreamError: see `decode`."""
         held = Container.unpack(data)
-        self.require_model(held)
+        require_model(held, self.model_id)
         if held.record != self.record_id:
             raise BitstreamError(
                 "this file was made with another quantizer", hint="give the quantizer it was made with"
@@ -166,11 +176,6 @@ class ImageCodec:
         y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
         shape = (held.height, held.width) if held.grey else (held.height, held.width, 3)
         return Decoded(shape, k, y_hat)
-
-    def require_model(self, held: Container) -> None:
-        """Raises BitstreamError where a file is of another model."""
-        if held.model != self.model_id:
-            raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
 
     def picture(self, latents: Encoded | Decoded) -> NDArray[np.uint8]:
         """g_s of y_hat: the decoder's picture or, of the encoder's latents, the one that it expects; image's shape."""

@@ -21,6 +21,7 @@ from lic_dist.commands.options import (
     write_json,
 )
 from lic_dist.errors import LicError, UsageError
+from lic_dist.text import counted
 
 if TYPE_CHECKING:
     from lic_dist.building.build import BuildReport
@@ -46,7 +47,7 @@ def scan(
         photos = manifest_of(experiment, afresh, strict)
         faulty = sum(photos.faults.values())
         _name(photos.reasons(0))
-        typer.echo(f"{len(photos) - faulty} photos, {faulty} set aside{_reasons(photos.faults)}")
+        typer.echo(f"{counted(len(photos) - faulty, 'photo')}, {faulty} set aside{_reasons(photos.faults)}")
 
 
 @app.command("plan")
@@ -146,8 +147,8 @@ def _show_build(report: BuildReport) -> dict[str, Any]:
         _name(report.photos)
     rate = f", {report.bpp:.4f} bpp" if report.shards_built else ""
     typer.echo(
-        f"{report.path}: {report.samples} samples, {report.shards_built} of {report.shards} shards built now"
-        f"{rate}, {report.seconds:.0f} s"
+        f"{report.path}: {counted(report.samples, 'sample')}, "
+        f"{report.shards_built} of {counted(report.shards, 'shard')} built now{rate}, {report.seconds:.0f} s"
     )
     return asdict(report)
 
@@ -165,10 +166,9 @@ def _reasons(faults: Mapping[str, int]) -> str:
 
 
 def _ask_to_remove(experiment: Experiment) -> None:
-    from lic_dist.building.job import place
     from lic_dist.cache.layout import group_folders, read_attributes
 
-    there = place(experiment)
+    there = _place(experiment)
     if read_attributes(there) is None:
         return
     size = sum(entry.bytes for entry in there.listing().values())
@@ -182,24 +182,30 @@ def _ask_to_remove(experiment: Experiment) -> None:
 
 def _stores(target: str, overrides: list[str] | None) -> list[tuple[Place, Experiment | None]]:
     """A store by its path or URL, or those of an experiment's YAML file."""
-    from lic_dist.building.job import place
     from lic_dist.cache.place import place_of
 
     if Path(target).suffix in (".yaml", ".yml"):
         return [
-            (place(experiment), experiment)
+            (_place(experiment), experiment)
             for experiment in _firsts(experiments(Path(target), overrides, section="cache"))
         ]
     return [(place_of(target), None)]
 
 
+def _place(experiment: Experiment) -> Place:
+    """`building.job.place`, without what that module loads."""
+    from lic_dist.cache.place import place_of
+    from lic_dist.config import need
+
+    section = need(experiment.cache, "cache")
+    return place_of(section.path, section.options)
+
+
 def _firsts(chosen: list[Experiment]) -> list[Experiment]:
     """The first combination of a sweep in each store."""
-    from lic_dist.building.job import place
-
     found: dict[str, Experiment] = {}
     for experiment in chosen:
-        found.setdefault(str(place(experiment)), experiment)
+        found.setdefault(str(_place(experiment)), experiment)
     return list(found.values())
 
 
@@ -213,14 +219,22 @@ def inspect(
     """Show progress with rate and ETA, sizes, rates and distortions, identity and provenance of a store."""
     from lic_dist.cache.inspect import describe
     from lic_dist.cache.inspect import inspect as look
-    from lic_dist.evaluation.plots import cache_plot
 
     reports = [look(place) for place, _ in _stores(target, overrides)]
     for report in reports:
         typer.echo("\n".join(describe(report)))
-        if plot is not None and "num_samples" in report:
-            cache_plot(report, plot)
+        if plot is not None:
+            _plot(report, plot)
     write_json(out, reports[0] if len(reports) == 1 else reports)
+
+
+def _plot(report: dict[str, Any], file: Path) -> None:
+    from lic_dist.evaluation.plots import cache_plot
+
+    if "num_samples" in report:
+        cache_plot(report, file)
+    else:
+        typer.echo(f"{file} is not drawn: there is no store yet", err=True)
 
 
 @app.command("faults")
@@ -243,9 +257,8 @@ def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) ->
             typer.echo(line)
         passed_over = there.describe() if there else ""
         typer.echo(
-            f"{place}: {len(found)} photos set aside{_reasons(Counter(map(_kind, found.values())))}; "
-            f"{len(duplicates)} duplicate{'s' * (len(duplicates) != 1)}"
-            + (f"; passed over {passed_over}" if passed_over else "")
+            f"{place}: {counted(len(found), 'photo')} set aside{_reasons(Counter(map(_kind, found.values())))}; "
+            f"{counted(len(duplicates), 'duplicate')}" + (f"; passed over {passed_over}" if passed_over else "")
         )
         kinds = dict(there.passed_over) if there else {}
         figures.append({"path": str(place), "set_aside": found, "duplicates": duplicates, "passed_over": kinds})
@@ -279,15 +292,19 @@ def verify(
                 shard = f"shard {finding.shard}: " if finding.shard >= 0 else ""
                 typer.echo(f"{shard}{finding.array}: {finding.what}")
         if unwritten:
-            typer.echo(f"{len(unwritten)} shards are not written yet, or have lost their marker: `cache build` goes on")
+            typer.echo(
+                f"not written yet, or without a marker: {counted(len(unwritten), 'shard')}; `cache build` goes on"
+            )
         if findings and repair:
             if experiment is None:
                 raise UsageError("--repair needs to know how the store is built", hint="give the experiment's YAML")
-            typer.echo(f"{place}: {mend(experiment, findings)} shards written again")
+            typer.echo(f"{place}: {counted(mend(experiment, findings), 'shard')} written again")
             findings = check(place)
         left += len(findings)
         figures.append({"path": str(place), "findings": [asdict(finding) for finding in findings]})
-        typer.echo(f"{place}: {f'{len(findings)} faults' if findings else 'whole'}")
+        typer.echo(f"{place}: {counted(len(findings), 'fault') if findings else 'whole'}")
     write_json(out, figures)
     if left:
-        raise LicError(f"{left} faults in {target}", hint="`lic-dist cache verify CONFIG --repair` mends them")
+        raise LicError(
+            f"{counted(left, 'fault')} in {target}", hint="`lic-dist cache verify CONFIG --repair` mends them"
+        )

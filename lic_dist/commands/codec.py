@@ -47,6 +47,7 @@ def encode(
     with whole_file(file) as out:
         pixels = images.read(image, keep_grey=True)
         loaded = checkpoint.load(model, architecture, lmbda)
+        checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
         name = quantizer or preferred(loaded)
         codec = ImageCodec(loaded.model, local_record(loaded, name), deterministic)
         with _tiles(codec, "encoding", *pixels.shape[:2]):

@@ -69,9 +69,29 @@ def _submit(kind: Kind, path: Path, overrides: list[str] | None, address: str, f
     from lic_dist.cluster.submit import submit
 
     job = submit(kind, path, overrides or (), address, folder)
-    typer.echo(job)
+    typer.echo(job)  # alone on stdout, for scripts
+    where = "" if address == LOCAL_DASHBOARD else f" --address {address}"
     if follow:
         _follow(address, job)
+    else:
+        typer.echo(f"watch it: lic-dist submit logs {job} --follow{where}", err=True)
+        typer.echo(f"end it:   lic-dist submit stop {job}{where}", err=True)
+    typer.echo(_afterwards(kind, path, overrides, where), err=True)
+
+
+def _afterwards(kind: Kind, path: Path, overrides: list[str] | None, where: str) -> str:
+    """What a job writes, and the command that comes after it."""
+    from lic_dist.config import need
+    from lic_dist.sweeps import expand
+
+    first = next(iter(expand(path, overrides or ())))
+    writes = need(first.cache, "cache").path if kind == "cache" else need(getattr(first, kind), kind).out
+    after = {
+        "cache": f"lic-dist submit finetune {path}{where}" if first.finetune else "a finetune section in the file",
+        "finetune": f"lic-dist submit evaluate {path}{where}" if first.evaluate else "an evaluate section in the file",
+        "evaluate": f"lic-dist report {writes}",
+    }
+    return f"it writes {writes}; then: {after[kind]}"
 
 
 def _follow(address: str, job: str) -> None:

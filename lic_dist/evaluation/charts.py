@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.bd import Interval, rate_change
@@ -23,6 +25,7 @@ from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, clean
 from lic_dist.evaluation.results import Curve, Figures, Point
 from lic_dist.evaluation.styles import Style, Styles
 
+POINT_TOLERANCE = 0.02  # of an SVG's units, between a point as drawn and as computed
 FEWEST_BITS = 1e-6  # a pixel, of a channel on a logarithmic axis
 
 
@@ -77,19 +80,23 @@ def write_png(chart: Chart, looks: Styles, path: Path) -> None:
     save(figure, path)
 
 
-def svg(panel: Panel, salt: str) -> str:
+def svg(panel: Panel, looks: Styles, salt: str) -> str:
     """The panel as an SVG element for a page: text as text, colours as the page's variables, curves as classes.
 
-    `salt` keeps the ids of one page's SVGs apart.
+    A curve has its name as its `title`, a point its figures besides. `salt` keeps the ids of one page's SVGs apart.
     """
     written = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure = new_figure(4.7, 3.3)
-        panel.draw(figure.subplots())
+        axes = figure.subplots()
+        panel.draw(axes)
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    names = {_gid(look): name for name, look in looks.items()}
     text = written.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = _titled_points(text, axes, names)
+    text = re.sub(r'<g id="(series-\d+)">', lambda found: f"{found[0]}<title>{escape(names[found[1]])}</title>", text)
     text = re.sub(r' id="(series-\d+)"', r' class="\1"', text)
     text = re.sub(r' id="[\w.]+_\d+"', "", text)
     text = re.sub(r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
@@ -100,6 +107,42 @@ def svg(panel: Panel, salt: str) -> str:
     for colour in (ANCHOR_COLOUR, "#000000"):
         text = text.replace(colour, "currentColor")
     return text.replace(GRID_COLOUR.lower(), "var(--grid)")
+
+
+def _titled_points(text: str, axes: Axes, names: Mapping[str, str]) -> str:
+    """The text of an SVG, drawn, with the figures of its points in them; points that coincide are named together."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    dots = 72 / figure.dpi  # an SVG has 72 to the inch
+    lines = [(line.get_gid() or "", np.asarray(line.get_xydata(), np.float64)) for line in axes.get_lines()]
+    known = [(gid, data) for gid, data in lines if gid in names]
+    intervals = {(gid, data[0, 0]): data[:, 1] for gid, data in known if len(data) == 2 and data[0, 0] == data[1, 0]}
+    places, said = [], []
+    for gid, data in known:
+        for (across, up), (x, y) in zip(axes.transData.transform(data) * dots, data, strict=True):
+            places.append((across, figure.bbox.height * dots - up))
+            interval = "" if (gid, x) not in intervals else " [{:.3g}, {:.3g}]".format(*intervals[gid, x])
+            said.append(f"{names[gid]}: {_said(axes.xaxis, x)}, {y:.5g}{interval}")
+    spots = np.asarray(places).reshape(-1, 2)
+
+    def titled(found: re.Match[str]) -> str:
+        at = np.array([float(found[1]), float(found[2])])
+        here = np.flatnonzero(np.abs(spots - at).max(axis=1, initial=0.0) < POINT_TOLERANCE)
+        if not len(here):
+            return found[0]
+        title = "\n".join(dict.fromkeys(said[number] for number in here))
+        return f"{found[0].removesuffix('/>')}><title>{escape(title)}</title></use>"
+
+    return re.sub(r'<use [^>]*x="([-\d.]+)" y="([-\d.]+)"[^>]*/>', titled, text)
+
+
+def _said(axis: Axis, value: float) -> str:
+    """A place on an axis: by the label that it has there, else as a number."""
+    labels = [label.get_text() for label in axis.get_ticklabels()]
+    if isinstance(axis.get_major_locator(), FixedLocator):
+        number = int(np.argmin(np.abs(np.asarray(axis.get_ticklocs()) - value)))
+        return f"{axis.get_label_text()} {labels[number]}".strip()
+    return f"{axis.get_label_text()} {value:.5g}".strip()
 
 
 def _gid(look: Style) -> str:

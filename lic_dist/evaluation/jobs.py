@@ -6,7 +6,7 @@ import fnmatch
 import glob
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,9 +44,13 @@ class Job:
     def __str__(self) -> str:
         return f"{label(self.checkpoint)}, {self.quantizer}"
 
+    def load(self) -> Checkpoint:
+        """The checkpoint of this point."""
+        return replace(checkpoints.load(self.model_at, self.architecture, self.lmbda), source=self.checkpoint)
+
     def codec(self) -> ImageCodec:
         """The codec of this point, loaded."""
-        loaded = checkpoints.load(self.model_at, self.architecture, self.lmbda)
+        loaded = self.load()
         record = named_record(loaded, self.record_at)
         if (checkpoints.digest(loaded.model.state_dict()), record.digest) != (self.model, self.record):
             raise UsageError(f"{self} has changed since the run began", hint="start it again")

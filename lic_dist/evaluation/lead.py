@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lic_dist.evaluation.bd import Interval, change_interval
 from lic_dist.evaluation.gains import Gain, gains, image_losses, measured
 from lic_dist.evaluation.results import Point
+from lic_dist.text import counted
 
 COLUMNS = ("", "bpp", "PSNR dB", "L", "change of L [95 %]", "as rate [95 %]", "of that, retraining [95 %]")
 LEAD_SAYS = (
@@ -64,7 +65,7 @@ def lead(points: Sequence[Point], anchor: Point) -> Lead:
 
 def lead_title(found: Lead) -> str:
     many = len(found.pictures)
-    return f"L at lambda {found.lmbda:g}, {many} picture{'s' * (many != 1)}, against {found.anchor.name}"
+    return f"L at lambda {found.lmbda:g}, {counted(many, 'picture')}, against {found.anchor.name}"
 
 
 def lead_cells(row: LeadRow) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ from lic_dist.evaluation.rows import (
 )
 from lic_dist.evaluation.shown import Shown
 from lic_dist.evaluation.styles import Style, Styles
+from lic_dist.text import counted
 
 _MARKERS = {
     "o": '<circle cx="13" cy="6" r="3.4"/>',
@@ -104,9 +105,9 @@ def _subtitle(curves: Sequence[Curve]) -> str:
     points = [point for curve in curves for point in curve.points]
     images = {row.image for point in points for row in point.images}
     lambdas = [f"{lmbda:g}" for lmbda in sorted({point.lmbda for point in points})]
-    parts = [f"{len(curves)} curve{'s' * (len(curves) != 1)}"]
+    parts = [counted(len(curves), "curve")]
     if points:
-        parts += [f"{len(images)} image{'s' * (len(images) > 1)}", f"lambda {', '.join(lambdas)}"]
+        parts += [counted(len(images), "image"), f"lambda {', '.join(lambdas)}"]
     return " · ".join(parts)
 
 
@@ -183,16 +184,16 @@ def _plots(drawn: Sequence[Chart], looks: Styles) -> str:
         for name, look in looks.items()
     )
     sections = [
-        f"<h2>{escape(chart.title)}</h2><p>{escape(chart.says)}</p><div class='charts'>{_figures(chart)}</div>"
+        f"<h2>{escape(chart.title)}</h2><p>{escape(chart.says)}</p><div class='charts'>{_figures(chart, looks)}</div>"
         for chart in drawn
     ]
     return f'<ul class="legend" aria-label="curves: press to pick some out">{legend}</ul>{"".join(sections)}'
 
 
-def _figures(chart: Chart) -> str:
+def _figures(chart: Chart, looks: Styles) -> str:
     return "".join(
         f'<figure role="img" aria-label="{escape(f"{chart.title}: {panel.title}. {chart.says}")}">'
-        f"<figcaption>{escape(panel.title)}</figcaption>{svg(panel, f'{chart.name}-{number}')}</figure>"
+        f"<figcaption>{escape(panel.title)}</figcaption>{svg(panel, looks, f'{chart.name}-{number}')}</figure>"
         for number, panel in enumerate(chart.panels)
     )
 

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from lic_dist.text import counted
+
 # Okabe and Ito's colours: apart for the colour-blind too. The anchor is black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5539", "#6A4C93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -176,8 +178,8 @@ def cache_plot(report: dict[str, Any], path: Path) -> None:
         sizes.text(0, row, f" {100 * share:.0f} % of its raw bytes", va="center", fontsize=8)
     sizes.set_title("MB on disk", fontsize=10, loc="left")
     sizes.spines[["top", "right"]].set_visible(False)
-    written = f"{report['shards_written']} of {report['num_shards']} shards"
-    figure.suptitle(f"{report['path']}: {report['num_samples']} samples, {written}", fontsize=10)
+    written = f"{report['shards_written']} of {counted(report['num_shards'], 'shard')}"
+    figure.suptitle(f"{report['path']}: {counted(report['num_samples'], 'sample')}, {written}", fontsize=10)
     save(figure, path)
 
 

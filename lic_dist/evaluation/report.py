@@ -39,7 +39,7 @@ from lic_dist.evaluation.rows import (
 )
 from lic_dist.evaluation.shown import collect_pictures, write_sheets
 from lic_dist.evaluation.styles import styles
-from lic_dist.progress import counted
+from lic_dist.text import counted
 
 DEFAULT_ANCHOR = "base sq"
 

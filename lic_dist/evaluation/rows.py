@@ -10,6 +10,7 @@ from lic_dist.evaluation.comparison import Comparison, Times
 from lic_dist.evaluation.gains import BASE, Gains
 from lic_dist.evaluation.grid import Grid
 from lic_dist.evaluation.results import Curve, Point
+from lic_dist.text import counted
 
 COMPARISON_COLUMNS = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", "note")
 POINT_COLUMNS = (
@@ -93,7 +94,7 @@ def letter(number: int) -> str:
 
 
 def gains_title(table: Gains) -> str:
-    return f"L at lambda {table.lmbda:g}, {table.images} image{'s' if table.images > 1 else ''}"
+    return f"L at lambda {table.lmbda:g}, {counted(table.images, 'image')}"
 
 
 def point_rows(curves: Sequence[Curve]) -> list[tuple[str, ...]]:

@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lic_dist import images
+from lic_dist.building.base_line import base_line_of_pictures
 from lic_dist.building.shards import undisturbed
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.config import Experiment, need
 from lic_dist.engine.stages import Stage, run
 from lic_dist.errors import LicError, UsageError
+from lic_dist.evaluation.gains import BASE
 from lic_dist.evaluation.jobs import Job, Task, file_safe, label
 from lic_dist.evaluation.journal import Journal, Key, beside
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
@@ -117,6 +119,7 @@ def evaluate(experiment: Experiment) -> Path:
             write_points(section.out, experiment.name, points, originals=kept_originals)
             write_csv(beside(section.out, ".csv"), points)
 
+        _tell_bases(task, units)
         code(task, units, journal, _measured_row, finish)
         for job, point in found.items():
             if point is None:
@@ -124,6 +127,14 @@ def evaluate(experiment: Experiment) -> Path:
                 raise LicError(f"no image can be coded with {job}: {first['image']}: {first['fault']}")
         journal.settle(task.named)
     return section.out
+
+
+def _tell_bases(task: Task, units: Sequence[Unit]) -> None:
+    """One line on each base model that is about to code, as it is."""
+    bases = {unit.job.checkpoint: unit.job for unit in units if unit.job.arm == BASE}
+    for job in bases.values():
+        if line := base_line_of_pictures(job.load(), task.folder, task.names):
+            print(line, flush=True)
 
 
 def code(

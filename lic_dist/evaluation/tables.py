@@ -19,6 +19,7 @@ from rich.table import Table
 from lic_dist.building.base_line import LEAST_PSNR
 from lic_dist.errors import ToleranceError
 from lic_dist.evaluation.results import Point, plain_row, read_points, write_whole
+from lic_dist.text import counted
 
 RATES = ("bpp", "estimated_bpp", "likelihood_bpp", "container_bpp")
 SECONDS = ("encode_seconds", "decode_seconds")
@@ -93,6 +94,6 @@ def require_coded(summaries: Sequence[dict[str, Any]]) -> None:
             print(f"warning: {name} with {point['checkpoint']}, {point['quantizer']}: {reason}", file=sys.stderr)
     if lacking:
         raise ToleranceError(
-            f"{len(lacking)} of {len(points)} points lack images that could not be coded",
+            f"{len(lacking)} of {counted(len(points), 'point')} lack images that could not be coded",
             hint="their means are over the others: do not compare them with points of all images",
         )

@@ -123,7 +123,8 @@ def load(
         values = ", ".join(f"{value:g}" for value in LAMBDAS["mse"])
         raise UsageError(
             f"{path} does not say its lmbda",
-            hint=f"set model.lmbda; CompressAI's qualities 1 to 8 are {values} (or set model.quality)",
+            hint="give model.lmbda or model.quality in a configuration, --lambda to a command; "
+            f"CompressAI's qualities 1 to 8 have {values}",
         )
     model = build(architecture, N, M)
     if architecture != found:
@@ -150,12 +151,12 @@ def _published_lmbda(path: Path) -> float | None:
     theirs = LAMBDAS[metric][quality - 1]
     raise UsageError(
         f"{path} is {architecture} of quality {quality}, trained for MS-SSIM with lambda {theirs}",
-        hint="set model.lmbda to the weight of 255^2 MSE to search with",
+        hint="give as model.lmbda, or --lambda, the weight of 255^2 MSE to search with",
     )
 
 
 def check_agrees(spec: ModelSpec, **said: str | float | None) -> None:
-    """Refuse a configuration that says another architecture, N, M or lmbda than the checkpoint.
+    """Refuse a configuration or command that says another architecture, N, M or lmbda than the checkpoint.
 
     Raises:
         UsageError: a contradiction; both values are named.
@@ -164,7 +165,7 @@ def check_agrees(spec: ModelSpec, **said: str | float | None) -> None:
         held = getattr(spec, key)
         if value is not None and value != held:
             raise UsageError(
-                f"model.{key} is {value}, the checkpoint says {held}", hint=f"leave model.{key} out, it is in the file"
+                f"{key} {value} is given, the checkpoint has {held}", hint=f"leave {key} out, it is in the file"
             )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
@@ -23,7 +24,6 @@ _PUT_OFF: dict[str, Container[str] | None] = {  # submodules that a package's __
     "compressai.registry": ("transforms",),  # torchvision, torch_geometric
     "compressai.models": ("pointcloud",),  # torch_geometric
 }
-_ENTROPY_MODELS = "compressai.entropy_models.entropy_models"
 
 
 def import_compressai() -> ModuleType:
@@ -37,11 +37,22 @@ def import_compressai() -> ModuleType:
     if "compressai" not in sys.modules:
         if find_spec("compressai") is None:
             raise ModuleNotFoundError("No module named 'compressai'", name="compressai")
-        for name, put_off in _PUT_OFF.items():
-            _import_lightly(name, put_off)
+        with _absent("scipy.stats"):  # longer than all that is left, for one quantile of the normal distribution
+            for name, put_off in _PUT_OFF.items():
+                _import_lightly(name, put_off)
+        from compressai.entropy_models import GaussianConditional
+
+        GaussianConditional._standardized_quantile = staticmethod(standardized_quantile)
     for name in ("ans", "entropy_models", "models"):
         importlib.import_module(f"compressai.{name}")
     return sys.modules["compressai"]
+
+
+def standardized_quantile(probability: float) -> float:
+    """`scipy.stats.norm.ppf`, by torch's float64 `ndtri`, which is of the same source (Cephes)."""
+    import torch
+
+    return float(torch.special.ndtri(torch.tensor(probability, dtype=torch.float64)))
 
 
 def mend_torchvision() -> None:
@@ -58,6 +69,19 @@ def mend_torchvision() -> None:
             raise
         _declare_torchvision_operators()
         importlib.import_module("torchvision")
+
+
+@contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Have `import package.module` import the package alone meanwhile; scipy's finds its modules when they are used."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = ModuleType(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _import_lightly(name: str, put_off: Container[str] | None) -> None:

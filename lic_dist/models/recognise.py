@@ -17,7 +17,10 @@ WRAPPERS = ("ema", "state_dict", "model_state_dict", "net_state_dict", "model", 
 _PREFIX = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 _BOTTLENECK = re.compile(r"^entropy_bottleneck\.(?:_(matri|bias|factor)(?:x|ces|es|s)?\.?(\d+))$")
 _PLURAL = {"matri": "matrices", "bias": "biases", "factor": "factors"}
-_PUBLISHED = re.compile(r"^(bmshj2018-hyperprior|mbt2018-mean)-(?:(ms-ssim)-)?([1-8])-[0-9a-f]{8}\.pth\.tar$")
+_PUBLISHED = re.compile(
+    r"^(bmshj2018-(?:factorized(?:-prior|-relu)?|hyperprior)|mbt2018(?:-mean)?|cheng2020[-_](?:anchor|attn))"
+    r"-(?:(ms-ssim|mse)-)?([1-8])-[0-9a-f]{8}\.pth\.tar$"
+)
 
 _Names = Mapping[str, Tensor]
 Sizes = tuple[str, int, int]
@@ -53,7 +56,7 @@ def _may_wrap(value: Any) -> bool:
 
 
 def _renamed(name: str) -> str:
-    name = _PREFIX.sub("", name)
+    name = _PREFIX.sub("", name).replace(".downsample.", ".skip.")
     found = _BOTTLENECK.match(name)
     return f"entropy_bottleneck.{_PLURAL[found[1]]}.{found[2]}" if found else name
 

@@ -15,6 +15,7 @@ from lic_dist.evaluation.gains import BASE, SQ_ADAPTED
 from lic_dist.evaluation.lead import LeadRow, lead
 from lic_dist.evaluation.results import Point, read_points
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.text import counted
 
 FEW_TESTED, FEW_TRAINED = 8, 40  # photos, below which a word says that they prove little
 RETRAINED, CONTROL = "decoder", "decoder straight-through"  # arms
@@ -70,7 +71,8 @@ def words(rows: Rows, tested: int, trained: int, best_step: int) -> list[str]:
             "or more, and more steps: --set finetune.steps=1000 with lic-dist finetune, then evaluate."
         )
     if tested < FEW_TESTED:
-        lines.append(f"{tested} test photo{'s' * (tested > 1)} prove little: give {5 * FEW_TESTED} photos or more.")
+        few = counted(tested, "test photo")
+        lines.append(f"{few} {'proves' if tested == 1 else 'prove'} little: give {5 * FEW_TESTED} photos or more.")
     return lines
 
 
@@ -83,7 +85,7 @@ def _plain(name: str, row: LeadRow) -> dict[str, Any]:
 
 
 def _show(rows: Rows, tested: int, lmbda: float, console: Console) -> None:
-    table = Table(title=f"{tested} test photo{'s' * (tested > 1)}, real bits, lambda {lmbda}", box=SIMPLE_HEAD)
+    table = Table(title=f"{counted(tested, 'test photo')}, real bits, lambda {lmbda}", box=SIMPLE_HEAD)
     table.add_column("")
     for column in ("bpp", "PSNR dB", "L", "change of L [95 %]"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -33,6 +33,7 @@ from lic_dist.models import checkpoint as checkpoints
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quickstart.closing import closing
 from lic_dist.quickstart.photos import CROP, Split, lay_out, split
+from lic_dist.text import counted
 from lic_dist.training.finetune import finetune
 
 BASE, GROUP = "transform-0.013", "tcq32"
@@ -79,7 +80,9 @@ def _tell_photos(parts: Split, cut: list[str], console: Console) -> None:
     if len(parts.passed_over) > NAMED:
         console.print(f"      and {len(parts.passed_over) - NAMED} more: --json FILE has them all")
     if cut:
-        console.print(f"      of {len(cut)} large test photos the middle is coded, {cut[0]} for one", markup=False)
+        console.print(
+            f"      of {counted(len(cut), 'large test photo')} the middle is coded, {cut[0]} for one", markup=False
+        )
 
 
 def _experiment(parts: Split, out: Path) -> config.Experiment:
