@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,7 @@ def test_the_split_is_dragged(chromium: Browser, page: Path) -> None:
 
 def test_the_hold_button_shows_the_next_while_it_is_held(chromium: Browser, page: Path) -> None:
     chromium.open(page, "probe&image=1&mode=flicker&arms=0-2")
+    chromium.value("hold.scrollIntoView({block: 'center'})")
     x, y = chromium.value("(b => [b.left + b.width / 2, b.top + b.height / 2])(hold.getBoundingClientRect())")
     chromium.mouse("mousePressed", x, y, button="left", clickCount=1)
     assert list(probed(chromium)) == ["tcq8"]
@@ -187,6 +189,36 @@ def test_buttons_say_what_is_chosen(chromium: Browser, page: Path) -> None:
     chromium.value("document.querySelectorAll('.legend button')[1].click()")
     assert chromium.value("document.querySelectorAll('.picking .picked').length") >= 6
     assert chromium.value("document.querySelectorAll('.series-0.picked').length") == 0
+
+
+def test_a_point_and_a_curve_tell_what_they_are(chromium: Browser, page: Path) -> None:
+    chromium.open(page, "probe")
+    figure = "document.querySelector('figure svg')"
+    chromium.value(f"{figure}.scrollIntoView({{block: 'center'}})")
+    time.sleep(0.3)  # it scrolls, which hides the tooltip
+    box = f"{figure}.querySelector('use[data-tip]').getBoundingClientRect()"
+    x, y = chromium.value(f"(b => [b.left + b.width / 2, b.top + b.height / 2])({box})")
+    tip = "document.getElementById('tip')"
+    chromium.mouse("mouseMoved", x + 3, y)
+    told = chromium.value(f"{tip}.textContent")
+    assert not chromium.value(f"{tip}.hidden") and re.fullmatch(
+        r"(?:sq|tcq8): rate \[bit per pixel\] [\d.]+, [\d.]+", told
+    )
+    left, top = chromium.value(f"(b => [b.left, b.top])({figure}.getBoundingClientRect())")
+    chromium.mouse("mouseMoved", left + 2, top + 2)
+    assert chromium.value(f"{tip}.hidden")
+
+
+def test_a_press_on_a_heading_sorts_by_its_figures(chromium: Browser, page: Path) -> None:
+    chromium.open(page, "probe")
+    table = "[...document.querySelectorAll('table')].at(-1)"
+    head = f"{table}.querySelectorAll('th')[1]"
+    for direction, sign in (("ascending", 1), ("descending", -1)):
+        chromium.value(f"{head}.firstElementChild.click()")
+        cells = chromium.value(f"[...{table}.tBodies[0].rows].map(row => row.cells[1].textContent)")
+        figures = [float(re.sub("[^0-9.eE-]", "", cell) or "nan") for cell in cells]
+        assert figures == sorted(figures, reverse=sign < 0) and len(figures) > 4
+        assert chromium.value(f"{head}.getAttribute('aria-sort')") == direction
 
 
 def test_a_report_without_pictures_has_no_viewer(chromium: Browser, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.charts import charts, svg
 from lic_dist.evaluation.comparison import against, best, times
 from lic_dist.evaluation.curves import collect
-from lic_dist.evaluation.gains import gains, lambda_changes
+from lic_dist.evaluation.findings import Findings
+from lic_dist.evaluation.gains import lambda_changes
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.results import Curve, Figures, Point, curve_of, write_points
 from lic_dist.evaluation.styles import styles
@@ -118,7 +119,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_points(tmp_path / "a.json", "base", detailed([*measured("sq"), *measured("tcq8", 0.9)]))
     write_points(tmp_path / "b.json", "short", measured("sq", lambdas=3))
     files = [tmp_path / "a.json", tmp_path / "b.json"]
-    (found, again) = report(files, ["base sq", "base tcq8", "base sq"], tmp_path / "out")
+    (found, again) = report(files, ["base sq", "base tcq8", "base sq"], tmp_path / "out").tables
     first, second = found.comparisons
     assert [(one.name, one.points) for one in (first, second)] == [("base tcq8", 5), ("short", 3)]
     assert first.pchip is not None and first.images is not None
@@ -141,7 +142,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LicError, match="cannot write"):
         report(files, ["base sq"], tmp_path / "file")
-    (found,) = report(files, ["base sq"], tmp_path / "out", ["s*t", "base sq"])
+    (found,) = report(files, ["base sq"], tmp_path / "out", ["s*t", "base sq"]).tables
     assert [one.name for one in found.comparisons] == ["short"]
     assert "tcq8" not in (tmp_path / "out/results.md").read_text()
     with pytest.raises(UsageError, match=r"no curve matches 'tcq8'"):
@@ -174,7 +175,7 @@ def test_curves_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_a_panel_in_a_page_takes_the_pages_colours() -> None:
     curves = [curve_of("a", measured("sq")), curve_of("b", measured("tcq8", 0.9))]
     looks = styles(curves, "a")
-    saving = next(one for one in charts(curves, [against(curves[0], curves)], [], looks) if one.name == "saving")
+    saving = next(one for one in charts(Findings.of(curves, curves[:1]), looks) if one.name == "saving")
     drawn = svg(saving.panels[0], looks, "x")
     assert drawn.count('class="series-1"') == 1 and "series-0" not in drawn
     assert "var(--c0)" in drawn and "currentColor" in drawn and "var(--grid)" in drawn
@@ -187,10 +188,8 @@ def test_a_panel_in_a_page_takes_the_pages_colours() -> None:
 def test_retrained_curves_are_drawn_against_their_own_base() -> None:
     arms = {"base": measured("tcq8"), "decoder": measured("tcq8", 0.9)}
     curves = [curve_of(arm, of_arm(points, arm)) for arm, points in arms.items()]
-    found = gains([point for curve in curves for point in curve.points])
-    tables = [against(curves[0], curves)]
     looks = styles(curves, "base")
-    drawn = {one.name: one for one in charts(curves, tables, found, looks)}
+    drawn = {one.name: one for one in charts(Findings.of(curves, curves[:1]), looks)}
     titles = [panel.title for panel in drawn["gains"].panels]
     assert titles == ["L against base [%]", "L against the same quantizer on the base [%]"]
     own = svg(drawn["gains"].panels[1], looks, "x")
@@ -201,8 +200,7 @@ def test_points_and_curves_have_their_figures_as_tooltips() -> None:
     points = {"base": measured("sq"), "a < b": measured("tcq8", 0.9)}
     curves = [curve_of(name, one) for name, one in points.items()]
     looks = styles(curves, "base")
-    found = gains([point for curve in curves for point in curve.points])
-    drawn = {one.name: one for one in charts(curves, [against(curves[0], curves)], found, looks)}
+    drawn = {one.name: one for one in charts(Findings.of(curves, curves[:1]), looks)}
     rd = svg(drawn["rd"].panels[0], looks, "x")
     for name, one in points.items():
         assert f"><title>{escape(name)}</title>" in rd
@@ -220,7 +218,7 @@ def test_broken_statistics_are_not_drawn() -> None:
     odd = [replace(point, channel_bits=(math.nan, 1.0), k_counts=(1, 2)) for point in points]
     for each, names_ in ((points, ["latents"]), (odd, [])):
         curves = [curve_of("a", each)]
-        drawn = charts(curves, [against(curves[0], curves)], [], styles(curves, "a"))
+        drawn = charts(Findings.of(curves, curves[:1]), styles(curves, "a"))
         assert [one.name for one in drawn if one.name == "latents"] == names_
 
 

@@ -20,6 +20,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatt
 from lic_dist.errors import LicError
 from lic_dist.evaluation.bd import Interval, rate_change
 from lic_dist.evaluation.comparison import Against, detailed_lambda, point_at
+from lic_dist.evaluation.findings import Findings
 from lic_dist.evaluation.gains import Gains, lambda_changes
 from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, clean, new_figure, plain, save
 from lic_dist.evaluation.results import Curve, Figures, Point
@@ -45,14 +46,14 @@ class Chart:
     panels: tuple[Panel, ...]
 
 
-def charts(curves: Sequence[Curve], tables: Sequence[Against], found: Sequence[Gains], looks: Styles) -> list[Chart]:
+def charts(found: Findings, looks: Styles) -> list[Chart]:
     """All that these results can show."""
-    anchors = [table.anchor for table in tables]
+    curves, anchors = found.curves, found.anchors
     drawn = (
         _rd(curves, anchors[0], looks),
         _saving(curves, anchors, looks),
-        _images(tables, looks),
-        _gains(curves, anchors, found, looks),
+        _images(found.tables, looks),
+        _gains(curves, anchors, found.gains, looks),
         _latents(curves, anchors[0], looks),
     )
     return [chart for chart in drawn if chart.panels]
@@ -203,7 +204,9 @@ def _draw_rd(
         within = [one for rate, one in zip(bpp, quality, strict=True) if rate <= limit]
         shown += [one for one in (*within, float(np.interp(limit, bpp, quality))) if np.isfinite(one)]
     axes.set_xlabel("rate [bit per pixel]", fontsize=9)
-    axes.set_xlim(0, limit)
+    rates = [one.bpp for curve in curves for one in curve.figures]
+    single = all(len(curve.figures) == 1 for curve in curves)  # points, not curves: their distances are what counts
+    axes.set_xlim(1.1 * min(rates) - 0.1 * limit if single else 0, limit)
     if shown:
         margin = 0.04 * (max(shown) - min(shown)) or 1.0
         axes.set_ylim(min(shown) - margin, max(shown) + margin)

@@ -39,7 +39,7 @@ class Collection:
         labelled = [curve for curve in self.curves if curve.points and _label(curve.points[0]) == name]
         if len(labelled) == 1:
             return labelled[0]
-        known = ", ".join(curve.name for curve in self.curves)
+        known = ", ".join(curve.name for curve in labelled or self.curves)
         if labelled:
             raise UsageError(f"{len(labelled)} curves are {name!r}", hint=f"give one as the anchor: {known}")
         raise UsageError(f"no curve is named {name!r}", hint=f"there are {known}")

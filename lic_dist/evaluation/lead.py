@@ -14,12 +14,13 @@ from lic_dist.evaluation.gains import Gain, gains, image_losses, measured
 from lic_dist.evaluation.results import Point
 from lic_dist.text import counted
 
-COLUMNS = ("", "bpp", "PSNR dB", "L", "change of L [95 %]", "as rate [95 %]", "of that, retraining [95 %]")
+COLUMNS = ("", "change of L [95 %]", "L", "bpp", "PSNR dB", "as rate [95 %]", "against own base [95 %]")
 LEAD_SAYS = (
     "L = lambda 255^2 MSE + bpp, the mean over the pictures (8-bit, real bits); less is better. Intervals: paired "
     "bootstrap over the pictures. `as rate`: the change of L over the anchor's bpp, which is to first order the rate "
     "that the same quality costs more or less, since at an optimum of L a gain in distortion is worth as many bits. "
-    "`retraining`: the change of L against the same quantizer on the base model."
+    "`against own base`: the change of L against the same quantizer on the base model, which is what retraining "
+    "brought. A control shows what else would have gained as much."
 )
 FEW = 8  # pictures, below which intervals prove little
 _CONTROLS = ("straight-through", "control")  # arms that show what else would have gained, never the headline
@@ -27,14 +28,14 @@ _CONTROLS = ("straight-through", "control")  # arms that show what else would ha
 
 @dataclass(frozen=True)
 class LeadRow:
-    """One quantizer and arm: changes in percent against the anchor, `retraining` against its own base."""
+    """One quantizer and arm: changes in percent against the anchor, `own` against the same quantizer on the base."""
 
     name: str
     gain: Gain
     control: bool
     change: Interval | None
     rate: Interval | None
-    retraining: Interval | None
+    own: Interval | None
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def lead_title(found: Lead) -> str:
 def lead_cells(row: LeadRow) -> tuple[str, ...]:
     """A row of COLUMNS."""
     figures = row.gain.point.figures
-    numbers = f"{figures.bpp:.4f}", f"{figures.psnr:.3f}", f"{row.gain.loss:.4f}"
-    return row.name, *numbers, str(row.change or "anchor"), str(row.rate or ""), str(row.retraining or "")
+    numbers = f"{row.gain.loss:.4f}", f"{figures.bpp:.4f}", f"{figures.psnr:.3f}"
+    return row.name, str(row.change or "anchor"), *numbers, str(row.rate or ""), str(row.own or "")
 
 
 def picture_rows(found: Lead) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -94,8 +95,8 @@ def _same(one: Point, other: Point) -> bool:
 
 
 def _row(gain: Gain, anchor: Point) -> LeadRow:
-    name = " ".join(part for part in (gain.arm, gain.point.quantizer) if part)
     control = any(word in gain.arm for word in _CONTROLS)
+    name = " ".join(part for part in (gain.arm, gain.point.quantizer) if part) + (" (control)" if control else "")
     own = None if gain.arm == "base" else gain.own
     if _same(gain.point, anchor):
         return LeadRow(name, gain, control, None, None, own)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lic_dist.evaluation.charts import Chart
-from lic_dist.evaluation.comparison import Against, times
+from lic_dist.evaluation.comparison import times
+from lic_dist.evaluation.findings import Findings
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
-from lic_dist.evaluation.gains import Gains, cells
+from lic_dist.evaluation.gains import cells
 from lic_dist.evaluation.grid import Grids
 from lic_dist.evaluation.lead import COLUMNS as LEAD_COLUMNS
-from lic_dist.evaluation.lead import LEAD_SAYS, Lead, lead_cells, lead_title, picture_rows
-from lic_dist.evaluation.results import Curve
+from lic_dist.evaluation.lead import LEAD_SAYS, lead_cells, lead_title, picture_rows
 from lic_dist.evaluation.rows import (
     BD_SAYS,
     COMPARISON_COLUMNS,
@@ -32,37 +32,28 @@ from lic_dist.evaluation.rows import (
 )
 
 
-def markdown(
-    leads: Sequence[Lead],
-    tables: Sequence[Against],
-    grids: Grids,
-    found: Sequence[Gains],
-    drawn: Sequence[Chart],
-    curves: Sequence[Curve],
-) -> str:
+def markdown(found: Findings, drawn: Sequence[Chart]) -> str:
     """The text of results.md."""
     lines: list[str] = []
-    for one in leads:
+    for one in found.leads:
         heads, images = picture_rows(one)
         lines += [f"# {_escaped(lead_title(one))}", "", *_table(LEAD_COLUMNS, [lead_cells(row) for row in one.rows])]
         lines += ["", LEAD_SAYS, "", "## Picture by picture", "", *_table(heads, images), ""]
-    for table in tables:
-        if leads and not table.rated:
-            continue
+    for table in found.tables:
         rows = [comparison_cells(one, table.notes) for one in table.comparisons]
         notes = [f"- {key}: {_escaped(note)}" for key, note in lettered(table.notes)]
         lines += [f"# BD-rate against {_escaped(table.anchor.name)}", "", BD_SAYS, ""]
         lines += [*_table(COMPARISON_COLUMNS, rows), "", *notes, *([""] if notes else [])]
-    lines += [] if leads and not grids.grids else _grids(grids)
+    lines += _grids(found.grids)
     lines += ["# Plots", ""]
     for chart in drawn:
         lines += [f"## {chart.title}", "", chart.says, "", f"![{chart.title}]({chart.name}.png)", ""]
-    if found:
+    if found.gains:
         lines += ["# Gains at each lambda", "", GAINS_SAY, ""]
-    for gains in found:
+    for gains in found.gains:
         lines += [f"## {gains_title(gains)}", "", *_table(GAIN_COLUMNS, [cells(row) for row in gains.rows]), ""]
-    lines += ["# Points", "", POINTS_SAY, "", *_table(POINT_COLUMNS, point_rows(curves)), ""]
-    measured = times(curves)
+    lines += ["# Points", "", POINTS_SAY, "", *_table(POINT_COLUMNS, point_rows(found.curves)), ""]
+    measured = times(found.curves)
     if measured:
         lines += ["# Times", "", TIMES_SAY, "", *_table(TIME_COLUMNS, time_rows(measured)), ""]
     return "\n".join(lines)

@@ -19,8 +19,9 @@ from lic_dist import __version__
 from lic_dist.evaluation.bd import Interval
 from lic_dist.evaluation.charts import Chart, svg
 from lic_dist.evaluation.comparison import Against, Comparison, best, times
+from lic_dist.evaluation.findings import Findings
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
-from lic_dist.evaluation.gains import Gains, cells
+from lic_dist.evaluation.gains import cells
 from lic_dist.evaluation.grid import Grids
 from lic_dist.evaluation.lead import COLUMNS as LEAD_COLUMNS
 from lic_dist.evaluation.lead import FEW, LEAD_SAYS, Lead, lead_cells, lead_title, picture_rows
@@ -61,12 +62,8 @@ _DASHES = {"--": "5 3", "-.": "6 2 2 2", ":": "2 2.5"}
 
 
 def page(
-    leads: Sequence[Lead],
-    tables: Sequence[Against],
-    grids: Grids,
-    found: Sequence[Gains],
+    found: Findings,
     drawn: Sequence[Chart],
-    curves: Sequence[Curve],
     looks: Styles,
     shown: Shown | None,
     names: Sequence[str] = (),
@@ -76,20 +73,34 @@ def page(
     script = _asset("viewer.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     viewer = Template(_asset("viewer.html")).substitute(note=escape(shown.note)) if shown else ""
+    body, contents = _contents(
+        "\n".join([_leads(found.leads), _grids(found.grids), viewer, _plots(drawn, looks), _tables(found)])
+    )
     return Template(_asset("report.html.in")).substitute(
         title=escape(f"{', '.join(names)}: rate and distortion" if names else "Rate-distortion report"),
         script_hash=f"sha256-{digest}",
         style=_asset("style.css"),
         script=script,
-        subtitle=escape(_subtitle(curves)),
-        cards=_lead_cards(leads) or _cards(tables, curves),
-        grids=_leads(leads) + ("" if leads and not grids.grids else _grids(grids)),
-        viewer=viewer,
-        plots=_plots(drawn, looks),
-        tables=_tables([one for one in tables if one.rated or not leads], [] if leads else found, curves),
-        footer=f"{escape(made or f'lic-dist {__version__}')}. One file, no network: mail it, or put it on any server.",
+        subtitle=escape(_subtitle(found.curves)),
+        cards=_lead_cards(found.leads) or _cards(found.tables, found.curves),
+        contents=contents,
+        body=body,
+        made=escape(made or f"lic-dist {__version__}"),
         data=f'<script type="application/json" id="pictures">{_json(shown.data)}</script>' if shown else "",
     )
+
+
+def _contents(body: str) -> tuple[str, str]:
+    """The body with a place to jump to at each section, and the list of them."""
+    titles: list[str] = []
+
+    def placed(heading: re.Match[str]) -> str:
+        titles.append(heading[1])
+        return f'<h2 id="part-{len(titles)}">{heading[1]}</h2>'
+
+    body = re.sub(r"<h2>(.*?)</h2>", placed, body)
+    links = "".join(f'<li><a href="#part-{number}">{title}</a></li>' for number, title in enumerate(titles, 1))
+    return body, f'<nav aria-label="contents"><ul>{links}</ul></nav>'
 
 
 def _asset(name: str) -> str:
@@ -151,7 +162,7 @@ def _lead_cards(leads: Sequence[Lead]) -> str:
         elif len(found.pictures) < FEW:
             said += "; few pictures prove little"
         cards.append(
-            f'<div class="card"><b class="{_clear(one.change)}">{_signed(one.change.mean)} %<small> L</small></b>'
+            f'<div class="card"><b class="{_clear(one.change)}">{_signed(one.change.mean)} %<small> of L</small></b>'
             f'<span class="what">{escape(one.name)} against {escape(found.anchor.name)}</span>'
             f"<span>{escape(said)}</span><span>as rate at equal quality: {_signed(one.rate.mean)} %</span></div>"
         )
@@ -162,10 +173,9 @@ def _leads(leads: Sequence[Lead]) -> str:
     parts = []
     for found in leads:
         rows = [lead_cells(row) for row in found.rows]
-        senses = [{4: _clear(row.change), 5: _clear(row.rate), 6: _clear(row.retraining)} for row in found.rows]
+        senses = [{1: _clear(row.change), 5: _clear(row.rate), 6: _clear(row.own)} for row in found.rows]
         parts.append(f"<h2>{escape(lead_title(found))}</h2>{_table(LEAD_COLUMNS, rows, senses)}")
-        heads, images = picture_rows(found)
-        parts.append(f"<p>{_prose(LEAD_SAYS)}</p><h3>Picture by picture: change of L</h3>{_table(heads, images)}")
+        parts.append(f"<p>{_prose(LEAD_SAYS)}</p>")
     return "\n".join(parts)
 
 
@@ -207,23 +217,26 @@ def _swatch(look: Style) -> str:
     )
 
 
-def _tables(tables: Sequence[Against], found: Sequence[Gains], curves: Sequence[Curve]) -> str:
-    parts = [f"<h2>BD-rates</h2><p>{_prose(BD_SAYS)}</p>"] if tables else []
-    for table in tables:
+def _tables(found: Findings) -> str:
+    pictures = [picture_rows(one) for one in found.leads]
+    parts = [f"<h2>Picture by picture: change of L</h2>{_table(heads, rows)}" for heads, rows in pictures]
+    parts += [f"<h2>BD-rates</h2><p>{_prose(BD_SAYS)}</p>"] if found.tables else []
+    for table in found.tables:
         rows = [comparison_cells(one, table.notes) for one in table.comparisons]
         senses = [{4: _clear(one.images)} for one in table.comparisons]
         parts.append(f"<h3>against {escape(table.anchor.name)}</h3>{_table(COMPARISON_COLUMNS, rows, senses)}")
         parts += [f'<p class="soft">{key}: {escape(note)}</p>' for key, note in lettered(table.notes)]
-    if found:
+    each = () if found.leads else found.gains
+    if each:
         parts.append(f"<h2>Gains at each lambda</h2><p>{_prose(GAINS_SAY)}</p>")
-    for gains in found:
+    for gains in each:
         senses = [{5: _clear(row.own), 6: _clear(row.sq_adapted)} for row in gains.rows]
         rows = [cells(row) for row in gains.rows]
         parts.append(f"<h3>{escape(gains_title(gains))}</h3>{_table(GAIN_COLUMNS, rows, senses)}")
-    measured = times(curves)
+    measured = times(found.curves)
     if measured:
         parts.append(f"<h2>Times</h2><p>{_prose(TIMES_SAY)}</p>{_table(TIME_COLUMNS, time_rows(measured))}")
-    parts.append(f"<h2>All points</h2><p>{_prose(POINTS_SAY)}</p>{_table(POINT_COLUMNS, point_rows(curves))}")
+    parts.append(f"<h2>All points</h2><p>{_prose(POINTS_SAY)}</p>{_table(POINT_COLUMNS, point_rows(found.curves))}")
     return "\n".join(parts)
 
 

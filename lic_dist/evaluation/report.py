@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from textwrap import fill
@@ -17,16 +16,17 @@ from lic_dist import __version__
 from lic_dist.building.job import provenance
 from lic_dist.errors import LicError
 from lic_dist.evaluation.charts import charts, write_png
-from lic_dist.evaluation.comparison import Against, Comparisons, against, best
+from lic_dist.evaluation.comparison import Against
 from lic_dist.evaluation.curves import collect, plain
+from lic_dist.evaluation.findings import Findings
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
-from lic_dist.evaluation.gains import Gains, cells, gains
-from lic_dist.evaluation.grid import Grid, grids_of
+from lic_dist.evaluation.gains import Gains, cells
+from lic_dist.evaluation.grid import Grid
 from lic_dist.evaluation.lead import COLUMNS as LEAD_COLUMNS
-from lic_dist.evaluation.lead import LEAD_SAYS, Lead, lead, lead_cells, lead_title
+from lic_dist.evaluation.lead import LEAD_SAYS, Lead, lead_cells, lead_title
 from lic_dist.evaluation.markdown import markdown
 from lic_dist.evaluation.page import page
-from lic_dist.evaluation.results import Curve, read_file, write_whole
+from lic_dist.evaluation.results import read_file, write_whole
 from lic_dist.evaluation.rows import (
     COMPARISON_COLUMNS,
     GAINS_SAY,
@@ -46,7 +46,7 @@ DEFAULT_ANCHOR = "base sq"
 
 def report(
     files: Sequence[Path], anchors: Sequence[str], out: Path, only: Sequence[str] = (), console: Console | None = None
-) -> list[Against]:
+) -> Findings:
     """Compare all curves of result files with each anchor: tables on the terminal, report.html, results.md and plots.
 
     Where models were retrained, the grids of quantizers and arms besides; where pictures were kept, sheets of the first
@@ -65,48 +65,40 @@ def report(
     chosen = list(dict.fromkeys(collection.named(name).name for name in anchors or (DEFAULT_ANCHOR,)))
     if only:
         collection = collection.only(only, chosen)
-    curves = collection.curves
-    of = Comparisons().of
-    tables = [against(collection.named(name), curves, of) for name in chosen]
-    grids = grids_of(curves, of)
-    if not any(table.rated for table in tables):  # no grids of empty cells
-        filled = [grid for grid in grids.grids if any(cell.pchip is not None for cell in grid.cells.values())]
-        grids = replace(grids, grids=tuple(filled))
-    found = gains([point for curve in curves for point in curve.points])
-    leads = leads_of(curves, [table.anchor for table in tables])
-    looks = styles(curves, chosen[0])
-    drawn = charts(curves, tables, found, looks)
-    measured = [curve.name for curve in curves if curve.points]
-    leading = [one.name for one in (best(table, measured) for table in tables) if one]
-    leading += [curve.name for curve in curves for one in leads if one.best and one.best.gain.point in curve.points]
-    shown = collect_pictures(collection, looks, [chosen[0], *leading])
-    console = console or Console()
-    for one in leads:
-        show_lead(one, console)
-    for table in tables:
-        if table.rated or not leads:
-            _show(table, console)
-    if not leads:
-        _show_gains(found, console)
-    for grid in grids.grids:
-        _show_grid(grid, console)
-    for note in () if leads else grids.notes:
-        console.print(note, markup=False, highlight=False)
+    found = Findings.of(collection.curves, [collection.named(name) for name in chosen])
+    looks = styles(found.curves, chosen[0])
+    drawn = charts(found, looks)
+    leading = [chosen[0], *found.best]
+    shown = collect_pictures(collection, looks, leading)
+    _tell(found, console := console or Console())
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LicError(f"cannot write {out}: {error.strerror}") from None
     for chart in drawn:
         write_png(chart, looks, out / f"{chart.name}.png")
-    write_sheets(collection, [chosen[0], *leading], out)
-    write_whole(out / "results.md", markdown(leads, tables, grids, found, drawn, curves).encode())
+    write_sheets(collection, leading, out)
+    write_whole(out / "results.md", markdown(found, drawn).encode())
     names = list(dict.fromkeys(plain(one.name) for one in map(read_file, files) if one.points))
-    text = page(leads, tables, grids, found, drawn, curves, looks, shown, names, _made()).encode()
+    text = page(found, drawn, looks, shown, names, _made()).encode()
     write_whole(out / "report.html", text)
     if shown and shown.note:
         console.print(shown.note, markup=False, highlight=False)
     console.print(f"{out / 'report.html'}: {len(text) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
-    return tables
+    return found
+
+
+def _tell(found: Findings, console: Console) -> None:
+    for one in found.leads:
+        _show_lead(one, console)
+    for table in found.tables:
+        _show(table, console)
+    if not found.leads:
+        _show_gains(found.gains, console)
+    for grid in found.grids.grids:
+        _show_grid(grid, console)
+    for note in found.grids.notes:
+        console.print(note, markup=False, highlight=False)
 
 
 def _made() -> str:
@@ -117,28 +109,21 @@ def _made() -> str:
     return f"Made on {by['time'][:10]} by {command}; lic-dist {__version__}{commit}"
 
 
-def leads_of(curves: Sequence[Curve], anchors: Sequence[Curve]) -> list[Lead]:
-    """Of each anchor, where all measured points are of one lambda; none where they are of several."""
-    points = [point for curve in curves for point in curve.points]
-    if len({point.lmbda for point in points}) != 1:
-        return []
-    return [lead(points, anchor.points[0]) for anchor in anchors if anchor.points]
-
-
-def show_lead(found: Lead, console: Console) -> None:
+def _show_lead(found: Lead, console: Console) -> None:
     """The table on a terminal of 80 columns, and what L is."""
     table = _table(lead_title(found))
     table.padding = (0, 1, 0, 0)
     for number, column in enumerate(LEAD_COLUMNS):
         table.add_column(
-            escape(column.removeprefix("of that, ").replace("as rate [95 %]", "as rate").replace(" [", "\n[")),
+            escape(column.replace("as rate [95 %]", "as rate").replace(" own", "\nown").replace(" [", "\n[")),
             justify="right" if number else "left",
             no_wrap=number > 0,
             overflow="fold",
         )
     for row in found.rows:
-        *cells_, rate, retraining = (cell.replace(" [", "\n[") for cell in lead_cells(row))
-        table.add_row(*map(escape, (*cells_, rate.split("\n")[0], retraining)))  # 80 columns are few
+        name, *cells_, rate, own = (cell.replace(" [", "\n[") for cell in lead_cells(row))
+        name = fill(name, 11, break_long_words=False)  # 80 columns are few
+        table.add_row(*map(escape, (name, *cells_, rate.split("\n")[0], own)))
     console.print(table)
     console.print(LEAD_SAYS.replace("`", ""), markup=False, highlight=False)
 

@@ -56,12 +56,13 @@ def rows_of(points: Sequence[Point]) -> Rows:
 def words(rows: Rows, tested: int, trained: int, best_step: int) -> list[str]:
     """What the table says, in plain sentences: the way from SQ, the part of retraining, and what is not proven."""
     *_, (name, retrained), (_, control) = rows.items()
-    gain, other, rate = retrained.retraining, control.retraining, retrained.rate
+    gain, other, rate = retrained.own, control.own, retrained.rate
     assert gain is not None and other is not None and rate is not None
     lines = [
         "L = lambda 255^2 MSE + bpp, the loss that the model was trained for; intervals are of 95 %, over photos.",
         f"From SQ to {name}: L {retrained.change}, worth {-rate.mean:.1f} % of the rate at equal quality.",
-        f"Retraining alone, against TCQ without: L {gain}; the control, as many steps on SQ's latents: L {other}.",
+        f"Retraining alone, against TCQ without: L {gain}; the control ({CONTROL!r} in the report), "
+        f"as many steps on SQ's latents: L {other}.",
     ]
     if best_step == 0 or gain.high >= 0:
         why = "the best weights were those it began with" if best_step == 0 else "the interval does not exclude 0"
@@ -78,7 +79,7 @@ def words(rows: Rows, tested: int, trained: int, best_step: int) -> list[str]:
 
 def _plain(name: str, row: LeadRow) -> dict[str, Any]:
     """A row as plain data: means over the test photos; changes in percent, with their intervals."""
-    changes = {"change": row.change, "rate": row.rate, "retraining": row.retraining}
+    changes = {"change": row.change, "rate": row.rate, "retraining": row.own}
     figures = row.gain.point.figures
     plain = {key: one and asdict(one) for key, one in changes.items()}
     return {"name": name, "bpp": figures.bpp, "psnr": figures.psnr, "L": row.gain.loss, **plain}

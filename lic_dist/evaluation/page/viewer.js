@@ -14,6 +14,39 @@
       }
     });
   }
+  // A title of an SVG shows late, and on no phone: each becomes the text of one tooltip, of the nearest point or curve
+  const tip = document.body.appendChild(document.createElement("div"));
+  tip.id = "tip"; tip.hidden = true;
+  for (const title of document.querySelectorAll("figure svg title")) {
+    title.parentElement.dataset.tip = title.textContent;
+    title.remove();
+  }
+  const middle = (one) => { const box = one.getBoundingClientRect(); return [box.left + box.width / 2, box.top + box.height / 2]; };
+  function pointed(plot, x, y) {
+    let best = null;
+    for (const one of plot.querySelectorAll("use[data-tip]")) {
+      const [a, b] = middle(one), far = Math.hypot(a - x, b - y);
+      if (far < (best ? best.far : 16)) best = { far, one };
+    }
+    for (let near = 0; !best && near <= 6; near += 3) { // a curve is thin
+      for (const [dx, dy] of [[0, near], [0, -near], [near, 0], [-near, 0]]) {
+        const one = document.elementFromPoint(x + dx, y + dy)?.closest("g[data-tip]");
+        if (one && !best) best = { one };
+      }
+    }
+    return best && best.one.dataset.tip;
+  }
+  const pointing = (event) => {
+    const plot = event.target.closest?.("figure svg"), text = plot && pointed(plot, event.clientX, event.clientY);
+    tip.hidden = !text;
+    if (!text) return;
+    tip.textContent = text;
+    tip.style.left = `${Math.min(event.clientX + 12, window.innerWidth - tip.offsetWidth - 4)}px`;
+    tip.style.top = `${event.clientY > 90 ? event.clientY - tip.offsetHeight - 10 : event.clientY + 16}px`;
+  };
+  for (const kind of ["pointermove", "pointerdown"]) document.addEventListener(kind, pointing);
+  document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+
   const figure = (cell) => Number.parseFloat(cell.textContent.replace("\u2212", "-"));
   for (const head of document.querySelectorAll("th[aria-sort]")) {
     head.firstElementChild.addEventListener("click", () => {
