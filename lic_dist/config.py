@@ -199,7 +199,9 @@ class Evaluate(Section):
 class Report(Section):
     """What `lic-dist run` makes of the result files: see `lic-dist report`."""
 
-    anchors: tuple[str, ...] = Field(min_length=1, description="Curves that BD-rates refer to.")
+    anchors: tuple[str, ...] = Field(
+        ("base sq",), min_length=1, description="Curves that changes and BD-rates refer to."
+    )
     out: File = Field(Path("runs/report"), description="Folder for report.html, results.md and the plots.")
 
 

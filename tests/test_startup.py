@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,26 +62,99 @@ def test_a_cache_folder_that_others_could_fill_is_not_used(
     assert not list(tmp_path.rglob("*.nbc"))
 
 
-@pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="needs root to become nobody")
-def test_kernels_run_for_a_user_without_a_home_on_an_installation_he_cannot_write_to() -> None:
-    code = "from lic_dist.quantization.kernels import peak; import numpy as np; print(peak(np.float32([-3, 2])))"
+COMMANDS = """
+import sys, warnings
+warnings.simplefilter("error")
+from typer.testing import CliRunner
+from lic_dist.cli import app
+for line in sys.stdin.read().splitlines():
+    done = CliRunner().invoke(app, line.split())
+    assert done.exit_code == 0, (line, done.output, done.exception)
+    print("ran", line.split(" --")[0])
+"""
+EXPERIMENT = """
+name: nobody
+model: {checkpoint: base-small}
+images: {path: photos, crop: 64, variations: 2, held_out: 0.4}
+quantizer: {name: tcq, states: 4, step: 1.0, lambda_scale: 0.1, shift: 0.0, group: tcq4, pilot: 4, calibration: 4}
+cache: {path: x.zarr, shard: 8}
+engine: {name: local}
+finetune: {recipe: decoder, steps: 2, batch: 4, out: finetuned}
+evaluate: {images: photos, checkpoints: [base-small, finetuned], quantizers: [sq, tcq4], out: e.json}
+report: {out: report}
+"""
+LINES = """
+models
+config explain quantizer.states
+init mine --images photos --checkpoint base-small
+cache scan e.yaml
+cache plan e.yaml
+cache adapt e.yaml
+cache build e.yaml
+cache requantize e.yaml --set quantizer.states=8 --set quantizer.group=tcq8
+cache inspect e.yaml --plot plot.png
+cache faults e.yaml
+cache verify e.yaml
+finetune e.yaml
+evaluate e.yaml
+report e.json --out other
+run e.yaml
+encode photos/0.png a.lic --model finetuned
+decode a.lic a.png --model finetuned
+export base-small half.pth.tar --half
+bench quantization --part speed --quick --rounds 1
+"""
+
+
+@pytest.fixture
+def nobody() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs code as a user without a home, on an installation that he cannot write to: only TMPDIR, where he is."""
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("needs root to become nobody")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
         installed = shutil.copytree(PACKAGE, folder / "lic_dist", ignore=shutil.ignore_patterns("__pycache__"))
         scratch = folder / "tmp"
         scratch.mkdir()
-        scratch.chmod(0o1777)
-        done = subprocess.run(
-            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code],
-            env=os.environ | {"HOME": "/nonexistent", "PYTHONPATH": name, "TMPDIR": str(scratch)},
-            capture_output=True,
-            text=True,
-            cwd=scratch,
-            timeout=120,
-        )
-        assert done.stdout.strip() == "3.0", done.stderr
-        assert list(scratch.rglob("*.nbc")) and not list(installed.rglob("*.nbc"))
+        shutil.chown(scratch, 65534, 65534)
+
+        def run(code: str, said: str = "") -> subprocess.CompletedProcess[str]:
+            done = subprocess.run(
+                ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code],
+                env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": name, "TMPDIR": str(scratch)},
+                input=said,
+                capture_output=True,
+                text=True,
+                cwd=scratch,
+                timeout=280,
+            )
+            assert not [path for path in installed.rglob("*") if path.stat().st_uid == 65534]
+            return done
+
+        run.scratch = scratch  # type: ignore[attr-defined]
+        yield run
+
+
+def test_kernels_run_for_a_user_without_a_home_on_an_installation_he_cannot_write_to(nobody: Any) -> None:
+    code = "from lic_dist.quantization.kernels import peak; import numpy as np; print(peak(np.float32([-3, 2])))"
+    done = nobody(code)
+    assert done.stdout.strip() == "3.0", done.stderr
+    assert list(nobody.scratch.rglob("*.nbc"))
+
+
+@pytest.mark.slow
+def test_every_command_runs_for_a_user_without_a_home_on_an_installation_he_cannot_write_to(nobody: Any) -> None:
+    (nobody.scratch / "photos").mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(8):
+        pixels = generator.integers(0, 256, (96, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(nobody.scratch / f"photos/{number}.png")
+    (nobody.scratch / "e.yaml").write_text(EXPERIMENT)
+    done = nobody(COMMANDS, LINES.strip())
+    ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
+    assert done.returncode == 0 and len(ran) == len(LINES.split("\n")) - 2, (done.stdout[-500:], done.stderr[-3000:])
+    assert "atplotlib" not in done.stderr and "nonexistent" not in done.stderr, done.stderr
 
 
 LIGHT = """

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -14,6 +10,8 @@ import numba
 from numba import njit
 from numba.core.caching import FunctionCache
 from numba.core.runtime import rtsys
+
+from lic_dist.temporary import own_folder
 
 _lock = Lock()
 _config: Any = numba.config
@@ -47,7 +45,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def _cache_elsewhere(compiled: Any, function: Callable[..., Any]) -> None:
-    folder = temporary_cache()
+    folder = own_folder("numba")
     if folder is None:
         return
     with _lock:
@@ -58,18 +56,3 @@ def _cache_elsewhere(compiled: Any, function: Callable[..., Any]) -> None:
             return
         finally:
             _config.CACHE_DIR = before
-
-
-def temporary_cache() -> Path | None:
-    """A folder of this user's own among the temporary files, the same in every process; None where there is none.
-
-    What lies in it is executed: a folder of that name that another user made, or could write to, is not taken.
-    """
-    try:
-        folder = Path(tempfile.gettempdir()) / f"lic-dist-numba-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError:
-        return None
-    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-    return folder if own else None

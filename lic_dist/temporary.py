@@ -1,0 +1,29 @@
+"""A folder for what can be made anew, where no other can be written: a read-only machine, a user without a home."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+
+def own_folder(name: str) -> Path | None:
+    """A folder of this user's own among the temporary files, the same in every process; None where there is none.
+
+    What lies in it is trusted: a folder of that name that another user made, or could write to, is not taken.
+    """
+    try:
+        folder = Path(tempfile.gettempdir()) / f"lic-dist-{name}-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return folder if own else None
+
+
+def can_make(folder: Path) -> bool:
+    """Whether this user can write to a folder, or make it; never one that is not absolute, such as "~" of nobody."""
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    return folder.is_absolute() and os.access(there, os.W_OK | os.X_OK)
