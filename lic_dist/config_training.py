@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
 
@@ -16,6 +17,17 @@ class Section(BaseModel):
     """Base of every section: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _holds_numbers_alone(cls.model_fields[info.field_name or ""].annotation):
+            raise PydanticCustomError("no_bool", "true and false are no numbers")  # pydantic takes them for 1 and 0
+        return value
+
+
+def _holds_numbers_alone(annotation: Any) -> bool:
+    return annotation not in (bool, str, Any) and all(map(_holds_numbers_alone, get_args(annotation)))
 
 
 def expanded(value: Any) -> Any:

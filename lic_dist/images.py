@@ -237,9 +237,9 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
-def read(path: Path, keep_grey: bool = False) -> NDArray[np.uint8]:
+def read(path: Path | str, keep_grey: bool = False) -> NDArray[np.uint8]:
     """Decode a file: see `decode`. Raises PhotoError, "unreadable" where the file cannot be read."""
-    return decode(contents(path, str(path)), str(path), keep_grey)
+    return decode(contents(Path(path), str(path)), str(path), keep_grey)
 
 
 def files_digest(folder: Path, names: Sequence[str]) -> str:

@@ -204,6 +204,8 @@ def test_a_group_is_named_by_its_quantizer(quantizer: dict, group: str) -> None:
         ("finetune: {recipe: 5}", "decoder, decoder+hyper, all-but-encoder or a list of texts (one at least), not 5"),
         ("finetune: {distortion: {mse: 1, ssim: 2}}", "mapping from mse, ms-ssim or lpips to numbers above 0, not {"),
         ("finetune: {phases: [{recipe: decoder, steps: 1, lr: 0}]}", "finetune.phases.0.lr must be a number above 0"),
+        ("train: {lr: true}", "train.lr must be a number above 0, not True"),
+        ("cache: {path: x, shard: yes}", "cache.shard must be a whole number of at least 1"),
         ("finetune: {phases: [{recipe: decoder, stesp: 1}]}", "did you mean 'steps'"),
         ("evaluate: {images: x, quantizers: sq}", "a list stands in brackets: [sq]"),
         ("evaluate: {images: x, checkpoints: {a: sq}}", "a list of texts or a mapping from names to lists of texts"),

@@ -157,6 +157,21 @@ def test_every_command_runs_for_a_user_without_a_home_on_an_installation_he_cann
     assert "atplotlib" not in done.stderr and "nonexistent" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow
+def test_a_ray_of_our_own_starts_where_there_is_no_home(tmp_path: Path) -> None:
+    code = "from lic_dist.engine.on_ray import connected, ray\nwith connected(None, 1): print(ray.is_initialized())"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"HOME": os.devnull},  # not even root makes a folder there
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=200,
+    )
+    assert done.stdout.strip() == "True", done.stderr
+
+
 LIGHT = """
 import pickle, sys
 from lic_dist.models.compat import import_compressai

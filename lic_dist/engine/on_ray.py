@@ -15,6 +15,7 @@ Ray is handed nothing but pickles of `Stage.make` and the units: the workers imp
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 
@@ -25,6 +26,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,6 +34,7 @@ from ray.exceptions import ObjectLostError, RayError, RaySystemError, RayTaskErr
 
 from lic_dist.engine.stages import Stage, Work
 from lic_dist.errors import LicError
+from lic_dist.temporary import can_make
 
 RETRIES = 3  # of one unit, after its worker, node or an object of its was lost
 GOES_ON = "finished units stay finished: start the job again"
@@ -254,6 +257,8 @@ def connected(address: str | None, num_cpus: int | None, show_workers: bool = Fa
         except ConnectionError as error:
             raise LicError(f"no Ray cluster at {address}: {error}", hint="`ray start --head` starts one") from error
     else:
+        if not can_make(Path(os.path.expanduser("~/.ray"))):  # where Ray would keep the token of its clusters
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
         ray.init(address="local", num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **options)
     try:
         yield

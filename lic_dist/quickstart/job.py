@@ -52,11 +52,12 @@ def quickstart(out: Path, photos: Path | None, engine: str) -> dict[str, Any]:
     console.print(f"[bold]1/4[/] photos: {photos or 'embedded'}")
     parts = split(photos)
     _tell_photos(parts, lay_out(parts, out), console)
-    experiment = _experiment(parts, out)
+    record = checkpoints.load(BASE).quantizers[GROUP]
+    experiment = _experiment(parts, QuantizerRecord.from_json(record), out)
     _save(experiment, out / "experiment.yaml")
     _save(_control(experiment, out), out / "control.yaml")
     console.print(f"[bold]2/4[/] quantize their latents with {GROUP.upper()} into a cache")
-    _leave_record(experiment)
+    _leave_record(experiment, record)
     build(_on(experiment, engine)).require_tolerated()
     console.print("[bold]3/4[/] retrain the decoder on them; beside it a control, on latents as the base knows them")
     with _beside(out / "control.yaml", out / "control.log"):
@@ -85,9 +86,8 @@ def _tell_photos(parts: Split, cut: list[str], console: Console) -> None:
         )
 
 
-def _experiment(parts: Split, out: Path) -> config.Experiment:
+def _experiment(parts: Split, record: QuantizerRecord, out: Path) -> config.Experiment:
     """What `experiment.yaml` says: the cache, the retraining, the evaluation and its report."""
-    record = QuantizerRecord.from_json(checkpoints.load(BASE).quantizers[GROUP])
     variations = min(MOST_VARIATIONS, -(-CROPS // len(parts.train)))
     tested = photo_files.find(out / "test")
     return config.Experiment(
@@ -135,11 +135,11 @@ def _control(experiment: config.Experiment, out: Path) -> config.Experiment:
     return experiment.model_copy(update={"name": "control", "finetune": straight, "evaluate": None, "report": None})
 
 
-def _leave_record(experiment: config.Experiment) -> None:
+def _leave_record(experiment: config.Experiment, record: str) -> None:
     """Leave the record that the base carries where `cache adapt` leaves one, for the build to find."""
     around, key = record_beside(place(experiment), GROUP)
     around.make()
-    around.put(key, checkpoints.load(BASE).quantizers[GROUP].encode())
+    around.put(key, record.encode())
 
 
 def _on(experiment: config.Experiment, engine: str) -> config.Experiment:
