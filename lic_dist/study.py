@@ -40,7 +40,8 @@ def study(documents: Sequence[Sequence[Experiment]], jobs: int, logs: Path) -> N
     """Do the stages of each document's experiments, document after document.
 
     Of training, building and finetuning `jobs` units run side by side, each in a process with its share of the cores
-    that writes what it says into a file in `logs`; one at a time runs here. An evaluation has `jobs` workers.
+    that writes what it says into a file in `logs`; one at a time, or a single one, runs here. An evaluation has `jobs`
+    workers.
 
     Raises:
         LicError: units failed; the first is named, each has said why.
@@ -79,7 +80,7 @@ def _afterwards(experiments: Sequence[Experiment]) -> list[str]:
 def _do(units: Sequence[Unit], jobs: int, logs: Path) -> None:
     stage = STAGES[units[0].stage]
     failed: list[tuple[Unit, str]] = []
-    if jobs > 1 and stage.apart:
+    if jobs > 1 and len(units) > 1 and stage.apart:
         print(
             f"{stage.title}: {counted(len(units), stage.what)}, {jobs} side by side; what they say: {logs}/", flush=True
         )
