@@ -6,7 +6,7 @@ The job runs in a copy of the folder that Ray throws away, so the paths in the Y
 `lic-dist submit cache` sends the YAML alone and keeps relative ones.
 """
 
-from lic_dist.cli import main_of
+from lic_dist.app.cli import main_of
 
 if __name__ == "__main__":
     main_of("cache", "build")

@@ -8,7 +8,7 @@ The second runs in a copy of the folder that Ray throws away, so the paths in th
 `lic-dist submit finetune` sends the YAML alone and keeps relative ones.
 """
 
-from lic_dist.cli import main_of
+from lic_dist.app.cli import main_of
 
 if __name__ == "__main__":
     main_of("finetune")

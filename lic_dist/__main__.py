@@ -1,5 +1,5 @@
 """`python -m lic_dist`: what torchrun starts."""
 
-from lic_dist.cli import main
+from lic_dist.app.cli import main
 
 main()

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from lic_dist.cli import main
+from lic_dist.app.cli import main
 from lic_dist.training import course
 
 ranks, step = sys.argv[1].split(","), int(sys.argv[2])

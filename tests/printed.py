@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from lic_dist.cli import app
+from lic_dist.app.cli import app
 
 FENCE = re.compile(
     r"^(?P<indent> *)(?:<!-- dry: (?P<dry>[^\n]+?) -->\n(?P=indent))?"

@@ -13,8 +13,9 @@ from lic_dist.cache import markers, store
 from lic_dist.cache.folder import Folder
 from lic_dist.cache.plan import Geometry, Plan
 from lic_dist.cache.reader import LatentCache
-from lic_dist.engine.stages import Stage, run
-from lic_dist.images import FAULTS, Crop
+from lic_dist.data.photo import FAULTS, Crop
+from lic_dist.engine.run import run
+from lic_dist.engine.stages import Stage
 
 GEOMETRY = Geometry(crop=32, y_channels=6, y_size=2, z_channels=4, z_size=1)
 IDENTITY = {"format": 1, "model": {"architecture": "mbt2018-mean", "encoder_sha256": "ab" * 32}, "crop": 32}

@@ -10,10 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lic_dist import config, images, photo_files
+from lic_dist import config
+from lic_dist.app.cli import app
 from lic_dist.building.base_line import base_line
 from lic_dist.building.job import prepare
-from lic_dist.cli import app
+from lic_dist.data import images, photo_files
 from lic_dist.evaluation.run import evaluate
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.stages import stages

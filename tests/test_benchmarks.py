@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from lic_dist.app.cli import app
 from lic_dist.benchmarks import building, data, exhaustive, quantization, reading, speed, theory, training
 from lic_dist.benchmarks import cache as cache_bench
-from lic_dist.cli import app
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models.parts import RECIPES
 from lic_dist.quantization.adaptation import adapted

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lic_dist import config, images
+from lic_dist import config
 from lic_dist.building import build as building
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import calibrate, describe, measure, z_bits
@@ -19,10 +19,11 @@ from lic_dist.building.pilot import adapt, calibration_samples, record_beside
 from lic_dist.building.records import analytic_record, named_record
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec.records import compressai_record, fits
-from lic_dist.crops import plan_crops
+from lic_dist.data import images
+from lic_dist.data.crops import plan_crops
+from lic_dist.data.manifest import scan
 from lic_dist.errors import LicError, ToleranceError, UsageError
 from lic_dist.evaluation.plots import calibration_plot
-from lic_dist.manifest import scan
 from lic_dist.models import checkpoint
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.adaptation import adapted as adapted_records
@@ -100,7 +101,7 @@ def test_a_second_quantizer_is_added_from_stored_latents(
 ) -> None:
     path = tmp_path / "two.zarr"
     shutil.copytree(store, path)
-    monkeypatch.setattr("lic_dist.images.read_crops", lambda *_: pytest.fail("photos were read"))
+    monkeypatch.setattr("lic_dist.data.images.read_crops", lambda *_: pytest.fail("photos were read"))
     section = {"name": "sq", "group": "sq-adapted"}
     with pytest.raises(pytest.fail.Exception):  # the pilot needs photos; quantizing alone does not
         build(experiment(base, photos, path, quantizer=section))

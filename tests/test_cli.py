@@ -29,7 +29,7 @@ HEAVY = ("torch", "ray", "zarr", "numpy", "compressai", "numba", "pydantic", "ma
 
 def lic_dist(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run one command in this process, as the console script would."""
-    from lic_dist.cli import main
+    from lic_dist.app.cli import main
 
     out, err, code = io.StringIO(), io.StringIO(), 0
     command = ["lic-dist", *map(str, arguments)]
@@ -57,7 +57,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
     probe = (
         "import sys, atexit; sys.argv = ['lic-dist', '--help']\n"
         f"atexit.register(lambda: print([name for name in {HEAVY} if name in sys.modules]))\n"
-        "from lic_dist.cli import main; main()"
+        "from lic_dist.app.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -182,7 +182,7 @@ class Refuse:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
 sys.argv = {["lic-dist", *arguments, *options]}
-from lic_dist.cli import app
+from lic_dist.app.cli import app
 app(standalone_mode=False)
 {then}
 assert not [name for name in FORBIDDEN if name in sys.modules]

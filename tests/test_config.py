@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lic_dist import config, yaml_file
+from lic_dist import config
+from lic_dist.config import yaml_file
+from lic_dist.config.sweeps import expand
 from lic_dist.errors import UsageError
-from lic_dist.sweeps import expand
 
 
 def write(path: Path, document: object) -> Path:

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lic_dist.cache.plan import Geometry, Plan
-from lic_dist.crops import is_held_out, plan_crops, uniform
-from lic_dist.images import Crop, Photo
-from lic_dist.manifest import Manifest, scan
+from lic_dist.data.crops import is_held_out, plan_crops, uniform
+from lic_dist.data.manifest import Manifest, scan
+from lic_dist.data.photo import Crop, Photo
 
 
 def reference(photos: Iterable[Photo], crop: int, variations: int, seed: int, held_out: float | str) -> list[Crop]:

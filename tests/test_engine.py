@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lic_dist.engine.stages import Stage, run
+from lic_dist.data.photo import PhotoError
+from lic_dist.engine.run import run
+from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
-from lic_dist.images import PhotoError
 
 HERE = Path(__file__).parent
 
@@ -163,7 +164,8 @@ def test_a_local_process_that_dies_is_one_error_that_names_its_unit(tmp_path):
 
 def test_local_processes_end_with_a_killed_parent(tmp_path):
     code = (
-        "from functools import partial; from pathlib import Path; from lic_dist.engine.stages import Stage, run\n"
+        "from functools import partial; from pathlib import Path; from lic_dist.engine.run import run\n"
+        "from lic_dist.engine.stages import Stage\n"
         "from tests.test_engine import make_sleep\n"
         f"list(run([Stage('sleep', partial(make_sleep, Path({str(tmp_path)!r})), 2)], [1, 2]))"
     )

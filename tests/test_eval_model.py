@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lic_dist import images
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import compressai_record
+from lic_dist.data import images
 from lic_dist.evaluation.run import measure_image
 from lic_dist.models import checkpoint
 from lic_dist.models.compat import import_compressai, mend_torchvision

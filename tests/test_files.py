@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from lic_dist.app.cli import app
+from lic_dist.app.commands import codec as commands
 from lic_dist.building.records import analytic_record
-from lic_dist.cli import app
 from lic_dist.codec import open_codec, open_decoder, tiles
 from lic_dist.codec.rans import BitstreamError
-from lic_dist.commands import codec as commands
 from lic_dist.models import checkpoint as checkpoints
 
 from .conftest import picture

@@ -16,12 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lic_dist import config, images
+from lic_dist import config
 from lic_dist.building.build import build
 from lic_dist.building.job import check_cache
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import compressai_record
+from lic_dist.data import images
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.run import measure_image
 from lic_dist.models import checkpoint

@@ -14,8 +14,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from lic_dist import config
+from lic_dist.app.cli import app
 from lic_dist.building.job import load_parent
-from lic_dist.cli import app
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint

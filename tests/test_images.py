@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.Image import Transpose
 
-from lic_dist import images
-from lic_dist.crops import plan_crops
+from lic_dist.data import images
+from lic_dist.data.crops import plan_crops
+from lic_dist.data.manifest import scan
+from lic_dist.data.metadata import PNG_SIGNATURE
+from lic_dist.data.photo import FAULTS, Crop, PhotoError
 from lic_dist.errors import LicError
-from lic_dist.images import FAULTS, Crop, PhotoError
-from lic_dist.manifest import scan
-from lic_dist.metadata import PNG_SIGNATURE
 
 from .conftest import picture
 
@@ -491,7 +491,7 @@ def test_what_a_reader_says_of_metadata_is_not_shown(tmp_path: Path) -> None:
         (tmp_path / f"{number}.{kind.suffix}").write_bytes(kind.data)
     script = """
 import pathlib, sys
-from lic_dist import images
+from lic_dist.data import images
 for path in pathlib.Path(sys.argv[1]).iterdir():
     try:
         images.read(path)

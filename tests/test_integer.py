@@ -325,7 +325,7 @@ def test_a_file_made_in_other_tiles_decodes(loaded: Checkpoint, monkeypatch: pyt
 
 
 def test_the_command_line_writes_it(base: Path, photos: Path, tmp_path: Path) -> None:
-    from lic_dist.cli import app
+    from lic_dist.app.cli import app
 
     source, file = str(next(photos.rglob("*.png"))), tmp_path / "a.lic"
     for options, integer in (([], False), (["--deterministic"], True)):

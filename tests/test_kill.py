@@ -20,7 +20,8 @@ from lic_dist import config
 from lic_dist.building.build import build
 from lic_dist.cache import markers, store
 from lic_dist.cache.verify import verify
-from lic_dist.engine.stages import Stage, run
+from lic_dist.engine.run import run
+from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError
 from tests.stores import FIXED, RECORD, contents, experiment, make_builder, make_plan, synthetic
 

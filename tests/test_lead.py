@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lic_dist.cli import app
+from lic_dist.app.cli import app
 from lic_dist.errors import UsageError
 from lic_dist.evaluation.curves import collect
 from lic_dist.evaluation.findings import Findings

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lic_dist import images, manifest, photo_files
+from lic_dist.data import images, manifest, photo_files
+from lic_dist.data.manifest import Manifest, scan
+from lic_dist.data.photo import FAULTS, Photo
 from lic_dist.errors import LicError
-from lic_dist.images import FAULTS, Photo
-from lic_dist.manifest import Manifest, scan
 
 from .conftest import picture
 from .test_crops import photo_rows
@@ -266,7 +266,7 @@ def test_reading_a_manifest_starts_no_threads(folder: Path, tmp_path: Path) -> N
     (tmp_path / "m.parquet").write_bytes(Manifest.of(list(scan(folder)) * 2000).to_bytes())
     script = """
 import os, pathlib, sys
-from lic_dist.manifest import Manifest
+from lic_dist.data.manifest import Manifest
 before = len(os.listdir("/proc/self/task"))
 assert len(Manifest.from_bytes(pathlib.Path(sys.argv[1]).read_bytes())) == 6000
 print(len(os.listdir("/proc/self/task")) - before)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lic_dist import images, photo_files
+from lic_dist.data import images, photo_files
+from lic_dist.data.manifest import scan
 from lic_dist.errors import LicError
-from lic_dist.manifest import scan
 
 from .conftest import picture
 

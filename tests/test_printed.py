@@ -17,10 +17,10 @@ import typer
 import yaml
 from PIL import Image
 
-from lic_dist.cli import app
+from lic_dist.app.cli import app
 from lic_dist.config import Experiment
+from lic_dist.config.sweeps import documents, expand
 from lic_dist.models import checkpoint
-from lic_dist.sweeps import documents, expand
 from tests.conftest import picture
 from tests.printed import blocks, calls, make_stubs, parse_command
 

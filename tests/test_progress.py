@@ -114,7 +114,7 @@ def test_the_lock_excludes_a_second_writer(built):
 import sys
 sys.path.insert(0, {str(HERE.parent)!r})
 from lic_dist.cache import markers
-from lic_dist.cache.place import place_of
+from lic_dist.cache.places import place_of
 with markers.owner(place_of({str(built)!r}), "f" * 64, 0):
     print("mine")
 """

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lic_dist import config, images
+from lic_dist import config
+from lic_dist.app.quickstart import closing, job
+from lic_dist.app.quickstart import photos as quick_photos
+from lic_dist.app.quickstart.photos import PARTS, Split, lay_out, split
+from lic_dist.data import images
+from lic_dist.data.manifest import scan
 from lic_dist.errors import LicError
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.results import ImageResult, Point
-from lic_dist.manifest import scan
-from lic_dist.quickstart import closing, job
-from lic_dist.quickstart import photos as quick_photos
-from lic_dist.quickstart.photos import PARTS, Split, lay_out, split
 
 from .conftest import picture
 

@@ -35,7 +35,7 @@ decode b.lic b.png --model tuned
 """
 PROBE = """
 import sys
-from lic_dist.cli import app
+from lic_dist.app.cli import app
 for line in sys.argv[1].split("\\n"):
     print(f"ran: {line}", file=sys.stderr)
     try:

@@ -1,4 +1,4 @@
-"""What is made from the descriptions of config.py, and `lic-dist init`."""
+"""What is made from the descriptions of the sections, and `lic-dist init`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from lic_dist import config, config_reference, starting, yaml_file
-from lic_dist.cli import app
-from lic_dist.config_faults import keys
-from lic_dist.crops import require_held_out
+from lic_dist import config
+from lic_dist.app import starting
+from lic_dist.app.cli import app
+from lic_dist.config import reference as config_reference
+from lic_dist.config import yaml_file
+from lic_dist.config.faults import keys
+from lic_dist.config.sweeps import expand
+from lic_dist.data.crops import require_held_out
+from lic_dist.data.manifest import Manifest
+from lic_dist.data.photo import Photo
 from lic_dist.errors import LicError, UsageError
-from lic_dist.images import Photo
-from lic_dist.manifest import Manifest
-from lic_dist.sweeps import expand
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

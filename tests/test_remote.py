@@ -26,10 +26,12 @@ from lic_dist.building.records import named_record
 from lic_dist.cache import bucket, layout, markers, store
 from lic_dist.cache.bucket import Bucket
 from lic_dist.cache.inspect import inspect
-from lic_dist.cache.place import Entry, place_of
+from lic_dist.cache.place import Entry
+from lic_dist.cache.places import place_of
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import Finding, verify
-from lic_dist.engine.stages import Stage, run
+from lic_dist.engine.run import run
+from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.training.finetune import finetune

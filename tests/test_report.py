@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from lic_dist.cli import app
+from lic_dist.app.cli import app
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.charts import charts, svg
 from lic_dist.evaluation.comparison import against, best, times

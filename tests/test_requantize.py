@@ -27,7 +27,7 @@ def test_requantizing_needs_neither_photos_nor_encoder_and_equals_building(
     built = tmp_path / "built.zarr"
     build(experiment(base, photos, built, quantizer={**FIXED, "states": 4, "group": "tcq4"}))
     monkeypatch.setattr("lic_dist.building.latents.analyse", lambda *_: pytest.fail("the encoder ran"))
-    monkeypatch.setattr("lic_dist.images.read_crops", lambda *_: pytest.fail("photos were read"))
+    monkeypatch.setattr("lic_dist.data.images.read_crops", lambda *_: pytest.fail("photos were read"))
     report = requantize(no_photos(base, mine, states=4, group="tcq4"))
     assert (report.shards_built, report.shards, report.samples) == (3, 3, 24) and report.bpp > 0
     assert LatentCache.open(mine).groups == ("tcq4", "tcq8") and verify(mine) == []
@@ -96,7 +96,7 @@ def test_a_second_group_without_y_comes_from_the_stored_pixels(
     record = adapt(prepare(more))
     around, key = record_beside(prepare(more).place, "tcq4")
     around.put(key, record.to_json().encode())
-    monkeypatch.setattr("lic_dist.images.read_crops", lambda *_: pytest.fail("photos were read"))
+    monkeypatch.setattr("lic_dist.data.images.read_crops", lambda *_: pytest.fail("photos were read"))
     assert build(more).shards_built == 3 and verify(path) == []
     assert before == {file: file.stat().st_mtime_ns for file in before}
     monkeypatch.undo()

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from lic_dist import config, images
+from lic_dist import config
 from lic_dist.building.records import analytic_record
 from lic_dist.codec.codec import ImageCodec
+from lic_dist.data import images
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation import run as running
 from lic_dist.evaluation.generations import evaluate_generations, read_generations

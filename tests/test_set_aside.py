@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from lic_dist import photo_files
+from lic_dist.app.cli import app
 from lic_dist.building.build import build
 from lic_dist.cache.folder import Folder
 from lic_dist.cache.inspect import describe, inspect
 from lic_dist.cache.set_aside import lines, manifest_beside, set_aside
-from lic_dist.cli import app
 from lic_dist.config import Experiment
-from lic_dist.manifest import Manifest, scan
+from lic_dist.data import photo_files
+from lic_dist.data.manifest import Manifest, scan
 
 from . import stores
 from .conftest import picture

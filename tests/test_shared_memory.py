@@ -10,8 +10,8 @@ import pytest
 
 from lic_dist.cache.order import Order
 from lic_dist.cache.reader import LatentCache
+from lic_dist.data.manifest import scan
 from lic_dist.errors import LicError
-from lic_dist.manifest import scan
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training import photos as photo_crops

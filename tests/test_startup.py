@@ -66,7 +66,7 @@ COMMANDS = """
 import sys, warnings
 warnings.simplefilter("error")
 from typer.testing import CliRunner
-from lic_dist.cli import app
+from lic_dist.app.cli import app
 for line in sys.stdin.read().splitlines():
     done = CliRunner().invoke(app, line.split())
     assert done.exit_code == 0, (line, done.output, done.exception)
@@ -213,7 +213,7 @@ def heavy_modules(*command: str) -> set[str]:
         (
             "import atexit, sys",
             f"atexit.register(lambda: print('loaded', *({HEAVY!r} & set(sys.modules)), file=sys.stderr))",
-            f"from lic_dist.cli import main_of; main_of(*{command!r})",
+            f"from lic_dist.app.cli import main_of; main_of(*{command!r})",
         )
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -20,8 +20,8 @@ from lic_dist.cache.order import Order, default_streams
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.stream import ShardStream
 from lic_dist.cache.torch_data import CachedSamples, joined
+from lic_dist.data.photo import FAULTS
 from lic_dist.errors import LicError, UsageError
-from lic_dist.images import FAULTS
 from tests.stores import create, damage, make_plan, synthetic
 
 ARRAYS = ("pixels", "latents/z", "quantized/tcq8/k")

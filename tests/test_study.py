@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from lic_dist import study as studies
+from lic_dist.app import study as studies
+from lic_dist.app.study import study, units_of
+from lic_dist.config.sweeps import documents
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.results import read_points
-from lic_dist.study import study, units_of
-from lic_dist.sweeps import documents
 
 QUANTIZERS = [
     {"name": "sq", "group": "sq-adapted"},

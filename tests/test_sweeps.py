@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from lic_dist.config import Experiment
+from lic_dist.config.sweeps import documents, expand
 from lic_dist.errors import UsageError
-from lic_dist.sweeps import documents, expand
 
 WHOLE: dict[str, Any] = {
     "name": "p",

@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from lic_dist import config
+from lic_dist.app.cli import app
 from lic_dist.building import calibrate as calibration
 from lic_dist.building.build import build, requantize
 from lic_dist.cache.inspect import describe, inspect
 from lic_dist.cache.reader import LatentCache
-from lic_dist.cli import app
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.training.finetune import finetune
 from tests.stores import experiment, no_photos

@@ -13,7 +13,7 @@ from lic_dist.building.build import build, repair, requantize
 from lic_dist.building.estimate import describe, estimate
 from lic_dist.building.job import prepare
 from lic_dist.cache import store
-from lic_dist.cache.place import place_of
+from lic_dist.cache.places import place_of
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import verify
 from lic_dist.errors import LicError

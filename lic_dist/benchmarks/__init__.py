@@ -1,1 +1,4 @@
-"""Benchmarks: each claim of speed or quality measured beside a named baseline, in one run."""
+"""Measurements beside named baselines, each in one run.
+
+In: a few options. Out: tables and figures as plain data. Imports every room but `app`; nothing imports it but `app`.
+"""

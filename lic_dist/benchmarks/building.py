@@ -19,16 +19,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lic_dist import config, images
+from lic_dist import config
 from lic_dist.benchmarks.data import photographs
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import one_thread
 from lic_dist.building.job import prepare
 from lic_dist.building.latents import encode, view
-from lic_dist.cache.place import place_of
+from lic_dist.cache.places import place_of
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.store import finished
-from lic_dist.manifest import scan
+from lic_dist.data import images
+from lic_dist.data.manifest import scan
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.architectures import ModelSpec
 from lic_dist.models.architectures import build as build_model
@@ -241,9 +242,9 @@ _PLAN = """
 import hashlib, json, os, sys, time
 from lic_dist.benchmarks.building import _peak
 from lic_dist.cache.plan import Geometry, Plan
-from lic_dist.crops import plan_crops
-from lic_dist.images import Photo
-from lic_dist.manifest import Manifest
+from lic_dist.data.crops import plan_crops
+from lic_dist.data.photo import Photo
+from lic_dist.data.manifest import Manifest
 count = int(sys.argv[1])
 peak = lambda: _peak(os.getpid()) * 2**20
 before = peak()

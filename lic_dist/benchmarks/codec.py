@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lic_dist import images
 from lic_dist.benchmarks.data import BASE, pictures
 from lic_dist.benchmarks.quantization import REAL_PRICE, REAL_STEP
 from lic_dist.benchmarks.tables import machine, table
@@ -28,6 +27,7 @@ from lic_dist.building.records import analytic_record
 from lic_dist.codec.codec import ImageCodec, padding
 from lic_dist.codec.container import OVERHEAD
 from lic_dist.codec.records import compressai_record
+from lic_dist.data import images
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.stages import to_input

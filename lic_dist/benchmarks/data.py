@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lic_dist import config, images
+from lic_dist import config
 from lic_dist.building.calibrate import channel_weights
 from lic_dist.building.latents import encode, view
+from lic_dist.data import images
+from lic_dist.data.photo_files import find
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint as checkpoints
-from lic_dist.photo_files import find
 from lic_dist.quantization.adaptation import gaussian_record
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord

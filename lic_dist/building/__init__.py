@@ -1,1 +1,5 @@
-"""Shard work: crops, frozen encoder, search, write; adaptation and calibration before it."""
+"""A cache from an experiment: scan, plan, calibration, then shards through an engine.
+
+In: an `Experiment`. Out: a store with its groups, records, a `BuildReport`. Imports `config`, `data`, `models`,
+`quantization`, `cache`, `codec` and `engine`.
+"""

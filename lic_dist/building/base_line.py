@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lic_dist import images
 from lic_dist.building.calibrate import measure, one_thread
 from lic_dist.building.job import Job
 from lic_dist.building.latents import encode, view
 from lic_dist.building.records import analytic_record
 from lic_dist.codec.tiles import STRIDE
-from lic_dist.images import Crop, PhotoError
+from lic_dist.data import images
+from lic_dist.data.photo import Crop, PhotoError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.text import counted
 

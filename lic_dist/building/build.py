@@ -43,7 +43,8 @@ from lic_dist.cache.plan import Plan
 from lic_dist.cache.set_aside import set_aside as set_aside_photos
 from lic_dist.cache.trials import Trials
 from lic_dist.cache.verify import Finding, verify_shard
-from lic_dist.engine.stages import Stage, run
+from lic_dist.engine.run import run
+from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, ToleranceError, UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.progress import Progress

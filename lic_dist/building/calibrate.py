@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import lic_dist
 from lic_dist import config
 from lic_dist.building.latents import Latents, View, squared_error, view
 from lic_dist.building.records import analytic_record
@@ -38,6 +37,7 @@ from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.sensitivity import sensitivities
 from lic_dist.text import counted
+from lic_dist.version import __version__
 
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 
@@ -216,7 +216,7 @@ def _identity(
 ) -> str:
     """A digest of all that decides which trials are made, and what they measure."""
     total = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    versions = lic_dist.__version__, torch.__version__, np.__version__
+    versions = __version__, torch.__version__, np.__version__
     total.update(f"{versions} {checkpoint.spec} {digest(checkpoint.model.state_dict())}".encode())
     for array in (weights, *vars(pilot).values(), *vars(held_view).values(), *vars(held_out).values()):
         total.update(f"{array.dtype} {array.shape}".encode())

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lic_dist import config, images
+from lic_dist import config
 from lic_dist.building.calibrate import AXES, one_thread
 from lic_dist.building.job import Job
 from lic_dist.building.latents import encode, view
 from lic_dist.building.records import analytic_record
 from lic_dist.building.shards import quantized_arrays
 from lic_dist.cache import layout
+from lic_dist.data import images
 from lic_dist.errors import LicError
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.text import clock, counted

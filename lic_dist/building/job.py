@@ -12,23 +12,25 @@ from typing import Any
 
 import torch
 
-from lic_dist import __version__, config
+from lic_dist import config
 from lic_dist.cache.layout import read_header
 from lic_dist.cache.markers import fault_counts
-from lic_dist.cache.place import Place, place_of
+from lic_dist.cache.place import Place
+from lic_dist.cache.places import place_of
 from lic_dist.cache.plan import Geometry, Plan, differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import MANIFEST
 from lic_dist.cache.store import finished
-from lic_dist.crops import plan_crops, require_held_out
+from lic_dist.data.crops import plan_crops, require_held_out
+from lic_dist.data.manifest import Manifest, scan
 from lic_dist.errors import LicError
-from lic_dist.manifest import Manifest, scan
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest
 from lic_dist.models.refine import Refinement
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.text import counted
+from lic_dist.version import __version__
 
 Y_STRIDE, Z_STRIDE = 16, 64
 

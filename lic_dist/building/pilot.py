@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lic_dist import config, images
+from lic_dist import config
 from lic_dist.building.calibrate import calibrate, one_thread, settings_of
 from lic_dist.building.job import Job
 from lic_dist.building.latents import Latents, encode
@@ -19,8 +19,9 @@ from lic_dist.cache.plan import differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.trials import Trials
 from lic_dist.codec.records import fits
+from lic_dist.data import images
+from lic_dist.data.photo import Crop
 from lic_dist.errors import LicError, UsageError
-from lic_dist.images import Crop
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
 from lic_dist.quantization.record import SEARCHED, QuantizerRecord

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lic_dist.cache.place import place_of
+from lic_dist.cache.places import place_of
 from lic_dist.codec.records import coder_tables, local_record, matching, unknown
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.adaptation import gaussian_record

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lic_dist import images
 from lic_dist.building.calibrate import z_bits
 from lic_dist.building.latents import encode, view
 from lic_dist.cache import layout, store
 from lic_dist.cache.layout import Header
 from lic_dist.cache.place import Place
 from lic_dist.cache.reader import LatentCache
+from lic_dist.data import images
+from lic_dist.data.photo import FAULTS, Crop
 from lic_dist.errors import LicError
-from lic_dist.images import FAULTS, Crop
 from lic_dist.models import checkpoint
 from lic_dist.models.refine import Refinement
 from lic_dist.quantization.quantize import Quantizer

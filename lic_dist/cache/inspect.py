@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.markers import Marker
-from lic_dist.cache.place import Place, place_of
+from lic_dist.cache.place import Place
+from lic_dist.cache.places import place_of
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import lines as photo_lines
 from lic_dist.cache.set_aside import manifest_beside, set_aside
 from lic_dist.cache.trials import calibrating
+from lic_dist.data.photo import FAULTS
 from lic_dist.errors import LicError
-from lic_dist.images import FAULTS
 from lic_dist.text import clock, counted
 
 HISTOGRAM_SHARDS = 256  # evenly spaced ones, of a store that has more

@@ -11,10 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from lic_dist.errors import UsageError
 
 KEPT = "every shard that has a marker is kept; build again to go on"
 
@@ -108,24 +105,3 @@ class Place(ABC):
             return json.loads(self.get(key))
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
-
-
-def place_of(path: str | Path | Place, options: Mapping[str, str] | None = None) -> Place:
-    """A folder's path, or the URL of an object store (s3://bucket/prefix, gs://..., az://...).
-
-    `options` are obstore's, by its names (endpoint, region, skip_signature ...); credentials come from the environment
-    or the machine's role, as for every tool of that store.
-
-    Raises:
-        UsageError: a URL that no object store answers to.
-    """
-    from lic_dist.cache.bucket import Bucket
-    from lic_dist.cache.folder import Folder
-
-    if isinstance(path, Place):
-        return path
-    if str(path).startswith("file://"):
-        raise UsageError(f"{path}: a folder is given as a plain path", hint=str(path).removeprefix("file://"))
-    if "://" not in str(path):
-        return Folder(Path(path))
-    return Bucket(str(path).rstrip("/"), tuple(sorted((options or {}).items())))

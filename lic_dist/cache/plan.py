@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lic_dist.data.photo import Crop
 from lic_dist.errors import LicError
-from lic_dist.images import Crop
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Plan:
     @cached_property
     def num_held_out(self) -> int:
         """Samples of the held-out part: the last ones."""
-        from lic_dist.crops import Crops  # loads Arrow
+        from lic_dist.data.crops import Crops  # loads Arrow
 
         if isinstance(self.crops, Crops):
             return self.crops.num_held_out
@@ -79,7 +79,7 @@ class Plan:
     @cached_property
     def source_bytes(self) -> int:
         """Bytes of the longest source in UTF-8."""
-        from lic_dist.crops import Crops
+        from lic_dist.data.crops import Crops
 
         if isinstance(self.crops, Crops):
             return max(1, self.crops.longest_source)

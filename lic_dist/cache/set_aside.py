@@ -10,11 +10,11 @@ import numpy as np
 from lic_dist.cache import layout, store
 from lic_dist.cache.place import Place
 from lic_dist.cache.reader import LatentCache
-from lic_dist.images import FAULTS
-from lic_dist.photo_files import printable
+from lic_dist.data.photo import FAULTS
+from lic_dist.data.photo_files import printable
 
 if TYPE_CHECKING:
-    from lic_dist.manifest import Manifest
+    from lic_dist.data.manifest import Manifest
 
 MANIFEST = ".manifest.parquet"  # what the manifest beside a store is called, behind the store's name
 
@@ -25,7 +25,7 @@ def manifest_beside(place: Place) -> Manifest | None:
     Raises:
         LicError: a damaged manifest, one of another version, or a place that has nothing beside it.
     """
-    from lic_dist.manifest import Manifest  # loads Arrow
+    from lic_dist.data.manifest import Manifest  # loads Arrow
 
     around, key = place.beside(MANIFEST)
     return Manifest.from_bytes(around.get(key)) if around.entry(key) is not None else None

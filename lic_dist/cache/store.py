@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers
 from lic_dist.cache.layout import ArraySpec, Header
-from lic_dist.cache.place import Entry, Place, place_of
+from lic_dist.cache.place import Entry, Place
+from lic_dist.cache.places import place_of
 from lic_dist.cache.plan import Plan, differences, fingerprint
+from lic_dist.data.photo import FAULTS, Crop
 from lic_dist.errors import LicError
-from lic_dist.images import FAULTS, Crop
 
 READERS = 16  # markers read at once
 GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

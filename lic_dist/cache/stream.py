@@ -31,7 +31,7 @@ from lic_dist.cache.order import Buffer, Order
 from lic_dist.errors import UsageError
 
 if TYPE_CHECKING:
-    from lic_dist.cache.reader import LatentCache
+    from lic_dist.cache.shard_reader import ShardReader
 
 READERS = 2  # threads that read shards ahead
 Rows = dict[str, NDArray[Any]]
@@ -63,7 +63,7 @@ class ShardStream:
 
     def __init__(
         self,
-        cache: LatentCache,
+        cache: ShardReader,
         arrays: Sequence[str],
         order: Order,
         step: int = 0,

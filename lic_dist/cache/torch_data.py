@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from lic_dist.cache.stream import ShardStream
 
 if TYPE_CHECKING:
-    from lic_dist.cache.reader import LatentCache
+    from lic_dist.cache.shard_reader import ShardReader
 
 
 class CachedSamples(Dataset[dict[str, Tensor]]):
@@ -37,7 +37,7 @@ class CachedSamples(Dataset[dict[str, Tensor]]):
         IndexError: no such sample.
     """
 
-    def __init__(self, cache: LatentCache, arrays: Sequence[str], held_out: bool = False, keep: int = 64) -> None:
+    def __init__(self, cache: ShardReader, arrays: Sequence[str], held_out: bool = False, keep: int = 64) -> None:
         self.cache, self.arrays, self.keep = cache, tuple(arrays), keep
         self.part = cache.indices(held_out)
         self.block = min(cache.array(name).chunks[0] for name in arrays)

@@ -15,7 +15,8 @@ import numpy as np
 
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import ArraySpec, Header
-from lic_dist.cache.place import Place, place_of
+from lic_dist.cache.place import Place
+from lic_dist.cache.places import place_of
 from lic_dist.progress import Progress
 
 AHEAD = 4096  # shards handed to the readers at once

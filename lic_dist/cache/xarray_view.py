@@ -22,7 +22,7 @@ except ImportError:
     raise UsageError("this needs the package xarray", hint="pip install xarray") from None
 
 if TYPE_CHECKING:
-    from lic_dist.cache.reader import LatentCache
+    from lic_dist.cache.shard_reader import ShardReader
 
 DIMENSIONS = {  # of arrays whose rows and columns are not those of y
     "pixels": ("sample", "color", "pixel_row", "pixel_column"),
@@ -34,7 +34,7 @@ SAMPLES_IN_COORDINATES = ("samples/status",)
 class _Lazy(BackendArray):
     """One array of a cache, cut to `num_samples`: only the shards that an index touches are read."""
 
-    def __init__(self, cache: LatentCache, name: str) -> None:
+    def __init__(self, cache: ShardReader, name: str) -> None:
         self.cache, self.name = cache, name
         array = cache.array(name)
         self.shape, self.dtype = (len(cache), *array.shape[1:]), array.dtype
@@ -56,7 +56,7 @@ class _Lazy(BackendArray):
         return rows.squeeze(tuple(plain))
 
 
-def dataset(cache: LatentCache) -> xarray.Dataset:
+def dataset(cache: ShardReader) -> xarray.Dataset:
     """The cache as a dataset; its attributes: `identity` (canonical JSON), `fingerprint`, `place`."""
     variables = {}
     for name in cache.names:

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from lic_dist import config
+from lic_dist.config.sweeps import expand
 from lic_dist.errors import LicError, ToleranceError, UsageError
-from lic_dist.sweeps import expand
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

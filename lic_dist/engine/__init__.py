@@ -1,1 +1,5 @@
-"""Runs work over units, in this process or on Ray; knows nothing of images."""
+"""Where work runs: units through stages, in this process, in several, or on a Ray cluster.
+
+In: `Stage`s and units. Out: (unit, result) in order of completion, each unit once. Knows nothing of images. Imports the
+ground.
+"""

@@ -1,4 +1,8 @@
-"""Rate-distortion runs, BD-rate, plots and reports."""
+"""Evaluation: real bitstreams of a folder of images, metrics, BD-rates, plots, the report and its page.
+
+In: an `Experiment`, or result files. Out: a result file; `report.html`, `results.md`, plots. Imports what
+`building` does, and `building`.
+"""
 
 from __future__ import annotations
 

@@ -114,6 +114,11 @@ def collect(files: Sequence[Path]) -> Collection:
     return Collection(curves, dict(names), folders, originals)
 
 
+def read_curves(files: Sequence[Path]) -> tuple[Curve, ...]:
+    """The curves of result files, ours or CompressAI's, under the names that a report gives them: see `collect`."""
+    return collect(files).curves
+
+
 def plain(text: str) -> str:
     """A name from a file as one line of printable characters, of bounded length."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * LONGEST_NAME]).split())

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from lic_dist import images, photo_files
 from lic_dist.building.records import named_record
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.config import Experiment, need
+from lic_dist.data import images, photo_files
 from lic_dist.errors import UsageError
 from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints

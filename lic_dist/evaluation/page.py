@@ -15,7 +15,6 @@ from html import escape
 from importlib import resources
 from string import Template
 
-from lic_dist import __version__
 from lic_dist.evaluation.bd import Interval
 from lic_dist.evaluation.charts import Chart, svg
 from lic_dist.evaluation.comparison import Against, Comparison, best, times
@@ -47,6 +46,7 @@ from lic_dist.evaluation.rows import (
 from lic_dist.evaluation.shown import Shown
 from lic_dist.evaluation.styles import Style, Styles
 from lic_dist.text import counted
+from lic_dist.version import __version__
 
 _MARKERS = {
     "o": '<circle cx="13" cy="6" r="3.4"/>',

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lic_dist import __version__
 from lic_dist.building.job import provenance
 from lic_dist.errors import LicError
 from lic_dist.evaluation.charts import charts, write_png
@@ -40,6 +39,7 @@ from lic_dist.evaluation.rows import (
 from lic_dist.evaluation.shown import collect_pictures, write_sheets
 from lic_dist.evaluation.styles import styles
 from lic_dist.text import counted
+from lic_dist.version import __version__
 
 DEFAULT_ANCHOR = "base sq"
 

@@ -25,13 +25,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lic_dist import images
 from lic_dist.building.base_line import base_line_of_pictures
 from lic_dist.building.shards import undisturbed
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.config import Experiment, need
-from lic_dist.engine.stages import Stage, run
+from lic_dist.data import images
+from lic_dist.engine.run import run
+from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.gains import BASE
 from lic_dist.evaluation.jobs import Job, Task, file_safe, label

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lic_dist import images
+from lic_dist.data import images
 from lic_dist.errors import LicError
 from lic_dist.evaluation.comparison import detailed_lambda
 from lic_dist.evaluation.curves import Collection, plain

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.config import Images, Train
-from lic_dist.crops import is_held_out, require_held_out
+from lic_dist.data.crops import is_held_out, require_held_out
+from lic_dist.data.manifest import scan
 from lic_dist.errors import LicError
-from lic_dist.manifest import scan
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lic_dist.config import Steps
+from lic_dist.config.training import Steps
 from lic_dist.errors import SharedError, UsageError
 from lic_dist.models.parts import freeze_all_but
 from lic_dist.progress import Progress

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lic_dist import images
+from lic_dist.data import images
+from lic_dist.data.photo import Photo
 from lic_dist.errors import LicError
-from lic_dist.images import Photo
 from lic_dist.training.shared_memory import lacking
 
 IN_MEMORY = 4 << 30  # bytes of decoded photos that are kept in memory; above it each crop decodes its photo

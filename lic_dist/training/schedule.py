@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lic_dist.config import Steps
+from lic_dist.config.training import Steps
 
 HALVED = 0.5  # by a plateau
 

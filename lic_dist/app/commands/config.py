@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lic_dist.commands.options import Architecture, ConfigFile, Lmbda, Overrides, experiments
+from lic_dist.app.commands.options import Architecture, ConfigFile, Lmbda, Overrides, experiments
 
 app = typer.Typer(help="Look at experiment files: what they may hold, and what one comes to.", no_args_is_help=True)
 
@@ -25,7 +25,7 @@ def show(
 
     chosen = experiments(config, overrides)
     if everything:
-        from lic_dist.config_reference import commented
+        from lic_dist.config.reference import commented
 
         typer.echo("\n---\n".join(commented(one) for one in chosen))
         return
@@ -39,7 +39,7 @@ def explain(
     page: Annotated[bool, typer.Option("--markdown", help="All of it, as docs/configuration.md.")] = False,
 ) -> None:
     """Say what a key means, what it takes and its default; without one, which sections there are."""
-    from lic_dist import config_reference
+    from lic_dist.config import reference as config_reference
 
     typer.echo(config_reference.markdown() if page else "\n".join(config_reference.explain(key)), nl=not page)
 
@@ -49,7 +49,7 @@ def schema() -> None:
     """Print the JSON schema of experiment files, from which editors complete and check them."""
     import json
 
-    from lic_dist import config_reference
+    from lic_dist.config import reference as config_reference
 
     typer.echo(json.dumps(config_reference.schema(), indent=1))
 
@@ -63,6 +63,6 @@ def init(
     lmbda: Lmbda = None,
 ) -> None:
     """Write a commented DIR/experiment.yaml to begin with, for these photos and this checkpoint."""
-    from lic_dist.starting import write
+    from lic_dist.app.starting import write
 
     typer.echo(write(folder, images, checkpoint, test, architecture, lmbda))

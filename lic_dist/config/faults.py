@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from lic_dist.yaml_file import NUMBER
+from lic_dist.config.yaml_file import NUMBER
 
 Key = tuple[str | int, ...]
 LIMITS = {

@@ -22,17 +22,18 @@ import torch
 import yaml
 from rich.console import Console
 
-from lic_dist import config, photo_files
+from lic_dist import config
+from lic_dist.app.quickstart.closing import closing
+from lic_dist.app.quickstart.photos import CROP, Split, lay_out, split
 from lic_dist.building.build import build
 from lic_dist.building.job import place
 from lic_dist.building.pilot import record_beside
+from lic_dist.data import photo_files
 from lic_dist.errors import LicError
 from lic_dist.evaluation.report import report
 from lic_dist.evaluation.run import evaluate
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.quickstart.closing import closing
-from lic_dist.quickstart.photos import CROP, Split, lay_out, split
 from lic_dist.text import counted
 from lic_dist.training.finetune import finetune
 

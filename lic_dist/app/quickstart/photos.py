@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lic_dist import images, photo_files
+from lic_dist.data import images, photo_files
+from lic_dist.data.manifest import scan
 from lic_dist.errors import LicError
-from lic_dist.manifest import scan
 
 CROP = 256  # pixels a side of what is cached: a photo must be as large
 FEWEST, MOST_TESTED = 4, 12

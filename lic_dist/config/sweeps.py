@@ -23,18 +23,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lic_dist import config
-from lic_dist.config import Experiment
+from lic_dist.config.experiment import Evaluate, Experiment, auto_group, parse, require_key
+from lic_dist.config.training import Finetune, Train
+from lic_dist.config.yaml_file import apply, read, set_key
 from lic_dist.errors import UsageError
 
 ALL = frozenset(Experiment.model_fields)
 OPTIONAL = frozenset(name for name, field in Experiment.model_fields.items() if field.default is None)
 STORE, GROUP = "cache.path", "quantizer.group"
 DEFAULTS = {
-    "train.out": str(config.Train.model_fields["out"].default),
+    "train.out": str(Train.model_fields["out"].default),
     GROUP: "auto",
-    "finetune.out": str(config.Finetune.model_fields["out"].default),
-    "evaluate.out": str(config.Evaluate.model_fields["out"].default),
+    "finetune.out": str(Finetune.model_fields["out"].default),
+    "evaluate.out": str(Evaluate.model_fields["out"].default),
 }
 
 
@@ -58,23 +59,23 @@ def documents(path: Path, overrides: Sequence[str] = (), fast: bool = False) -> 
     Raises:
         UsageError: see `config.load`; two combinations that would write one group of a store with other quantizers.
     """
-    read = config.read(path)
-    quick = [document.pop("fast", None) or {} for document in read]
+    whole = read(path)
+    quick = [document.pop("fast", None) or {} for document in whole]
     if not all(isinstance(one, dict) for one in quick):
         raise UsageError(f"{path}: fast must map keys to values", hint="fast: {finetune.steps: 100}")
     for key in itertools.chain.from_iterable(quick):
-        config.require_key(str(key), f"{path}: fast")
+        require_key(str(key), f"{path}: fast")
     if fast and not any(quick):
         raise UsageError(f"{path} has no fast form", hint="add 'fast:' with the keys that --fast shall set")
-    for document, one in zip(read, quick, strict=True):
+    for document, one in zip(whole, quick, strict=True):
         for key, value in one.items() if fast else ():
-            config.set_key(document, str(key), value)
+            set_key(document, str(key), value)
     for override in overrides:
         section = override.partition("=")[0].split(".")[0]
-        having = [one for one in read if section in one] if section in OPTIONAL else []
-        for document in having or read:
-            config.apply(document, [override])
-    return [_combinations(document, str(path)) for document in read]
+        having = [one for one in whole if section in one] if section in OPTIONAL else []
+        for document in having or whole:
+            apply(document, [override])
+    return [_combinations(document, str(path)) for document in whole]
 
 
 def _combinations(document: dict[str, Any], where: str) -> list[Experiment]:
@@ -84,7 +85,7 @@ def _combinations(document: dict[str, Any], where: str) -> list[Experiment]:
             f"{where}: sweep must map keys to lists with values", hint="sweep: {train.lmbda: [0.0067, 0.013]}"
         )
     if not sweep:
-        return [config.parse(document, where)]
+        return [parse(document, where)]
     sweep = {str(key): _unequal(values) for key, values in sweep.items()}
     keys = list(sweep)
     labels = [_labels([_named(key, value, document) for value in values]) for key, values in sweep.items()]
@@ -98,14 +99,14 @@ def _combinations(document: dict[str, Any], where: str) -> list[Experiment]:
                 given |= {f"{key}.{name}" for name in value}
                 if isinstance(section := one.get(key), dict):
                     value = section | value
-            config.set_key(one, key, value)
-        if (meant := config.parse(one, where).canonical_json()) in seen:
+            set_key(one, key, value)
+        if (meant := parse(one, where).canonical_json()) in seen:
             continue
         seen.add(meant)
         labelled = dict(zip(keys, chosen, strict=True))
         grouped = _beyond_auto(dict(zip(keys, values, strict=True)), labelled)
         renamed = _renamed(one, labelled, given, _refining(sweep), group, grouped)
-        combinations.append(config.parse(renamed, where))
+        combinations.append(parse(renamed, where))
     _refuse_clashes(combinations)
     return combinations
 
@@ -113,8 +114,8 @@ def _combinations(document: dict[str, Any], where: str) -> list[Experiment]:
 def _auto(quantizer: Any) -> str | None:
     """The group that a quantizer section leaves to `auto`; None where it names one, or is none."""
     if not isinstance(quantizer, dict):
-        return config.auto_group() if quantizer is None else None
-    return config.auto_group(**quantizer) if quantizer.get("group", "auto") == "auto" else None
+        return auto_group() if quantizer is None else None
+    return auto_group(**quantizer) if quantizer.get("group", "auto") == "auto" else None
 
 
 def _beyond_auto(values: dict[str, Any], labels: dict[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The sections of training jobs, and what all sections are made of: see config.py."""
+"""The sections of training jobs, and what all sections are made of: see experiment.py."""
 
 from __future__ import annotations
 

@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lic_dist import images, photo_files
+from lic_dist.data import images, photo_files
+from lic_dist.data.photo import Photo, PhotoError
+from lic_dist.data.photo_files import printable
 from lic_dist.errors import LicError
-from lic_dist.images import Photo, PhotoError
-from lic_dist.photo_files import printable
 from lic_dist.progress import Progress
 
 SCHEMA = pa.schema(
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
         "mtime_ns": pa.int64(),
         "fault": pa.large_string(),
     },
-    metadata={"lic_dist.manifest": "2"},
+    metadata={"lic_dist.data.manifest": "2"},
 )
 ROWS = 4096  # photos in one piece of a table: what is held as objects at a time
 SAVE_SECONDS, SAVE_SHARE = 30.0, 0.05  # between two saves of an unfinished scan, and the most they take of its time

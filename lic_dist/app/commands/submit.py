@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lic_dist.commands.options import ConfigFile, Overrides
+from lic_dist.app.commands.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from lic_dist.cluster.submit import Kind
@@ -82,7 +82,7 @@ def _submit(kind: Kind, path: Path, overrides: list[str] | None, address: str, f
 def _afterwards(kind: Kind, path: Path, overrides: list[str] | None, where: str) -> str:
     """What a job writes, and the command that comes after it."""
     from lic_dist.config import need
-    from lic_dist.sweeps import expand
+    from lic_dist.config.sweeps import expand
 
     first = next(iter(expand(path, overrides or ())))
     writes = need(first.cache, "cache").path if kind == "cache" else need(getattr(first, kind), kind).out

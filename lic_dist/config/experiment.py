@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from lic_dist.config_faults import fault_of, keys, nearest
-from lic_dist.config_training import Auto, File, Finetune, PathText, Phase, Section, Steps, Train
+from lic_dist.config.faults import fault_of, keys, nearest
+from lic_dist.config.training import Auto, File, Finetune, PathText, Phase, Section, Steps, Train
+from lic_dist.config.yaml_file import NUMBER, apply, read, set_key
 from lic_dist.errors import UsageError
-from lic_dist.yaml_file import NUMBER, apply, read, set_key
 
 __all__ = ["Finetune", "Phase", "Section", "Steps", "Train", "set_key"]
 

@@ -25,7 +25,7 @@ def experiments(
     path: Path, overrides: list[str] | None, engine: str | None = None, section: str = "name"
 ) -> list[Experiment]:
     """The experiments of a file, one for each combination of its sweep: those with a section, if any has it."""
-    from lic_dist.sweeps import expand
+    from lic_dist.config.sweeps import expand
 
     found = list(expand(path, with_engine(overrides, engine)))
     return [one for one in found if getattr(one, section) is not None] or found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from lic_dist.commands.options import Architecture, Lmbda
+from lic_dist.app.commands.options import Architecture, Lmbda
 from lic_dist.errors import LicError, UsageError
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def encode(
     ] = False,
 ) -> None:
     """Code one picture."""
-    from lic_dist import images
     from lic_dist.codec.codec import ImageCodec
     from lic_dist.codec.records import local_record, preferred
+    from lic_dist.data import images
     from lic_dist.models import checkpoint
 
     if file.exists() and image.exists() and file.samefile(image):

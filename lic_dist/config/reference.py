@@ -1,4 +1,4 @@
-"""The reference of experiment files, from the descriptions in config.py: in the terminal, as a page, as a schema."""
+"""The reference of experiment files, from the descriptions of the sections: in the terminal, as a page, as a schema."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lic_dist.config import Experiment, require_key
-from lic_dist.config_faults import keys, section_of, takes
+from lic_dist.config.experiment import Experiment, require_key
+from lic_dist.config.faults import keys, section_of, takes
 
 PAGE = """# Configuration
 
@@ -28,7 +28,7 @@ Editors with a YAML language server complete and check files whose first line na
 # yaml-language-server: $schema=schema.json
 ```
 
-This page is written by `lic-dist config explain --markdown` from the descriptions in `lic_dist/config.py`.
+This page is written by `lic-dist config explain --markdown` from the descriptions in `lic_dist/config/experiment.py`.
 """
 
 

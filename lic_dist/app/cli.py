@@ -10,10 +10,9 @@ from typing import Annotated
 
 import typer
 
-from lic_dist import __version__
-from lic_dist.commands import cache, codec, submit
-from lic_dist.commands import config as config_commands
-from lic_dist.commands.options import (
+from lic_dist.app.commands import cache, codec, submit
+from lic_dist.app.commands import config as config_commands
+from lic_dist.app.commands.options import (
     Architecture,
     ConfigFile,
     EngineName,
@@ -25,6 +24,7 @@ from lic_dist.commands.options import (
     write_json,
 )
 from lic_dist.errors import LicError, SharedError, UsageError
+from lic_dist.version import __version__
 
 # Idle OpenMP threads that spin starve their own process where cores are shared; read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -176,8 +176,8 @@ def run_study(
     logs: Annotated[Path, typer.Option(help="Folder for what several jobs say.")] = Path("runs/logs"),
 ) -> None:
     """Do a whole study: train, cache, finetune, evaluate, report, whatever the file has sections for; goes on."""
-    from lic_dist.study import study
-    from lic_dist.sweeps import documents
+    from lic_dist.app.study import study
+    from lic_dist.config.sweeps import documents
 
     study(documents(config, with_engine(overrides, engine), fast), jobs, logs)
 
@@ -306,7 +306,7 @@ def quickstart(
     json_file: JsonFile = None,
 ) -> None:
     """The main job end to end in a few minutes: calibrate, cache, finetune, measure, with a table and pictures."""
-    from lic_dist.quickstart.job import quickstart as run
+    from lic_dist.app.quickstart.job import quickstart as run
 
     default = Path("runs") / ("quickstart" if images is None else f"quickstart-{images.resolve().name}")
     write_json(json_file, run(out or default, images, engine))

@@ -16,7 +16,6 @@ import re
 import stat
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -24,9 +23,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lic_dist import metadata
+from lic_dist.data import metadata
+from lic_dist.data.photo import FAULTS, Crop, PhotoError
+from lic_dist.data.photo_files import UNSIGNED_SUFFIXES, printable, reads_heif, tell
 from lic_dist.errors import LicError
-from lic_dist.photo_files import UNSIGNED_SUFFIXES, printable, reads_heif, tell
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,66 +46,6 @@ LYING = (5, 6, 7, 8)  # orientations that swap width and height
 DEEP_GREY = ("PNG", "PPM")  # formats whose mode "I" is grey of 16 bits
 UNSUPPORTED = re.compile("unsupported|not supported|notimplemented|unknown|cannot handle|not available", re.I)
 MOVING = ("PNG", "GIF", "WEBP", "AVIF")  # formats whose further frames are an animation
-
-FAULTS = (
-    "",
-    "unreadable",
-    "not an image",
-    "truncated",
-    "animated",
-    "too large",
-    "smaller than a crop",
-    "changed",
-    "latents overflow",
-    "unsupported pixels",
-    "name is not UTF-8",
-    "damaged",
-    "unsupported coding",
-    "HEIC: needs pillow-heif",
-)
-"""Reasons why a photo or sample is set aside; a sample's `status` is the index into this tuple, 0 is good.
-
-Stores keep the index: only append.
-"""
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One row of the manifest: a file below the scanned folder.
-
-    `digest` is the sha256 of the file in hex, empty where it was not read; width and height in pixels, after EXIF
-    orientation, 0 where there is a fault; `bytes` and `mtime_ns` are the file's own.
-    """
-
-    path: str
-    digest: str
-    width: int
-    height: int
-    bytes: int = 0
-    mtime_ns: int = 0
-    fault: str = ""
-
-
-@dataclass(frozen=True)
-class Crop:
-    """One sample: a window of a photo, mirrored or not, in the training or the held-out part."""
-
-    source: str
-    digest: str
-    crop_y: int
-    crop_x: int
-    flip: bool
-    held_out: bool
-
-
-class PhotoError(LicError):
-    """A photo that cannot be used; `fault` is one of FAULTS."""
-
-    def __init__(self, path: str, fault: str) -> None:
-        super().__init__(f"{printable(path)}: {fault}")
-        self.fault = fault
-        self.args = path, fault  # by which it pickles
-
 
 Result = TypeVar("Result")
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lic_dist.data.manifest import ROWS, Manifest
+from lic_dist.data.photo import Crop, Photo
 from lic_dist.errors import UsageError
-from lic_dist.images import Crop, Photo
-from lic_dist.manifest import ROWS, Manifest
 
 
 class Crops(Sequence[Crop]):

@@ -6,8 +6,8 @@ import math
 import os
 from pathlib import Path
 
-from lic_dist import images, photo_files
-from lic_dist.config_reference import yaml_text
+from lic_dist.config.reference import yaml_text
+from lic_dist.data import images, photo_files
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.text import counted

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lic_dist.commands.options import (
+from lic_dist.app.commands.options import (
     ConfigFile,
     EngineName,
     JsonFile,
@@ -182,7 +182,7 @@ def _ask_to_remove(experiment: Experiment) -> None:
 
 def _stores(target: str, overrides: list[str] | None) -> list[tuple[Place, Experiment | None]]:
     """A store by its path or URL, or those of an experiment's YAML file."""
-    from lic_dist.cache.place import place_of
+    from lic_dist.cache.places import place_of
 
     if Path(target).suffix in (".yaml", ".yml"):
         return [
@@ -194,7 +194,7 @@ def _stores(target: str, overrides: list[str] | None) -> list[tuple[Place, Exper
 
 def _place(experiment: Experiment) -> Place:
     """`building.job.place`, without what that module loads."""
-    from lic_dist.cache.place import place_of
+    from lic_dist.cache.places import place_of
     from lic_dist.config import need
 
     section = need(experiment.cache, "cache")
@@ -240,9 +240,9 @@ def _plot(report: dict[str, Any], file: Path) -> None:
 @app.command("faults")
 def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) -> None:
     """Name every photo that is set aside, with its reason, every duplicate, and what is no photo in the folder."""
-    from lic_dist import photo_files
     from lic_dist.cache.layout import read_attributes
     from lic_dist.cache.set_aside import lines, manifest_beside, set_aside
+    from lic_dist.data import photo_files
 
     figures = []
     for place, experiment in _stores(target, overrides):

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from lic_dist.config import Evaluate, Experiment, Finetune, Report, Train, need
-from lic_dist.engine.stages import Stage, run
+from lic_dist.engine.run import run
+from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
 from lic_dist.progress import Progress
 from lic_dist.text import counted

@@ -1,0 +1,29 @@
+"""Places by their paths and URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lic_dist.cache.bucket import Bucket
+from lic_dist.cache.folder import Folder
+from lic_dist.cache.place import Place
+from lic_dist.errors import UsageError
+
+
+def place_of(path: str | Path | Place, options: Mapping[str, str] | None = None) -> Place:
+    """A folder's path, or the URL of an object store (s3://bucket/prefix, gs://..., az://...).
+
+    `options` are obstore's, by its names (endpoint, region, skip_signature ...); credentials come from the environment
+    or the machine's role, as for every tool of that store.
+
+    Raises:
+        UsageError: a URL that no object store answers to.
+    """
+    if isinstance(path, Place):
+        return path
+    if str(path).startswith("file://"):
+        raise UsageError(f"{path}: a folder is given as a plain path", hint=str(path).removeprefix("file://"))
+    if "://" not in str(path):
+        return Folder(Path(path))
+    return Bucket(str(path).rstrip("/"), tuple(sorted((options or {}).items())))

@@ -1,0 +1,273 @@
+"""Reading a store as numpy arrays: whole shards, single samples, everything into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from lic_dist.cache import layout, markers, store
+from lic_dist.cache.layout import ArraySpec, Pipeline
+from lic_dist.cache.place import Place
+from lic_dist.cache.places import place_of
+from lic_dist.cache.plan import Geometry
+from lic_dist.errors import LicError, UsageError
+
+Indices = slice | Iterable[int] | NDArray[Any] | None
+
+MEND = "`lic-dist cache verify` finds what is damaged, --repair mends it"
+PLAIN_COLUMNS = ("crop_y", "crop_x", "flip", "held_out", "status")
+
+
+class ShardReader:
+    """What a `LatentCache` reads by itself: see there."""
+
+    def __init__(self, place: Place, pipeline: Pipeline = "zarr") -> None:
+        self.place, self.pipeline = place, pipeline
+        self.header = layout.read_header(place)
+        self._arrays: dict[str, zarr.Array] = {}
+        self._fingerprints: dict[str | None, str] = {None: self.header.fingerprint}
+        self._done: dict[str, set[int]] = {}  # shards known to be done, by the fingerprint of base or group
+
+    @classmethod
+    def open(
+        cls, path: Path | str | Place, options: Mapping[str, str] | None = None, pipeline: Pipeline = "zarr"
+    ) -> Self:
+        """Open the store of a path or URL (`options`: see `place_of`), decoded by Zarr or by the package zarrs.
+
+        With `zarrs` let loader processes start by `spawn` or `forkserver`: its threads do not survive a fork.
+
+        Raises:
+            LicError: no store there, or not one of ours.
+            UsageError: zarrs is wanted and not installed.
+        """
+        if pipeline == "zarrs" and find_spec("zarrs") is None:
+            raise UsageError("pipeline zarrs needs the package zarrs", hint="pip install zarrs")
+        return cls(place_of(path, options).absolute(), pipeline)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.header.identity
+
+    @property
+    def fingerprint(self) -> str:
+        return self.header.fingerprint
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.header.geometry
+
+    @property
+    def num_samples(self) -> int:
+        return self.header.num_samples
+
+    @property
+    def num_shards(self) -> int:
+        return self.header.num_shards
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the quantized groups, sorted."""
+        return layout.group_names(self.place)
+
+    def __len__(self) -> int:
+        return self.header.num_samples
+
+    @cached_property
+    def samples(self) -> dict[str, NDArray[Any]]:
+        """What is known of each sample, by name, each [num_samples].
+
+        source, digest (text), crop_y, crop_x (int32), flip, held_out (bool), status (uint8): an index into the names of
+        lic_dist.data.photo.FAULTS, 255 where the shard is not written. Read once: of a store that is still being
+        written, open it again to see more.
+        """
+        return {
+            "source": _text(self._column("samples/source")),
+            "digest": _text(self._column("samples/digest")),
+            **{name: self._column(f"samples/{name}") for name in PLAIN_COLUMNS},
+        }
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """bool [num_samples]: written, and without fault."""
+        return self._column("samples/status") == 0
+
+    def indices(self, held_out: bool) -> NDArray[np.int64]:
+        """The usable samples of the held-out or of the training part, ascending."""
+        return np.flatnonzero(self.usable & (self._column("samples/held_out") == held_out))
+
+    def group_attributes(self, group: str) -> dict[str, Any]:
+        """{"identity", "fingerprint", "provenance"} of a group. Raises LicError for no such group."""
+        return store.group_attributes(self.place, group)
+
+    def record_json(self, group: str) -> str:
+        """The quantizer record of a group, as text. Raises LicError for no such group, or one without its record."""
+        self.group_attributes(group)
+        try:
+            return self.place.get(f"quantized/{group}/record.json").decode()
+        except FileNotFoundError:
+            raise LicError(f"group '{group}' of {self.place} has lost its record.json", hint="see `verify`") from None
+
+    def written(self, group: str | None = None) -> list[int]:
+        """The shards that are done, of the base arrays or of a group."""
+        done = store.finished(self.place, self.header, group)
+        self._done[self._fingerprint_of(group)] = set(done)
+        return list(done)
+
+    def array(self, name: str) -> zarr.Array:
+        """The Zarr array itself, rows beyond `num_samples` included."""
+        if name not in self._arrays:
+            if self.place.entry(f"{name}/zarr.json") is None:
+                raise LicError(f"no array '{name}' in {self.place}", hint="was it left out, or its group not made?")
+            self._arrays[name] = layout.open_array(self.place, name, self.pipeline)
+        return self._arrays[name]
+
+    def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
+        """What a shard holds of one sample (`names`), by name; negative indices count from the end."""
+        if not isinstance(index, (int, np.integer)):
+            raise TypeError(f"a sample has a number, not {index!r}: `load` takes slices and lists")
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return {name: rows[0] for name, rows in self.rows(position, position + 1, self.names).items()}
+
+    def shard(self, shard: int, arrays: Sequence[str] = ("pixels", "latents/z")) -> dict[str, NDArray[Any]]:
+        """Whole arrays of one shard, padding cut off: name -> [samples in the shard, ...].
+
+        Raises:
+            LicError: no such array, or the shard is not written.
+            IndexError: no such shard.
+        """
+        if not 0 <= shard < self.num_shards:
+            raise IndexError(f"shard {shard} of {self.num_shards}")
+        first = shard * self.header.shard
+        return self.rows(first, first + self.header.count(shard), arrays)
+
+    def rows(self, first: int, end: int, arrays: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Samples `first` to `end` (excluded) of one and the same shard, only the inner chunks they lie in decoded.
+
+        Raises:
+            LicError: no such array, or the shard is not written or cannot be read.
+        """
+        self._require_written(first // self.header.shard, arrays)
+        return {name: self._read(name, first, end) for name in arrays}
+
+    def load(self, arrays: Sequence[str], indices: Indices = None) -> dict[str, NDArray[Any]]:
+        """Samples into memory, in the order of `indices` (default all), each shard read once.
+
+        `indices` are numbers, a slice, or a mask of all samples (`cache.usable`).
+
+        Raises:
+            LicError: no such array, or a sample whose shard is not written.
+            IndexError: no such sample, a mask of another length.
+            TypeError: indices that are no integers.
+        """
+        wanted = self._numbers(indices)
+        order = np.argsort(wanted // self.header.shard, kind="stable")
+        shards, starts = np.unique((wanted // self.header.shard)[order], return_index=True)
+        loaded = {}
+        for name in arrays:
+            array = self.array(name)
+            loaded[name] = np.empty((len(wanted), *array.shape[1:]), array.dtype)
+        for shard, rows in zip(shards.tolist(), np.split(order, starts[1:]), strict=False):
+            for name, values in self.shard(shard, arrays).items():
+                loaded[name][rows] = values[wanted[rows] - shard * self.header.shard]
+        return loaded
+
+    def _numbers(self, indices: Indices) -> NDArray[np.int64]:
+        every = np.arange(len(self))
+        if indices is None or isinstance(indices, slice):
+            return every if indices is None else every[indices]
+        asked = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+        if asked.dtype.kind not in "iub" and asked.size:
+            raise TypeError(f"samples have numbers, not {asked.dtype}")
+        if asked.dtype.kind != "b":
+            asked = asked.astype(np.int64)
+        return every[asked]
+
+    @property
+    def names(self) -> list[str]:
+        """The arrays that building makes: pixels, latents, status, and those of every group."""
+        specs: list[ArraySpec] = list(layout.base_arrays(self.geometry, self.header.store_y))
+        specs += [spec for group in self.groups for spec in layout.group_arrays(group, self.geometry)]
+        return [spec.name for spec in specs]
+
+    def _fingerprint_of(self, group: str | None) -> str:
+        """Looked up once a group: every read of a shard asks for it."""
+        if group not in self._fingerprints:
+            self._fingerprints[group] = store.fingerprint_of(self.place, self.header, group)
+        return self._fingerprints[group]
+
+    def _require_written(self, shard: int, arrays: Iterable[str]) -> None:
+        for group in {name.split("/")[1] if name.startswith("quantized/") else None for name in arrays}:
+            known = self._done.setdefault(self._fingerprint_of(group), set())
+            if shard not in known:
+                if store.done(self.place, self.header, shard, group) is None:
+                    what = f"shard {shard} of {self.place}" + (f", group '{group}'," if group else "")
+                    hint = "`lic-dist cache build` goes on where it stopped"
+                    raise LicError(f"{what} is not written, or has lost an object", hint=hint)
+                known.add(shard)
+
+    def _read(self, name: str, first: int, end: int) -> NDArray[Any]:
+        """Rows of one shard. Zarr reads a missing object as fill values in silence: these are looked at twice."""
+        shard = first // self.header.shard
+        where = f"shard {shard} of {self.place}, array {name},"
+        array = self.array(name)
+        try:
+            values = np.asarray(array[first:end])
+        except Exception as error:  # which error cut or altered bytes make depends on the codec
+            raise LicError(f"{where} does not decode: {str(error)[:200]}", hint=MEND) from error
+        if not (values != array.fill_value).any():
+            entry = self.place.entry(f"{name}/{layout.chunk_key(shard, values.ndim)}")
+            if entry is None or not entry.bytes:
+                raise LicError(f"{where} has lost its object", hint=MEND)
+        return values
+
+    def column(self, name: str, shards: Sequence[int]) -> NDArray[Any]:
+        """A small array's samples in some of the shards, in their order: many shards are read side by side.
+
+        Raises:
+            LicError: no such array, a shard that is not written, or one that does not decode.
+        """
+        for shard in shards:
+            self._require_written(shard, [name])
+        size = self.header.shard
+        rows = [np.arange(shard * size, shard * size + self.header.count(shard)) for shard in shards]
+        return self._decoded(name, np.concatenate(rows) if rows else np.arange(0))
+
+    def _decoded(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+        array = self.array(name)
+        try:
+            return np.asarray(array[rows] if isinstance(rows, slice) else array.oindex[rows])
+        except Exception as error:  # which error cut or altered bytes make depends on the codec
+            raise LicError(f"array {name} of {self.place} does not decode: {str(error)[:200]}", hint=MEND) from error
+
+    def _column(self, name: str) -> NDArray[Any]:
+        """A small array whole; fill values where a shard is not written.
+
+        Raises:
+            LicError: a shard that has a marker has lost its object, or does not decode.
+        """
+        array = self.array(name)
+        values = self._decoded(name, slice(0, len(self)))
+        there = self.place.listing(name)
+        for shard in markers.numbers(self.place, self.fingerprint):
+            entry = there.get(f"{name}/{layout.chunk_key(shard, array.ndim)}")
+            if shard < self.num_shards and (entry is None or not entry.bytes):
+                raise LicError(f"shard {shard} of {self.place}, array {name}, has lost its object", hint=MEND)
+        return values
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": {}}
+
+
+def _text(rows: NDArray[np.uint8]) -> NDArray[Any]:
+    """Rows of bytes as text: [n, L] -> str [n]."""
+    rows = np.ascontiguousarray(rows)
+    return np.char.decode(rows.view(f"S{rows.shape[1]}").reshape(len(rows)), "utf-8")

@@ -1,0 +1,36 @@
+"""The experiment file: what a YAML file may say, read and checked into frozen sections, and its sweeps.
+
+In: a file, `--set a.b=c`. Out: `Experiment` with its sections, `expand` for all combinations of a sweep; for people the
+description of every key. Imports the ground (errors) and `models.lambdas`.
+"""
+
+from lic_dist.config.experiment import (
+    Cache,
+    Engine,
+    Evaluate,
+    Experiment,
+    Images,
+    Model,
+    Quantizer,
+    Report,
+    load,
+    need,
+)
+from lic_dist.config.training import Finetune, Phase, Section, Train
+
+__all__ = [
+    "Cache",
+    "Engine",
+    "Evaluate",
+    "Experiment",
+    "Finetune",
+    "Images",
+    "Model",
+    "Phase",
+    "Quantizer",
+    "Report",
+    "Section",
+    "Train",
+    "load",
+    "need",
+]

@@ -1,0 +1,67 @@
+"""What a photo and a sample are to the rest of the house, and the reasons why one is set aside. Loads no library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lic_dist.data.photo_files import printable
+from lic_dist.errors import LicError
+
+FAULTS = (
+    "",
+    "unreadable",
+    "not an image",
+    "truncated",
+    "animated",
+    "too large",
+    "smaller than a crop",
+    "changed",
+    "latents overflow",
+    "unsupported pixels",
+    "name is not UTF-8",
+    "damaged",
+    "unsupported coding",
+    "HEIC: needs pillow-heif",
+)
+"""Reasons why a photo or sample is set aside; a sample's `status` is the index into this tuple, 0 is good.
+
+Stores keep the index: only append.
+"""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One row of the manifest: a file below the scanned folder.
+
+    `digest` is the sha256 of the file in hex, empty where it was not read; width and height in pixels, after EXIF
+    orientation, 0 where there is a fault; `bytes` and `mtime_ns` are the file's own.
+    """
+
+    path: str
+    digest: str
+    width: int
+    height: int
+    bytes: int = 0
+    mtime_ns: int = 0
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One sample: a window of a photo, mirrored or not, in the training or the held-out part."""
+
+    source: str
+    digest: str
+    crop_y: int
+    crop_x: int
+    flip: bool
+    held_out: bool
+
+
+class PhotoError(LicError):
+    """A photo that cannot be used; `fault` is one of FAULTS."""
+
+    def __init__(self, path: str, fault: str) -> None:
+        super().__init__(f"{printable(path)}: {fault}")
+        self.fault = fault
+        self.args = path, fault  # by which it pickles
