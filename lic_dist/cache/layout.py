@@ -199,7 +199,7 @@ def encode(document: bytes, shard: int, rows: NDArray[Any]) -> bytes:
     return data.to_bytes()
 
 
-def open_array(place: Place, name: str, pipeline: Pipeline = "zarr") -> zarr.Array:
+def open_array(place: Place, name: str, pipeline: Pipeline = "zarr") -> zarr.Array[Any]:
     """Open one array for reading, with Zarr's own codecs or those of the package zarrs."""
     paths = {
         "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline",

@@ -31,7 +31,7 @@ class ShardReader:
     def __init__(self, place: Place, pipeline: Pipeline = "zarr") -> None:
         self.place, self.pipeline = place, pipeline
         self.header = layout.read_header(place)
-        self._arrays: dict[str, zarr.Array] = {}
+        self._arrays: dict[str, zarr.Array[Any]] = {}
         self._fingerprints: dict[str | None, str] = {None: self.header.fingerprint}
         self._done: dict[str, set[int]] = {}  # shards known to be done, by the fingerprint of base or group
 
@@ -96,7 +96,8 @@ class ShardReader:
     @property
     def usable(self) -> NDArray[np.bool_]:
         """bool [num_samples]: written, and without fault."""
-        return self._column("samples/status") == 0
+        usable: NDArray[np.bool_] = self._column("samples/status") == 0
+        return usable
 
     def indices(self, held_out: bool) -> NDArray[np.int64]:
         """The usable samples of the held-out or of the training part, ascending."""
@@ -120,7 +121,7 @@ class ShardReader:
         self._done[self._fingerprint_of(group)] = set(done)
         return list(done)
 
-    def array(self, name: str) -> zarr.Array:
+    def array(self, name: str) -> zarr.Array[Any]:
         """The Zarr array itself, rows beyond `num_samples` included."""
         if name not in self._arrays:
             if self.place.entry(f"{name}/zarr.json") is None:
@@ -189,7 +190,8 @@ class ShardReader:
             raise TypeError(f"samples have numbers, not {asked.dtype}")
         if asked.dtype.kind != "b":
             asked = asked.astype(np.int64)
-        return every[asked]
+        chosen: NDArray[np.int64] = every[asked]
+        return chosen
 
     @property
     def names(self) -> list[str]:

@@ -19,6 +19,7 @@ so a whole stream ends there, with no word left over.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,7 @@ def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables) -> 
     return stream
 
 
-def decode(stream: bytes, level: NDArray[np.integer], tables: CdfTables, trellis: Trellis) -> NDArray[np.int16]:
+def decode(stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, trellis: Trellis) -> NDArray[np.int16]:
     """Indices k, int16 [lanes, steps], of a plane whose scale levels (integers, same shape) are known.
 
     The row of an index is q * 64 + level, q the quantizer that is active in its lane's state. With the trellis
@@ -113,14 +114,14 @@ def _lists(tables: CdfTables) -> tuple[list[list[int]], list[int], list[int]]:
 
 
 @lru_cache(maxsize=16)
-def _starts(tables: CdfTables) -> np.ndarray:
+def _starts(tables: CdfTables) -> NDArray[Any]:
     """`_first_symbols` of tables."""
-    first: np.ndarray = _first_symbols(tables.cdf, tables.size)
+    first: NDArray[Any] = _first_symbols(tables.cdf, tables.size)
     return first
 
 
 @kernel
-def _first_symbols(cdf: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _first_symbols(cdf: NDArray[Any], size: NDArray[Any]) -> NDArray[Any]:
     """For each row and high byte b of a 16-bit value, the symbol that holds b << 8: uint16 [rows, 257]."""
     first = np.empty((len(size), 257), np.uint16)
     for row in range(len(size)):
@@ -135,15 +136,15 @@ def _first_symbols(cdf: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 @kernel
 def _decode_plane(
-    words: np.ndarray,
-    level: np.ndarray,
-    cdf: np.ndarray,
-    size: np.ndarray,
-    offset: np.ndarray,
-    first_symbols: np.ndarray,
-    first_row: np.ndarray,
-    next_state: np.ndarray,
-    k: np.ndarray,
+    words: NDArray[Any],
+    level: NDArray[Any],
+    cdf: NDArray[Any],
+    size: NDArray[Any],
+    offset: NDArray[Any],
+    first_symbols: NDArray[Any],
+    first_row: NDArray[Any],
+    next_state: NDArray[Any],
+    k: NDArray[Any],
 ) -> int:
     """Fill k, int16 [steps, lanes], from words and level of that layout; returns 0 or the number of a fault.
 

@@ -161,7 +161,8 @@ def squared_error_gradient(
 
         def squared_error(part: Tensor, rows: Span = rows, columns: Span = columns, seen: Any = seen) -> Tensor:
             error = networks.g_s(part)[..., rows.kept, columns.kept] - pixels(rows.target, columns.target)
-            return error[seen].square().sum()
+            loss: Tensor = error[seen].square().sum()
+            return loss
 
         source = (..., rows.source, columns.source)
         total[source] += gradient_at(y[source].contiguous(), squared_error)

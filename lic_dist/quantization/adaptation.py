@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from lic_dist.quantization.distributions import adapted_pmf, analytic_pmf, count, pmf_shape
 from lic_dist.quantization.quantize import Quantizer
@@ -19,13 +20,13 @@ from lic_dist.quantization.rates import CdfTables, tables_from_pmf
 from lic_dist.quantization.record import SEARCHED, QuantizerRecord
 from lic_dist.quantization.trellis import SCALAR, Trellis
 
-Part = tuple[np.ndarray, np.ndarray]  # r float32, level uint8, both [lanes, steps]
+Part = tuple[NDArray[Any], NDArray[Any]]  # r float32, level uint8, both [lanes, steps]
 
 
 def gaussian_record(
     name: str,
     step: float,
-    weights: np.ndarray,
+    weights: NDArray[Any],
     lmbda: float,
     lambda_scale: float = 1.0,
     trellis: Trellis = SCALAR,
@@ -48,14 +49,14 @@ def gaussian_record(
     return record if z_tables is None else replace(record, z_tables=z_tables)
 
 
-def counts_of(quantizer: Quantizer, part: Part, threads: int = 1) -> np.ndarray:
+def counts_of(quantizer: Quantizer, part: Part, threads: int = 1) -> NDArray[Any]:
     """How often a quantizer chooses each |k| in each row on a shard: int64 [rows, K+1]. Counts of shards add up."""
     record, (r, level) = quantizer.record, part
     k = quantizer.quantize(r, level, threads)
     return count(k, quantizer.rows(k, level), pmf_shape(record.step, record.trellis))
 
 
-def with_counts(record: QuantizerRecord, counts: np.ndarray) -> QuantizerRecord:
+def with_counts(record: QuantizerRecord, counts: NDArray[Any]) -> QuantizerRecord:
     """The record with tables re-estimated from counts, shrunk towards the analytic ones (`adapted_pmf`)."""
     prior = analytic_pmf(record.step, record.trellis, record.rounding)
     tables = tables_from_pmf(adapted_pmf(counts, prior))
@@ -71,7 +72,7 @@ def adapted(record: QuantizerRecord, parts: Sequence[Part], rounds: int, threads
         yield record
 
 
-def sum_counts(counts: Iterable[np.ndarray]) -> np.ndarray:
+def sum_counts(counts: Iterable[NDArray[Any]]) -> NDArray[Any]:
     """The sum of the counts of one or more shards."""
     first, *others = counts
     return sum(others, first)

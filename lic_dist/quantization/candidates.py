@@ -15,6 +15,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 BLOCK = 128  # lanes searched side by side at most
 TILE = 64  # steps between two reductions of the path metrics; r is read in runs of so many
@@ -27,15 +28,15 @@ _I = np.int32  # numba widens int32 arithmetic to int64, which halves the SIMD w
 
 @njit(nogil=True)
 def tile_candidates(
-    r: np.ndarray,
-    level: np.ndarray,
+    r: NDArray[Any],
+    level: NDArray[Any],
     start: int,
     end: int,
     inverse_step: np.float32,
-    quads: np.ndarray,
-    position: np.ndarray,
-    index: np.ndarray,
-    row: np.ndarray,
+    quads: NDArray[Any],
+    position: NDArray[Any],
+    index: NDArray[Any],
+    row: NDArray[Any],
 ) -> np.int32:
     """Of a tile, [lane, step]: |r|/D, where the rates of its candidates stand in quads, and the level.
 
@@ -64,17 +65,17 @@ def tile_candidates(
 
 @njit(nogil=True)
 def look_up(
-    position: np.ndarray,
-    index: np.ndarray,
-    row: np.ndarray,
+    position: NDArray[Any],
+    index: NDArray[Any],
+    row: NDArray[Any],
     start: int,
     size: int,
-    quads: np.ndarray,
-    zero_pairs: np.ndarray,
-    scaled: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    zero: np.ndarray,
+    quads: NDArray[Any],
+    zero_pairs: NDArray[Any],
+    scaled: NDArray[Any],
+    low: NDArray[Any],
+    high: NDArray[Any],
+    zero: NDArray[Any],
 ) -> None:
     """Transpose a panel of a tile into [step, lane]: |r|/D, the rates of its candidates by class, those of zero.
 
@@ -104,15 +105,15 @@ def _word(lower: np.int32, upper: np.int32) -> np.int64:
 
 @njit(nogil=True)
 def look_up_escapes(
-    position: np.ndarray,
-    row: np.ndarray,
+    position: NDArray[Any],
+    row: NDArray[Any],
     start: int,
     size: int,
-    quads: np.ndarray,
-    reach: np.ndarray,
-    flag: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
+    quads: NDArray[Any],
+    reach: NDArray[Any],
+    flag: NDArray[Any],
+    low: NDArray[Any],
+    high: NDArray[Any],
 ) -> None:
     """Put right the rates of candidates beyond the table, all four of them escapes."""
     for lane in range(size):
@@ -136,7 +137,7 @@ def member(smallest: np.int32, number: np.int32) -> np.int32:
 
 
 @njit(nogil=True)
-def _escaped(smallest: np.int32, level: int, levels: int, reach: np.ndarray, flag: np.ndarray) -> np.int64:
+def _escaped(smallest: np.int32, level: int, levels: int, reach: NDArray[Any], flag: NDArray[Any]) -> np.int64:
     """Rates of four escapes, packed by class: the flag's cost, and the nibbles after their number."""
     packed = np.int64(0)
     for number in range(4):
@@ -194,13 +195,13 @@ def _step_costs(
 
 @njit(nogil=True)
 def branch_costs(
-    scaled: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    zero: np.ndarray,
-    weight: np.ndarray,
-    branch: np.ndarray,
-    zeros: np.ndarray,
+    scaled: NDArray[Any],
+    low: NDArray[Any],
+    high: NDArray[Any],
+    zero: NDArray[Any],
+    weight: NDArray[Any],
+    branch: NDArray[Any],
+    zeros: NDArray[Any],
 ) -> None:
     """Branch costs of two steps, [2, 4, lane], and the two nibbles of what took zero, in a byte."""
     width = len(weight)

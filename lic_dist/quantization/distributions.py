@@ -6,8 +6,11 @@ coder's integers of them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lic_dist.quantization import kernels
 from lic_dist.quantization.rates import LEVELS, SCALES, WIDEST_REACH
@@ -24,7 +27,7 @@ def pmf_shape(step: float, trellis: Trellis) -> tuple[int, int]:
     return trellis.quantizers * LEVELS, largest + 1
 
 
-def analytic_pmf(step: float, trellis: Trellis, rounding: float = 0.5) -> np.ndarray:
+def analytic_pmf(step: float, trellis: Trellis, rounding: float = 0.5) -> NDArray[Any]:
     """P(k | sigma, Q) of a zero-mean Gaussian by |k|, of one sign each: float64 [Q * LEVELS, K+1].
 
     A row's first entry plus twice the others is 1 (up to 1e-9). The density is integrated over the cell of the active
@@ -44,7 +47,7 @@ def analytic_pmf(step: float, trellis: Trellis, rounding: float = 0.5) -> np.nda
     return np.concatenate(blocks)
 
 
-def count(k: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def count(k: NDArray[Any], rows: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     """How often |k| occurred in each row, both signs together: int64 [rows, K+1]; the last column is "K or
     more".
 
@@ -55,10 +58,11 @@ def count(k: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> np.ndarray
         raise ValueError(f"k has shape {k16.shape}, rows {rows32.shape}")
     if rows32.size and (rows32.min() < 0 or rows32.max() >= shape[0]):
         raise ValueError(f"rows lie outside 0..{shape[0] - 1}")
-    return kernels.count_magnitudes(k16.ravel(), rows32.ravel(), shape[0], shape[1])
+    counts: NDArray[Any] = kernels.count_magnitudes(k16.ravel(), rows32.ravel(), shape[0], shape[1])
+    return counts
 
 
-def adapted_pmf(counts: np.ndarray, prior: np.ndarray, strength: float = 1.0) -> np.ndarray:
+def adapted_pmf(counts: NDArray[Any], prior: NDArray[Any], strength: float = 1.0) -> NDArray[Any]:
     """P by |k| of one sign from counts, shrunk towards a prior: float64 of the counts' shape, never zero.
 
     The prior row weighs as much as `strength` observations for each of its effective symbols (2 to the
@@ -72,4 +76,5 @@ def adapted_pmf(counts: np.ndarray, prior: np.ndarray, strength: float = 1.0) ->
     entropy = -(both_signs * prior * np.log2(prior)).sum(axis=1, keepdims=True)
     pseudo = strength * np.exp2(entropy)
     seen = counts.sum(axis=1, keepdims=True)
-    return np.maximum((counts / both_signs + pseudo * prior) / (seen + pseudo), _LEAST_PROBABILITY)
+    adapted: NDArray[Any] = np.maximum((counts / both_signs + pseudo * prior) / (seen + pseudo), _LEAST_PROBABILITY)
+    return adapted

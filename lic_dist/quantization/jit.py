@@ -9,7 +9,7 @@ from typing import Any
 import numba
 from numba import njit
 from numba.core.caching import FunctionCache
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 
 from lic_dist.temporary import own_folder
 
@@ -24,7 +24,7 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         rtsys.initialize(target_context)
         with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)
+            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -36,7 +36,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     """
     compiled: Any = njit(nogil=True)(function)
     try:
-        compiled._cache = _Cache(function)
+        compiled._cache = _Cache(function)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         if "cannot cache function" not in str(error):
             raise
@@ -51,7 +51,7 @@ def _cache_elsewhere(compiled: Any, function: Callable[..., Any]) -> None:
     with _lock:
         before, _config.CACHE_DIR = _config.CACHE_DIR, str(folder)
         try:
-            compiled._cache = _Cache(function)
+            compiled._cache = _Cache(function)  # type: ignore[no-untyped-call]
         except RuntimeError:  # the disk is full, say
             return
         finally:

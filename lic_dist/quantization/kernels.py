@@ -5,13 +5,16 @@ All release the GIL and take their tables as arrays.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from lic_dist.quantization.jit import kernel
 
 
 @kernel
-def _peak_bits(bits: np.ndarray) -> np.int32:
+def _peak_bits(bits: NDArray[Any]) -> np.int32:
     """The largest |x| of float32 given as int32, as int32: magnitudes sort as integers, infinity and NaN last."""
     largest = np.int32(0)
     for position in range(len(bits)):
@@ -19,13 +22,13 @@ def _peak_bits(bits: np.ndarray) -> np.int32:
     return largest
 
 
-def peak(x: np.ndarray) -> float:
+def peak(x: NDArray[Any]) -> float:
     """The largest |x| of float32 [n]; infinite or NaN where one is."""
     return float(np.array(_peak_bits(x.view(np.int32)), np.int32).view(np.float32))
 
 
 @kernel
-def active_quantizers(k: np.ndarray, quantizer: np.ndarray, next_state: np.ndarray) -> np.ndarray:
+def active_quantizers(k: NDArray[Any], quantizer: NDArray[Any], next_state: NDArray[Any]) -> NDArray[Any]:
     """The active quantizers, uint8, along each lane of k int16 [lanes, steps]."""
     lanes, steps = k.shape
     active = np.empty((lanes, steps), np.uint8)
@@ -38,7 +41,9 @@ def active_quantizers(k: np.ndarray, quantizer: np.ndarray, next_state: np.ndarr
 
 
 @kernel
-def symbol_bits(k: np.ndarray, rows: np.ndarray, bits: np.ndarray, size: np.ndarray, offset: np.ndarray) -> np.ndarray:
+def symbol_bits(
+    k: NDArray[Any], rows: NDArray[Any], bits: NDArray[Any], size: NDArray[Any], offset: NDArray[Any]
+) -> NDArray[Any]:
     """Bits, float64, of indices k in rows, int32 [n] each; bits [rows, width-1] by symbol, escapes last."""
     result = np.empty(len(k), np.float64)
     for position in range(len(k)):
@@ -58,7 +63,7 @@ def symbol_bits(k: np.ndarray, rows: np.ndarray, bits: np.ndarray, size: np.ndar
 
 
 @kernel
-def count_magnitudes(k: np.ndarray, rows: np.ndarray, row_count: int, width: int) -> np.ndarray:
+def count_magnitudes(k: NDArray[Any], rows: NDArray[Any], row_count: int, width: int) -> NDArray[Any]:
     """Counts int64 [row_count, width] of |k| by row; the last column takes every larger |k|."""
     counts = np.zeros((row_count, width), np.int64)
     for position in range(len(k)):
@@ -69,7 +74,7 @@ def count_magnitudes(k: np.ndarray, rows: np.ndarray, row_count: int, width: int
 
 
 @kernel
-def proportional(shares: np.ndarray, weight: np.ndarray, total: int) -> np.ndarray:
+def proportional(shares: NDArray[Any], weight: NDArray[Any], total: int) -> NDArray[Any]:
     """max(1, round(factor shares)), int64 [n], at the largest factor (64 bisections) whose weighted sum is <= total.
 
     shares float64 [n] and weight int64 [n]; halves are rounded up.

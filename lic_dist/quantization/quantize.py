@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lic_dist.errors import LicError
 from lic_dist.quantization import kernels, scalar, tensors, viterbi
@@ -48,7 +49,7 @@ def search(
 
     largest = 2 * _LARGEST_INDEX - 2  # of |r|/D
 
-    def on_cpu(r: np.ndarray, level: np.ndarray, weight: np.ndarray, k: np.ndarray, cost: np.ndarray) -> None:
+    def on_cpu(r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], k: NDArray[Any], cost: NDArray[Any]) -> None:
         arrays = (rates.quads, rates.zero_pairs, rates.reach, rates.flag)
         if not viterbi.search_lanes(r, level, weight, inverse(step), *arrays, trellis, k, cost) <= largest:
             _check_range(r, step, largest)
@@ -71,7 +72,7 @@ def rdoq(
     """Rate-distortion optimized scalar quantization: arguments, results and errors as `search`, rows = levels."""
     rates = tables if isinstance(tables, SearchRates) else search_rates(tables)
 
-    def on_cpu(r: np.ndarray, level: np.ndarray, weight: np.ndarray, k: np.ndarray, cost: np.ndarray) -> None:
+    def on_cpu(r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], k: NDArray[Any], cost: NDArray[Any]) -> None:
         _check_range(r, step, _LARGEST_INDEX)
         scalar.rdoq(r, level, weight, inverse(step), rates.costs, rates.reach, rates.flag, k, cost)
 
@@ -123,7 +124,7 @@ def _searched(
     return (torch.from_numpy(k), torch.from_numpy(cost)) if issubclass(kind, torch.Tensor) else (k, cost)
 
 
-def _contiguous(values: Any, dtype: Any) -> np.ndarray:
+def _contiguous(values: Any, dtype: Any) -> NDArray[Any]:
     if isinstance(values, torch.Tensor):
         values = (values.detach().float() if values.is_floating_point() else values.detach()).numpy()
     return np.ascontiguousarray(values, dtype)
@@ -214,7 +215,7 @@ def _on_cpu(values: Any) -> bool:
     return not isinstance(values, torch.Tensor) or values.device.type == "cpu"
 
 
-def _on_host(values: Any) -> np.ndarray:
+def _on_host(values: Any) -> NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lic_dist.quantization import kernels
 
@@ -80,9 +81,9 @@ class CdfTables:
     Raises ValueError where a row is not such a table.
     """
 
-    cdf: np.ndarray
-    size: np.ndarray
-    offset: np.ndarray
+    cdf: NDArray[Any]
+    size: NDArray[Any]
+    offset: NDArray[Any]
 
     def __post_init__(self) -> None:
         for name, dimensions in (("cdf", 2), ("size", 1), ("offset", 1)):
@@ -119,12 +120,13 @@ class CdfTables:
         )
 
     @cached_property
-    def symbol_bits(self) -> np.ndarray:
+    def symbol_bits(self) -> NDArray[Any]:
         """Float64 [rows, width-1]: -log2 of each symbol's share, the escape's flag included."""
         frequencies = np.where(np.arange(1, self.cdf.shape[1]) < self.size[:, None], np.diff(self.cdf), TOTAL)
-        return np.log2(TOTAL) - np.log2(frequencies)
+        bits: NDArray[Any] = np.log2(TOTAL) - np.log2(frequencies)
+        return bits
 
-    def bits(self, k: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def bits(self, k: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
         """Bits, float64, of each index k coded with its row (same shape); escapes with their bypass bits."""
         k32, rows32 = np.ascontiguousarray(k, np.int32), np.ascontiguousarray(rows, np.int32)
         if k32.shape != rows32.shape:
@@ -132,9 +134,10 @@ class CdfTables:
         if rows32.size and (rows32.min() < 0 or rows32.max() >= self.rows):
             raise ValueError(f"rows lie outside 0..{self.rows - 1}")
         flat = kernels.symbol_bits(k32.ravel(), rows32.ravel(), self.symbol_bits, self.size, self.offset)
-        return flat.reshape(k32.shape)
+        found: NDArray[Any] = flat.reshape(k32.shape)
+        return found
 
-    def _magnitude_bits(self, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    def _magnitude_bits(self, largest: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """By |k| = 0..largest: bits of the symbol or the escape's flag, and bypass bits: float64."""
         if not self.symmetric:
             raise ValueError("costs by |k| need symmetric tables")
@@ -144,17 +147,18 @@ class CdfTables:
         beyond = np.maximum(magnitude - reach - 1, -1)
         return np.take_along_axis(table, symbol, axis=1), magnitude_bypass_bits(beyond)
 
-    def reach(self) -> np.ndarray:
+    def reach(self) -> NDArray[Any]:
         """Int32 [rows]: the largest |k| of a symmetric row that is not escaped."""
         return (self.size - 3) // 2
 
-    def costs(self, largest: int) -> np.ndarray:
+    def costs(self, largest: int) -> NDArray[Any]:
         """Costs by |k| in 1/256 bit, int32 [rows, largest+1]; ValueError for asymmetric tables."""
         symbol, bypass = self._magnitude_bits(largest)
-        return (np.rint(COST_UNIT * symbol) + COST_UNIT * bypass).astype(np.int32)
+        costs: NDArray[Any] = (np.rint(COST_UNIT * symbol) + COST_UNIT * bypass).astype(np.int32)
+        return costs
 
 
-def magnitude_bypass_bits(beyond: np.ndarray) -> np.ndarray:
+def magnitude_bypass_bits(beyond: NDArray[Any]) -> NDArray[Any]:
     """Bypass bits of an escape by |k| = reach + 1 + beyond, the mean over both signs; 0 where beyond is
     negative.
 
@@ -165,10 +169,11 @@ def magnitude_bypass_bits(beyond: np.ndarray) -> np.ndarray:
     return np.where(beyond < 0, 0, np.where(beyond == 0, 6, 4 + 4 * nibbles)).astype(np.float64)
 
 
-def bits_table(tables: CdfTables, largest: int) -> np.ndarray:
+def bits_table(tables: CdfTables, largest: int) -> NDArray[Any]:
     """-log2 P by |k| = 0..largest, float32 [Q, LEVELS, largest+1], escapes included: the rate of training."""
     symbol, bypass = tables._magnitude_bits(largest)
-    return (symbol + bypass).astype(np.float32).reshape(-1, LEVELS, largest + 1)
+    bits: NDArray[Any] = (symbol + bypass).astype(np.float32).reshape(-1, LEVELS, largest + 1)
+    return bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,9 +184,9 @@ class SearchRates:
     past every row's reach, so beyond it an index costs `flag` and its bypass bits. No cost exceeds 15 bits.
     """
 
-    costs: np.ndarray
-    reach: np.ndarray
-    flag: np.ndarray
+    costs: NDArray[Any]
+    reach: NDArray[Any]
+    flag: NDArray[Any]
 
     @property
     def largest(self) -> int:
@@ -189,7 +194,7 @@ class SearchRates:
         return self.costs.shape[1] - 1
 
     @cached_property
-    def union_costs(self) -> np.ndarray:
+    def union_costs(self) -> NDArray[Any]:
         """Costs of the union levels m = 0..2 largest, int32 [levels, .]: of |k| = (m+1)//2 in quantizer m & 1.
 
         Zero is in both quantizers: column 0 is Q0's.
@@ -199,7 +204,7 @@ class SearchRates:
         return np.ascontiguousarray(by_quantizer[m & 1, :, (m + 1) >> 1].T)
 
     @cached_property
-    def quads(self) -> np.ndarray:
+    def quads(self) -> NDArray[Any]:
         """Costs of the candidates m0..m0+3, by level and m0: int64 [levels, .], 16 bits each at 16 (m modulo 4)."""
         smallest = np.arange(self.union_costs.shape[1] - 3)
         packed = np.zeros((len(self.union_costs), len(smallest)), np.int64)
@@ -209,7 +214,7 @@ class SearchRates:
         return packed
 
     @cached_property
-    def zero_pairs(self) -> np.ndarray:
+    def zero_pairs(self) -> NDArray[Any]:
         """Costs of the index 0 in Q0 and, 16 bits higher, in Q1: int32 [levels]."""
         in_q0, in_q1 = self.costs[:, 0].reshape(2, -1)
         return np.ascontiguousarray(in_q0 | in_q1 << 16)
@@ -234,7 +239,7 @@ def search_rates(tables: CdfTables) -> SearchRates:
     )
 
 
-def tables_from_pmf(pmf: np.ndarray) -> CdfTables:
+def tables_from_pmf(pmf: NDArray[Any]) -> CdfTables:
     """Symmetric integer tables from P by |k| of one sign, float64 [rows, K+1].
 
     What a row lacks to 1 is its escape's. Rows are cut where the tail no longer earns a symbol, and always
@@ -254,7 +259,7 @@ def tables_from_pmf(pmf: np.ndarray) -> CdfTables:
     return CdfTables(cdf=cdf, size=2 * reach + 3, offset=-reach)
 
 
-def _row_frequencies(pmf: np.ndarray) -> np.ndarray:
+def _row_frequencies(pmf: NDArray[Any]) -> NDArray[Any]:
     """Integers [f_0, f_1, .., f_reach, f_escape], f_0 + 2 (f_1 + .. + f_reach) + f_escape = 65536."""
     worthwhile = np.flatnonzero(pmf[1:] * TOTAL >= _LEAST_COUNT) + 1
     reach = int(worthwhile[-1]) if len(worthwhile) else 0
@@ -263,7 +268,7 @@ def _row_frequencies(pmf: np.ndarray) -> np.ndarray:
     shares = np.append(pmf[: reach + 1], max(tail, 0.0))
     weight = np.full(len(shares), 2)
     weight[[0, -1]] = 1
-    frequencies = kernels.proportional(shares, weight, TOTAL)
+    frequencies: NDArray[Any] = kernels.proportional(shares, weight, TOTAL)
     left = TOTAL - int((weight * frequencies).sum())
     while left > 0:
         gain = np.where(weight <= left, shares * np.log1p(1.0 / frequencies), -1.0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lic_dist.errors import LicError
 from lic_dist.quantization.rates import LEVEL_RULES, LEVELS, CdfTables
@@ -52,7 +53,7 @@ class QuantizerRecord:
     step: float
     lmbda: float
     lambda_scale: float
-    weights: np.ndarray
+    weights: NDArray[Any]
     level_rule: str
     y_tables: CdfTables
     trellis: Trellis = SCALAR
@@ -107,7 +108,7 @@ class QuantizerRecord:
         """The price of a bit in squared error summed over the pixels and colours: g 3 / (lmbda 255^2)."""
         return self.lambda_scale * 3.0 / (self.lmbda * 255.0**2)
 
-    def lane_weights(self, images: int) -> np.ndarray:
+    def lane_weights(self, images: int) -> NDArray[Any]:
         """Cost in 1/256 bit of a squared error of one step, 256 S_c D^2 / lambda_q: float32 [images * M]."""
         one_image = 256.0 * self.weights.astype(np.float64) * self.step**2 / self.lambda_q
         return np.tile(one_image.astype(np.float32), images)
@@ -208,11 +209,11 @@ def _canonical(plain: Mapping[str, Any]) -> str:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _little_endian(array: np.ndarray) -> np.ndarray:
+def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
-def _array_digest(array: np.ndarray) -> dict[str, Any]:
+def _array_digest(array: NDArray[Any]) -> dict[str, Any]:
     raw = _little_endian(array)
     return {
         "dtype": raw.dtype.str,
@@ -221,13 +222,13 @@ def _array_digest(array: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _pack(array: np.ndarray) -> dict[str, Any]:
+def _pack(array: NDArray[Any]) -> dict[str, Any]:
     raw = _little_endian(array)
     data = base64.b64encode(zlib.compress(raw.tobytes(), 9)).decode("ascii")
     return {"dtype": raw.dtype.str, "shape": list(raw.shape), "zlib": data}
 
 
-def _unpack(plain: dict[str, Any]) -> np.ndarray:
+def _unpack(plain: dict[str, Any]) -> NDArray[Any]:
     """The array of `_pack`; ValueError or zlib.error where it is none. Inflates no more than its shape."""
     name, shape = _typed(plain, "dtype", str), _typed(plain, "shape", list)
     if name not in _DTYPES or not all(type(side) is int and 0 <= side <= _MOST_BYTES for side in shape):

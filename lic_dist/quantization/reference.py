@@ -7,8 +7,10 @@ Costs are integers in 1/256 bit: the coder's rate table plus one rounded float32
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lic_dist.quantization.rates import LEVELS, CdfTables, SearchRates, search_rates
 from lic_dist.quantization.trellis import Trellis
@@ -21,8 +23,8 @@ Candidate = tuple[int, int]  # cost, |k|
 
 
 def search(
-    r: np.ndarray, level: np.ndarray, weight: np.ndarray, step: float, tables: CdfTables, trellis: Trellis
-) -> tuple[np.ndarray, np.ndarray]:
+    r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables, trellis: Trellis
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Viterbi search: indices int16 [lanes, steps], costs int64 [lanes]; arguments as `quantize.search`."""
     rates = search_rates(tables)
     inverse_step = inverse(step)
@@ -39,8 +41,8 @@ def search(
 
 
 def rdoq(
-    r: np.ndarray, level: np.ndarray, weight: np.ndarray, step: float, tables: CdfTables
-) -> tuple[np.ndarray, np.ndarray]:
+    r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """RDOQ: of round(|r| / Delta), one less, and 0 the cheapest, the smallest on a tie; as `quantize.rdoq`."""
     rates = search_rates(tables)
     k, cost = np.zeros(r.shape, np.int16), np.zeros(len(r), np.int64)
@@ -85,7 +87,7 @@ def distortion(position: np.float32, m: int, weight: np.float32) -> int:
         return int(np.rint(np.minimum(difference * difference * weight, SATURATION)))
 
 
-def _search_lane(choices: list[list[list[list[Candidate]]]], trellis: Trellis) -> tuple[np.ndarray, int]:
+def _search_lane(choices: list[list[list[list[Candidate]]]], trellis: Trellis) -> tuple[NDArray[Any], int]:
     """Indices |k| int64 [steps] and cost of the cheapest path of one lane."""
     metric = [0] + [_UNREACHED] * (trellis.states - 1)
     decisions: list[list[tuple[int, int]]] = []  # per step and state: previous state, |k|
@@ -116,8 +118,8 @@ def _search_lane(choices: list[list[list[list[Candidate]]]], trellis: Trellis) -
 
 
 def brute_force(
-    r: np.ndarray, level: np.ndarray, weight: np.ndarray, step: float, tables: CdfTables, trellis: Trellis
-) -> tuple[np.ndarray, np.ndarray]:
+    r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables, trellis: Trellis
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """As `search`, by enumerating every sequence of candidates: exponential, for short lanes only."""
     rates = search_rates(tables)
     k = np.zeros(r.shape, np.int16)

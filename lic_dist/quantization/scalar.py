@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lic_dist.quantization.candidates import bypass_cost, distortion, rint
 from lic_dist.quantization.jit import kernel
@@ -43,15 +44,15 @@ def _divisor(step: float, device: torch.device) -> torch.Tensor:
 
 @kernel
 def rdoq(
-    r: np.ndarray,
-    level: np.ndarray,
-    weight: np.ndarray,
+    r: NDArray[Any],
+    level: NDArray[Any],
+    weight: NDArray[Any],
     inverse_step: np.float32,
-    costs: np.ndarray,
-    reach: np.ndarray,
-    flag: np.ndarray,
-    k: np.ndarray,
-    cost: np.ndarray,
+    costs: NDArray[Any],
+    reach: NDArray[Any],
+    flag: NDArray[Any],
+    k: NDArray[Any],
+    cost: NDArray[Any],
 ) -> None:
     """RDOQ of [lanes, steps]; fills k int16 [lanes, steps] and cost int64 [lanes]; arguments as `SearchRates`."""
     last = costs.shape[1] - 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -15,7 +17,7 @@ def sensitivities(
     probes: int,
     generator: torch.Generator,
     batch: int = 8,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """S_c = diag(J^T J) of g_s, averaged over positions and images, and its standard error: float64 [M] each.
 
     y_hat float32 [B, M, h, w], decoded `batch` images at a time; the picture's values are in [0, 1], summed

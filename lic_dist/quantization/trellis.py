@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 MOST_STATES = 32
 
@@ -162,7 +163,7 @@ def levels(k: Any, q: Any, step: float, trellis: Trellis, shift: float = 0.0) ->
     whole = np.asarray(k).astype(np.int32)
     if trellis.quantizers == 2:
         whole = 2 * whole - np.sign(whole) * np.asarray(q).astype(np.int32)
-    scaled: np.ndarray = whole.astype(np.float32)
+    scaled: NDArray[Any] = whole.astype(np.float32)
     if shift:
         scaled = scaled + np.sign(scaled) * np.float32(shift)
     return scaled * np.float32(step)

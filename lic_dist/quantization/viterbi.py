@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from lic_dist.quantization import candidates
 from lic_dist.quantization.candidates import (
@@ -49,17 +50,17 @@ _I, _U = np.int32, np.uint32  # numba widens 32-bit arithmetic: every result is 
 
 
 def search_lanes(
-    r: np.ndarray,
-    level: np.ndarray,
-    weight: np.ndarray,
+    r: NDArray[Any],
+    level: NDArray[Any],
+    weight: NDArray[Any],
     inverse_step: np.float32,
-    quads: np.ndarray,
-    zero_pairs: np.ndarray,
-    reach: np.ndarray,
-    flag: np.ndarray,
+    quads: NDArray[Any],
+    zero_pairs: NDArray[Any],
+    reach: NDArray[Any],
+    flag: NDArray[Any],
     trellis: Trellis,
-    k: np.ndarray,
-    cost: np.ndarray,
+    k: NDArray[Any],
+    cost: NDArray[Any],
 ) -> float:
     """Search every lane; fills k int16 [lanes, steps] and cost int64 [lanes] (1/256 bit).
 
@@ -84,7 +85,7 @@ def block_width(lanes: int) -> int:
     return max(1, -(-lanes // (blocks * SIMD))) * SIMD
 
 
-def decision_memory(width: int, steps: int, states: int) -> tuple[np.ndarray, np.ndarray]:
+def decision_memory(width: int, steps: int, states: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """What the traceback reads, two steps a row: decisions, a bit a state, and zeros, a nibble a step."""
     pairs = (steps + 1) // 2
     dtype = np.uint8 if states <= 8 else np.uint16 if states <= 16 else np.uint32
@@ -98,7 +99,8 @@ def compiled(trellis: Trellis) -> Callable[..., np.int32]:
     two, one = _select(trellis, 2), _select(trellis, 1)
     trace = _trace_packed if trellis.states <= _PACKED else _trace
     own = {**globals(), "STATES": trellis.states, "select_two": two, "select_one": one, "trace": trace}
-    return _njit(FunctionType(_search.__code__, own), f"search_{_identity(trellis)}")
+    search: Callable[..., np.int32] = _njit(FunctionType(_search.__code__, own), f"search_{_identity(trellis)}")
+    return search
 
 
 def _njit(function: Any, name: str) -> Any:
@@ -114,7 +116,7 @@ def _identity(trellis: Trellis) -> str:
 
 
 @lru_cache(maxsize=64)
-def _branches(trellis: Trellis) -> np.ndarray:
+def _branches(trellis: Trellis) -> NDArray[Any]:
     """The branches that enter a state, as the traceback reads them.
 
     Int32 [2 states]: at 2 s + bit the previous state << 2 | class. Of up to eight states uint32 [4]: the previous
@@ -166,19 +168,19 @@ trace: Any = None
 
 
 def _search(
-    r: np.ndarray,
-    level: np.ndarray,
-    weight: np.ndarray,
+    r: NDArray[Any],
+    level: NDArray[Any],
+    weight: NDArray[Any],
     inverse_step: np.float32,
-    quads: np.ndarray,
-    zero_pairs: np.ndarray,
-    reach: np.ndarray,
-    flag: np.ndarray,
-    branches: np.ndarray,
-    decisions: np.ndarray,
-    zeros: np.ndarray,
-    k: np.ndarray,
-    cost: np.ndarray,
+    quads: NDArray[Any],
+    zero_pairs: NDArray[Any],
+    reach: NDArray[Any],
+    flag: NDArray[Any],
+    branches: NDArray[Any],
+    decisions: NDArray[Any],
+    zeros: NDArray[Any],
+    k: NDArray[Any],
+    cost: NDArray[Any],
 ) -> np.int32:
     lanes, steps = r.shape
     width = zeros.shape[1]
@@ -251,7 +253,7 @@ def _search(
 
 
 @njit(nogil=True)
-def _reduce(metric: np.ndarray, least: np.ndarray, cost: np.ndarray) -> None:
+def _reduce(metric: NDArray[Any], least: NDArray[Any], cost: NDArray[Any]) -> None:
     """Subtract the least path metric of each lane from its states and add it to the lane's cost."""
     least[:] = metric[:BLOCK]
     for state in range(BLOCK, len(metric), BLOCK):
@@ -267,7 +269,7 @@ def _reduce(metric: np.ndarray, least: np.ndarray, cost: np.ndarray) -> None:
 
 
 @njit(nogil=True)
-def _best_final(metric: np.ndarray, state: np.ndarray, cost: np.ndarray) -> None:
+def _best_final(metric: NDArray[Any], state: NDArray[Any], cost: NDArray[Any]) -> None:
     """The final state of least metric (the lower on a tie), whose metric completes the lane's cost."""
     for lane in range(len(cost)):
         best = 0
@@ -280,13 +282,13 @@ def _best_final(metric: np.ndarray, state: np.ndarray, cost: np.ndarray) -> None
 
 @njit(nogil=True)
 def _trace(
-    taken: np.ndarray,
+    taken: NDArray[Any],
     shift: int,
-    zeros: np.ndarray,
+    zeros: NDArray[Any],
     zero_shift: int,
-    branches: np.ndarray,
-    state: np.ndarray,
-    classes: np.ndarray,
+    branches: NDArray[Any],
+    state: NDArray[Any],
+    classes: NDArray[Any],
 ) -> None:
     """One step back in each lane, along the branch that entered its state; classes: and 4 where it takes zero."""
     for lane in range(len(state)):
@@ -300,13 +302,13 @@ def _trace(
 
 @njit(nogil=True)
 def _trace_packed(
-    taken: np.ndarray,
+    taken: NDArray[Any],
     shift: int,
-    zeros: np.ndarray,
+    zeros: NDArray[Any],
     zero_shift: int,
-    packed: np.ndarray,
-    state: np.ndarray,
-    classes: np.ndarray,
+    packed: NDArray[Any],
+    state: NDArray[Any],
+    classes: NDArray[Any],
 ) -> None:
     """As `_trace` for up to eight states, whose branches fit four words, looked up by a shift: SIMD along the lanes."""
     lower, upper, lower_class, upper_class = packed[0], packed[1], packed[2], packed[3]
@@ -323,13 +325,13 @@ def _trace_packed(
 
 @njit(nogil=True)
 def _indices(
-    r: np.ndarray,
+    r: NDArray[Any],
     start: int,
     end: int,
     inverse_step: np.float32,
-    by_step: np.ndarray,
-    by_lane: np.ndarray,
-    k: np.ndarray,
+    by_step: NDArray[Any],
+    by_lane: NDArray[Any],
+    k: NDArray[Any],
 ) -> None:
     """Indices of a tile from r and the classes of each lane's path, 4 more where it takes zero.
 
@@ -346,7 +348,7 @@ def _indices(
 
 
 @njit(nogil=True)
-def _transpose(by_step: np.ndarray, by_lane: np.ndarray) -> None:
+def _transpose(by_step: NDArray[Any], by_lane: NDArray[Any]) -> None:
     """Bytes [step, lane] to [lane, step], as words: eight by eight, by exchanging halves, quarters, eighths."""
     bytes_, pairs, halves = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF), np.uint64(0x00000000FFFFFFFF)
     for step in range(by_lane.shape[1]):
