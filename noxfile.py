@@ -1,0 +1,38 @@
+"""Daily work by name: `nox -s quick`, in the present environment (`pip install -e '.[test,dev]'`)."""
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "quick"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format and types."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """The tests that take seconds, of every room; more arguments go to pytest."""
+    session.run("pytest", "-n", "2", "-q", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """All tests, with the lines that none of them reaches."""
+    session.run("pytest", "-n", "2", "--cov=lic_dist", "--cov-report=term-missing:skip-covered", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, strictly, into site/."""
+    session.run("mkdocs", "build", "--strict")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The search beside its baselines, in half a minute."""
+    session.run("lic-dist", "bench", "quantization", "--part", "speed", *session.posargs)
