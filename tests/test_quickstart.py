@@ -67,8 +67,8 @@ def test_the_main_job_and_the_same_comparison_from_what_it_wrote(embedded: Path,
     before = (out / "evaluation.json").read_bytes()
     again = job.quickstart(out, None, "local")
     assert again["rows"] == figures["rows"] and (out / "evaluation.json").read_bytes() == before
-    tables = report([out / "evaluation.json"], ["base sq"], out / "second")
-    assert tables[0].anchor.name == "base sq" and (out / "second" / "report.html").exists()
+    found = report([out / "evaluation.json"], ["base sq"], out / "second")
+    assert found.leads[0].anchor.name == "base sq" and (out / "second" / "report.html").exists()
 
 
 def test_a_users_photos_are_split_by_digest_and_keep_their_names(

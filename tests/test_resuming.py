@@ -260,7 +260,7 @@ def test_an_image_that_cannot_be_coded_is_set_aside_and_told(
     overflowing(monkeypatch, lambda image: image.shape == second.shape)
     for _ in range(2):  # again from the result file, where nothing is coded
         told = lic_dist("evaluate", file, "--json", folder / "figures.json")
-        refused(told, 3, "1 of 1 points lack images")
+        refused(told, 3, "could not be coded are missing from 1 of 1 point")
         assert f"warning: sub/b.png with {base}, sq: the encoder's latents overflow" in told.stderr
         (point,) = read_points(folder / "r.json")
         assert point.set_aside == {"sub/b.png": "the encoder's latents overflow"}

@@ -132,7 +132,7 @@ def test_few_shards_have_few_streams_and_say_so_to_many_ranks(tmp_path):
     stream = open_stream(small, (), batch=8)
     assert stream.order.streams == 2
     assert sorted(numbers(small, 1, batch=8)[0].tolist()) == [0, 1, 2, 3, 4, 6, 7, 8]
-    with pytest.raises(UsageError, match="2 streams do not divide among 4 ranks.*only 3 shards hold samples"):
+    with pytest.raises(UsageError, match="2 streams do not divide among 4 ranks.*only 3 shards with samples"):
         open_stream(small, (), batch=8, world=4)
     with pytest.raises(UsageError, match="4 streams, but only 3 shards"):
         open_stream(small, (), batch=8, streams=4)

@@ -28,8 +28,6 @@ from lic_dist.version import __version__
 
 # Idle OpenMP threads that spin starve their own process where cores are shared; read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
-# Loading torch makes a million objects that stay: to look through them again and again takes a tenth of its time.
-gc.set_threshold(50_000, 20, 20)
 
 INTERRUPTED = 130  # the exit code of Ctrl-C
 
@@ -87,6 +85,9 @@ def main() -> None:
         typer.secho(f"error: {type(error).__name__}: {text}", fg="red", err=True)
         typer.echo("hint: `lic-dist --debug ...` shows where", err=True)
         sys.exit(1)
+    finally:
+        if "triton" not in sys.modules:  # its bindings complain of what is not collected
+            gc.freeze()  # or Python looks through torch's million objects once more before it ends: a third of a second
 
 
 def main_of(*command: str) -> None:

@@ -94,6 +94,6 @@ def require_coded(summaries: Sequence[dict[str, Any]]) -> None:
             print(f"warning: {name} with {point['checkpoint']}, {point['quantizer']}: {reason}", file=sys.stderr)
     if lacking:
         raise ToleranceError(
-            f"{len(lacking)} of {counted(len(points), 'point')} lack images that could not be coded",
+            f"images that could not be coded are missing from {len(lacking)} of {counted(len(points), 'point')}",
             hint="their means are over the others: do not compare them with points of all images",
         )
