@@ -13,6 +13,7 @@ from lic_dist.building.base_line import base_line
 from lic_dist.building.calibrate import calibrate
 from lic_dist.building.job import (
     Job,
+    Workers,
     check_encoder,
     check_group,
     check_refined,
@@ -23,7 +24,7 @@ from lic_dist.building.job import (
     place,
     prepare,
     provenance,
-    refine_of,
+    workers_of,
 )
 from lic_dist.building.pilot import adapt, calibration_samples, found_record, record_beside
 from lic_dist.building.shards import (
@@ -40,13 +41,13 @@ from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import Header
 from lic_dist.cache.place import Place
 from lic_dist.cache.plan import Plan
+from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import set_aside as set_aside_photos
 from lic_dist.cache.trials import Trials
 from lic_dist.cache.verify import Finding, verify_shard
 from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, ToleranceError, UsageError
-from lic_dist.models import checkpoint as checkpoints
 from lic_dist.progress import Progress
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.text import counted
@@ -107,7 +108,7 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
     if layout.read_attributes(there) is None:
         store.require_usable(there)
     job = prepare(experiment, strict=strict)
-    plan, group, store_y = job.plan, job.quantizer.group, job.cache.store_y
+    plan, group, store_y, workers = job.plan, job.quantizer.group, job.store_y, job.workers
     attributes = layout.read_attributes(there)
     if rebuild and attributes is not None:
         layout.require_ours(there, attributes)
@@ -124,8 +125,8 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
     without_indices = sorted(set(store.pending(there, group)) - without_latents)
     if without_latents and (line := base_line(job)):
         print(line, flush=True)
-    made = _run(experiment, _encoding(job, (group, record)), _Units(sorted(without_latents), plan), strict)
-    made += _run(experiment, _requantizing(experiment, group, record), _Units(without_indices), strict)
+    made = _run(there, workers, _encoding(job, (group, record)), _Units(sorted(without_latents), plan), strict)
+    made += _run(there, workers, _requantizing(there, workers, group, record), _Units(without_indices), strict)
     _require_whole(there, group)
     found = faults(job)
     set_aside, asked = sum(found.values()), len(job.photos) * job.images.variations
@@ -152,7 +153,7 @@ def requantize(
     """
     started = time.monotonic()
     section = config.need(experiment.quantizer, "quantizer")
-    cache, parent = open_cache(experiment), load_parent(experiment)
+    cache, parent, workers = open_cache(experiment), load_parent(experiment), workers_of(experiment)
     check_encoder(cache, parent)
     if not cache.header.store_y:
         raise UsageError(f"{cache.place} does not keep y", hint="build with cache.store_y: true to quantize it again")
@@ -170,7 +171,7 @@ def requantize(
     kept.forget()
     mine, jobs = share
     numbers = [number for number in store.pending(cache.place, section.group) if number % jobs == mine]
-    made = _run(experiment, _requantizing(experiment, section.group, record), _Units(numbers))
+    made = _run(cache.place, workers, _requantizing(cache.place, workers, section.group, record), _Units(numbers))
     if jobs == 1:
         _require_whole(cache.place, section.group)
     base = store.finished(cache.place, cache.header)
@@ -187,14 +188,14 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
         not to be had beside the store.
     """
     job = prepare(experiment)
-    there = job.place
-    store.create(there, job.plan, job.cache.store_y)
+    there, workers = job.place, job.workers
+    store.create(there, job.plan, job.store_y)
     header = layout.read_header(there)
     lost = [finding for finding in findings if not finding.group and finding.shard >= 0]
     for finding in lost:
         _forget(there, header, finding)
     pending = store.pending(there)
-    written = _run(experiment, _encoding(job, None), _Units(pending, job.plan)).shards
+    written = _run(there, workers, _encoding(job, None), _Units(pending, job.plan)).shards
     for group in layout.group_folders(there):
         of_group = [finding for finding in findings if finding.group == group]
         if any(finding.array.endswith("record.json") for finding in of_group):
@@ -206,8 +207,8 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
             if finding.shard >= 0:
                 _forget(there, header, finding)
         if pending := store.pending(there, group):
-            check_group(open_cache(experiment), job.parent, group)
-            written += _run(experiment, _requantizing(experiment, group, record), _Units(pending)).shards
+            check_group(LatentCache(there), job.parent, group)
+            written += _run(there, workers, _requantizing(there, workers, group, record), _Units(pending)).shards
     return written
 
 
@@ -245,42 +246,36 @@ def _put_record_back(job: Job, group: str) -> None:
 
 def _encoding(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> list[Stage]:
     """From photos: read, encode, search and write; without a quantizer the latents alone."""
-    engine, folder = job.experiment.engine, str(job.images.path.resolve())
-    target = _target(job.experiment, quantizer)
+    engine, folder = job.workers.engine, str(job.images.path.resolve())
+    target = _target(job.place, quantizer)
     return [
         Stage("read", partial(make_reader, target, folder, job.images.crop), engine.readers),
-        _encoder(job.experiment, job.plan.batch),
+        _encoder(job.workers, job.plan.batch),
         Stage("search", partial(make_searcher, target), engine.searchers),
     ]
 
 
-def _requantizing(experiment: config.Experiment, group: str, record: QuantizerRecord) -> list[Stage]:
+def _requantizing(there: Place, workers: Workers, group: str, record: QuantizerRecord) -> list[Stage]:
     """From what is stored: the hyper-decoder over y, or the encoder over the pixels; then search and write."""
-    engine, target = experiment.engine, _target(experiment, (group, record))
+    engine, target = workers.engine, _target(there, (group, record))
     header = layout.read_header(target.place)
-    viewer = partial(make_viewer, target, *_model(experiment), header.batch)
+    viewer = partial(make_viewer, target, *workers.model, header.batch)
     search = Stage("search", partial(make_searcher, target), engine.searchers)
     if header.store_y:
         return [Stage("view", viewer, engine.encoders, engine.gpus_per_encoder), search]
     recall = Stage("recall", partial(make_recaller, target), engine.readers)
-    return [recall, _encoder(experiment, header.batch), search]
+    return [recall, _encoder(workers, header.batch), search]
 
 
-def _encoder(experiment: config.Experiment, batch: int) -> Stage:
-    engine = experiment.engine
-    made = partial(make_encoder, *_model(experiment), batch, refine_of(experiment))
-    return Stage("encode", made, engine.encoders, engine.gpus_per_encoder)
+def _encoder(workers: Workers, batch: int) -> Stage:
+    made = partial(make_encoder, *workers.model, batch, workers.refine)
+    return Stage("encode", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
 
 
-def _target(experiment: config.Experiment, quantizer: tuple[str, QuantizerRecord] | None) -> Target:
-    there = place(experiment).absolute()
+def _target(there: Place, quantizer: tuple[str, QuantizerRecord] | None) -> Target:
+    there = there.absolute()
     fingerprint = layout.read_header(there).fingerprint
     return Target(there, fingerprint, quantizer[0], quantizer[1].to_json()) if quantizer else Target(there, fingerprint)
-
-
-def _model(experiment: config.Experiment) -> tuple[str, str | None, float | None]:
-    section = config.need(experiment.model, "model")
-    return checkpoints.absolute(section.checkpoint), section.architecture, section.lmbda
 
 
 @dataclass(frozen=True)
@@ -295,12 +290,12 @@ class _Made:
         return _Made(self.shards + other.shards, self.bits + other.bits, self.pixels + other.pixels)
 
 
-def _run(experiment: config.Experiment, stages: list[Stage], units: _Units, strict: bool = False) -> _Made:
+def _run(there: Place, workers: Workers, stages: list[Stage], units: _Units, strict: bool = False) -> _Made:
     made, set_aside = _Made(), 0
     if not len(units):
         return made
-    engine = experiment.engine
-    header = layout.read_header(place(experiment))
+    engine = workers.engine
+    header = layout.read_header(there)
     left = sum(header.count(number) for number in units.numbers)
     title = "building the cache" if stages[0].name == "read" else "quantizing the cache"
     results = run(stages, units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)

@@ -55,7 +55,7 @@ def estimate(job: Job) -> Estimate:
     Raises:
         LicError: none of them can be read.
     """
-    plan, engine = job.plan, job.experiment.engine
+    plan, engine = job.plan, job.workers.engine
     count = min(plan.num_samples, max(TRIED, plan.batch))
     started = time.perf_counter()
     crops = [plan.crops[number] for number in range(count)]
@@ -80,7 +80,7 @@ def estimate(job: Job) -> Estimate:
     values |= {"pixels": pixels, "latents/y": latents.y, "latents/z": latents.z}
     sizes = {}
     for spec in (
-        *layout.base_arrays(plan.geometry, job.cache.store_y),
+        *layout.base_arrays(plan.geometry, job.store_y),
         *layout.group_arrays(section.group, plan.geometry),
     ):
         if spec.name in values:

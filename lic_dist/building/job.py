@@ -36,39 +36,51 @@ Y_STRIDE, Z_STRIDE = 16, 64
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a cache build works on."""
+class Workers:
+    """Who does the work on shards: how many and where, with which model, and by how many steps they move y.
 
-    experiment: config.Experiment
+    `model` is what a worker on any node loads: a checkpoint's absolute path or a shipped name, with the architecture
+    and lmbda of one that does not say its own.
+    """
+
+    engine: config.Engine
+    model: tuple[str, str | None, float | None]
+    refine: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a cache build works on, resolved once from its experiment: nothing below sees that."""
+
+    place: Place
     parent: Checkpoint
     photos: Manifest
     plan: Plan
-
-    @property
-    def images(self) -> config.Images:
-        return config.need(self.experiment.images, "images")
+    images: config.Images
+    store_y: bool
+    asked: config.Quantizer | None  # a repair needs none
+    workers: Workers
 
     @property
     def quantizer(self) -> config.Quantizer:
-        return config.need(self.experiment.quantizer, "quantizer")
-
-    @property
-    def cache(self) -> config.Cache:
-        return config.need(self.experiment.cache, "cache")
+        return config.need(self.asked, "quantizer")
 
     @property
     def refinement(self) -> Refinement:
-        return Refinement(refine_of(self.experiment), self.parent.spec.lmbda)
-
-    @property
-    def place(self) -> Place:
-        return place(self.experiment)
+        return Refinement(self.workers.refine, self.parent.spec.lmbda)
 
 
 def place(experiment: config.Experiment) -> Place:
     """Where the experiment's store lies."""
     section = config.need(experiment.cache, "cache")
     return place_of(section.path, section.options)
+
+
+def workers_of(experiment: config.Experiment) -> Workers:
+    """The experiment's workers."""
+    section = config.need(experiment.model, "model")
+    model = checkpoints.absolute(section.checkpoint), section.architecture, section.lmbda
+    return Workers(experiment.engine, model, experiment.quantizer.refine if experiment.quantizer else 0)
 
 
 def open_cache(experiment: config.Experiment) -> LatentCache:
@@ -117,7 +129,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
         UsageError: no photos in the subfolder that is to be held out.
     """
     section, cache = config.need(experiment.images, "images"), config.need(experiment.cache, "cache")
-    parent = load_parent(experiment)
+    parent, workers = load_parent(experiment), workers_of(experiment)
     photos = manifest_of(experiment, strict=strict)
     require_held_out(photos, section.held_out)
     crops = plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
@@ -138,9 +150,11 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
         "shard": cache.shard,
         "batch": cache.batch,
         "store_y": cache.store_y,
-        **refined_identity(parent, refine_of(experiment)),
+        **refined_identity(parent, workers.refine),
     }
-    return Job(experiment, parent, photos, Plan(crops, geometry, cache.shard, cache.batch, identity))
+    plan = Plan(crops, geometry, cache.shard, cache.batch, identity)
+    there = place(experiment)
+    return Job(there, parent, photos, plan, section, cache.store_y, experiment.quantizer, workers)
 
 
 def faults(job: Job) -> dict[str, int]:
@@ -160,11 +174,6 @@ def model_identity(parent: Checkpoint) -> dict[str, Any]:
         "M": spec.M,
         "encoder_sha256": encoder_digest(parent.model),
     }
-
-
-def refine_of(experiment: config.Experiment) -> int:
-    """The steps by which the experiment moves y; a repair needs no quantizer, and moves none."""
-    return experiment.quantizer.refine if experiment.quantizer else 0
 
 
 def refined_identity(parent: Checkpoint, steps: int) -> dict[str, Any]:

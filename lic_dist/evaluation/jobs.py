@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from lic_dist.building.records import named_record
 from lic_dist.codec.codec import ImageCodec
-from lic_dist.config import Experiment, need
+from lic_dist.config import Engine, Experiment, need
 from lic_dist.data import images, photo_files
 from lic_dist.errors import UsageError
 from lic_dist.evaluation.journal import Key, Keyed
@@ -59,9 +59,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """The jobs of an experiment and its images: their folder, names, and one digest over them all."""
+    """The jobs of an experiment, where they are done, and its images: folder, names, and one digest over them all."""
 
-    experiment: Experiment
+    engine: Engine
     jobs: tuple[Job, ...]
     folder: Path
     names: tuple[str, ...]
@@ -93,7 +93,7 @@ class Task:
         jobs = list({(job.quantizer, job.record, job.model, job.arm): job for job in named}.values())
         if not jobs:
             raise UsageError("nothing to evaluate: no checkpoint carries a quantizer", hint="name evaluate.quantizers")
-        return cls(experiment, tuple(jobs), section.images, tuple(names), pictures)
+        return cls(experiment.engine, tuple(jobs), section.images, tuple(names), pictures)
 
     def require_outside(self, out: Path) -> None:
         """Raises UsageError where pictures written beside `out` would be images of the next evaluation."""

@@ -154,7 +154,7 @@ def code(
         finish(whole)
     if not units:
         return
-    engine = task.experiment.engine
+    engine = task.engine
     stage = Stage("code", partial(_make_coder, str(task.folder.resolve()), work), engine.searchers)
     results = run([stage], units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
     total = len(task.jobs) * len(task.names)
