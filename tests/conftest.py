@@ -27,7 +27,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 def dying_at(step: int) -> Callable[..., object]:
     """The training loop's `take_step`, that is interrupted at its step of this number, counted from one."""
-    from lic_dist.training.course import take_step
+    from lic_dist.training.loop import take_step
 
     steps = 0
 

@@ -7,11 +7,11 @@ import signal
 import sys
 
 from lic_dist.app.cli import main
-from lic_dist.training import course
+from lic_dist.training import loop
 
 ranks, step = sys.argv[1].split(","), int(sys.argv[2])
 del sys.argv[1:3]
-take_step, taken = course.take_step, 0
+take_step, taken = loop.take_step, 0
 
 
 def dying(*arguments: object) -> object:
@@ -22,7 +22,7 @@ def dying(*arguments: object) -> object:
     return take_step(*arguments)
 
 
-course.take_step = dying
+loop.take_step = dying
 
 if __name__ == "__main__":
     main()

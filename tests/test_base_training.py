@@ -13,7 +13,7 @@ from lic_dist import config
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.training import base as job
-from lic_dist.training import course
+from lic_dist.training import loop
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import read_log
 from tests.conftest import dying_at
@@ -48,7 +48,7 @@ def test_a_killed_job_goes_on_to_the_same_weights(
 ) -> None:
     folder = config.Images(path=photos, held_out="valid")
     whole = job.train(section(tmp_path / "whole", relaxation=relaxation), folder)
-    monkeypatch.setattr(course, "take_step", dying_at(7))
+    monkeypatch.setattr(loop, "take_step", dying_at(7))
     with pytest.raises(KeyboardInterrupt):
         job.train(section(tmp_path / "cut", relaxation=relaxation), folder)
     monkeypatch.undo()

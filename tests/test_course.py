@@ -17,21 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist import config
+from lic_dist.config.experiment import parse
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models.compat import import_compressai
-from lic_dist.training import course as module
-from lic_dist.training.average import Average
-from lic_dist.training.course import Course, Trained
+from lic_dist.training import loop as module
+from lic_dist.training.average import WeightAverage
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import Log, read_log
-from lic_dist.training.loss import Figures, held_out_figures
-from lic_dist.training.schedule import Watch, learning_rate
+from lic_dist.training.loop import PhasePlan, TrainingLoop
+from lic_dist.training.loss import HeldOut, held_out_figures
+from lic_dist.training.schedule import Patience, learning_rate
 from lic_dist.training.states import States
 from tests.conftest import dying_at
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-PHASES = (Trained(("a.weight", "a.bias"), 7, 0.1), Trained(("a.bias", "b.weight"), 6, 0.05))
+PHASES = (PhasePlan(("a.weight", "a.bias"), 7, 0.1), PhasePlan(("a.bias", "b.weight"), 6, 0.05))
 
 
 class Two(nn.Module):
@@ -59,26 +60,26 @@ def loss_of(forward: nn.Module, x: Tensor) -> Tensor:
 def run(
     out: Path,
     model: nn.Module | None = None,
-    phases: tuple[Trained, ...] = PHASES,
-    measure: Callable[[nn.Module], Figures | None] | None = None,
+    phases: tuple[PhasePlan, ...] = PHASES,
+    measure: Callable[[nn.Module], HeldOut | None] | None = None,
     loss: Callable[[nn.Module, Tensor], Tensor] = loss_of,
     **changes: object,
-) -> tuple[Course, nn.Module]:
+) -> tuple[TrainingLoop, nn.Module]:
     model = model or Two()
     asked = section(out, **changes)
-    course = Course("training", asked, phases, model, model, asked.model_dump(mode="json", exclude={"out"}), ALONE)
+    loop = TrainingLoop("training", asked, phases, model, model, asked.model_dump(mode="json", exclude={"out"}), ALONE)
 
-    def figures() -> Figures | None:
+    def figures() -> HeldOut | None:
         if measure is not None:
             return measure(model)
         torch.manual_seed(1)
-        return Figures(float(loss_of(model, batch_of(1000)).detach()), 0.0, 0.0)
+        return HeldOut(float(loss_of(model, batch_of(1000)).detach()), 0.0, 0.0)
 
-    for step in course:
-        course.take(batch_of(step).tensor_split(asked.accumulate), loss, lambda: f"batch {step}")  # noqa: B023
-        if course.due:
-            course.judge(figures)
-    return course, model
+    for step in loop:
+        loop.take(batch_of(step).tensor_split(asked.accumulate), loss, lambda: f"batch {step}")  # noqa: B023
+        if loop.due:
+            loop.judge(figures)
+    return loop, model
 
 
 def bits(model: nn.Module) -> list[bytes]:
@@ -112,14 +113,14 @@ def test_a_job_killed_at_any_step_goes_on_to_the_same_bits(
 def test_a_phase_trains_its_own_parameters_from_the_best_weights_so_far(tmp_path: Path) -> None:
     seen: list[tuple[float, dict[str, Tensor]]] = []
 
-    def measure(model: nn.Module) -> Figures:
+    def measure(model: nn.Module) -> HeldOut:
         """Best at the second of the first phase's three evaluations (3, 6, 7), then at the last of all."""
         L = {0: 5.0, 1: 1.0, 2: 2.0}.get(len(seen), 3.0 - 2.5 * (len(seen) == 4))
         seen.append((L, {name: value.clone() for name, value in model.state_dict().items()}))
-        return Figures(L, 0.0, 0.0)
+        return HeldOut(L, 0.0, 0.0)
 
     start = bits(Two())
-    course, model = run(tmp_path, measure=measure)
+    loop, model = run(tmp_path, measure=measure)
     first, second, third, fourth, fifth = (weights for _, weights in seen)
     assert torch.equal(third["b.weight"], Two().b.weight) and torch.equal(third["b.bias"], Two().b.bias)
     assert not torch.equal(third["a.weight"], second["a.weight"])
@@ -127,21 +128,21 @@ def test_a_phase_trains_its_own_parameters_from_the_best_weights_so_far(tmp_path
         assert torch.equal(later["a.weight"], second["a.weight"])  # the best of phase one, frozen bit for bit
         assert torch.equal(later["b.bias"], Two().b.bias)
         assert not torch.equal(later["b.weight"], second["b.weight"])
-    assert course.best.step == 13 and course.best.figures == Figures(0.5, 0.0, 0.0)
+    assert loop.best.step == 13 and loop.best.figures == HeldOut(0.5, 0.0, 0.0)
     assert all(torch.equal(value, fifth[name]) for name, value in model.state_dict().items())
     assert bits(Two()) == start
 
 
 def test_early_stopping_ends_a_phase_and_keeps_the_best(tmp_path: Path) -> None:
     left = iter([3.0, 1.0, 2.0, 2.0])
-    course, model = run(
+    loop, model = run(
         tmp_path,
-        phases=(Trained(("a.weight",), 100, 0.1),),
-        measure=lambda model: Figures(next(left), 0.0, 0.0),
+        phases=(PhasePlan(("a.weight",), 100, 0.1),),
+        measure=lambda model: HeldOut(next(left), 0.0, 0.0),
         stop_after=2,
     )
-    assert course.done == 12 and course.best.step == 6
-    assert all(torch.equal(value, course.best.weights[name]) for name, value in model.state_dict().items())
+    assert loop.done == 12 and loop.best.step == 6
+    assert all(torch.equal(value, loop.best.weights[name]) for name, value in model.state_dict().items())
 
 
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path: Path) -> None
 
 def test_the_average_of_weights() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
-    average = Average([weight], decay=0.3)
+    average = WeightAverage([weight], decay=0.3)
     expected = weight.detach().clone()
     for update, value in enumerate([3.0, -1.0, 0.5]):
         with torch.no_grad():
@@ -170,7 +171,7 @@ def test_the_average_of_weights() -> None:
     with average.applied():
         torch.testing.assert_close(weight.detach(), expected)
     assert weight.tolist() == [0.5, 0.5]
-    none = Average([weight], decay=0.0)
+    none = WeightAverage([weight], decay=0.0)
     none.update()
     with none.applied():
         assert weight.tolist() == [0.5, 0.5]
@@ -179,12 +180,12 @@ def test_the_average_of_weights() -> None:
 def test_what_is_judged_and_kept_is_the_average(tmp_path: Path) -> None:
     judged: list[Tensor] = []
 
-    def measure(model: nn.Module) -> Figures:
+    def measure(model: nn.Module) -> HeldOut:
         judged.append(model.state_dict()["a.weight"].clone())
-        return Figures(1.0 / len(judged), 0.0, 0.0)
+        return HeldOut(1.0 / len(judged), 0.0, 0.0)
 
-    course, model = run(tmp_path, measure=measure, ema=0.9, phases=PHASES[:1])
-    raw = course.states.latest()
+    loop, model = run(tmp_path, measure=measure, ema=0.9, phases=PHASES[:1])
+    raw = loop.states.latest()
     assert raw is not None and not torch.equal(raw["model"]["a.weight"], judged[-1])
     assert torch.equal(model.state_dict()["a.weight"], judged[-1])
 
@@ -197,7 +198,7 @@ def test_the_schedules(tmp_path: Path) -> None:
     assert rates[45] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))  # half of the way from 10 to 80
     assert rates[80] == rates[99] == pytest.approx(0.2)
     plateau = section(tmp_path, schedule="plateau", patience=2, floor=0.2)
-    watch, halvings = Watch(), []
+    watch, halvings = Patience(), []
     for better in (True, False, False, False, True, False, False, False, False):
         watch.note(better, plateau)
         halvings.append(watch.halvings)
@@ -223,10 +224,10 @@ def test_what_is_not_finite_stops_before_the_step_and_names_the_batch(poison: st
 
 def test_weights_that_are_lost_between_two_states_never_reach_the_disk(tmp_path: Path) -> None:
     with pytest.raises(LicError, match=r"step 3: held-out L is (nan|inf)"):
-        run(tmp_path, measure=lambda model: Figures(math.nan, 0.0, 0.0))
+        run(tmp_path, measure=lambda model: HeldOut(math.nan, 0.0, 0.0))
     assert not list((tmp_path / "states").glob("*.pth*"))
     with pytest.raises(UsageError, match="lr must be a number above 0, not inf"):
-        config.parse({"finetune": {"lr": math.inf}}, "a.yaml")
+        parse({"finetune": {"lr": math.inf}}, "a.yaml")
 
 
 def test_the_last_states_are_kept_and_a_broken_one_is_passed_over(
@@ -363,7 +364,7 @@ def test_lpips_without_its_package_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("distortion", ["psnr", {}, {"mse": 0.0}, {"mse": 1.0, "vmaf": 1.0}])
 def test_other_distortions_are_refused(distortion: object) -> None:
     with pytest.raises(UsageError, match="distortion"):
-        config.parse({"finetune": {"distortion": distortion}}, "a.yaml")
+        parse({"finetune": {"distortion": distortion}}, "a.yaml")
 
 
 def test_held_out_figures_are_means_over_pictures_of_unequal_parts() -> None:

@@ -32,8 +32,8 @@ from lic_dist.models.stages import dequantize_z
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import SCALES
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.training import course
 from lic_dist.training import finetune as job
+from lic_dist.training import loop
 from lic_dist.training.decoding import Decoding
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.rate import IndexRate
@@ -114,7 +114,7 @@ def test_a_killed_job_goes_on_to_the_same_weights(
     base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(base, photos, store, tmp_path / "whole", latents="noise")
-    monkeypatch.setattr(course, "take_step", dying_at(7))
+    monkeypatch.setattr(loop, "take_step", dying_at(7))
     with pytest.raises(KeyboardInterrupt):
         run(base, photos, store, tmp_path / "cut", latents="noise")
     monkeypatch.undo()
@@ -145,7 +145,7 @@ def test_a_finished_job_is_left_as_it_is(
 ) -> None:
     run(base, photos, store, tmp_path)
     before = (tmp_path / "checkpoint.pth.tar").read_bytes()
-    monkeypatch.setattr(course, "take_step", dying_at(1))
+    monkeypatch.setattr(loop, "take_step", dying_at(1))
     monkeypatch.setattr("lic_dist.training.retrain.calibrate", dying_at(1))
     run(base, photos, store, tmp_path, keep=5)
     assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before
@@ -156,7 +156,7 @@ def test_rounds_search_again_with_the_new_model_and_keep_all(
 ) -> None:
     own = tmp_path / "a.zarr"
     shutil.copytree(store, own)
-    monkeypatch.setattr(course, "take_step", dying_at(15))  # in the third step of the second round
+    monkeypatch.setattr(loop, "take_step", dying_at(15))  # in the third step of the second round
     with pytest.raises(KeyboardInterrupt):
         run(base, photos, own, tmp_path / "out", recipe="all-but-encoder", rounds=2)
     monkeypatch.undo()
@@ -350,7 +350,7 @@ def test_bytes_alone_choose_the_stream_and_a_job_keeps_its_order(
     whole = run(base, photos, store, tmp_path / "whole", latents="noise", streams=2)
     monkeypatch.setattr("lic_dist.training.samples.IN_MEMORY", 10)
     with monkeypatch.context() as patch:
-        patch.setattr(course, "take_step", dying_at(7))
+        patch.setattr(loop, "take_step", dying_at(7))
         with pytest.raises(KeyboardInterrupt):
             run(base, photos, store, tmp_path / "cut", latents="noise")
     monkeypatch.undo()

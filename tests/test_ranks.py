@@ -61,7 +61,7 @@ def gradients(base: str, store: str, rank: int, world: int, meeting: str, out: s
             "gloo", f"file://{meeting}", timedelta(seconds=60), rank=rank, world_size=world
         )
         waiting = torch.distributed.new_group(backend="gloo")
-    here = Ranks(rank, world, torch.device("cpu"), waiting)
+    ranks = Ranks(rank, world, torch.device("cpu"), waiting)
     cache = LatentCache.open(store)
     record = QuantizerRecord.from_json(cache.record_json("tcq8"))
     samples = Samples(cache, "tcq8", Quantizer(record), cache.indices(False), with_y=True)
@@ -69,9 +69,9 @@ def gradients(base: str, store: str, rank: int, world: int, meeting: str, out: s
     for form in ("quantized", "likelihood", "noise", "straight-through"):
         model = checkpoint.load(base).model
         freeze_all_but(model, trainable(model, "all-but-encoder"))
-        wrapped = here.wrap(Decoding(model, record, form, moved_by="search").double())
-        batch = samples.batch(np.arange(8)[here.share(8)], key=(0, 3))
-        x = to_input(batch.pixels, here.device).double()
+        wrapped = ranks.wrap(Decoding(model, record, form, moved_by="search").double())
+        batch = samples.batch(np.arange(8)[ranks.share(8)], key=(0, 3))
+        x = to_input(batch.pixels, ranks.device).double()
         x_hat, bits = wrapped(batch)
         (0.05 * 255**2 * (x_hat - x).square().mean() + bits / x[:, 0].numel()).backward()
         found |= {f"{form} {name}": value.grad for name, value in model.named_parameters() if value.grad is not None}
@@ -200,7 +200,7 @@ def test_a_lost_rank_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"is_initialized": True, "get_rank": 0, "get_world_size": 2, "get_backend": "gloo", "new_group": None}
     for name, value in told.items():
         monkeypatch.setattr(distributed.dist, name, lambda value=value, **_: value)
-    with pytest.raises(LicError, match="rank 0 of 2 lost another"), distributed.ranks():
+    with pytest.raises(LicError, match="rank 0 of 2 lost another"), distributed.joined():
         raise RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]")
-    with pytest.raises(RuntimeError, match="of its own"), distributed.ranks():
+    with pytest.raises(RuntimeError, match="of its own"), distributed.joined():
         raise RuntimeError("an error of its own")

@@ -99,7 +99,7 @@ def test_two_workers_give_the_weights_of_one_process_and_outlive_a_kill(
         os.kill(worker, signal.SIGKILL)
         time.sleep(0.5)
         assert max(rows(Path("cut"))) < STEPS
-        output, _ = driver.communicate(timeout=120)
+        output, _ = driver.communicate(timeout=240)
     finally:
         with contextlib.suppress(ProcessLookupError):
             driver.kill()
@@ -111,7 +111,7 @@ def test_two_workers_give_the_weights_of_one_process_and_outlive_a_kill(
 
 
 def wait_for_rows(out: Path, count: int, driver: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while len(rows(out)) < count:
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)

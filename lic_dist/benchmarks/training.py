@@ -38,10 +38,10 @@ from lic_dist.models.stages import to_input
 from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.training.course import take_step
 from lic_dist.training.decoding import Decoding
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
+from lic_dist.training.loop import take_step
 from lic_dist.training.samples import Batch, Samples, Shuffled, Streamed, array_names
 
 PARTS = ("feeding", "in-loop")

@@ -32,8 +32,8 @@ from lic_dist.building.shards import (
     Target,
     make_encoder,
     make_reader,
-    make_recaller,
     make_searcher,
+    make_stored_reader,
     make_viewer,
     undisturbed,
 )
@@ -263,7 +263,7 @@ def _requantizing(there: Place, workers: Workers, group: str, record: QuantizerR
     search = Stage("search", partial(make_searcher, target), engine.searchers)
     if header.store_y:
         return [Stage("view", viewer, engine.encoders, engine.gpus_per_encoder), search]
-    recall = Stage("recall", partial(make_recaller, target), engine.readers)
+    recall = Stage("recall", partial(make_stored_reader, target), engine.readers)
     return [recall, _encoder(workers, header.batch), search]
 
 

@@ -50,7 +50,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class ReadShard:
     """A shard that was read: uint8 [n, 3, s, s], status uint8 [n]; seconds by stage; `stored`: the base is written."""
 
     shard: Shard
@@ -61,7 +61,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Coded:
+class EncodedShard:
     """A shard that was encoded, and what the search needs of its view; no pixels where the base is written already."""
 
     shard: Shard
@@ -113,38 +113,38 @@ class Target:
         return pending
 
 
-def make_reader(target: Target, folder: str, size: int) -> Callable[[Shard], Pixels | None]:
+def make_reader(target: Target, folder: str, size: int) -> Callable[[Shard], ReadShard | None]:
     """The first stage: decode the photos of a shard and cut its crops."""
 
-    def work(shard: Shard) -> Pixels:
+    def work(shard: Shard) -> ReadShard:
         started = time.perf_counter()
         pixels, status = images.read_crops(Path(folder), shard.crops, size)
-        return Pixels(shard, pixels, status, {"read": time.perf_counter() - started})
+        return ReadShard(shard, pixels, status, {"read": time.perf_counter() - started})
 
     return target.unless_done(work)
 
 
-def make_recaller(target: Target) -> Callable[[Shard], Pixels | None]:
+def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
     """Instead of the first stage, for a shard that keeps its pixels but not y: read them from the store."""
     cache = LatentCache.open(target.place)
 
-    def work(shard: Shard) -> Pixels:
+    def work(shard: Shard) -> ReadShard:
         started = time.perf_counter()
         read = cache.shard(shard.number, ("pixels", "samples/status"))
         seconds = {"read": time.perf_counter() - started}
-        return Pixels(shard, read["pixels"], read["samples/status"], seconds, stored=True)
+        return ReadShard(shard, read["pixels"], read["samples/status"], seconds, stored=True)
 
     return target.unless_done(work)
 
 
 def make_encoder(
     source: str, architecture: str | None, lmbda: float | None, batch: int, refine: int
-) -> Callable[[Pixels], Coded]:
+) -> Callable[[ReadShard], EncodedShard]:
     """The second stage: the frozen encoder, `refine` steps of its y, and the hyper-decoder; float32 without TF32."""
     loaded = _load(source, architecture, lmbda)
     model, refinement = loaded.model, Refinement(refine, loaded.spec.lmbda)
 
-    def work(read: Pixels) -> Coded:
+    def work(read: ReadShard) -> EncodedShard:
         started = time.perf_counter()
         latents, overflow = encode(model, read.pixels, batch, refinement)
         status = read.status.copy()
@@ -154,25 +154,25 @@ def make_encoder(
         seen = view(model, latents.y, latents.z, batch)
         seconds = {**read.seconds, "encode": time.perf_counter() - started}
         pixels = None if read.stored else read.pixels
-        return Coded(read.shard, pixels, latents.y, latents.z, seen.residual, seen.level, status, seconds)
+        return EncodedShard(read.shard, pixels, latents.y, latents.z, seen.residual, seen.level, status, seconds)
 
     return work
 
 
 def make_viewer(
     target: Target, source: str, architecture: str | None, lmbda: float | None, batch: int
-) -> Callable[[Shard], Coded | None]:
+) -> Callable[[Shard], EncodedShard | None]:
     """Instead of the first two stages, for a shard whose y is stored: read it and run the hyper-decoder."""
     model = _load(source, architecture, lmbda).model
     cache = LatentCache.open(target.place)
 
-    def work(shard: Shard) -> Coded:
+    def work(shard: Shard) -> EncodedShard:
         started = time.perf_counter()
         read = cache.shard(shard.number, ("latents/y", "latents/z", "samples/status"))
         y, z = read["latents/y"], read["latents/z"]
         seen = view(model, y, z, batch)
         seconds = {"view": time.perf_counter() - started}
-        return Coded(shard, None, y, z, seen.residual, seen.level, read["samples/status"], seconds)
+        return EncodedShard(shard, None, y, z, seen.residual, seen.level, read["samples/status"], seconds)
 
     return target.unless_done(work)
 
@@ -198,13 +198,13 @@ def _load(source: str, architecture: str | None, lmbda: float | None) -> checkpo
     return loaded
 
 
-def make_searcher(target: Target) -> Callable[[Coded], ShardReport]:
+def make_searcher(target: Target) -> Callable[[EncodedShard], ShardReport]:
     """The last stage: the search, then the whole shard of every array, then its marker."""
     torch.set_num_threads(1)
     search = Quantizer(QuantizerRecord.from_json(target.record_json)) if target.group else None
     header = target.header()
 
-    def work(coded: Coded) -> ShardReport:
+    def work(coded: EncodedShard) -> ShardReport:
         started = time.perf_counter()
         faulty = coded.status != 0
         written: dict[str, NDArray[Any]] = {}

@@ -51,7 +51,7 @@ Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Annotated[tupl
 
 
 class Steps(Section):
-    """How a training job takes its steps; see training/course.py."""
+    """How a training job takes its steps; see training/loop.py."""
 
     batch: int = Field(8, ge=1, description="Crops of a step, over all ranks.")
     accumulate: int = Field(
@@ -160,6 +160,6 @@ class Finetune(Steps):
     out: File = Field(Path("runs/finetuned"), description="Folder for the checkpoint, log and states.")
 
     @property
-    def course(self) -> tuple[Phase, ...]:
+    def each_phase(self) -> tuple[Phase, ...]:
         """The phases, one at least."""
         return self.phases or (Phase(recipe=self.recipe, steps=self.steps, lr=self.lr),)

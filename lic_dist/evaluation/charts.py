@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatt
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.bd import Interval, rate_change
-from lic_dist.evaluation.comparison import Against, detailed_lambda, point_at
+from lic_dist.evaluation.comparison import AnchorTable, detailed_lambda, point_at
 from lic_dist.evaluation.findings import Findings
 from lic_dist.evaluation.gains import Gains, lambda_changes
 from lic_dist.evaluation.plots import ANCHOR_COLOUR, COLOURS, GRID_COLOUR, clean, new_figure, plain, save
@@ -262,7 +262,7 @@ def _draw_saving(
     clean(axes)
 
 
-def _images(tables: Sequence[Against], looks: Styles) -> Chart:
+def _images(tables: Sequence[AnchorTable], looks: Styles) -> Chart:
     panels = []
     for table in tables:
         rates = {one.name: (one.images, sorted(rate for _, rate in one.rates)) for one in table.comparisons}

@@ -31,7 +31,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Against:
+class AnchorTable:
     """All other curves against one anchor."""
 
     anchor: Curve
@@ -105,9 +105,9 @@ class Comparisons:
         return self._made[pair]
 
 
-def against(anchor: Curve, curves: Sequence[Curve], of: Compare = compare) -> Against:
+def against(anchor: Curve, curves: Sequence[Curve], of: Compare = compare) -> AnchorTable:
     """All curves but the anchor, compared with it."""
-    return Against(anchor, tuple(of(anchor, curve) for curve in curves if curve is not anchor))
+    return AnchorTable(anchor, tuple(of(anchor, curve) for curve in curves if curve is not anchor))
 
 
 def distinct_notes(comparisons: Sequence[Comparison]) -> list[str]:
@@ -115,7 +115,7 @@ def distinct_notes(comparisons: Sequence[Comparison]) -> list[str]:
     return list(dict.fromkeys(note for one in comparisons for note in one.notes))
 
 
-def best(found: Against, measured: Sequence[str]) -> Comparison | None:
+def best(found: AnchorTable, measured: Sequence[str]) -> Comparison | None:
     """The curve of least rate, of the figures to trust: of those of these names where one has such, else of all."""
     rated = [one for one in found.comparisons if one.pchip is not None and one.trusted]
     own = [one for one in rated if one.name in measured]

@@ -109,7 +109,7 @@ def collect(files: Sequence[Path]) -> Collection:
         own.append((group[0].file.stem, curve_of(name, points, group[0].description)))
     stems, whole = zip(*((stem, curve.name) for stem, curve in (*own, *published)), strict=True)
     short = _shortened(whole[: len(own)], whole[len(own) :])
-    names = list(zip(_told_apart(short, stems), _told_apart(whole, stems), strict=True))
+    names = list(zip(_distinct_names(short, stems), _distinct_names(whole, stems), strict=True))
     curves = tuple(replace(curve, name=name) for (name, _), (_, curve) in zip(names, (*own, *published), strict=True))
     return Collection(curves, dict(names), folders, originals)
 
@@ -164,7 +164,7 @@ def _common_name(names: Sequence[str]) -> str:
     return os.path.commonprefix(unique).rstrip(" -_.=0123456789") or plain(" + ".join(unique))
 
 
-def _told_apart(names: Sequence[str], stems: Sequence[str]) -> list[str]:
+def _distinct_names(names: Sequence[str], stems: Sequence[str]) -> list[str]:
     """Equal names get their file's stem behind them, and a number where that is not enough."""
     taken: dict[str, None] = {}
     for name, stem in zip(names, stems, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lic_dist.evaluation.comparison import Against, Comparisons, against, best
+from lic_dist.evaluation.comparison import AnchorTable, Comparisons, against, best
 from lic_dist.evaluation.gains import Gains, gains
 from lic_dist.evaluation.grid import Grids, grids_of
 from lic_dist.evaluation.lead import Lead, lead
@@ -22,7 +22,7 @@ class Findings:
     curves: tuple[Curve, ...]
     anchors: tuple[Curve, ...]
     leads: tuple[Lead, ...]
-    tables: tuple[Against, ...]
+    tables: tuple[AnchorTable, ...]
     grids: Grids
     gains: tuple[Gains, ...]
 

@@ -91,7 +91,7 @@ def _rows(points: Sequence[Point]) -> tuple[Gain, ...]:
     return tuple(
         Gain(
             point,
-            _told_apart(point, [one for one in once if (one.quantizer, one.arm) == (point.quantizer, point.arm)]),
+            _distinct_names(point, [one for one in once if (one.quantizer, one.arm) == (point.quantizer, point.arm)]),
             fmean(image_losses(point).values()),
             _change(point, _base_of(point, bases)),
             _change(point, sq_adapted),
@@ -122,7 +122,7 @@ def _change(point: Point, base: Point | None) -> Interval | None:
     return change_interval([losses[image] for image in others], list(others.values()))
 
 
-def _told_apart(point: Point, alike: Sequence[Point]) -> str:
+def _distinct_names(point: Point, alike: Sequence[Point]) -> str:
     """The arm; the checkpoint and, where that too is the same, the record behind it."""
     if len(alike) == 1:
         return point.arm

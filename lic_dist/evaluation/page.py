@@ -17,7 +17,7 @@ from string import Template
 
 from lic_dist.evaluation.bd import Interval
 from lic_dist.evaluation.charts import Chart, svg
-from lic_dist.evaluation.comparison import Against, Comparison, best, times
+from lic_dist.evaluation.comparison import AnchorTable, Comparison, best, times
 from lic_dist.evaluation.findings import Findings
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
 from lic_dist.evaluation.gains import cells
@@ -43,7 +43,7 @@ from lic_dist.evaluation.rows import (
     point_rows,
     time_rows,
 )
-from lic_dist.evaluation.shown import Shown
+from lic_dist.evaluation.shown import ShownPictures
 from lic_dist.evaluation.styles import Style, Styles
 from lic_dist.text import counted
 from lic_dist.version import __version__
@@ -65,7 +65,7 @@ def page(
     found: Findings,
     drawn: Sequence[Chart],
     looks: Styles,
-    shown: Shown | None,
+    shown: ShownPictures | None,
     names: Sequence[str] = (),
     made: str = "",
 ) -> str:
@@ -122,7 +122,7 @@ def _subtitle(curves: Sequence[Curve]) -> str:
     return " · ".join(parts)
 
 
-def _cards(tables: Sequence[Against], curves: Sequence[Curve]) -> str:
+def _cards(tables: Sequence[AnchorTable], curves: Sequence[Curve]) -> str:
     """The best curve against each anchor."""
     measured = [curve.name for curve in curves if curve.points]
     cards = []

@@ -15,7 +15,7 @@ from rich.table import Table
 from lic_dist.building.job import provenance
 from lic_dist.errors import LicError
 from lic_dist.evaluation.charts import charts, write_png
-from lic_dist.evaluation.comparison import Against
+from lic_dist.evaluation.comparison import AnchorTable
 from lic_dist.evaluation.curves import collect, plain
 from lic_dist.evaluation.findings import Findings
 from lic_dist.evaluation.gains import COLUMNS as GAIN_COLUMNS
@@ -128,7 +128,7 @@ def _show_lead(found: Lead, console: Console) -> None:
     console.print(LEAD_SAYS.replace("`", ""), markup=False, highlight=False)
 
 
-def _show(found: Against, console: Console) -> None:
+def _show(found: AnchorTable, console: Console) -> None:
     title = f"BD-rate against {found.anchor.name} ({counted(len(found.anchor.figures), 'point')})"
     table = _table(title)
     for number, column in enumerate(COMPARISON_COLUMNS):

@@ -31,7 +31,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownPictures:
     """What the viewer's script reads, and what the page and the terminal say of it ("" where nothing is left out)."""
 
     data: dict[str, Any]
@@ -48,7 +48,7 @@ class _Decoded:
     path: Path
 
 
-def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]) -> Shown | None:
+def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]) -> ShownPictures | None:
     """All pictures that the result files name; None where there is none.
 
     `first` names the curves to begin with, beside the original. Only files under the folder of their result file are
@@ -80,7 +80,7 @@ def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]
         "start": [0, *(1 + arms.index(arm) for arm in dict.fromkeys(first) if arm in arms)],
         "images": entries,
     }
-    return Shown(data, _note(len(entries), len(by_image), missing, entries))
+    return ShownPictures(data, _note(len(entries), len(by_image), missing, entries))
 
 
 def write_sheets(collection: Collection, names: Sequence[str], out: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class WeightAverage:
     """Averages of parameters, of which `update` is called after each step.
 
     average <- decay' * average + (1 - decay') * weights, decay' = min(decay, (1 + n) / (10 + n)) at update n: the

@@ -24,10 +24,10 @@ from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.stages import bits_of, gaussians, hyper_analyse, to_input
 from lic_dist.training import photos as photo_crops
-from lic_dist.training.course import Course, Trained
 from lic_dist.training.distortion import Distortion
-from lic_dist.training.distributed import Ranks, ranks
-from lic_dist.training.loss import Figures, held_out_figures
+from lic_dist.training.distributed import Ranks, joined
+from lic_dist.training.loop import PhasePlan, TrainingLoop
+from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
 from lic_dist.training.states import finished
 
@@ -78,13 +78,13 @@ def train(config: Train, photos: Images) -> Path:
         LicError: no photos, photos smaller than a crop, a loss that is not finite.
         UsageError: an unknown architecture, or `out` holds the state of a job with other settings.
     """
-    with ranks() as here:
-        return _train(config, photos, here)
+    with joined() as ranks:
+        return _train(config, photos, ranks)
 
 
-def _train(config: Train, section: Images, here: Ranks) -> Path:
+def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     start = _start(config)
-    model: Any = start.model.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: Any = start.model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     manifest = scan(section.path)
     require_held_out(manifest, section.held_out)
     usable = [photo for photo in manifest if not photo.fault]
@@ -102,63 +102,63 @@ def _train(config: Train, section: Images, here: Ranks) -> Path:
         "held_out": section.held_out,
     }
     final = config.out / f"checkpoint{checkpoint.SUFFIX}"
-    if finished(final, identity, here):
-        if here.first:
+    if finished(final, identity, ranks):
+        if ranks.first:
             print(f"{final}: done already")
         return final
     relaxed = Relaxed(model, config.relaxation, config.precision == "bf16").train()
-    distortion = Distortion(config.distortion, config.crop, here.device)
+    distortion = Distortion(config.distortion, config.crop, ranks.device)
     trained = tuple(name for name, _ in model.named_parameters() if name != "entropy_bottleneck.quantiles")
     if config.compile:
         model.g_a.compile()
         model.g_s.compile()
 
     def loss(forward: nn.Module, pixels: Tensor) -> Tensor:
-        x = to_input(pixels, here.device)
+        x = to_input(pixels, ranks.device)
         x_hat, bits = forward(x)
         return config.lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
 
-    def figures() -> Figures | None:
-        return measured(model, judged, config, here) if len(judged) else None
+    def figures() -> HeldOut | None:
+        return measured(model, judged, config, ranks) if len(judged) else None
 
-    phases = [Trained(trained, config.steps, config.lr)]
-    course = Course(f"training {config.architecture}", config, phases, relaxed, model, identity, here)
-    share = here.share(config.batch)
-    batches = iter(photo_crops.batches(crops, course.first, config.steps, config.batch, share))
-    for step in course:
+    phases = [PhasePlan(trained, config.steps, config.lr)]
+    loop = TrainingLoop(f"training {config.architecture}", config, phases, relaxed, model, identity, ranks)
+    share = ranks.share(config.batch)
+    batches = iter(photo_crops.batches(crops, loop.first, config.steps, config.batch, share))
+    for step in loop:
         numbers = range(step * config.batch, (step + 1) * config.batch)[share]
         parts = next(batches).tensor_split(config.accumulate)
-        course.take(parts, loss, lambda: f"crops of {', '.join(map(crops.source, numbers))}")  # noqa: B023
-        if course.due:
-            course.judge(figures)
+        loop.take(parts, loss, lambda: f"crops of {', '.join(map(crops.source, numbers))}")  # noqa: B023
+        if loop.due:
+            loop.judge(figures)
 
     auxiliary = train_quantiles(model, config.quantile_steps, with_medians=config.relaxation == "noise")
-    if here.first:
-        best = course.best.figures
+    if ranks.first:
+        best = loop.best.figures
         entry = {
             "what": "base training",
             **identity,
             "photos": len(used),
             "auxiliary_loss": auxiliary,
-            "best_step": course.best.step,
+            "best_step": loop.best.step,
             "held_out_figures": asdict(best) if best else None,
         }
         checkpoint.save(Checkpoint(model.cpu(), start.spec, history=[*start.history, entry]), final)
-    here.wait()
+    ranks.wait()
     return final
 
 
-def measured(model: nn.Module, pixels: Tensor, config: Train, here: Ranks) -> Figures:
+def measured(model: nn.Module, pixels: Tensor, config: Train, ranks: Ranks) -> HeldOut:
     """Figures of CompressAI's own evaluation forward over uint8 crops [n, 3, s, s]; the model's mode is left as is."""
     was_training = model.training
     relaxed = Relaxed(model, "noise", config.precision == "bf16").eval()
-    distortion = Distortion(config.distortion, pixels.shape[-1], here.device)
+    distortion = Distortion(config.distortion, pixels.shape[-1], ranks.device)
 
     def decode(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = to_input(part, here.device)
+        x = to_input(part, ranks.device)
         return x, *relaxed(x)
 
-    found = held_out_figures(pixels.split(8), decode, distortion, config.lmbda, here)
+    found = held_out_figures(pixels.split(8), decode, distortion, config.lmbda, ranks)
     model.train(was_training)
     return found
 

@@ -79,7 +79,7 @@ class Ranks:
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
+def joined() -> Iterator[Ranks]:
     """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs); leave it at the end.
 
     A group that the launcher has joined, as Ray Train does, is used as it is and left to the launcher, which has set

@@ -22,7 +22,7 @@ from lic_dist.building.job import load_parent, open_cache
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.training.distributed import Ranks, ranks
+from lic_dist.training.distributed import Ranks, joined
 from lic_dist.training.retrain import Source, retrain
 
 
@@ -36,20 +36,20 @@ def finetune(experiment: config.Experiment) -> Path:
     """
     section = config.need(experiment.finetune, "finetune")
     config.need(experiment.quantizer, "quantizer")
-    with ranks() as here:
+    with joined() as ranks:
         if section.rounds == 1:
-            return _round(experiment, 1, section.out, here)
+            return _round(experiment, 1, section.out, ranks)
         if not open_cache(experiment).header.store_y:
             raise UsageError("rounds need y, which this cache does not keep", hint="build it with cache.store_y: true")
         paths: list[Path] = []
         for number in range(1, section.rounds + 1):
             if paths:
                 experiment = _after(experiment, paths[-1])
-            paths.append(_round(experiment, number, section.out / f"round-{number}", here))
+            paths.append(_round(experiment, number, section.out / f"round-{number}", ranks))
         best = section.out / f"checkpoint{checkpoints.SUFFIX}"
-        if here.first:
+        if ranks.first:
             _keep(paths, best)
-        here.wait()
+        ranks.wait()
         return best
 
 
@@ -59,18 +59,18 @@ def _after(experiment: config.Experiment, path: Path) -> config.Experiment:
     return experiment.model_copy(update={"model": model})
 
 
-def _round(experiment: config.Experiment, number: int, out: Path, here: Ranks) -> Path:
+def _round(experiment: config.Experiment, number: int, out: Path, ranks: Ranks) -> Path:
     section, quantizer = config.need(experiment.finetune, "finetune"), config.need(experiment.quantizer, "quantizer")
     parent, group = load_parent(experiment), quantizer.group
     if number > 1:
         group = f"{group}-round{number}-{checkpoints.digest(parent.model.state_dict())[:8]}"
         searched: dict[str, Any] = {"quantizer": quantizer.model_copy(update={"group": group})}
-        if here.world > 1:  # which hold the machines that an engine would ask for: each searches its share itself
+        if ranks.world > 1:  # which hold the machines that an engine would ask for: each searches its share itself
             searched |= {"engine": config.Engine(name="local")}
         record = QuantizerRecord.from_json(parent.quantizers[quantizer.group])
-        requantize(experiment.model_copy(update=searched), record, (here.rank, here.world))
-        here.wait()
-    return retrain(Source(parent, open_cache(experiment), group, quantizer), section, out, here)
+        requantize(experiment.model_copy(update=searched), record, (ranks.rank, ranks.world))
+        ranks.wait()
+    return retrain(Source(parent, open_cache(experiment), group, quantizer), section, out, ranks)
 
 
 def _keep(paths: list[Path], best: Path) -> None:

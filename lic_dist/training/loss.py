@@ -21,7 +21,7 @@ def psnr(mse: float) -> float:
 
 
 @dataclass(frozen=True)
-class Figures:
+class HeldOut:
     """Means over held-out pictures: L, bits per pixel, and the PSNR in dB of the mean squared error."""
 
     L: float
@@ -35,21 +35,21 @@ def held_out_figures(
     decode: Callable[[P], tuple[Tensor, Tensor, Tensor]],
     distortion: Callable[[Tensor, Tensor], Tensor],
     lmbda: float,
-    here: Ranks,
-) -> Figures:
+    ranks: Ranks,
+) -> HeldOut:
     """Figures over parts of the held-out pictures, of which every rank decodes its own.
 
     `decode` gives x, x_hat (clamped here), float32 [B, 3, s, s], and the bits of a part. Sums are taken in the order of
     the parts, so that the figures are the same on every rank, and for any number of ranks.
     """
     mine = []
-    for part in parts[here.rank :: here.world]:
+    for part in parts[ranks.rank :: ranks.world]:
         x, x_hat, bits = decode(part)
         x_hat = x_hat.clamp(0, 1)
         squared = float((x_hat - x).double().square().sum())
         mine.append((len(x) * float(distortion(x_hat, x)), squared, float(bits), len(x), x.numel()))
-    ranks = here.gathered(mine)
-    rows = [ranks[number % here.world][number // here.world] for number in range(len(parts))]
+    gathered = ranks.gathered(mine)
+    rows = [gathered[number % ranks.world][number // ranks.world] for number in range(len(parts))]
     error, squared, bits, pictures, values = (sum(column) for column in zip(*rows, strict=True))
     bpp = bits / (values / 3)
-    return Figures(lmbda * error / pictures + bpp, bpp, psnr(squared / values))
+    return HeldOut(lmbda * error / pictures + bpp, bpp, psnr(squared / values))

@@ -37,11 +37,11 @@ from lic_dist.models.parts import PARTS, trainable
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.training.course import Best, Course, Trained
 from lic_dist.training.decoding import Decoding, form_of
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
-from lic_dist.training.loss import Figures, held_out_figures
+from lic_dist.training.loop import Best, PhasePlan, TrainingLoop
+from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
 from lic_dist.training.samples import Batch, Samples, training_samples, walked
 from lic_dist.training.states import finished
@@ -68,7 +68,7 @@ class Source:
         return QuantizerRecord.from_json(self.cache.record_json(self.group))
 
 
-def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) -> Path:
+def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -> Path:
     """Retrain, calibrate, save; returns the checkpoint's path. A job that is finished is left as it is.
 
     Raises:
@@ -76,11 +76,11 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
             not finite; a rank that died; a disk that refuses a state.
         UsageError: `out` holds the states of a job with other settings, or the cache lacks what the job needs.
     """
-    here.share(section.batch)  # refuses what does not divide, before anything is read
+    ranks.share(section.batch)  # refuses what does not divide, before anything is read
     parent, cache, record = source.parent, source.cache, source.record
     check_cache(cache, parent, source.group)
     check_record(record, source.section, parent, f"{cache.place}/quantized/{source.group}")
-    phases = [Trained(trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.course]
+    phases = [PhasePlan(trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.each_phase]
     names = {name for phase in phases for name in phase.parameters}
     hyper = any(not name.startswith(PARTS["decoder"]) for name in names)
     control = section.latents != "quantized"
@@ -100,15 +100,15 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
     }
     path = out / f"checkpoint{checkpoints.SUFFIX}"
     calibrated = {"quantizer": source.section.model_dump(mode="json")}  # after the training, whose states do not mind
-    if finished(path, identity | calibrated, here):
-        if here.first:
+    if finished(path, identity | calibrated, ranks):
+        if ranks.first:
             print(f"{path}: done already")
         return path
-    model: Any = copy.deepcopy(parent.model).to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: Any = copy.deepcopy(parent.model).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16, moved_by = section.precision == "bf16", section.means if hyper else "pixels"
-    decoding = Decoding(model, record, form_of(section, record, hyper), bf16, moved_by).to(here.device)
-    judged = Decoding(model, record, bf16=bf16).to(here.device)
-    distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], here.device)
+    decoding = Decoding(model, record, form_of(section, record, hyper), bf16, moved_by).to(ranks.device)
+    judged = Decoding(model, record, bf16=bf16).to(ranks.device)
+    distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
     held_out = Samples(cache, source.group, quantizer, cache.indices(held_out=True)[:HELD_OUT_MOST], with_y=hyper)
     parts = _parts(len(held_out))
     if section.compile:
@@ -118,36 +118,36 @@ def retrain(source: Source, section: config.Finetune, out: Path, here: Ranks) ->
         batch = held_out.batch(numbers)
         if hyper:
             batch = _searched(batch, model, quantizer)
-        batch = batch.to(here.device)
-        return to_input(batch.pixels, here.device), *judged(batch)
+        batch = batch.to(ranks.device)
+        return to_input(batch.pixels, ranks.device), *judged(batch)
 
-    def figures() -> Figures:
-        return held_out_figures(parts, decode, distortion, parent.spec.lmbda, here)
+    def figures() -> HeldOut:
+        return held_out_figures(parts, decode, distortion, parent.spec.lmbda, ranks)
 
     def loss(forward: nn.Module, batch: Batch) -> Tensor:
-        x = to_input(batch.pixels, here.device)
+        x = to_input(batch.pixels, ranks.device)
         x_hat, bits = forward(batch)
         return parent.spec.lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
 
-    here.wait()  # the first may have read more, or from farther
+    ranks.wait()  # the first may have read more, or from farther
     before = figures()
     title = f"finetuning on {section.latents} latents"
-    course = Course(title, section.model_copy(update={"out": out}), phases, decoding, model, identity, here)
-    course.note_start(before)
-    with closing(training.batches(course.first, here)) as batches:
-        for _ in course:
-            batch = next(batches).to(here.device)
-            course.take(batch.split(section.accumulate), loss, lambda: f"samples {batch.sample.tolist()}")  # noqa: B023
-            if course.due:
-                course.judge(figures)
-    if here.first:
+    loop = TrainingLoop(title, section.model_copy(update={"out": out}), phases, decoding, model, identity, ranks)
+    loop.note_start(before)
+    with closing(training.batches(loop.first, ranks)) as batches:
+        for _ in loop:
+            batch = next(batches).to(ranks.device)
+            loop.take(batch.split(section.accumulate), loss, lambda: f"samples {batch.sample.tolist()}")  # noqa: B023
+            if loop.due:
+                loop.judge(figures)
+    if ranks.first:
         made = Checkpoint(copy.deepcopy(parent.model), parent.spec)  # on the CPU, laid out and compiled as parents are
-        made.model.load_state_dict(course.best.weights)
+        made.model.load_state_dict(loop.best.weights)
         if any(name.startswith(PARTS["prior"]) for name in names):
             train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
         keeps = not hyper and is_fixed(source.section)  # of a fixed quantizer a decoder alone changes no bit
-        _finish(source, made, identity | calibrated, before, course.best, section.distortion, path, keeps)
-    here.wait()
+        _finish(source, made, identity | calibrated, before, loop.best, section.distortion, path, keeps)
+    ranks.wait()
     return path
 
 
@@ -163,7 +163,7 @@ def _finish(
     source: Source,
     made: Checkpoint,
     identity: dict[str, Any],
-    before: Figures,
+    before: HeldOut,
     best: Best,
     weights: Any,
     path: Path,
@@ -199,7 +199,7 @@ def _finish(
 
 def _measured(
     checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, batch: int, distortion: Distortion
-) -> Figures:
+) -> HeldOut:
     """Quantize, count bits by the integer tables, decode: what a model and its quantizer cost on these samples."""
     model: Any = checkpoint.model
     seen, quantizer = view(model, samples.y, samples.z, batch), Quantizer(record)
@@ -220,7 +220,7 @@ def _parts(count: int) -> list[NDArray[np.int64]]:
     return np.array_split(np.arange(count), -(-count // HELD_OUT_BATCH))
 
 
-def _show(rows: list[tuple[str, Figures]], step: int) -> None:
+def _show(rows: list[tuple[str, HeldOut]], step: int) -> None:
     """The figures of all rows, over the same held-out crops."""
     table = Table(title=f"held-out crops; best weights at step {step}")
     for column in ("", "bpp", "PSNR dB", "L", "change of L"):

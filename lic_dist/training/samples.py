@@ -1,7 +1,7 @@
 """Training samples of a cache in exact batches: decoded once to RAM where they fit, streamed by whole shards elsewhere.
 
     training = training_samples(cache, "tcq8", quantizer, with_y=False, section)
-    with closing(training.batches(first, here)) as batches: ...
+    with closing(training.batches(first, ranks)) as batches: ...
 
 Either way batch `step` is a pure function of the samples, the seed and the step, of which every rank takes its part;
 resuming at a step and changing the number of ranks keep the order. In RAM it is a permutation of all samples for each
@@ -76,7 +76,7 @@ class Training(Protocol):
     def identity(self) -> dict[str, Any]:
         """What the order of the batches depends on beside the cache, the seed and the batch."""
 
-    def batches(self, first: int, here: Ranks) -> Generator[Batch, None, None]:
+    def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
         """This rank's part of each global batch from `first` on, without end; made ahead in a thread. Close it."""
 
 
@@ -158,8 +158,8 @@ class Shuffled:
     def identity(self) -> dict[str, Any]:
         return {"samples": len(self.samples)}
 
-    def batches(self, first: int, here: Ranks) -> Generator[Batch, None, None]:
-        samples, share = self.samples, here.share(self.batch)
+    def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
+        samples, share = self.samples, ranks.share(self.batch)
         return made_ahead(
             samples.batch(samples.numbers(self.seed, step, self.batch, share), (self.seed, step))
             for step in itertools.count(first)
@@ -183,12 +183,12 @@ class Streamed:
     def identity(self) -> dict[str, Any]:
         return {"samples": len(self.order.part), "streams": self.order.streams, "buffer": self.order.buffer}
 
-    def batches(self, first: int, here: Ranks) -> Generator[Batch, None, None]:
+    def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
         """UsageError where the streams do not divide among the ranks, or are fewer than the workers."""
-        stream = ShardStream(self.cache, self.names, self.order, first, here.rank, here.world)
+        stream = ShardStream(self.cache, self.names, self.order, first, ranks.rank, ranks.world)
         stream.among(0, max(1, self.workers))  # refuses here what a worker would
         sample = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in map(self.cache.array, self.names))
-        shared_memory.require(sample * self.order.batch // here.world, self.workers)
+        shared_memory.require(sample * self.order.batch // ranks.world, self.workers)
         how: Any = {"num_workers": self.workers, "multiprocessing_context": "forkserver" if self.workers else None}
         loader = joined(DataLoader(StreamedBatches(stream), batch_size=None, **how))
         read = ({name: rows.numpy() for name, rows in batch.items()} for batch in loader)

@@ -27,7 +27,7 @@ def learning_rate(section: Steps, step: int, steps: int, peak: float, halvings: 
 
 
 @dataclass
-class Watch:
+class Patience:
     """What a phase's held-out figures have said: evaluations since the last better L, and halvings by a plateau."""
 
     worse: int = 0

@@ -18,13 +18,13 @@ PATIENCE = 60.0  # seconds
 OF_ALL = "every node needs the same 'out', on a file system that all see"
 
 
-def finished(path: Path, identity: dict[str, Any], here: Ranks) -> bool:
+def finished(path: Path, identity: dict[str, Any], ranks: Ranks) -> bool:
     """Whether a checkpoint is this very job's result, for every rank.
 
     Raises:
         SharedError: some ranks find it and others do not.
     """
-    found = here.gathered(checkpoint.is_made(path, identity))
+    found = ranks.gathered(checkpoint.is_made(path, identity))
     if any(found) and not all(found):
         raise SharedError(f"not every rank finds {path}", hint=OF_ALL)
     return all(found)

@@ -1,11 +1,11 @@
-"""The course of a training job: phases of guarded steps, judged on held-out pictures, resumable at any of them.
+"""The loop of a training job: phases of guarded steps, judged on held-out pictures, resumable at any of them.
 
-    course = Course(title, section, phases, module, model, identity, here)
-    for step in course:                          # the learning rate is set, the step's noise seeded
-        course.take(parts, loss, naming)         # gradients of the global batch, clipped; one step of Adam
-        if course.due:                           # every `evaluate_every` steps, and at a phase's last
-            course.judge(measure)                # held-out figures, the best weights, a state on disk, a row of the log
-    course.best                                  # what the model is left with
+    loop = TrainingLoop(title, section, phases, module, model, identity, ranks)
+    for step in loop:                            # the learning rate is set, the step's noise seeded
+        loop.take(parts, loss, naming)           # gradients of the global batch, clipped; one step of Adam
+        if loop.due:                             # every `evaluate_every` steps, and at a phase's last
+            loop.judge(measure)                  # held-out figures, the best weights, a state on disk, a row of the log
+    loop.best                                    # what the model is left with
 
 A phase trains its own parameters with an optimizer and a schedule of its own, from the best weights so far. What is
 judged and kept is the moving average of the weights where there is one. The state on disk and the number of a step
@@ -29,18 +29,18 @@ from lic_dist.config.training import Steps
 from lic_dist.errors import SharedError, UsageError
 from lic_dist.models.parts import freeze_all_but
 from lic_dist.progress import Progress
-from lic_dist.training.average import Average
+from lic_dist.training.average import WeightAverage
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import Log
-from lic_dist.training.loss import Figures
-from lic_dist.training.schedule import Watch, learning_rate
+from lic_dist.training.loss import HeldOut
+from lic_dist.training.schedule import Patience, learning_rate
 from lic_dist.training.states import States
 
 P = TypeVar("P")
 
 
 @dataclass(frozen=True)
-class Trained:
+class PhasePlan:
     """A phase: the parameters that it trains, by name, for so many steps, up to a learning rate."""
 
     parameters: tuple[str, ...]
@@ -52,7 +52,7 @@ class Trained:
 class Best:
     """The weights of least held-out L, and the step after which they were met; figures None without held-out part."""
 
-    figures: Figures | None
+    figures: HeldOut | None
     step: int
     weights: dict[str, Tensor]
 
@@ -73,7 +73,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
 
 
-class Course:
+class TrainingLoop:
     """See the module's text. `module` holds `model` and is what is wrapped for the ranks; `identity` names the job.
 
     Raises:
@@ -85,15 +85,15 @@ class Course:
         self,
         title: str,
         section: Steps,
-        phases: Sequence[Trained],
+        phases: Sequence[PhasePlan],
         module: nn.Module,
         model: nn.Module,
         identity: dict[str, Any],
-        here: Ranks,
+        ranks: Ranks,
     ) -> None:
-        self.title, self.section, self.phases, self.here = title, section, tuple(phases), here
+        self.title, self.section, self.phases, self.ranks = title, section, tuple(phases), ranks
         self.module, self.model = module, model
-        share = here.share(section.batch)
+        share = ranks.share(section.batch)
         if (share.stop - share.start) % section.accumulate:
             raise UsageError(
                 f"a rank's {share.stop - share.start} samples do not divide into {section.accumulate} parts",
@@ -102,19 +102,19 @@ class Course:
         self.states = States(section.out / "states", identity, section.keep)
         self.best = Best(None, 0, copy.deepcopy(model.state_dict()))
         self.phase = self.taken = self.done = 0  # the present phase, steps taken in it, and in all
-        with contextlib.ExitStack() as stack:  # until the course is over, or fails to begin
-            if here.first:
+        with contextlib.ExitStack() as stack:  # until the loop is over, or fails to begin
+            if ranks.first:
                 stack.enter_context(self.states.held())
             state = self._found()
             self.open = stack.pop_all()
         if state is not None:
             self.phase, self.taken, self.done = state["phase"], state["taken"], state["done"]
             figures, step = state["best"]["figures"], state["best"]["step"]
-            self.best = Best(Figures(**figures) if figures else None, step, state["best"]["weights"])
+            self.best = Best(HeldOut(**figures) if figures else None, step, state["best"]["weights"])
             model.load_state_dict(state["model"])
         self._begin(state)
         self.first = self.done
-        self.log = Log(section.out, self.first, section.tensorboard) if here.first else None
+        self.log = Log(section.out, self.first, section.tensorboard) if ranks.first else None
         if self.log is not None:
             self.open.callback(self.log.close)
 
@@ -133,7 +133,7 @@ class Course:
                     self.rate = learning_rate(self.section, self.taken, phase.steps, phase.lr, self.watch.halvings)
                     for group in self.optimizer.param_groups:
                         group["lr"] = self.rate
-                    seed_step(self.section.seed, self.done, self.here.rank)
+                    seed_step(self.section.seed, self.done, self.ranks.rank)
                     yield self.done
                 if self.phase + 1 == len(self.phases):
                     break
@@ -151,14 +151,14 @@ class Course:
             LicError: a loss or gradient that is not finite, on any rank; the weights are as before the step.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.here.device)
+        total = torch.zeros((), device=self.ranks.device)
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
-            with contextlib.nullcontext() if last or self.here.world == 1 else self.wrapped.no_sync():  # type: ignore[operator]
+            with contextlib.nullcontext() if last or self.ranks.world == 1 else self.wrapped.no_sync():  # type: ignore[operator]
                 value = loss(self.wrapped, part) / len(parts)
                 value.backward()
             total += value.detach()
-        mean = self.here.mean(total)
+        mean = self.ranks.mean(total)
         norm, finite = take_step(mean, self.trained, self.optimizer, self.section.clip)
         if not finite:
             self._stop(float(total), norm, naming())
@@ -166,7 +166,7 @@ class Course:
         self.taken, self.done, self.loss = self.taken + 1, self.done + 1, mean
         self.bar.advance(1, loss=mean)
 
-    def judge(self, measure: Callable[[], Figures | None]) -> None:
+    def judge(self, measure: Callable[[], HeldOut | None]) -> None:
         """Measure, keep the weights if they are the best; the first rank writes the log's row and the state.
 
         Raises:
@@ -188,7 +188,7 @@ class Course:
             self.log.write(self.done, lr=self.rate, loss=self.loss, **_row(figures), steps_per_second=rate)
             self.states.write(self.done, self._state())
 
-    def note_start(self, figures: Figures) -> None:
+    def note_start(self, figures: HeldOut) -> None:
         """Take what was measured before the first step as the best so far, and log it."""
         if self.first == 0:
             self.best = Best(figures, 0, self.best.weights)
@@ -199,13 +199,13 @@ class Course:
         phase = self.phases[self.phase]
         self.trained = freeze_all_but(self.model, phase.parameters)
         self.optimizer = torch.optim.Adam(self.trained, lr=phase.lr)
-        self.average = Average(self.trained, self.section.ema)
-        self.watch = Watch()
+        self.average = WeightAverage(self.trained, self.section.ema)
+        self.watch = Patience()
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             self.average.load_state_dict(state["average"])
-            self.watch = Watch(**state["watch"])
-        self.wrapped = self.here.wrap(self.module)
+            self.watch = Patience(**state["watch"])
+        self.wrapped = self.ranks.wrap(self.module)
 
     def _state(self) -> dict[str, Any]:
         figures = asdict(self.best.figures) if self.best.figures else None
@@ -222,13 +222,13 @@ class Course:
 
     def _found(self) -> dict[str, Any] | None:
         """The state that the first rank finds, on every rank."""
-        state = self.states.latest() if self.here.first else None
-        step = self.here.gathered(state["done"] if state else None)[0]
-        return self.states.of(step) if step is not None and not self.here.first else state
+        state = self.states.latest() if self.ranks.first else None
+        step = self.ranks.gathered(state["done"] if state else None)[0]
+        return self.states.of(step) if step is not None and not self.ranks.first else state
 
     def _stop(self, loss: float, norm: float, batch: str) -> None:
         """End on a loss or gradient that is not finite: what each rank to blame had before it is named."""
-        told = self.here.gathered((loss, batch))
+        told = self.ranks.gathered((loss, batch))
         blamed = [one for one in told if not math.isfinite(one[0])] or told
         named = "; ".join(f"loss {value:.4g} of {batch}" for value, batch in blamed)
         self._fail(f"step {self.done + 1}: {named}; gradient norm {norm:.4g}: stopped before the step")
@@ -238,7 +238,7 @@ class Course:
         raise SharedError(message, hint="the last state on disk is good; take a lower lr, with another 'out'")
 
 
-def _row(figures: Figures | None) -> dict[str, float]:
+def _row(figures: HeldOut | None) -> dict[str, float]:
     if figures is None:
         return {}
     return {"held_out_L": figures.L, "held_out_bpp": figures.bpp, "held_out_psnr": figures.psnr}
