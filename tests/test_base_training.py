@@ -90,6 +90,7 @@ def test_crops_larger_than_all_photos_are_one_line(photos: Path, tmp_path: Path)
         job.train(section(tmp_path, crop=512), config.Images(path=photos, held_out="valid"))
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(photos: Path, tmp_path: Path) -> None:
     """Equal global batches: rank 0's noise differs, so the losses agree only in the first forward's distortion;
     what must agree to the bit is the set of crops, and the job must end with one checkpoint."""

@@ -105,6 +105,7 @@ def test_unknown_parts_and_small_pictures_are_one_line(photos: Path) -> None:
         data.real(photos)
 
 
+@pytest.mark.slow
 def test_a_cache_is_measured_on_disk_and_as_it_is_read() -> None:
     found = reading.size(None, 28)
     assert 1 < found["group_to_entropy_coded"] < 1.5 and 1 < found["z_to_entropy_coded"] < 1.6
@@ -117,6 +118,7 @@ def test_a_cache_is_measured_on_disk_and_as_it_is_read() -> None:
         assert all(table.row_count for table in tables)
 
 
+@pytest.mark.slow
 def test_training_from_a_cache_is_measured_against_memory_and_against_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def assert_as_never_interrupted(path: Path, whole: Path) -> None:
     assert not [file for file in path.rglob("*") if file.name.endswith((".part", ".lock"))]
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_store_is_the_same_and_no_shard_is_built_twice(
     base: Path, photos: Path, whole: Path, tmp_path: Path, spawner: multiprocessing.context.ForkServerContext
 ) -> None:

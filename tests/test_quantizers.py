@@ -91,6 +91,7 @@ def test_dead_zone_and_a_shift() -> None:
     assert abs((drawn < 0.65).mean() - pmf[30, 0]) < 0.004
 
 
+@pytest.mark.slow
 def test_a_users_trellis_is_three_lines_away() -> None:
     mine = Trellis("mine2", quantizer=(0, 1), next_state=((0, 1), (1, 0)))
     register(mine)

@@ -204,6 +204,7 @@ def test_wrong_urls_and_buckets_are_one_line():
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.slow
 def test_the_same_bytes_as_in_a_folder_from_one_process_and_from_ray(tmp_path, monkeypatch):
     url = "s3://photos/same/a.zarr"
     create(url)
@@ -229,6 +230,7 @@ def test_the_same_bytes_as_in_a_folder_from_one_process_and_from_ray(tmp_path, m
     assert contents(other) == remote
 
 
+@pytest.mark.slow
 def test_a_build_survives_errors_dropped_and_slow_answers(s3, monkeypatch):
     soon = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=50), "base": 2}
     monkeypatch.setitem(bucket.RETRY, "backoff", soon)
@@ -307,6 +309,7 @@ def test_streams_and_views_read_a_bucket_as_they_read_a_folder(tmp_path, pipelin
         remote.shard(1, ["pixels"])
 
 
+@pytest.mark.slow
 def test_the_real_job_builds_quantizes_repairs_and_trains_from_a_bucket(base, photos, tmp_path):
     url, folder = "s3://photos/real/a.zarr", tmp_path / "a.zarr"
     for where in (url, str(folder)):

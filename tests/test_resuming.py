@@ -82,6 +82,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, die_at: int = 0) -> list[str]:
     return coded
 
 
+@pytest.mark.slow
 def test_one_process_several_and_ray_give_the_same_figures(base: Path, folder: Path) -> None:
     found = {}
     for name, engine in {

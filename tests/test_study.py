@@ -73,6 +73,7 @@ def test_units_are_places_and_a_document_has_the_stages_of_its_sections(
     assert len(units_of("cache", one)[0].experiments) == 4
 
 
+@pytest.mark.slow
 def test_a_study_is_the_same_from_one_process_and_from_two_and_goes_on(
     tmp_path: Path, base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
