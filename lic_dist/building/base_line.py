@@ -16,7 +16,7 @@ from lic_dist.building.latents import encode, view
 from lic_dist.building.records import analytic_record
 from lic_dist.codec.tiles import STRIDE
 from lic_dist.data import images
-from lic_dist.data.photo import Crop, PhotoError
+from lic_dist.data.photo import PhotoError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.text import counted
 
@@ -48,9 +48,7 @@ def base_line_of_pictures(parent: Checkpoint, folder: Path, names: Sequence[str]
     side = min([MIDDLE, *(min(picture.shape[:2]) // STRIDE * STRIDE for picture in pictures)])
     if side < STRIDE:
         return ""
-    places = [((one.shape[0] - side) // 2, (one.shape[1] - side) // 2) for one in pictures]
-    crops = [Crop("", "", top, left, False, True) for top, left in places]
-    pixels = [images.cut(picture, crop, side) for picture, crop in zip(pictures, crops, strict=True)]
+    pixels = [images.middle(picture, side, side).transpose(2, 0, 1) for picture in pictures]
     return _line(parent, np.stack(pixels), f"the middle {side}x{side} of {counted(len(pixels), 'picture')}", 1)
 
 

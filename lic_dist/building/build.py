@@ -21,7 +21,6 @@ from lic_dist.building.job import (
     group_identity,
     load_parent,
     open_cache,
-    place,
     prepare,
     provenance,
     workers_of,
@@ -37,6 +36,7 @@ from lic_dist.building.shards import (
     make_viewer,
     undisturbed,
 )
+from lic_dist.building.store_place import place
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import Header
 from lic_dist.cache.place import Place

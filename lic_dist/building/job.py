@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from lic_dist import config
+from lic_dist.building.store_place import place
 from lic_dist.cache.layout import read_header
 from lic_dist.cache.markers import fault_counts
 from lic_dist.cache.place import Place
-from lic_dist.cache.places import place_of
 from lic_dist.cache.plan import Geometry, Plan, differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import MANIFEST
@@ -68,12 +68,6 @@ class Job:
     @property
     def refinement(self) -> Refinement:
         return Refinement(self.workers.refine, self.parent.spec.lmbda)
-
-
-def place(experiment: config.Experiment) -> Place:
-    """Where the experiment's store lies."""
-    section = config.need(experiment.cache, "cache")
-    return place_of(section.path, section.options)
 
 
 def workers_of(experiment: config.Experiment) -> Workers:

@@ -227,6 +227,12 @@ def cut(pixels: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(window.transpose(2, 0, 1))
 
 
+def middle(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The middle of a picture [H, W, 3], of no more than this height and width."""
+    top, left = (max(0, length - most) // 2 for length, most in zip(pixels.shape, (height, width), strict=False))
+    return pixels[top : top + height, left : left + width]
+
+
 def read_crops(folder: Path, crops: Sequence[Crop], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read the samples' pixels: uint8 [n, 3, size, size] and their status, uint8 [n], an index into FAULTS.
 

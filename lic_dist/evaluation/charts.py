@@ -139,8 +139,8 @@ def _titled_points(text: str, axes: Axes, names: Mapping[str, str]) -> str:
 
 def _said(axis: Axis, value: float) -> str:
     """A place on an axis: by the label that it has there, else as a number."""
-    labels = [label.get_text() for label in axis.get_ticklabels()]
     if isinstance(axis.get_major_locator(), FixedLocator):
+        labels = [label.get_text() for label in axis.get_ticklabels()]
         number = int(np.argmin(np.abs(np.asarray(axis.get_ticklocs()) - value)))
         return f"{axis.get_label_text()} {labels[number]}".strip()
     return f"{axis.get_label_text()} {value:.5g}".strip()

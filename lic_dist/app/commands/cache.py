@@ -166,9 +166,10 @@ def _reasons(faults: Mapping[str, int]) -> str:
 
 
 def _ask_to_remove(experiment: Experiment) -> None:
+    from lic_dist.building.store_place import place
     from lic_dist.cache.layout import group_folders, read_attributes
 
-    there = _place(experiment)
+    there = place(experiment)
     if read_attributes(there) is None:
         return
     size = sum(entry.bytes for entry in there.listing().values())
@@ -182,30 +183,24 @@ def _ask_to_remove(experiment: Experiment) -> None:
 
 def _stores(target: str, overrides: list[str] | None) -> list[tuple[Place, Experiment | None]]:
     """A store by its path or URL, or those of an experiment's YAML file."""
+    from lic_dist.building.store_place import place
     from lic_dist.cache.places import place_of
 
     if Path(target).suffix in (".yaml", ".yml"):
         return [
-            (_place(experiment), experiment)
+            (place(experiment), experiment)
             for experiment in _firsts(experiments(Path(target), overrides, section="cache"))
         ]
     return [(place_of(target), None)]
 
 
-def _place(experiment: Experiment) -> Place:
-    """`building.job.place`, without what that module loads."""
-    from lic_dist.cache.places import place_of
-    from lic_dist.config import need
-
-    section = need(experiment.cache, "cache")
-    return place_of(section.path, section.options)
-
-
 def _firsts(chosen: list[Experiment]) -> list[Experiment]:
     """The first combination of a sweep in each store."""
+    from lic_dist.building.store_place import place
+
     found: dict[str, Experiment] = {}
     for experiment in chosen:
-        found.setdefault(str(_place(experiment)), experiment)
+        found.setdefault(str(place(experiment)), experiment)
     return list(found.values())
 
 

@@ -26,8 +26,8 @@ from lic_dist import config
 from lic_dist.app.quickstart.closing import closing
 from lic_dist.app.quickstart.photos import CROP, Split, lay_out, split
 from lic_dist.building.build import build
-from lic_dist.building.job import place
 from lic_dist.building.pilot import record_beside
+from lic_dist.building.store_place import place
 from lic_dist.data import photo_files
 from lic_dist.errors import LicError
 from lic_dist.evaluation.report import report
@@ -126,7 +126,7 @@ def _experiment(parts: Split, record: QuantizerRecord, out: Path) -> config.Expe
             show=tuple(tested[len(tested) // 5 :: max(1, len(tested) // SHOWN)]),
             out=out / "evaluation.json",
         ),
-        report=config.Report(anchors=("base sq",), out=out / "report"),
+        report=config.Report(out=out / "report"),
     )
 
 

@@ -123,6 +123,4 @@ def _too_large(file: Path) -> bool:
 
 def _middle(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = photo.shape[:2]
-    high, wide = (TEST_SHORT, TEST_LONG) if width >= height else (TEST_LONG, TEST_SHORT)
-    top, left = max(0, height - high) // 2, max(0, width - wide) // 2
-    return photo[top : top + high, left : left + wide]
+    return images.middle(photo, *((TEST_SHORT, TEST_LONG) if width >= height else (TEST_LONG, TEST_SHORT)))
