@@ -104,3 +104,13 @@ def test_inspect_tells_pace_and_eta_of_the_running_build():
     assert pace(steady, 151.0, 0, 32)["eta_seconds"] is None  # done
     for few in ([], [3.0], [3.0, 3.0]):
         assert pace(few, 5.0, 32, 32)["samples_per_second"] is None
+
+
+def test_a_column_that_does_not_decode_names_its_shard(built):
+    name = "quantized/tcq8/bits"
+    cache = LatentCache.open(built)
+    assert np.array_equal(cache.column(name, [2, 0]), np.concatenate([cache.shard(n, [name])[name] for n in (2, 0)]))
+    file = built / name / "c/1"
+    file.write_bytes(bytes(len(file.read_bytes())))
+    with pytest.raises(LicError, match=f"shard 1 of .*, array {name}, does not decode"):
+        LatentCache.open(built).column(name, [0, 1, 2])

@@ -241,7 +241,12 @@ class ShardReader:
             self._require_written(shard, [name])
         size = self.header.shard
         rows = [np.arange(shard * size, shard * size + self.header.count(shard)) for shard in shards]
-        return self._decoded(name, np.concatenate(rows) if rows else np.arange(0))
+        try:
+            return self._decoded(name, np.concatenate(rows) if rows else np.arange(0))
+        except LicError:
+            for shard in shards:
+                self.shard(shard, [name])  # names the one that does not decode
+            raise
 
     def _decoded(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
         array = self.array(name)
