@@ -1,6 +1,6 @@
 """Compare result files: python examples/compare.py ANCHOR FILE ...
 
-Files are those of `lic-dist evaluate`, or CompressAI's JSON; ANCHOR is a curve's name in the report, such as "sq".
+Files are those of `lic-dist evaluate`, or CompressAI's JSON; ANCHOR is a curve's name in the report, such as "base sq".
 """
 
 import sys

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from lic_dist.config import Experiment
     from lic_dist.config import load as load_experiment
     from lic_dist.errors import LicError
-    from lic_dist.evaluation.bd import bd_rate
-    from lic_dist.evaluation.curves import read_curves
-    from lic_dist.evaluation.report import report
     from lic_dist.evaluation.run import evaluate
     from lic_dist.models.checkpoint import load as load_checkpoint
     from lic_dist.quantization.quantize import Quantizer
     from lic_dist.quantization.record import QuantizerRecord
+    from lic_dist.reporting.bd import bd_rate
+    from lic_dist.reporting.curves import read_curves
+    from lic_dist.reporting.frames import read_results
+    from lic_dist.reporting.report import report
     from lic_dist.training.finetune import finetune
 
 _HOMES = {
@@ -33,7 +34,7 @@ _HOMES = {
     "LicError": "errors.LicError",
     "Quantizer": "quantization.quantize.Quantizer",
     "QuantizerRecord": "quantization.record.QuantizerRecord",
-    "bd_rate": "evaluation.bd.bd_rate",
+    "bd_rate": "reporting.bd.bd_rate",
     "build": "building.build.build",
     "evaluate": "evaluation.run.evaluate",
     "finetune": "training.finetune.finetune",
@@ -41,8 +42,9 @@ _HOMES = {
     "load_experiment": "config.load",
     "open_codec": "codec.open_codec",
     "open_decoder": "codec.open_decoder",
-    "read_curves": "evaluation.curves.read_curves",
-    "report": "evaluation.report.report",
+    "read_curves": "reporting.curves.read_curves",
+    "read_results": "reporting.frames.read_results",
+    "report": "reporting.report.report",
     "requantize": "building.build.requantize",
 }
 
@@ -62,6 +64,7 @@ __all__ = [
     "open_codec",
     "open_decoder",
     "read_curves",
+    "read_results",
     "report",
     "requantize",
 ]

@@ -93,7 +93,7 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=f"{page.as_uri()}#{view}")
-        self.wait("document.body && document.body.dataset.ready === '1'")
+        self.wait("document.body && document.body.dataset.ready === '1' && document.body.dataset.drawn === '1'")
 
     def value(self, expression: str) -> Any:
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)

@@ -140,16 +140,18 @@ def evaluate(
     out: JsonFile = None,
 ) -> None:
     """Code a folder of images to real bytes with each checkpoint and quantizer, decode, compare, measure."""
-    from lic_dist.evaluation import generations as successive
-    from lic_dist.evaluation import run, tables
+    from lic_dist.evaluation.run import evaluate as code
+    from lic_dist.evaluation.summary import require_coded, summary
 
     chosen = experiments(config, overrides, engine, "evaluate")
     if generations:
+        from lic_dist.evaluation import generations as successive
+
         done = [successive.summary(successive.evaluate_generations(one, generations)) for one in chosen]
     else:
-        done = [tables.summary(run.evaluate(one)) for one in chosen]
+        done = [summary(code(one)) for one in chosen]
     write_json(out, done)
-    tables.require_coded(done)
+    require_coded(done)
 
 
 @app.command()
@@ -158,13 +160,20 @@ def report(
     anchor: Annotated[
         list[str] | None, typer.Option(help="The curve to compare with; may be repeated. Default: base sq.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for report.html, results.md and the plots.")] = Path("report"),
+    out: Annotated[Path, typer.Option(help="Folder for report.html, results.md and the charts.")] = Path("report"),
     curve: Annotated[list[str] | None, typer.Option(help="Pattern of the curves to show; may be repeated.")] = None,
+    label: Annotated[
+        str,
+        typer.Option(
+            help="What groups points into curves and names them: of {run}, {arm}, {quantizer}, {seed}, {checkpoint}, "
+            "{file}."
+        ),
+    ] = "{arm} {quantizer}",
 ) -> None:
-    """BD-rates between curves, gains at each lambda, plots, and a page to compare the pictures on."""
-    from lic_dist.evaluation.report import report as run
+    """BD-rates between curves, gains at each lambda, charts, and a page to compare the pictures on."""
+    from lic_dist.reporting.report import report as run
 
-    run(files, anchor or (), out, curve or ())
+    run(files, anchor or (), out, curve or (), label)
 
 
 @app.command("run")

@@ -165,7 +165,7 @@ def _finetune(experiments: Sequence[Experiment], _: int) -> None:
 
 def _evaluate(experiments: Sequence[Experiment], jobs: int) -> None:
     from lic_dist.evaluation.run import evaluate
-    from lic_dist.evaluation.tables import require_coded, summary
+    from lic_dist.evaluation.summary import require_coded, summary
 
     for one in experiments:
         engine = one.engine.model_copy(update={"searchers": jobs}) if jobs > 1 else one.engine
@@ -174,11 +174,11 @@ def _evaluate(experiments: Sequence[Experiment], jobs: int) -> None:
 
 
 def _report(experiments: Sequence[Experiment], _: int) -> None:
-    from lic_dist.evaluation.report import report
+    from lic_dist.reporting.report import report
 
     section = need(experiments[0].report, "report")
     files = dict.fromkeys(need(one.evaluate, "evaluate").out for one in experiments)
-    report(list(files), section.anchors, section.out)
+    report(list(files), section.anchors, section.out, label=section.label)
 
 
 def _out(section: Train | Finetune | Evaluate | Report | None) -> str | None:

@@ -202,13 +202,18 @@ class Report(Section):
     anchors: tuple[str, ...] = Field(
         ("base sq",), min_length=1, description="Curves that changes and BD-rates refer to."
     )
-    out: File = Field(Path("runs/report"), description="Folder for report.html, results.md and the plots.")
+    label: str = Field(
+        "{arm} {quantizer}",
+        description="What groups points into curves and names them, of the fields {run}, {arm}, {quantizer}, {seed}, "
+        "{checkpoint}, {file}.",
+    )
+    out: File = Field(Path("runs/report"), description="Folder for report.html, results.md and the charts.")
 
 
 class Experiment(Section):
     """One experiment: a file, or a document of it."""
 
-    name: str = Field("experiment", description="Its name, of jobs, results and plots.")
+    name: str = Field("experiment", description="Its name, of jobs, results and charts.")
     train: Train | None = Field(None, description="Training of a base model.")
     model: Model | None = Field(None, description="The base model.")
     images: Images | None = Field(None, description="The photos and the crops taken from them.")

@@ -20,6 +20,7 @@ from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 
 P = TypeVar("P", bound=Keyed)
+BASE = "base"  # the arm of a checkpoint that was not retrained
 CARRIED = "carried"  # a quantizer's name that stands for all that a checkpoint carries
 
 
@@ -40,6 +41,7 @@ class Job:
     record: str
     model: str
     arm: str
+    seed: int | None = None
 
     def __str__(self) -> str:
         return f"{label(self.checkpoint)}, {self.quantizer}"
@@ -158,6 +160,7 @@ def _jobs(checkpoint: str, wanted: tuple[str, ...], experiment: Experiment) -> l
                 record=record.digest,
                 model=model,
                 arm=arm_of(loaded),
+                seed=seed_of(loaded),
             )
         )
     return jobs
@@ -172,12 +175,17 @@ def arm_of(loaded: Checkpoint) -> str:
     """How a checkpoint was made, by its own account: "base", "decoder", "decoder noise", "decoder+hyper round 2" ..."""
     rounds = [entry for entry in loaded.history if "recipe" in entry]
     if not rounds:
-        return "base"
+        return BASE
     last = rounds[-1]
     phases = [phase["recipe"] for phase in last.get("phases", ())] or [last["recipe"]]
     recipes = [one if isinstance(one, str) else "+".join(one) for one in phases]
     latents = "" if last["latents"] == "quantized" else f" {last['latents']}"
     return ", ".join(recipes) + latents + (f" round {len(rounds)}" if len(rounds) > 1 else "")
+
+
+def seed_of(loaded: Checkpoint) -> int | None:
+    """The seed of a checkpoint's last retraining; None of a base model."""
+    return next((entry.get("seed") for entry in reversed(loaded.history) if "recipe" in entry), None)
 
 
 def short_name(quantizer: str) -> str:

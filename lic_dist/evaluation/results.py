@@ -78,9 +78,10 @@ class Point:
     several lambdas, are a curve. Digests tell whether a measured point still stands: `record` of the quantizer's
     record, `model` of the checkpoint's tensors, `pictures` of the images' files. Raises ValueError without images.
 
-    What files of earlier versions lack: `channel_bits`, estimated bits a pixel of each of the M channels of y, and
-    `z_bpp` of z, means over images; `k_counts`, how often the index k was <= -8, -7, .., 7, >= 8 in all images;
-    `shown`, decoded pictures that are kept, by image; `set_aside`, images that could not be coded, with the reason.
+    What files of earlier versions lack: `seed` of the retraining, None of a base model; `channel_bits`, estimated bits
+    a pixel of each of the M channels of y, and `z_bpp` of z, means over images; `k_counts`, how often the index k was
+    <= -8, -7, .., 7, >= 8 in all images; `shown`, decoded pictures that are kept, by image; `set_aside`, images that
+    could not be coded, with the reason.
     """
 
     checkpoint: str
@@ -94,6 +95,7 @@ class Point:
     channel_bits: tuple[float, ...] = ()
     k_counts: tuple[int, ...] = ()
     z_bpp: float | None = None
+    seed: int | None = None
     shown: Mapping[str, str] = field(default_factory=dict)
     set_aside: Mapping[str, str] = field(default_factory=dict)
 
@@ -116,22 +118,6 @@ _ALWAYS = ConfigDict(revalidate_instances="always")
 _POINTS = TypeAdapter(tuple[Point, ...], config=_ALWAYS)
 _FIGURES = TypeAdapter(tuple[Figures, ...])
 _ORIGINALS = TypeAdapter(dict[str, str])
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A named rate-distortion curve, figures by rising bpp; `points` in the same order, empty if published."""
-
-    name: str
-    figures: tuple[Figures, ...]
-    points: tuple[Point, ...] = ()
-    description: str = ""
-
-
-def curve_of(name: str, points: Sequence[Point], description: str = "") -> Curve:
-    """The curve through measured points."""
-    ordered = tuple(sorted(points, key=lambda point: point.figures.bpp))
-    return Curve(name, tuple(point.figures for point in ordered), ordered, description)
 
 
 def write_points(
@@ -232,39 +218,6 @@ def read_file(path: Path) -> ResultFile:
     originals = _checked(path, _ORIGINALS, content.get("originals", {}))
     name, description = str(content.get("name", path.stem)), str(content.get("description", ""))
     return ResultFile(name, description, points, figures, originals)
-
-
-def read_curves(path: Path) -> tuple[Curve, ...]:
-    """The curves of a result file, ours (one for each arm and quantizer) or published (one).
-
-    A file of several curves has them named "name arm quantizer".
-
-    Raises:
-        LicError: as `read_file`.
-    """
-    found = read_file(path)
-    if not found.points:
-        return (Curve(found.name, found.figures, (), found.description),)
-    by_arm: dict[str, list[Point]] = {}
-    for point in found.points:
-        by_arm.setdefault(f"{point.arm} {point.quantizer}".strip(), []).append(point)
-    several = len(by_arm) > 1
-    return tuple(
-        curve_of(f"{found.name} {label}" if several else found.name, chosen, found.description)
-        for label, chosen in by_arm.items()
-    )
-
-
-def read_curve(path: Path) -> Curve:
-    """The one curve of a result file.
-
-    Raises:
-        LicError: not a result file, or one with several curves.
-    """
-    curves = read_curves(path)
-    if len(curves) > 1:
-        raise LicError(f"{path} holds {len(curves)} curves: {', '.join(curve.name for curve in curves)}")
-    return curves[0]
 
 
 def _content(path: Path) -> dict[str, Any]:

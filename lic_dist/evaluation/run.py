@@ -34,8 +34,7 @@ from lic_dist.data import images
 from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
-from lic_dist.evaluation.gains import BASE
-from lic_dist.evaluation.jobs import Job, Task, file_safe, label
+from lic_dist.evaluation.jobs import BASE, Job, Task, file_safe, label
 from lic_dist.evaluation.journal import Journal, Key, beside
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
 from lic_dist.evaluation.results import (
@@ -48,7 +47,7 @@ from lic_dist.evaluation.results import (
     write_points,
     write_whole,
 )
-from lic_dist.evaluation.tables import write_csv
+from lic_dist.evaluation.summary import write_csv
 from lic_dist.progress import Progress
 
 LARGEST_COUNTED = 8  # |k| in `k_counts`; larger ones count as this
@@ -102,7 +101,9 @@ def evaluate(experiment: Experiment) -> Path:
         known = {Key.of(point): point for point in before}
         others = task.others(before)
         found: dict[Job, Point | None] = {
-            job: replace(point, checkpoint=job.checkpoint, arm=job.arm) if (point := known.get(task.key(job))) else None
+            job: replace(point, checkpoint=job.checkpoint, arm=job.arm, seed=job.seed)
+            if (point := known.get(task.key(job)))
+            else None
             for job in task.jobs
         }
         kept = {job: _kept(section.out, job, task, section.show) for job in task.jobs}
@@ -265,6 +266,7 @@ def _point(job: Job, task: Task, rows: Sequence[Row]) -> Point | None:
         record=job.record,
         model=job.model,
         arm=job.arm,
+        seed=job.seed,
         pictures=task.pictures,
         channel_bits=tuple(fmean(column) for column in zip(*(row["channel_bits"] for row in coded), strict=True)),
         k_counts=tuple(sum(column) for column in zip(*(row["k_counts"] for row in coded), strict=True)),

@@ -77,11 +77,11 @@ def adapt(
     """Calibrate step and strength and adapt the tables on the pilot; write the quantizer record and its curve."""
     from lic_dist.building.calibrate import describe
     from lic_dist.building.job import prepare
+    from lic_dist.building.picture import calibration_plot
     from lic_dist.building.pilot import adapt as run
     from lic_dist.building.pilot import record_beside
     from lic_dist.cache.folder import Folder
     from lic_dist.cache.trials import Trials
-    from lic_dist.evaluation.plots import calibration_plot
 
     chosen = experiments(config, overrides, section="cache")
     if out is not None and len(chosen) > 1:
@@ -224,7 +224,7 @@ def inspect(
 
 
 def _plot(report: dict[str, Any], file: Path) -> None:
-    from lic_dist.evaluation.plots import cache_plot
+    from lic_dist.cache.picture import cache_plot
 
     if "num_samples" in report:
         cache_plot(report, file)

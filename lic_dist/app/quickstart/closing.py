@@ -11,10 +11,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from lic_dist.evaluation.gains import BASE, SQ_ADAPTED
-from lic_dist.evaluation.lead import LeadRow, lead
+from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import Point, read_points
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.reporting.gains import SQ_ADAPTED
+from lic_dist.reporting.lead import LeadRow, lead
 from lic_dist.text import counted
 
 FEW_TESTED, FEW_TRAINED = 8, 40  # photos, below which a word says that they prove little

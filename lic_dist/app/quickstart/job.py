@@ -30,10 +30,10 @@ from lic_dist.building.pilot import record_beside
 from lic_dist.building.store_place import place
 from lic_dist.data import photo_files
 from lic_dist.errors import LicError
-from lic_dist.evaluation.report import report
 from lic_dist.evaluation.run import evaluate
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.reporting.report import report
 from lic_dist.text import counted
 from lic_dist.training.finetune import finetune
 
@@ -66,7 +66,7 @@ def quickstart(out: Path, photos: Path | None, engine: str) -> dict[str, Any]:
     console.print("[bold]4/4[/] real bitstreams of the test photos")
     results = evaluate(experiment)
     page = config.need(experiment.report, "report")
-    report([results], page.anchors, page.out, console=Console(quiet=True))
+    report([results], page.anchors, page.out, label=page.label, console=Console(quiet=True))
     figures = closing(results, retrained, len(parts.train), console)
     again = f"lic-dist evaluate {out}/experiment.yaml, then lic-dist report {results}"
     for line in (f"The report, pictures side by side: {(page.out / 'report.html').resolve()}", f"Once more: {again}"):

@@ -1,0 +1,175 @@
+"""Bjøntegaard-Delta rate: how much less rate a curve needs than an anchor at equal PSNR, in percent.
+
+The package `bjontegaard` (Herglotz et al. 2022) integrates; PCHIP as JVET does (JVET-H0030), Akima as a check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import bjontegaard
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from lic_dist.errors import LicError
+from lic_dist.evaluation.results import Figures
+from lic_dist.reporting.curves import Curve
+
+FEWEST_POINTS = 4
+METHODS = ("pchip", "akima")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over images and its bootstrap interval, in percent."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} %" + (f" [{self.low:+.2f}, {self.high:+.2f}]" if self.low < self.high else "")
+
+
+def bd_rate(anchor: Curve, test: Curve, method: str = "pchip") -> float:
+    """BD-rate of the averaged curves in percent; negative: `test` needs less rate.
+
+    Raises:
+        LicError: fewer than four points, two at one lambda, a PSNR that does not rise with the rate, or no overlap.
+    """
+    return _bd_rate(_means(anchor), _means(test), method)
+
+
+def rate_change(anchor: Curve, test: Curve, samples: int = 101) -> tuple[np.ndarray, np.ndarray]:
+    """PSNR in dB over the range that both have, and the change of rate there in percent, float64 [samples] each.
+
+    Both log rates are interpolated over PSNR by PCHIP, as for the BD-rate, which is their mean change.
+
+    Raises:
+        LicError: as `bd_rate`.
+    """
+    (anchor_bpp, anchor_psnr), (test_bpp, test_psnr) = _in_common(_means(anchor), _means(test))
+    psnr = np.linspace(max(anchor_psnr[0], test_psnr[0]), min(anchor_psnr[-1], test_psnr[-1]), samples)
+    change = PchipInterpolator(test_psnr, np.log(test_bpp))(psnr) - PchipInterpolator(anchor_psnr, np.log(anchor_bpp))(
+        psnr
+    )
+    return psnr, 100 * np.expm1(change)
+
+
+def overlap(anchor: Curve, test: Curve) -> float:
+    """The share of both curves' PSNR range that they have in common, 0..1: below .75 distrust the BD-rate."""
+    ranges = [
+        (min(one.psnr for one in curve.figures), max(one.psnr for one in curve.figures)) for curve in (anchor, test)
+    ]
+    shared = min(high for _, high in ranges) - max(low for low, _ in ranges)
+    whole = max(high for _, high in ranges) - min(low for low, _ in ranges)
+    return max(0.0, shared) / whole if whole > 0 else 0.0
+
+
+def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip") -> dict[str, float]:
+    """BD-rate in percent of each image, by name.
+
+    Raises:
+        LicError: a curve without rows per image, other images, or an image whose curve gives no BD-rate.
+    """
+    anchors, tests = _image_figures(anchor), _image_figures(test)
+    pictures = {point.pictures for curve in (anchor, test) for point in curve.points} - {""}
+    if anchors.keys() != tests.keys() or len(pictures) > 1:
+        raise LicError(f"{anchor.name} and {test.name} were measured on different images")
+    rates = {}
+    for image, figures in tests.items():
+        try:
+            rates[image] = _bd_rate(anchors[image], figures, method)
+        except LicError as error:
+            raise LicError(f"{image}: {error.message}") from None
+    return rates
+
+
+def mean_interval(rates: Sequence[float], confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
+    """The mean over images with its percentile bootstrap interval (Efron): images drawn with replacement."""
+    values = np.asarray(rates, np.float64)
+    means = values[_drawn(len(values), draws, seed)].mean(axis=1)
+    return _interval(float(values.mean()), means, confidence)
+
+
+def change_interval(
+    values: Sequence[float],
+    bases: Sequence[float],
+    confidence: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+    of: Sequence[float] | None = None,
+) -> Interval:
+    """By how many percent the mean over images differs from that of `bases`, the same images in the same order.
+
+    In percent of the mean of `of` instead where that is given. The interval is that of
+    `mean_interval`, with both means of the images drawn.
+    """
+    tests, others = np.asarray(values, np.float64), np.asarray(bases, np.float64)
+    images = _drawn(len(tests), draws, seed)
+    if of is not None:
+        whole, more = np.asarray(of, np.float64), tests - others
+        changes = 100 * more[images].mean(axis=1) / whole[images].mean(axis=1)
+        return _interval(float(100 * more.mean() / whole.mean()), changes, confidence)
+    changes = 100 * (tests[images].mean(axis=1) / others[images].mean(axis=1) - 1)
+    return _interval(float(100 * (tests.mean() / others.mean() - 1)), changes, confidence)
+
+
+def _drawn(images: int, draws: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, images, (draws, images))
+
+
+def _interval(mean: float, drawn: np.ndarray, confidence: float) -> Interval:
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean, float(low), float(high))
+
+
+def _means(curve: Curve) -> Sequence[Figures]:
+    """The averaged curve, if it is one: two checkpoints at one lambda lie on two."""
+    if len({point.lmbda for point in curve.points}) < len(curve.points):
+        hint = "evaluate its checkpoints into files of their own"
+        raise LicError(f"{curve.name} has several points at one lambda: {hint}")
+    return curve.figures
+
+
+def _image_figures(curve: Curve) -> dict[str, list[Figures]]:
+    if not curve.points:
+        raise LicError(f"{curve.name} has no figures per image")
+    by_image: dict[str, list[Figures]] = {}
+    for point in curve.points:
+        for row in point.images:
+            by_image.setdefault(row.image, []).append(Figures(row.bpp, row.psnr, row.ms_ssim))
+    if any(len(figures) != len(curve.points) for figures in by_image.values()):
+        raise LicError(f"the points of {curve.name} were measured on different images")
+    return by_image
+
+
+def _bd_rate(anchor: Sequence[Figures], test: Sequence[Figures], method: str) -> float:
+    if method not in METHODS:
+        raise ValueError(f"no method {method!r}: there are {', '.join(METHODS)}")
+    (anchor_bpp, anchor_psnr), (test_bpp, test_psnr) = _in_common(anchor, test)
+    rate = bjontegaard.bd_rate(
+        anchor_bpp, anchor_psnr, test_bpp, test_psnr, method, require_matching_points=False, min_overlap=0
+    )
+    return float(rate)
+
+
+_Samples = tuple[np.ndarray, np.ndarray]  # bpp and PSNR, both rising
+
+
+def _in_common(anchor: Sequence[Figures], test: Sequence[Figures]) -> tuple[_Samples, _Samples]:
+    of_anchor, of_test = _rising(anchor, "the anchor"), _rising(test, "the curve")
+    if min(of_anchor[1][-1], of_test[1][-1]) <= max(of_anchor[1][0], of_test[1][0]):
+        raise LicError("the curve has no PSNR in common with the anchor")
+    return of_anchor, of_test
+
+
+def _rising(figures: Sequence[Figures], who: str) -> tuple[np.ndarray, np.ndarray]:
+    if len(figures) < FEWEST_POINTS:
+        raise LicError(f"{who} has {len(figures)} points, a BD-rate needs {FEWEST_POINTS}")
+    ordered = sorted(figures, key=lambda one: one.bpp)
+    bpp, psnr = np.array([one.bpp for one in ordered]), np.array([one.psnr for one in ordered])
+    if not (np.isfinite(psnr).all() and bpp[0] > 0 and (np.diff(bpp) > 0).all() and (np.diff(psnr) > 0).all()):
+        raise LicError(f"the PSNR of {who} does not rise with its rate")
+    return bpp, psnr

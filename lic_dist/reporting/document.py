@@ -1,0 +1,226 @@
+"""A report as plain values: sections of tables, charts and notes, which terminal, Markdown and page show alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from lic_dist.evaluation.jobs import BASE
+from lic_dist.evaluation.results import Point
+from lic_dist.reporting import gains as changes
+from lic_dist.reporting import lead as leading
+from lic_dist.reporting.bd import Interval
+from lic_dist.reporting.charts import Chart
+from lic_dist.reporting.comparison import AnchorTable, Comparison, times
+from lic_dist.reporting.curves import Curve
+from lic_dist.reporting.findings import Findings
+from lic_dist.reporting.grid import Grid, Grids
+from lic_dist.text import counted
+
+BD_SAYS = (
+    "Change of rate at equal PSNR, in percent: negative is less rate. PCHIP and Akima interpolate the curves averaged "
+    "over images; the mean of the images' own BD-rates (PCHIP) has a 95 % bootstrap interval over images."
+)
+GRID_SAYS = (
+    "Change of rate at equal PSNR, in percent, of each quantizer (rows) on models retrained as the column says: "
+    "negative is less rate. First the BD-rate of the curves averaged over images (PCHIP), then the mean of the images' "
+    "own with its 95 % bootstrap interval. A curve's own base is the same quantizer without retraining. Empty where a "
+    "curve or its anchor is not there."
+)
+POINTS_SAY = (
+    "Means over images. bpp counts the entropy-coded streams, `z bpp` the estimated part of z; `container` is what is "
+    "around the streams, `estimated` the gap from the tables' own rate to the written bytes, `likelihood` the gap from "
+    "the continuous model's rate."
+)
+TIMES_SAY = "Medians over images and lambdas of the seconds that an image took, on the machine that measured."
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: text of one line or several, and the change that it shows, if any, which decides its colour."""
+
+    text: str
+    change: Interval | None = None
+
+    @classmethod
+    def of(cls, value: Value) -> Cell:
+        """A cell of what a table's maker gives: text, an interval, None for an empty one, or a cell."""
+        if isinstance(value, Cell):
+            return value
+        return cls(str(value), value) if isinstance(value, Interval) else cls(value or "")
+
+    @property
+    def sense(self) -> str:
+        """ "less" or "more" for a change whose interval leaves zero out, else ""."""
+        change = self.change
+        clear = change is not None and change.low < change.high and change.low * change.high > 0
+        return "" if change is None or not clear else "less" if change.mean < 0 else "more"
+
+
+Value = str | Interval | Cell | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows under a title ("" for none); `says` explains it, `notes` are referred to by letters.
+
+    The first columns, as many as `names`, say what a row is of. On the terminal, columns of `brief` show no interval:
+    80 characters are few.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    says: str = ""
+    notes: tuple[str, ...] = ()
+    names: int = 1
+    brief: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report. One of `detail` is not on the terminal."""
+
+    title: str
+    says: str = ""
+    tables: tuple[Table, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    notes: tuple[str, ...] = ()
+    detail: bool = False
+
+
+def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
+    """The whole report, in its order; what there is nothing to say of is left out."""
+    led = bool(found.leads)
+    parts = [
+        *(Section(leading.lead_title(one), tables=(_lead(one),)) for one in found.leads),
+        Section("BD-rates", BD_SAYS, tuple(map(_comparisons, found.tables))),
+        _grids(found.grids),
+        *(Section(chart.title, chart.says, charts=(chart,), detail=True) for chart in charts),
+        Section("Picture by picture: change of L", tables=tuple(map(_by_picture, found.leads)), detail=True),
+        Section("Gains at each lambda", changes.GAINS_SAY, tuple(map(_gains, found.gains)), detail=led),
+        Section("Times", TIMES_SAY, _times(found.curves), detail=True),
+        Section("All points", POINTS_SAY, (_points(found.curves),), detail=True),
+    ]
+    return [part for part in parts if part.tables or part.charts or part.notes]
+
+
+def letter(number: int) -> str:
+    """a, b, .., z, aa, ab, .. for 0, 1, .."""
+    return (letter(number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:+.2f} %"
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Value]], **more: object) -> Table:
+    cells = tuple(tuple(map(Cell.of, row)) for row in rows)
+    return Table(title, tuple(columns), cells, **more)  # type: ignore[arg-type]
+
+
+def _letters(notes: Sequence[str], known: Sequence[str]) -> str:
+    return " ".join(letter(known.index(note)) for note in notes)
+
+
+def _lead(found: leading.Lead) -> Table:
+    columns = ("", "change of L [95 %]", "L", "bpp", "PSNR dB", "as rate [95 %]", "against own base [95 %]")
+    rows = []
+    for row in found.rows:
+        figures = row.gain.point.figures
+        numbers = f"{row.gain.loss:.4f}", f"{figures.bpp:.4f}", f"{figures.psnr:.3f}"
+        rows.append((row.name, row.change or "anchor", *numbers, row.rate, row.own))
+    return _table(leading.lead_title(found), columns, rows, says=leading.LEAD_SAYS, brief=frozenset({5}))
+
+
+def _by_picture(found: leading.Lead) -> Table:
+    """The anchor's L of each picture, and the change of L in percent of each other row."""
+    others = [row for row in found.rows if row is not found.anchor]
+    base = changes.image_losses(found.anchor.gain.point)
+    losses = [changes.image_losses(row.gain.point) for row in others]
+    columns = "picture", f"L, {found.anchor.name}", *(f"{row.name} [%]" for row in others)
+    rows = [
+        (image, f"{base[image]:.4f}", *(f"{100 * (one[image] / base[image] - 1):+.2f}" for one in losses))
+        for image in found.pictures
+    ]
+    return _table("", columns, rows)
+
+
+def _comparisons(found: AnchorTable) -> Table:
+    columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", "note")
+    rows = [
+        (
+            one.name,
+            str(one.points),
+            percent(one.pchip),
+            percent(one.akima),
+            one.images,
+            _letters(one.notes, found.notes),
+        )
+        for one in found.comparisons
+    ]
+    title = f"BD-rate against {found.anchor.name} ({counted(len(found.anchor.figures), 'point')})"
+    return _table(title, columns, rows, notes=tuple(found.notes))
+
+
+def _grids(found: Grids) -> Section:
+    return Section("Quantizers and arms", GRID_SAYS, tuple(map(_grid, found.grids)), notes=found.notes)
+
+
+def _grid(grid: Grid) -> Table:
+    columns = "quantizer", *("no retraining" if arm == BASE else arm for arm in grid.arms)
+    rows = [(quantizer, *(_grid_cell(grid, arm, quantizer) for arm in grid.arms)) for quantizer in grid.quantizers]
+    against = "its own base" if grid.anchor is None else f"base {grid.anchor}"
+    return _table(f"BD-rate against {against} [%]", columns, rows, notes=tuple(grid.notes))
+
+
+def _grid_cell(grid: Grid, arm: str, quantizer: str) -> Value:
+    """PCHIP with the letters of its notes; under it the mean over images and its interval."""
+    if arm == BASE and quantizer == grid.anchor:
+        return "anchor"
+    cell: Comparison | None = grid.cells.get((arm, quantizer))
+    if cell is None:
+        return None
+    first = f"{percent(cell.pchip).removesuffix(' %')} {_letters(cell.notes, grid.notes)}".strip()
+    second = f"\n{cell.images}".replace(" %", "") if cell.images else ""
+    return Cell(first + second, cell.images)
+
+
+def _gains(found: changes.Gains) -> Table:
+    columns = ("quantizer", "arm", "bpp", "PSNR dB", "L", "L against base [95 %]", "L against sq-adapted [95 %]")
+    rows = []
+    for row in found.rows:
+        figures = row.point.figures
+        numbers = f"{figures.bpp:.4f}", f"{figures.psnr:.3f}", f"{row.loss:.4f}"
+        rows.append((row.point.quantizer, row.arm, *numbers, row.own, row.sq_adapted))
+    return _table(f"L at lambda {found.lmbda:g}, {counted(found.images, 'image')}", columns, rows, names=2)
+
+
+def _times(curves: Sequence[Curve]) -> tuple[Table, ...]:
+    found = times(curves)
+    rows = [(one.name, f"{one.encode:.3f}", f"{one.decode:.3f}", f"{one.megapixels:.2f}") for one in found]
+    return (_table("", ("curve", "encode s", "decode s", "megapixels"), rows),) if rows else ()
+
+
+def _points(curves: Sequence[Curve]) -> Table:
+    """Every point; a published one has its figures only."""
+    columns = ("curve", "lmbda", "images", "bpp", "PSNR dB", "MS-SSIM", "container", "estimated", "likelihood", "z bpp")
+    rows = []
+    for curve in curves:
+        for number, one in enumerate(curve.figures):
+            point = curve.points[number] if curve.points else None
+            known = (f"{point.lmbda:g}", str(len(point.images))) if point else ("", "")
+            figures = f"{one.bpp:.4f}", f"{one.psnr:.3f}", "" if one.ms_ssim is None else f"{one.ms_ssim:.4f}"
+            rows.append((curve.name, *known, *figures, *(_gaps(point) if point else ("",) * 4)))
+    return _table("", columns, rows)
+
+
+def _gaps(point: Point) -> tuple[str, ...]:
+    bpp, *rates = (
+        fmean(getattr(row, name) for row in point.images) for name in ("bpp", "estimated_bpp", "likelihood_bpp")
+    )
+    gaps = (percent(100 * (bpp / rate - 1) if rate > 0 else None) for rate in rates)
+    container = f"{fmean(row.container_bpp for row in point.images):.4f}"
+    return container, *gaps, "" if point.z_bpp is None else f"{point.z_bpp:.4f}"

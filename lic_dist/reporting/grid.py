@@ -1,0 +1,121 @@
+"""The table of a study: BD-rates of quantizers (rows) and arms (columns), against what each has to beat.
+
+That is its own base, the same quantizer without retraining, and on the base models CompressAI's quantizer (`sq`) and SQ
+with adapted tables (`sq-adapted`), a grid for each. A curve's own base is found as in `gains`: by the quantizer's name,
+else by its records, so that `tcq8-cached` has the base's `tcq8`. Of two base models at one lambda neither is taken, and
+a place in the grid that several curves claim stays empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lic_dist.evaluation.jobs import BASE
+from lic_dist.reporting.comparison import Compare, Comparison, compare, distinct_notes
+from lic_dist.reporting.curves import Curve
+from lic_dist.reporting.gains import SQ_ADAPTED, measured
+
+SQ = "sq"  # CompressAI's own quantizer
+
+Place = tuple[str, str]  # arm and quantizer
+
+
+@dataclass(frozen=True)
+class Grid:
+    """BD-rates by arm and quantizer, in percent, against `anchor` on the base models; None: against each own base.
+
+    `arms` and `quantizers` are in their order of appearance, the base first. A place without a comparison is not in
+    `cells`.
+    """
+
+    anchor: str | None
+    arms: tuple[str, ...]
+    quantizers: tuple[str, ...]
+    cells: Mapping[Place, Comparison]
+
+    @property
+    def notes(self) -> list[str]:
+        """Every note of a cell once, row by row."""
+        places = ((arm, quantizer) for quantizer in self.quantizers for arm in self.arms)
+        return distinct_notes([self.cells[place] for place in places if place in self.cells])
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The grids that these curves give, and what stands in none of them and why."""
+
+    grids: tuple[Grid, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def grids_of(curves: Sequence[Curve], of: Compare = compare) -> Grids:
+    """The grids of measured curves with a known arm; empty where no arm was retrained.
+
+    A grid is there where its anchor is. `of` compares a curve (its second argument) with an anchor.
+    """
+    claims = _claims(curves)
+    if all(arm == BASE for arm, _ in claims):
+        return Grids()
+    placed = {place: found[0] for place, found in claims.items() if len(found) == 1}
+    notes = [
+        f"{len(found)} curves are {' '.join(place)}, none is in a grid: {', '.join(curve.name for curve in found)}"
+        for place, found in claims.items()
+        if len(found) > 1
+    ]
+    bases = {quantizer: curve for (arm, quantizer), curve in placed.items() if arm == BASE}
+    if _several_models([curve for (arm, _), found in claims.items() if arm == BASE for curve in found]):
+        bases = {}
+        notes.append("two base models share a lambda, no point says which is its own: there is no grid")
+    retrained = {place: curve for place, curve in placed.items() if place[0] != BASE}
+    pairs = {place: (base, curve) for place, curve in retrained.items() if (base := _base_of(curve, place[1], bases))}
+    found = [_grid(None, retrained, pairs, of)] if pairs else []
+    for name in (SQ, SQ_ADAPTED):
+        if name in bases and retrained:
+            anchor = bases[name]
+            others = {place: (anchor, curve) for place, curve in placed.items() if curve is not anchor}
+            found.append(_grid(name, placed, others, of))
+    return Grids(tuple(found), tuple(notes))
+
+
+def _claims(curves: Sequence[Curve]) -> dict[Place, list[Curve]]:
+    """The curves of each place, those that measured the same once."""
+    claims: dict[Place, list[Curve]] = {}
+    for curve in curves:
+        places = {(point.arm, point.quantizer) for point in curve.points}
+        if len(places) == 1 and all(arm for arm, _ in places):
+            found = claims.setdefault(places.pop(), [])
+            if all(_figures(curve) != _figures(other) for other in found):
+                found.append(curve)
+    return claims
+
+
+def _figures(curve: Curve) -> list[object]:
+    return [(point.lmbda, point.pictures, measured(point)) for point in curve.points]
+
+
+def _several_models(bases: Sequence[Curve]) -> bool:
+    models: dict[tuple[float, str], set[str]] = {}
+    for point in (point for curve in bases for point in curve.points):
+        models.setdefault((point.lmbda, point.pictures), set()).add(point.model)
+    return any(len(found) > 1 for found in models.values())
+
+
+def _base_of(curve: Curve, quantizer: str, bases: Mapping[str, Curve]) -> Curve | None:
+    if quantizer in bases:
+        return bases[quantizer]
+    records = _records(curve)
+    fitting = [base for base in bases.values() if all(record for _, record in records) and records <= _records(base)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _records(curve: Curve) -> set[tuple[float, str]]:
+    return {(point.lmbda, point.record) for point in curve.points}
+
+
+def _grid(
+    anchor: str | None, placed: Mapping[Place, Curve], pairs: Mapping[Place, tuple[Curve, Curve]], of: Compare
+) -> Grid:
+    arms = sorted(dict.fromkeys(arm for arm, _ in placed), key=lambda arm: arm != BASE)
+    quantizers = tuple(dict.fromkeys(quantizer for _, quantizer in placed))
+    return Grid(anchor, tuple(arms), quantizers, {place: of(*pair) for place, pair in pairs.items()})

@@ -1,0 +1,238 @@
+"""The report as one HTML page without any other file: figures, the picture viewer, charts, tables.
+
+The page's own policy forbids every address but its own data and every script but its own, by their digests; names from
+result files are escaped besides. Charts are drawn by Vega, whose expressions are interpreted: nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+from importlib import resources
+from string import Template
+
+import vl_convert
+
+from lic_dist.drawing import COLOURS, GRID, INK
+from lic_dist.reporting.bd import Interval
+from lic_dist.reporting.charts import Chart, page_spec
+from lic_dist.reporting.comparison import AnchorTable, Comparison, best
+from lic_dist.reporting.curves import Curve
+from lic_dist.reporting.document import Cell, Section, Table, letter
+from lic_dist.reporting.findings import Findings
+from lic_dist.reporting.lead import FEW, Lead
+from lic_dist.reporting.shown import ShownPictures
+from lic_dist.reporting.styles import Style, Styles
+from lic_dist.text import counted
+from lic_dist.version import __version__
+
+_SHAPES = {
+    "circle": '<circle cx="13" cy="6" r="3.4"/>',
+    "square": '<path d="M9.8 2.8h6.4v6.4h-6.4z"/>',
+    "triangle-up": '<path d="M13 2l4 7.4h-8z"/>',
+    "diamond": '<path d="M13 1.6l4.4 4.4-4.4 4.4-4.4-4.4z"/>',
+    "triangle-down": '<path d="M13 10l4-7.4h-8z"/>',
+    "cross": '<path d="M11.6 2h2.8v2.6h2.6v2.8h-2.6v2.6h-2.8v-2.6h-2.6v-2.8h2.6z"/>',
+}  # any other is the saw
+_SAW = '<path d="M10 1.6l3 3 3-3 1.8 1.8-3 2.6 3 2.6-1.8 1.8-3-3-3 3-1.8-1.8 3-2.6-3-2.6z"/>'
+_PALETTE = {INK: "--ink", GRID: "--grid"} | {colour: f"--c{number}" for number, colour in enumerate(COLOURS)}
+
+
+def page(
+    parts: Sequence[Section],
+    found: Findings,
+    looks: Styles,
+    shown: ShownPictures | None,
+    names: Sequence[str] = (),
+    made: str = "",
+) -> str:
+    """The text of report.html; `names` are the experiments', `made` says when, how and by what it was made."""
+    scripts = (vega(), _asset("viewer.js"))
+    digests = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts)
+    viewer = Template(_asset("viewer.html")).substitute(note=escape(shown.note)) if shown else ""
+    led = len(found.leads)  # what leads, then the pictures
+    drawn = next((number for number, part in enumerate(parts) if part.charts), len(parts))
+    body = [*map(_section, parts)]
+    body[drawn:drawn] = [_legend(looks)]
+    body[led:led] = [viewer]
+    text, contents = _contents("\n".join(body))
+    specs = {
+        _id(chart, n): page_spec(one) for part in parts for chart in part.charts for n, one in enumerate(chart.panels)
+    }
+    data = {"charts": {"palette": _PALETTE, "specs": specs}} | ({"pictures": shown.data} if shown else {})
+    return Template(_asset("report.html.in")).substitute(
+        title=escape(f"{', '.join(names)}: rate and distortion" if names else "Rate-distortion report"),
+        script_hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
+        style=_asset("style.css"),
+        vega=scripts[0],
+        script=scripts[1],
+        subtitle=escape(_subtitle(found.curves)),
+        cards=_cards([*map(_lead_card, found.leads)] or [_card(table, found.curves) for table in found.tables]),
+        contents=contents,
+        body=text,
+        made=escape(made or f"lic-dist {__version__}"),
+        data="".join(f'<script type="application/json" id="{id_}">{_json(one)}</script>' for id_, one in data.items()),
+    )
+
+
+@cache
+def vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+
+
+def _contents(body: str) -> tuple[str, str]:
+    """The body with a place to jump to at each section, and the list of them."""
+    titles: list[str] = []
+
+    def placed(heading: re.Match[str]) -> str:
+        titles.append(heading[1])
+        return f'<h2 id="part-{len(titles)}">{heading[1]}</h2>'
+
+    body = re.sub(r"<h2>(.*?)</h2>", placed, body)
+    links = "".join(f'<li><a href="#part-{number}">{title}</a></li>' for number, title in enumerate(titles, 1))
+    return body, f'<nav aria-label="contents"><ul>{links}</ul></nav>'
+
+
+def _asset(name: str) -> str:
+    return (resources.files("lic_dist.reporting") / "page" / name).read_text("utf-8")
+
+
+def _json(data: object) -> str:
+    """As JSON that cannot end its element."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _subtitle(curves: Sequence[Curve]) -> str:
+    points = [point for curve in curves for point in curve.points]
+    images = {row.image for point in points for row in point.images}
+    lambdas = [f"{lmbda:g}" for lmbda in sorted({point.lmbda for point in points})]
+    parts = [counted(len(curves), "curve")]
+    if points:
+        parts += [counted(len(images), "image"), f"lambda {', '.join(lambdas)}"]
+    return " · ".join(parts)
+
+
+# the headline
+
+
+def _cards(cards: Sequence[str]) -> str:
+    return f'<div class="cards">{"".join(cards)}</div>' if any(cards) else ""
+
+
+def _card(table: AnchorTable, curves: Sequence[Curve]) -> str:
+    """The best curve against an anchor."""
+    one: Comparison | None = best(table, [curve.name for curve in curves if curve.points])
+    if one is None or one.pchip is None:
+        return ""
+    value, said = one.pchip, "averaged curves"
+    if one.images:
+        value = one.images.mean
+        said = (
+            f"95 % interval over {len(one.rates)} images: {_range(one.images)}" if len(one.rates) > 1 else "one image"
+        )
+    sense = "less" if value < 0 else "more"
+    return _headline(sense, value, "rate at equal PSNR", one.name, table.anchor.name, "; ".join([said, *one.notes]))
+
+
+def _lead_card(found: Lead) -> str:
+    """The least L against an anchor, with its interval and what it is worth as rate."""
+    one = found.best
+    if one is None or one.change is None or one.rate is None:
+        return ""
+    said = f"95 % interval over {len(found.pictures)} pictures: {_range(one.change)}"
+    if len(found.pictures) == 1:
+        said = "one picture: that proves nothing"
+    elif len(found.pictures) < FEW:
+        said += "; few pictures prove little"
+    rate = f"as rate at equal quality: {_signed(one.rate.mean)} %"
+    sense = Cell("", one.change).sense
+    return _headline(sense, one.change.mean, "of L", one.name, found.anchor.name, said, rate)
+
+
+def _headline(sense: str, value: float, unit: str, name: str, anchor: str, *said: str) -> str:
+    return (
+        f'<div class="card"><b class="{sense}">{_signed(value)} %<small> {unit}</small></b>'
+        f'<span class="what">{escape(name)} against {escape(anchor)}</span>'
+        f"{''.join(f'<span>{escape(one)}</span>' for one in said)}</div>"
+    )
+
+
+def _range(change: Interval) -> str:
+    return f"{_signed(change.low)} to {_signed(change.high)}\N{NO-BREAK SPACE}%"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+# sections
+
+
+def _section(part: Section) -> str:
+    found = [f"<h2>{escape(part.title)}</h2>", f"<p>{_prose(part.says)}</p>" if part.says else ""]
+    for table in part.tables:
+        found.append(f"<h3>{escape(table.title)}</h3>" if table.title and table.title != part.title else "")
+        found.append(_table(table))
+        found.append(f"<p>{_prose(table.says)}</p>" if table.says else "")
+        found += [f'<p class="soft">{letter(number)}: {escape(note)}</p>' for number, note in enumerate(table.notes)]
+    found += [f"<div class='charts'>{_figures(chart)}</div>" for chart in part.charts]
+    found += [f'<p class="soft">{escape(note)}</p>' for note in part.notes]
+    return "".join(found)
+
+
+def _figures(chart: Chart) -> str:
+    return "".join(
+        f'<figure role="img" aria-label="{escape(f"{chart.title}: {panel.title}. {chart.says}")}">'
+        f"<figcaption>{escape(panel.title)}</figcaption>"
+        f'<div class="plot" data-chart="{_id(chart, number)}"></div></figure>'
+        for number, panel in enumerate(chart.panels)
+    )
+
+
+def _id(chart: Chart, number: int) -> str:
+    return f"{chart.name}-{number}"
+
+
+def _legend(looks: Styles) -> str:
+    buttons = "".join(
+        f'<li><button type="button" aria-pressed="false" data-curve="{escape(name)}">{_swatch(look)}{escape(name)}'
+        f"{' (anchor)' if look.colour == INK else ''}</button></li>"
+        for name, look in looks.items()
+    )
+    hint = "Press a curve to pick it out. In a chart: drag to move, shift and wheel to zoom, twice to go back."
+    return f'<ul class="legend" aria-label="curves">{buttons}</ul><p class="soft">{hint}</p>'
+
+
+def _swatch(look: Style) -> str:
+    colour = f"var({_PALETTE[look.colour]})"
+    return (
+        f'<svg viewBox="0 0 26 12" aria-hidden="true"><g fill="{colour}">'
+        f'<path d="M0 6h26" stroke="{colour}" stroke-width="2" stroke-dasharray="{" ".join(map(str, look.dash))}"/>'
+        f"{_SHAPES.get(look.shape, _SAW)}</g></svg>"
+    )
+
+
+def _table(table: Table) -> str:
+    head = "".join(
+        f'<th scope="col" aria-sort="none"><button type="button">{escape(one)}</button></th>' for one in table.columns
+    )
+    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    return (
+        f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        '<p class="soft wider">The table is wider than the page: it scrolls to the right.</p>'
+    )
+
+
+def _cell(cell: Cell) -> str:
+    text = escape(cell.text).replace("\n", "<br>")
+    return f'<td class="{cell.sense}">{text}</td>' if cell.sense else f"<td>{text}</td>"
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))

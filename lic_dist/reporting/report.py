@@ -1,0 +1,81 @@
+"""The report on curves: BD-rates, gains, every point, charts; on the terminal, in Markdown, as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+
+from rich.console import Console
+
+from lic_dist.building.job import provenance
+from lic_dist.errors import LicError
+from lic_dist.evaluation.results import read_file, write_whole
+from lic_dist.reporting.charts import charts, write_chart
+from lic_dist.reporting.curves import LABEL, collect, plain
+from lic_dist.reporting.document import sections
+from lic_dist.reporting.findings import Findings
+from lic_dist.reporting.markdown import markdown
+from lic_dist.reporting.page import page
+from lic_dist.reporting.shown import collect_pictures, write_sheets
+from lic_dist.reporting.styles import styles
+from lic_dist.reporting.terminal import show
+from lic_dist.version import __version__
+
+DEFAULT_ANCHOR = "base sq"
+
+
+def report(
+    files: Sequence[Path],
+    anchors: Sequence[str],
+    out: Path,
+    only: Sequence[str] = (),
+    label: str = LABEL,
+    console: Console | None = None,
+) -> Findings:
+    """Compare all curves of result files with each anchor: tables on the terminal, report.html, results.md and charts.
+
+    Where models were retrained, the grids of quantizers and arms besides; where pictures were kept, sheets of the first
+    anchor and the best curves beside the original. Where all is of one lambda, L leads, and there are no BD-rates.
+    `label` groups points into curves and names them, see `curves`. `anchors` are names of curves; without any, the base
+    with SQ ("base sq"). The first is black in the charts. `only` are patterns of names: curves that match none are left
+    out, unless they are anchors. `console` is the terminal's, or a quiet one.
+
+    Raises:
+        LicError: a file that is no result file, or a folder that cannot be written.
+        UsageError: no curve of that name or pattern, or a label of unknown fields.
+    """
+    collection = collect(files, label)
+    chosen = list(dict.fromkeys(collection.named(name).name for name in anchors or (DEFAULT_ANCHOR,)))
+    if only:
+        collection = collection.only(only, chosen)
+    found = Findings.of(collection.curves, [collection.named(name) for name in chosen])
+    looks = styles(found.curves, chosen[0])
+    drawn = charts(found, looks)
+    parts = sections(found, drawn)
+    leading = [chosen[0], *found.best]
+    shown = collect_pictures(collection, looks, leading)
+    show(parts, console := console or Console())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LicError(f"cannot write {out}: {error.strerror}") from None
+    for chart in drawn:
+        write_chart(chart, out)
+    write_sheets(collection, leading, out)
+    write_whole(out / "results.md", markdown(parts).encode())
+    names = list(dict.fromkeys(plain(one.name) for one in map(read_file, files) if one.points))
+    text = page(parts, found, looks, shown, names, _made()).encode()
+    write_whole(out / "report.html", text)
+    if shown and shown.note:
+        console.print(shown.note, markup=False, highlight=False)
+    console.print(f"{out / 'report.html'}: {len(text) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
+    return found
+
+
+def _made() -> str:
+    """When, by which command and by what the report is made."""
+    by = provenance()
+    command = " ".join(["lic-dist", *(quote(word) for word in by["argv"][1:])])
+    commit = f", commit {by['commit'][:10]}" if by["commit"] else ""
+    return f"Made on {by['time'][:10]} by {command}; lic-dist {__version__}{commit}"

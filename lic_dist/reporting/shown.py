@@ -1,0 +1,201 @@
+"""The pictures of a report's page: kept originals and decoded pictures, whole or the window where they differ most."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lic_dist.data import images
+from lic_dist.errors import LicError
+from lic_dist.evaluation.jobs import file_safe
+from lic_dist.evaluation.results import ImageResult, Point
+from lic_dist.reporting.comparison import detailed_lambda
+from lic_dist.reporting.curves import Collection, Curve, plain
+from lic_dist.reporting.sheets import Picture, busiest_window, comparison_sheet
+from lic_dist.reporting.styles import Styles
+
+WHOLE_PIXELS = 24_000_000  # up to so many in all, large pictures stay whole
+PAGE_PIXELS = 40_000_000  # of all pictures in a page; somewhat more bytes
+LONG_SIDE, SHORT_SIDE = 768, 512  # of a window
+START_SIDE = 96  # of the window that the viewer starts at
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ShownPictures:
+    """What the viewer's script reads, and what the page and the terminal say of it ("" where nothing is left out)."""
+
+    data: dict[str, Any]
+    note: str
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """One decoded picture by a point of a curve, and its figures."""
+
+    curve: str
+    point: Point
+    row: ImageResult
+    folder: Path  # of the result file
+    path: Path
+
+
+def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]) -> ShownPictures | None:
+    """All pictures that the result files name; None where there is none.
+
+    `first` names the curves to begin with, beside the original. Only files under the folder of their result file are
+    read. A picture that is absent, or of another size, is left out.
+    """
+    by_image = _by_image([collection.named(name) for name in looks])
+    if not by_image:
+        return None
+    arms = list(dict.fromkeys(one.curve for found in by_image.values() for one in found))
+    middle = detailed_lambda(collection.curves, "shown")
+    pixels = {key: (len(f) + 1) * f[0].row.height * f[0].row.width for key, f in by_image.items()}
+    cut = sum(pixels.values()) > WHOLE_PIXELS
+    entries: list[dict[str, Any]] = []
+    missing = spent = 0
+    for (name, pictures), found in by_image.items():
+        whole = pixels[name, pictures]
+        cost = min(whole, (len(found) + 1) * LONG_SIDE * SHORT_SIDE) if cut else whole
+        if entries and spent + cost > PAGE_PIXELS:
+            break
+        entry, lost = _entry(name, found, _original(name, found, collection), arms, middle, cut)
+        missing += lost
+        if entry:
+            entries.append(entry)
+            spent += cost
+    if not entries:
+        return None
+    data = {
+        "arms": [{"name": "original"}, *({"name": arm} for arm in arms)],
+        "start": [0, *(1 + arms.index(arm) for arm in dict.fromkeys(first) if arm in arms)],
+        "images": entries,
+    }
+    return ShownPictures(data, _note(len(entries), len(by_image), missing, entries))
+
+
+def write_sheets(collection: Collection, names: Sequence[str], out: Path) -> None:
+    """pictures-<image>.png in `out` for each image with kept pictures: the original, and these curves at one lambda."""
+    middle = detailed_lambda(collection.curves, "shown")
+    for (image, _), kept in _by_image([collection.named(name) for name in dict.fromkeys(names)]).items():
+        found = [one for one in kept if one.point.lmbda == middle]
+        original = _original(image, found, collection)
+        read = [(one, _read(one.path)) for one in found]
+        sheet = [Picture(one.curve, _figures(one), pixels) for one, pixels in read if pixels is not None]
+        if sheet and original is not None and all(one.pixels.shape == original.shape for one in sheet):
+            first = Picture("original", plain(image), original)
+            comparison_sheet([first, *sheet], out / f"pictures-{file_safe(Path(image).stem)}.png")
+
+
+def _note(shown: int, images_: int, missing: int, entries: Sequence[dict[str, Any]]) -> str:
+    said = []
+    if shown < images_:
+        said.append(f"{shown} of {images_} pictures are shown")
+    if any(entry["cut"] for entry in entries):
+        said.append("large pictures are cut to where they differ most")
+    if missing:
+        said.append(f"{missing} kept pictures are absent or of another size")
+    return "; ".join(said)
+
+
+def _by_image(curves: Sequence[Curve]) -> dict[tuple[str, str], list[_Decoded]]:
+    """Decoded pictures by image and set of pictures: pictures of one name may be of several sets."""
+    found: dict[tuple[str, str], list[_Decoded]] = {}
+    for curve in curves:
+        for decoded in _decoded(curve):
+            found.setdefault((decoded.row.image, decoded.point.pictures), []).append(decoded)
+    return found
+
+
+def _decoded(curve: Curve) -> Iterator[_Decoded]:
+    for point, folder in zip(curve.points, curve.folders, strict=True):
+        rows = {row.image: row for row in point.images}
+        for name, relative in point.shown.items():
+            path = _under(folder, relative)
+            if name in rows and path is not None:
+                yield _Decoded(curve.name, point, rows[name], folder, path)
+
+
+def _original(name: str, found: Sequence[_Decoded], collection: Collection) -> Pixels | None:
+    for folder in dict.fromkeys(one.folder for one in found):
+        path = _under(folder, collection.originals.get((folder, name), ""))
+        pixels = _read(path) if path is not None else None
+        if pixels is not None:
+            return pixels
+    return None
+
+
+def _under(folder: Path, relative: str) -> Path | None:
+    """A path of a result file, if it is one under the file's folder."""
+    if not relative or "\0" in relative:
+        return None
+    path = (folder / relative).resolve()
+    return path if path.is_relative_to(folder.resolve()) else None
+
+
+def _read(path: Path) -> Pixels | None:
+    try:
+        return images.read(path)
+    except LicError:  # absent or no picture: counted by the caller
+        return None
+
+
+def _entry(
+    name: str, found: Sequence[_Decoded], original: Pixels | None, arms: Sequence[str], middle: float | None, cut: bool
+) -> tuple[dict[str, Any] | None, int]:
+    """One image as the viewer's script has it, and how many of its pictures are left out."""
+    read = [(one, _read(one.path)) for one in found]
+    shape = next((p.shape for p in (original, *(p for _, p in read)) if p is not None), None)
+    kept = [(one, pixels) for one, pixels in read if pixels is not None and pixels.shape == shape]
+    if not kept or shape is None:
+        return None, len(read)
+    high, wide = shape[:2]
+    sides = (SHORT_SIDE, LONG_SIDE) if wide >= high else (LONG_SIDE, SHORT_SIDE)
+    height, width = (min(high, sides[0]), min(wide, sides[1])) if cut else (high, wide)
+    top, left = busiest_window([kept[0][1], *(pixels for _, pixels in kept[1:])], height, width)
+    window = (slice(top, top + height), slice(left, left + width))
+    lambdas = sorted({one.point.lmbda for one, _ in kept})
+    sets = []
+    for lmbda in lambdas:
+        here = {one.curve: (one, pixels[window]) for one, pixels in kept if one.point.lmbda == lmbda}
+        pictures = {
+            1 + arms.index(curve): {"src": _uri(pixels), "figures": _figures(one)}
+            for curve, (one, pixels) in here.items()
+        }
+        compared = [pixels for _, pixels in here.values()]
+        if len(compared) == 1 and original is not None:
+            compared = [original[window], *compared]
+        side = min(START_SIDE, height, width)
+        y, x = busiest_window(compared, side, side)
+        sets.append({"lambda": f"{lmbda:g}", "pictures": pictures, "window": [x, y, side]})
+    entry = {
+        "name": plain(name) + (f" ({width}x{height} at {left}, {top})" if (height, width) != (high, wide) else ""),
+        "width": width,
+        "height": height,
+        "cut": (height, width) != (high, wide),
+        "first": lambdas.index(middle) if middle in lambdas else 0,
+        "original": {"src": _uri(original[window]), "figures": ""} if original is not None else None,
+        "sets": sets,
+    }
+    return entry, len(read) - len(kept)
+
+
+def _figures(one: _Decoded) -> str:
+    return f"{one.row.bpp:.3f} bpp, {one.row.psnr:.2f} dB"
+
+
+def _uri(pixels: Pixels) -> str:
+    """The picture without loss, as the address of itself."""
+    written = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(written, "WEBP", lossless=True, quality=25, method=1)
+    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode()}"

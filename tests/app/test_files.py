@@ -1,0 +1,101 @@
+"""`encode` and `decode` as they are typed: which quantizer is taken, which is found, and what is shown meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from lic_dist.app.cli import app
+from lic_dist.app.commands import codec as commands
+from lic_dist.building.records import analytic_record
+from lic_dist.codec import open_codec, open_decoder, tiles
+from lic_dist.codec.rans import BitstreamError
+from lic_dist.models import checkpoint as checkpoints
+from tests.conftest import picture
+
+
+@pytest.fixture(scope="module")
+def carrying(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with TCQ of 4 and 8 states, RDOQ, and the record of a cache that it was retrained from."""
+    loaded = checkpoints.load(str(base))
+    weights = np.full(12, 9.0)
+    for name, states in (("tcq", 4), ("tcq", 8)):
+        loaded.quantizers[f"tcq{states}"] = analytic_record(loaded, name, states, 0.6, 0.2, weights).to_json()
+    loaded.quantizers["rdoq"] = analytic_record(loaded, "rdoq", 1, 1.0, 0.1, weights).to_json()
+    loaded.quantizers["tcq32-cached"] = analytic_record(loaded, "tcq", 32, 0.7, 0.2, weights).to_json()
+    path = tmp_path_factory.mktemp("carrying") / "c.pth.tar"
+    checkpoints.save(loaded, path)
+    return path
+
+
+@pytest.fixture()
+def photo(tmp_path: Path) -> Path:
+    Image.fromarray(picture(4, 100, 150)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_encode_takes_the_carried_tcq_and_decode_finds_it(carrying: Path, photo: Path, tmp_path: Path) -> None:
+    file, shown = tmp_path / "a.lic", tmp_path / "b.png"
+    said = run("encode", photo, file, "--model", carrying)
+    assert said.exit_code == 0 and "with tcq8" in said.output
+    codec = open_codec(str(carrying), "tcq8")
+    encoded = codec.encode(np.asarray(Image.open(photo)))
+    assert file.read_bytes() == encoded.data
+    assert run("decode", file, shown, "--model", carrying).exit_code == 0
+    assert np.array_equal(np.asarray(Image.open(shown)), codec.picture(encoded))
+
+
+@pytest.mark.parametrize("name", ["sq", "tcq4", "rdoq", "tcq32-cached"])
+def test_decode_finds_every_quantizer_that_the_checkpoint_carries(
+    carrying: Path, photo: Path, tmp_path: Path, name: str
+) -> None:
+    image = np.asarray(Image.open(photo))
+    codec = open_codec(str(carrying), name)
+    encoded = codec.encode(image)
+    assert np.array_equal(open_decoder(encoded.data, str(carrying)).decode(encoded.data), codec.picture(encoded))
+
+
+def test_encode_says_that_it_took_sq_where_no_tcq_is_carried(base: Path, photo: Path, tmp_path: Path) -> None:
+    said = run("encode", photo, tmp_path / "a.lic", "--model", base)
+    assert "with sq: the checkpoint carries no TCQ" in said.output
+    assert "no TCQ" not in run("encode", photo, tmp_path / "a.lic", "--model", base, "--quantizer", "sq").output
+
+
+def test_a_quantizer_that_is_not_carried_is_named_by_its_digest(carrying: Path, photo: Path, tmp_path: Path) -> None:
+    loaded = checkpoints.load(str(carrying))
+    other = replace(analytic_record(loaded, "tcq", 8, 0.5, 0.2, np.full(12, 9.0)), shift=0.1)
+    other.save(tmp_path / "other.json")
+    file, shown = tmp_path / "a.lic", tmp_path / "b.png"
+    assert run("encode", photo, file, "--model", carrying, "--quantizer", tmp_path / "other.json").exit_code == 0
+    with pytest.raises(BitstreamError) as caught:
+        open_decoder(file.read_bytes(), str(carrying))
+    assert other.decoding_digest[:8] in caught.value.message
+    assert all(name in caught.value.hint for name in ("sq ", "tcq4 ", "tcq8 ", "rdoq ", "--quantizer RECORD"))
+    assert run("decode", file, shown, "--model", carrying, "--quantizer", tmp_path / "other.json").exit_code == 0
+
+
+def test_a_file_of_another_model_is_said_before_its_quantizer(carrying: Path, photo: Path) -> None:
+    data = open_codec("base-small").encode(np.asarray(Image.open(photo))).data
+    with pytest.raises(BitstreamError, match="another model"):
+        open_decoder(data, str(carrying))
+
+
+def test_large_pictures_show_their_progress_to_the_last_tile(
+    carrying: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "LARGE", 0)
+    monkeypatch.setattr(tiles, "TILE", 64)
+    file = tmp_path / "a.lic"
+    assert "encoding: 6/6 tiles" in run("encode", photo, file, "--model", carrying).output
+    assert "decoding: 6/6 tiles" in run("decode", file, tmp_path / "b.png", "--model", carrying).output
+    monkeypatch.setattr(commands, "LARGE", 100 * 150)
+    assert "tiles" not in run("encode", photo, file, "--model", carrying).output

@@ -1,0 +1,333 @@
+"""Stores in an object store: moto's S3 on loopback, behind a proxy that fails, drops and delays requests."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+
+import numpy as np
+import pytest
+
+pytest.importorskip("moto.server")
+pytest.importorskip("obstore")
+
+from lic_dist import config
+from lic_dist.building.build import build as build_cache
+from lic_dist.building.build import repair, requantize
+from lic_dist.building.records import named_record
+from lic_dist.cache import bucket, layout, markers, store
+from lic_dist.cache.bucket import Bucket
+from lic_dist.cache.inspect import inspect
+from lic_dist.cache.place import Entry
+from lic_dist.cache.places import place_of
+from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.verify import Finding, verify
+from lic_dist.engine.run import run
+from lic_dist.engine.stages import Stage
+from lic_dist.errors import LicError, UsageError
+from lic_dist.models import checkpoint
+from lic_dist.training.finetune import finetune
+from tests.stores import FIXED, RECORD, experiment, make_builder, make_plan, objects, synthetic
+
+
+class Faults:
+    """What the proxy does to requests: `fail(number)` says how, of every request by its number."""
+
+    def __init__(self) -> None:
+        self.how = lambda number: ""
+        self.count = 0
+        self.failed = 0
+        self.lock = threading.Lock()
+
+
+def proxy(port: int, faults: Faults) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with faults.lock:
+                how = faults.how(faults.count)
+                faults.count += 1
+                faults.failed += how in ("error", "drop", "cut", "lost")
+            if how == "error":
+                self.send_response(503)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if how == "drop":
+                self.close_connection = True
+                return
+            if how == "slow":
+                time.sleep(0.5)
+            upstream = http.client.HTTPConnection("127.0.0.1", port)
+            upstream.request(self.command, self.path, body, dict(self.headers))
+            answer = upstream.getresponse()
+            data = answer.read()
+            if how == "lost":  # the store has done it; nobody hears of it
+                self.close_connection = True
+                return
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "content-length", "connection", "date", "server"):
+                    self.send_header(name, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+            self.send_header("Content-Length", length or "0")
+            self.end_headers()
+            if how == "cut":
+                self.wfile.write(data[: len(data) // 2])
+                self.close_connection = True
+            elif self.command != "HEAD":
+                self.wfile.write(data)
+            upstream.close()
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Faults]:
+    """A bucket named `photos`, reached by the environment's endpoint through the proxy."""
+    from moto.server import ThreadedMotoServer
+
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    port = moto.get_host_and_port()[1]
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("PUT", "/photos")
+    assert connection.getresponse().status == 200
+    faults = Faults()
+    front = proxy(port, faults)
+    environment = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{front.server_port}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield faults
+    front.shutdown()
+    moto.stop()
+
+
+@pytest.fixture(autouse=True)
+def calm(s3: Faults) -> Iterator[None]:
+    s3.how, s3.count, s3.failed = lambda number: "", 0, 0
+    yield
+    s3.how = lambda number: ""
+
+
+def create(url: str) -> None:
+    store.create(url, make_plan())
+    store.create_group(url, "tcq8", RECORD, {"record": "cd" * 32})
+
+
+def build(url: str, **engine) -> None:
+    work = Stage("build", partial(make_builder, url, make_plan()), workers=2 if engine else 1)
+    list(run([work], store.pending(url), **engine))
+
+
+def contents(url: str) -> dict[str, bytes]:
+    place = place_of(url)
+    return {key: place.get(key) for key in place.listing() if not key.startswith(markers.FOLDER)}
+
+
+def test_a_bucket_does_what_a_folder_does(tmp_path):
+    for place in (place_of("s3://photos/places/a"), place_of(tmp_path / "a")):
+        assert place.listing() == {} and place.names() == [] and place.entry("x") is None
+        with pytest.raises(FileNotFoundError):
+            place.get("x")
+        assert place.get_json("x") is None
+        place.make()
+        assert place.put_new("x", b"first") and not place.put_new("x", b"second")
+        place.put_all({"b/c/d": b"123", "b/e": b""})
+        assert place.get("x") == b"first" and place.get("b/e") == b""
+        assert {key: entry.bytes for key, entry in place.listing().items()} == {"x": 5, "b/c/d": 3, "b/e": 0}
+        assert list(place.listing("b/c")) == ["b/c/d"] and place.names("b") == ["c", "e"]
+        entry = place.entry("b/c/d")
+        assert isinstance(entry, Entry) and entry.bytes == 3 and abs(entry.modified - time.time()) < 60
+        place.put("x", b"third")
+        assert pickle.loads(pickle.dumps(place)) == place and pickle.loads(pickle.dumps(place)).get("x") == b"third"
+        place.delete("x")
+        place.delete("x")
+        around, key = place.beside(".manifest.parquet")
+        around.put(key, b"manifest")
+        assert key == "a.manifest.parquet" and around.get("a.manifest.parquet") == b"manifest"
+        place.clear()
+        assert place.listing() == {}
+
+
+def test_a_key_that_is_not_there_may_be_deleted_where_the_store_minds(monkeypatch):
+    def minds(*_):  # as GCS does, and S3 does not
+        raise FileNotFoundError("Object at location x not found")
+
+    monkeypatch.setattr("obstore.delete", minds)
+    place_of("s3://photos/places/b").delete("x")
+
+
+def test_options_stand_for_the_environment(monkeypatch):
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    options = {"endpoint": endpoint, "access_key_id": "key", "secret_access_key": "secret", "region": "us-east-1"}
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.delenv(name)
+    place = place_of("s3://photos/by-options", options)
+    place.put("a", b"1")
+    assert place.names() == ["a"]
+
+
+def test_wrong_urls_and_buckets_are_one_line():
+    with pytest.raises(UsageError, match="no object store answers to ftp://"):
+        place_of("ftp://host/x")
+    with pytest.raises(UsageError, match="whole bucket"):
+        place_of("s3://photos").beside(".json")
+    with pytest.raises(LicError, match="no cache at s3://photos/none"):
+        LatentCache.open("s3://photos/none.zarr")
+    with pytest.raises(LicError, match="does the bucket exist") as caught:
+        store.create("s3://nowhere/a.zarr", make_plan())
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.slow
+def test_the_same_bytes_as_in_a_folder_from_one_process_and_from_ray(tmp_path, monkeypatch):
+    url = "s3://photos/same/a.zarr"
+    create(url)
+    build(url)
+    folder = tmp_path / "a.zarr"
+    store.create(folder, make_plan())
+    store.create_group(folder, "tcq8", RECORD, {"record": "cd" * 32})
+    list(run([Stage("build", partial(make_builder, folder, make_plan()))], store.pending(folder)))
+    remote = contents(url)
+    assert sorted(remote) == sorted(objects(folder))
+    assert all((folder / key).read_bytes() == data for key, data in remote.items())
+    assert verify(url) == [] and store.pending(url) == []
+    cache = pickle.loads(pickle.dumps(LatentCache.open(url)))
+    np.testing.assert_array_equal(cache.load(["pixels"], [0])["pixels"][0], synthetic(4, 0)["pixels"][0])
+    assert cache[9]["latents/z"].shape == (4, 1, 1) and cache.samples["source"][3] == "ordner/ä3.png"
+    report = inspect(url)
+    assert report["usable"] == 9 and report["bytes"] > sum(map(len, remote.values()))
+    assert report["groups"]["tcq8"]["bits_per_pixel"] == 1.0
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([".", os.environ.get("PYTHONPATH", "")]))
+    other = "s3://photos/same/ray.zarr"
+    create(other)
+    build(other, engine="ray", num_cpus=2)
+    assert contents(other) == remote
+
+
+@pytest.mark.slow
+def test_a_build_survives_errors_dropped_and_slow_answers(s3, monkeypatch):
+    soon = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=50), "base": 2}
+    monkeypatch.setitem(bucket.RETRY, "backoff", soon)
+    bucket._object_store.cache_clear()
+    url = "s3://photos/bad-day/a.zarr"
+    kinds = {0: "error", 3: "drop", 5: "slow", 6: "cut", 8: "lost"}
+    s3.how = lambda number: kinds.get(number % 11, "")
+    create(url)
+    build(url)
+    assert store.pending(url) == [] and verify(url) == []
+    loaded = LatentCache.open(url).load(["pixels", "quantized/tcq8/k"])
+    assert s3.failed > 20
+    s3.how = lambda number: ""
+    np.testing.assert_array_equal(loaded["pixels"][:4], synthetic(4, 0)["pixels"])
+    good = "s3://photos/good-day/a.zarr"
+    create(good)
+    build(good)
+    assert contents(url) == contents(good)
+    bucket._object_store.cache_clear()
+
+
+def test_a_build_that_lost_the_store_for_good_goes_on_later(s3, monkeypatch):
+    url = "s3://photos/outage/a.zarr"
+    create(url)
+    make_builder(url, make_plan())(0)
+    monkeypatch.setitem(bucket.RETRY, "max_retries", 1)
+    bucket._object_store.cache_clear()
+    s3.how = lambda number: "error"
+    with pytest.raises(LicError, match="s3://photos/outage/a.zarr") as caught:
+        make_builder(url, make_plan())(1)
+    assert "\n" not in caught.value.message and caught.value.hint
+    s3.how = lambda number: ""
+    bucket._object_store.cache_clear()
+    assert store.pending(url) == [1, 2]
+    build(url)
+    assert verify(url) == []
+    monkeypatch.undo()
+    bucket._object_store.cache_clear()
+
+
+def test_damage_in_a_bucket_is_found():
+    url = "s3://photos/damage/a.zarr"
+    create(url)
+    build(url)
+    place = Bucket(url)
+    specs = {spec.name: spec for spec in layout.base_arrays(LatentCache.open(url).geometry, True)}
+    place.delete(layout.object_key(specs["pixels"], 1))
+    place.put(layout.object_key(specs["latents/y"], 0), place.get(layout.object_key(specs["latents/y"], 2)))
+    assert verify(url) == [Finding(0, "latents/y", "altered"), Finding(1, "pixels", "missing")]
+    assert store.pending(url) == [0, 1] or store.pending(url) == [1]
+    with pytest.raises(LicError, match="has lost an object"):
+        LatentCache.open(url).shard(1)
+
+
+@pytest.mark.parametrize("pipeline", ["zarr", "zarrs"])
+def test_streams_and_views_read_a_bucket_as_they_read_a_folder(tmp_path, pipeline):
+    pytest.importorskip("xarray")
+    pytest.importorskip(pipeline)
+    url = f"s3://photos/stream-{pipeline}.zarr"
+    for where in (url, str(tmp_path / "a.zarr")):
+        create(where)
+        for shard in range(3):
+            make_builder(where, make_plan())(shard)
+    remote, local = LatentCache.open(url, pipeline=pipeline), LatentCache.open(tmp_path / "a.zarr")
+    names = ["pixels", "quantized/tcq8/k"]
+    for one, other in zip(
+        islice(remote.stream(names, batch=3), 6), islice(local.stream(names, batch=3), 6), strict=True
+    ):
+        assert all(bool((one[name] == other[name]).all()) for name in other)
+    for number in (0, 6):
+        assert bool((remote.dataset(names)[number]["pixels"] == local.dataset(names)[number]["pixels"]).all())
+    view = remote.to_xarray()
+    assert view.drop_attrs().identical(local.to_xarray().drop_attrs().load())
+    place_of(url).delete("pixels/c/1/0/0/0")
+    with pytest.raises(LicError, match="shard 1 of .*, array pixels, has lost its object"):
+        remote.shard(1, ["pixels"])
+
+
+@pytest.mark.slow
+def test_the_real_job_builds_quantizes_repairs_and_trains_from_a_bucket(base, photos, tmp_path):
+    url, folder = "s3://photos/real/a.zarr", tmp_path / "a.zarr"
+    for where in (url, str(folder)):
+        asked = experiment(base, photos, where, quantizer=FIXED)
+        assert build_cache(asked).shards_built == 3 and build_cache(asked).shards_built == 0
+        more = experiment(base, photos, where, quantizer={**FIXED, "states": 4, "group": "tcq4"})
+        assert requantize(more).shards_built == 3
+    place, same = place_of(url), {key: data for key, data in contents(url).items() if "/c/" in key}
+    assert len(same) == 3 * (10 + 2 * 3)
+    assert all((folder / key).read_bytes() == data for key, data in same.items())
+    assert place_of("s3://photos/real").names() == ["a.manifest.parquet", "a.zarr"]
+    assert named_record(checkpoint.load(str(base)), f"{url}/quantized/tcq4").states == 4
+    place.delete("latents/y/c/1/0/0/0")
+    asked = experiment(base, photos, url, quantizer=FIXED)
+    assert repair(asked, verify(url)) == 1 and verify(url) == []
+    assert contents(url)["latents/y/c/1/0/0/0"] == same["latents/y/c/1/0/0/0"]
+    section = {"recipe": "decoder", "steps": 2, "batch": 4, "evaluate_every": 2, "warmup": 1, "out": str(tmp_path)}
+    document = {**asked.model_dump(mode="json"), "finetune": section}
+    assert finetune(config.Experiment.model_validate(document)).is_file()
+    assert build_cache(experiment(base, photos, url, quantizer={**FIXED, "step": 0.8}), rebuild=True).shards_built == 3
+    assert LatentCache.open(url).groups == ("tcq8",)

@@ -1,0 +1,165 @@
+"""What is handed to clusters: each file against its schema or its structure, the Slurm script in a dry run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lic_dist import __version__, config
+from tests.printed import parse_command
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = ROOT / "jobs"
+IMAGE = f"REGISTRY/lic-dist:{__version__}"
+
+
+def shown_commands(text: str) -> list[list[str]]:
+    """The `lic-dist ...` lines of a text, comment signs taken off and continued lines joined."""
+    plain = re.sub(r"^# ?", "", text, flags=re.MULTILINE).replace("\\\n", " ")
+    return [shlex.split(line, comments=True)[1:] for line in re.findall(r"^\s*(lic-dist .*)$", plain, re.MULTILINE)]
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    text = re.sub(r"^#.*\n", "", (JOBS / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in text.splitlines() if line.strip()]
+
+
+def test_the_cluster_file_is_valid_for_rays_launcher() -> None:
+    from ray.autoscaler._private import util
+
+    document = yaml.safe_load((JOBS / "ray-cluster.yaml").read_text())
+    whole = util.prepare_config(document)
+    util.validate_config(whole)
+    assert whole["docker"]["image"] == IMAGE and whole["setup_commands"] == whole["head_setup_commands"] == []
+    worker = whole["available_node_types"]["gpu"]
+    assert worker["min_workers"] == worker["max_workers"] == whole["max_workers"]
+    with pytest.raises(Exception, match="hed_node_type"):
+        util.validate_config({**whole, "hed_node_type": "head"})
+
+
+def test_the_kuberay_job_runs_a_command_of_ours_over_its_own_experiment(tmp_path: Path) -> None:
+    documents = list(yaml.safe_load_all((JOBS / "kuberay-rayjob.yaml").read_text()))
+    maps = {one["metadata"]["name"]: one["data"] for one in documents if one["kind"] == "ConfigMap"}
+    (job,) = (one for one in documents if one["kind"] == "RayJob")
+    assert job["apiVersion"] == "ray.io/v1"
+    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == IMAGE and re.fullmatch("ray-(head|worker)", container["name"])
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+    python, m, module, *words = shlex.split(spec["entrypoint"])
+    assert (python, m, module, parse_command(words)) == ("python", "-m", "lic_dist", "cache build")
+    head = groups[0]["template"]["spec"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in head["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in head["volumes"]}
+    file = Path(words[-1])
+    text = maps[volumes[mounts[str(file.parent)]]["configMap"]["name"]][file.name]
+    (tmp_path / file.name).write_text(text)
+    experiment = config.load(tmp_path / file.name)
+    assert experiment.images and experiment.cache and experiment.engine.address == "auto"
+    shared = Path(next(path for path, name in mounts.items() if name == "shared"))
+    assert shared in experiment.images.path.parents and shared in Path(experiment.cache.path).parents
+    gpus = sum(
+        group["replicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+        for group in groups[1:]
+    )
+    assert experiment.engine.encoders * experiment.engine.gpus_per_encoder <= gpus
+
+
+def test_the_image_installs_the_package_from_what_its_context_lets_in() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    steps = dockerfile()
+    sources = [source for name, rest in steps if name == "COPY" for source in rest.split()[:-1]]
+    allowed = {line[1:] for line in (JOBS / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
+    assert set(sources) == allowed and all((ROOT / source).exists() for source in sources)
+    assert {project["readme"], *project["license-files"], "pyproject.toml", "lic_dist"} == set(sources)
+    (install,) = (rest for name, rest in steps if name == "RUN" and "pip install" in rest)
+    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', install)
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    asked = next(one for one in project["dependencies"] if one.startswith("ray["))
+    assert asked.split(">=")[0] in install
+    (version,) = (rest.split("=")[1] for name, rest in steps if name == "ARG")
+    job = list(yaml.safe_load_all((JOBS / "kuberay-rayjob.yaml").read_text()))[-1]
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == version
+    assert f"-t {IMAGE} ." in (JOBS / "Dockerfile").read_text()
+
+
+def test_the_commands_that_the_cluster_file_shows_parse() -> None:
+    commands = [parse_command(words) for words in shown_commands((JOBS / "ray-cluster.yaml").read_text())]
+    assert "submit cache" in commands
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_the_slurm_script_pleases_shellcheck() -> None:
+    subprocess.run(["shellcheck", JOBS / "slurm.sbatch"], check=True)
+
+
+STUBS = {
+    "scontrol": 'echo "scontrol $*" >> "$CALLS"; printf "%s\\n" one two three',
+    # options fall away, the command runs here; a Ray "node" lives until it is told to end
+    "srun": 'echo "srun $*" >> "$CALLS"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "ray": 'trap \'echo "ended $*" >> "$CALLS"; exit 143\' TERM; touch "$CALLS.${2#--}"; while :; do sleep 0.05; done',
+    # waiting for nodes, and the build, whose exit code the test chooses
+    "python": """[[ $1 == - ]] || echo "python $*" >> "$CALLS"
+        until [[ -e $CALLS.head && ( ${3:-0} == 1 || -e $CALLS.block ) ]]; do sleep 0.05; done
+        [[ $1 == - ]] || exit "$BUILD\"""",
+    "torchrun": 'echo "torchrun $*" >> "$CALLS"',
+}
+
+
+@pytest.mark.parametrize("build", [0, 3])
+def test_the_slurm_script_in_a_dry_run(build: int, tmp_path: Path) -> None:
+    for name, body in STUBS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "RAY"))}
+    environment |= {
+        "PATH": f"{tmp_path}:{environment['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "BUILD": str(build),
+        "SLURM_JOB_ID": "70123",
+        "SLURM_JOB_NUM_NODES": "3",
+        "SLURM_JOB_NODELIST": "[one-three]",
+        "SLURM_CPUS_PER_TASK": "32",
+        "SLURM_GPUS_ON_NODE": "4",
+    }
+    subprocess.run(["bash", "-n", JOBS / "slurm.sbatch"], check=True)
+    words = ["a b.yaml", "--set", "finetune.steps=9"]
+    done = subprocess.run(["bash", JOBS / "slurm.sbatch", *words], env=environment, timeout=60, check=False)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert done.returncode == build
+    assert calls[0] == "scontrol show hostnames [one-three]"
+    head, workers = (next(one for one in calls if start in one) for start in ("ray start --head", "ray start --block"))
+    assert "--nodelist=one" in head and "--port=20123 --num-cpus=32 --num-gpus=4" in head
+    assert "--nodes=2 --ntasks=2 --exclude=one" in workers and "--address=one:20123" in workers
+    command = next(one for one in calls if one.startswith("python"))
+    assert (
+        command
+        == f"python -m lic_dist cache build {' '.join(words)} --set engine.name=ray --set engine.address=one:20123"
+    )
+    parse_command([*command.split()[3:5], *words, "--set", "engine.name=ray"])
+    ends = [position for position, one in enumerate(calls) if one.startswith("ended start")]
+    assert len(ends) == 2 and min(ends) > calls.index(command)
+    training = [one for one in calls if one.startswith("torchrun")]
+    assert len(training) == (build == 0)
+    if training:
+        assert calls.index(training[0]) > max(ends)
+        assert "--nnodes=3 --nproc-per-node=4" in training[0] and training[0].endswith(
+            f"lic_dist finetune {' '.join(words)}"
+        )
+    usage = subprocess.run(
+        ["bash", JOBS / "slurm.sbatch"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert usage.returncode != 0 and "usage: sbatch" in usage.stderr

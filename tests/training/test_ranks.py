@@ -1,0 +1,206 @@
+"""Several ranks under torchrun on gloo: the gradients of one process, and ranks that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lic_dist import config
+from lic_dist.building.build import build
+from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.verify import verify
+from lic_dist.models import checkpoint
+from lic_dist.models.parts import freeze_all_but, trainable
+from lic_dist.models.stages import to_input
+from lic_dist.quantization.quantize import Quantizer
+from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.training import distributed
+from lic_dist.training import finetune as job
+from lic_dist.training.decoding import Decoding
+from lic_dist.training.distributed import Ranks
+from lic_dist.training.log import read_log
+from lic_dist.training.samples import Samples
+from tests.training.test_finetune import document
+
+DYING = Path(__file__).parents[1] / "dying.py"
+
+
+@pytest.fixture(scope="module")
+def store(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cache") / "a.zarr"
+    build(config.Experiment.model_validate(document(base, photos, path, path)))
+    return path
+
+
+def torchrun(*command: str | Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*launch, f"--max-restarts={restarts}", *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(DYING.parents[1])},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def gradients(base: str, store: str, rank: int, world: int, meeting: str, out: str) -> None:
+    """Save a rank's gradients in float64 of all-but-encoder on its share of a batch of eight, once of each form."""
+    torch.set_num_threads(1)
+    waiting = None
+    if world > 1:
+        torch.distributed.init_process_group(
+            "gloo", f"file://{meeting}", timedelta(seconds=60), rank=rank, world_size=world
+        )
+        waiting = torch.distributed.new_group(backend="gloo")
+    ranks = Ranks(rank, world, torch.device("cpu"), waiting)
+    cache = LatentCache.open(store)
+    record = QuantizerRecord.from_json(cache.record_json("tcq8"))
+    samples = Samples(cache, "tcq8", Quantizer(record), cache.indices(False), with_y=True)
+    found = {}
+    for form in ("quantized", "likelihood", "noise", "straight-through"):
+        model = checkpoint.load(base).model
+        freeze_all_but(model, trainable(model, "all-but-encoder"))
+        wrapped = ranks.wrap(Decoding(model, record, form, moved_by="search").double())
+        batch = samples.batch(np.arange(8)[ranks.share(8)], key=(0, 3))
+        x = to_input(batch.pixels, ranks.device).double()
+        x_hat, bits = wrapped(batch)
+        (0.05 * 255**2 * (x_hat - x).square().mean() + bits / x[:, 0].numel()).backward()
+        found |= {f"{form} {name}": value.grad for name, value in model.named_parameters() if value.grad is not None}
+    torch.save(found, f"{out}.{rank}")
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def above_bound(model: torch.nn.Module, name: str) -> torch.Tensor:
+    """Where a parameter is free. At its bound CompressAI's GDN lets a gradient pass by its sign alone, in which each
+    rank's share and the whole batch may differ; everywhere else DDP's mean is the gradient of the whole."""
+    value = model.get_parameter(name).detach()
+    if not name.endswith(("gamma", "beta")):
+        return torch.ones_like(value)
+    return (value > model.get_buffer(f"{name}_reparam.lower_bound.bound") * (1 + 1e-6)).float()
+
+
+@pytest.mark.slow
+def test_gradients_of_two_ranks_are_those_of_one_process(base: Path, store: Path, tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("forkserver")
+    gradients(str(base), str(store), 0, 1, "", str(tmp_path / "one"))
+    meeting, out = str(tmp_path / "meeting"), str(tmp_path / "two")
+    processes = [
+        context.Process(target=gradients, args=(str(base), str(store), rank, 2, meeting, out)) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    one, *two = (torch.load(path) for path in (f"{tmp_path}/one.0", f"{out}.0", f"{out}.1"))
+    assert {name.split()[1].split(".")[0] for name in one} == {"g_s", "h_s", "entropy_bottleneck"}
+    model = checkpoint.load(str(base)).model
+    for name, value in one.items():
+        assert torch.equal(two[0][name], two[1][name])
+        free = above_bound(model, name.split()[1])
+        assert float(((two[0][name] - value) * free).norm()) <= 1e-10 * float(value.norm()), name
+
+
+@pytest.mark.slow
+def test_ranks_that_die_end_the_job_which_goes_on_to_the_same_bits(
+    base: Path, photos: Path, store: Path, tmp_path: Path
+) -> None:
+    def file(name: str) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        phases = [{"recipe": "decoder", "steps": 5, "lr": 1e-3}, {"recipe": "decoder+hyper", "steps": 7, "lr": 1e-3}]
+        more = {"latents": "noise", "ema": 0.5, "phases": phases}
+        path.write_text(yaml.safe_dump(document(base, photos, store, tmp_path / name, **more)))
+        return path
+
+    whole = torchrun("-m", "lic_dist", "finetune", file("whole"))
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    weights = checkpoint.digest(checkpoint.load(str(tmp_path / "whole")).model.state_dict())
+
+    started = time.monotonic()
+    one = torchrun(DYING, "1", "5", "finetune", file("cut"))  # after the state of step 4
+    assert one.returncode != 0 and time.monotonic() - started < 120
+    assert "Signal 9 (SIGKILL)" in one.stderr or "lost another" in one.stderr
+    assert not (tmp_path / "cut" / "checkpoint.pth.tar").exists()
+    assert [path.name for path in (tmp_path / "cut" / "states").glob("*.pth*")] == ["00000004.pth"]
+    everyone = torchrun(DYING, "0,1", "4", "finetune", file("cut"))  # after those of steps 5, a phase's last
+    assert everyone.returncode != 0
+    resumed = torchrun("-m", "lic_dist", "finetune", file("cut"))
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert checkpoint.digest(checkpoint.load(str(tmp_path / "cut")).model.state_dict()) == weights
+    assert [row["step"] for row in read_log(tmp_path / "cut" / "log.jsonl")] == [0, 4, 5, 9, 12]
+
+    elastic = torchrun(DYING, "0", "7", "finetune", file("elastic"), restarts=1)  # torchrun starts all ranks again
+    assert elastic.returncode == 0, [line for line in elastic.stderr.splitlines() if "rror" in line][:30]
+    assert checkpoint.digest(checkpoint.load(str(tmp_path / "elastic")).model.state_dict()) == weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", ["auto", 2])
+def test_two_ranks_take_the_steps_of_one(
+    base: Path, photos: Path, store: Path, tmp_path: Path, streams: int | str
+) -> None:
+    """After twelve steps, within a relative 1e-4 of each weight."""
+    more = {"recipe": "decoder+hyper", "streams": streams, "workers": 0 if streams == "auto" else 1, "accumulate": 2}
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(document(base, photos, store, tmp_path / "two", **more)))
+    job.finetune(config.Experiment.model_validate(document(base, photos, store, tmp_path / "one", **more)))
+    done = torchrun("-m", "lic_dist", "finetune", file)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (checkpoint.load(str(tmp_path / name)).model.state_dict() for name in ("one", "two"))
+    for name, value in one.items():
+        if name.startswith(("g_s.", "h_s.")) and not name.endswith("gamma"):  # see above_bound
+            torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-6)
+    again = torchrun("-m", "lic_dist", "finetune", file)
+    assert again.returncode == 0 and "steps" not in again.stderr, again.stderr[-3000:]
+    losses = [read_log(tmp_path / part / "log.jsonl")[-1]["held_out_L"] for part in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_job_of_two_ranks_goes_on_with_one(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
+    """The order of global batches and their noise do not depend on the ranks; sums of gradients round otherwise."""
+    more = {"recipe": "decoder+hyper", "latents": "noise"}
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump(document(base, photos, store, tmp_path / "a", **more)))
+    assert torchrun(DYING, "0,1", "6", "finetune", path).returncode != 0
+    job.finetune(config.Experiment.model_validate(document(base, photos, store, tmp_path / "a", **more)))
+    job.finetune(config.Experiment.model_validate(document(base, photos, store, tmp_path / "b", **more)))
+    one, two = (checkpoint.load(str(tmp_path / name)).model.state_dict() for name in "ab")
+    for name, value in one.items():
+        if not name.startswith(("g_s.", "h_s.")):
+            assert torch.equal(two[name], value), name
+        elif not name.endswith("gamma"):  # see above_bound
+            torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_search_between_rounds(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "a.zarr")
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump(document(base, photos, tmp_path / "a.zarr", tmp_path / "out", steps=4, rounds=2)))
+    done = torchrun("-m", "lic_dist", "finetune", path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    second = json.loads((tmp_path / "out" / "rounds.json").read_text())[1]
+    assert LatentCache.open(tmp_path / "a.zarr").written(second["group"]) == [0, 1, 2]
+    assert not verify(tmp_path / "a.zarr")
+
+
+def test_a_lost_rank_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lic_dist.errors import LicError
+
+    told = {"is_initialized": True, "get_rank": 0, "get_world_size": 2, "get_backend": "gloo", "new_group": None}
+    for name, value in told.items():
+        monkeypatch.setattr(distributed.dist, name, lambda value=value, **_: value)
+    with pytest.raises(LicError, match="rank 0 of 2 lost another"), distributed.joined():
+        raise RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]")
+    with pytest.raises(RuntimeError, match="of its own"), distributed.joined():
+        raise RuntimeError("an error of its own")
