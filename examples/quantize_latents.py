@@ -3,7 +3,7 @@
 import numpy as np
 
 import lic_dist
-from lic_dist.quantization.adaptation import adapted, gaussian_record
+from lic_dist.quantization.adaptation import adaptation_rounds, gaussian_record
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.trellis import trellis
 
@@ -21,7 +21,7 @@ def main() -> None:
     weights = np.full(CHANNELS, WEIGHT)
     for name, machine, step, strength in (("sq", "sq", 1.0, 1.0), ("tcq", "tcq8", 0.66, 0.15)):
         record = gaussian_record(name, step, weights, lmbda=LMBDA, lambda_scale=strength, trellis=trellis(machine))
-        *_, record = adapted(record, [(r, level)], rounds=3)  # tables of what the quantizer really sends
+        *_, record = adaptation_rounds(record, [(r, level)], rounds=3)  # tables of what the quantizer really sends
         quantizer = lic_dist.Quantizer(record)
         k = quantizer.quantize(r, level)  # int16 [lanes, steps]: what is sent
         error = np.square(r - quantizer.dequantize(k)).mean()  # y_hat = means + dequantize(k)

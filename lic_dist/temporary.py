@@ -23,7 +23,7 @@ def own_folder(name: str) -> Path | None:
     return folder if own else None
 
 
-def can_make(folder: Path) -> bool:
+def can_write(folder: Path) -> bool:
     """Whether this user can write to a folder, or make it; never one that is not absolute, such as "~" of nobody."""
     there = next(one for one in (folder, *folder.parents) if one.exists())
     return folder.is_absolute() and os.access(there, os.W_OK | os.X_OK)

@@ -24,10 +24,10 @@ from lic_dist.benchmarks.data import photographs
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import one_thread
 from lic_dist.building.job import prepare
-from lic_dist.building.latents import encode, view
-from lic_dist.cache.places import place_of
+from lic_dist.building.latents import encode, quantizer_input
 from lic_dist.cache.reader import LatentCache
-from lic_dist.cache.store import finished
+from lic_dist.cache.storages import open_storage
+from lic_dist.cache.store import finished_markers
 from lic_dist.data import images
 from lic_dist.data.manifest import scan
 from lic_dist.models import checkpoint as checkpoints
@@ -76,7 +76,7 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
         for engine in ("local", "ray"):
             started = time.monotonic()
             build(asked(engine))
-            wall, steady = time.monotonic() - started, _steady(work / f"{engine}.zarr")
+            wall, steady = time.monotonic() - started, _steady_rate(work / f"{engine}.zarr")
             figures["crops"] = steady["crops"]
             start = wall - steady["crops"] / steady["crops_per_second"]
             figures[engine] = {"wall": wall, "start_and_end": start, **steady}
@@ -84,7 +84,7 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
                 work_seconds = steady["seconds_a_crop"]
                 work_seconds["write"] = 1 / steady["crops_per_second"] - sum(work_seconds.values())
             record = QuantizerRecord.from_json(LatentCache.open(work / f"{engine}.zarr").record_json("tcq8"))
-            bare.append(_bare(checkpoints.load(str(model)), record, pixels))
+            bare.append(_bare_loop_rate(checkpoints.load(str(model)), record, pixels))
         for engine, around in (("local", bare[0]), ("ray", bare[1])):
             figures[engine]["ratio"] = figures[engine]["crops_per_second"] / around
             work_seconds = figures[engine]["seconds_a_crop"]
@@ -113,14 +113,14 @@ def _some_crops(experiment: config.Experiment, count: int) -> NDArray[np.uint8]:
 
 
 @one_thread()
-def _bare(parent: Checkpoint, record: QuantizerRecord, pixels: NDArray[np.uint8]) -> float:
+def _bare_loop_rate(parent: Checkpoint, record: QuantizerRecord, pixels: NDArray[np.uint8]) -> float:
     """Crops a second of encoding and searching what lies in RAM, by the same functions, batches and thread."""
     quantizer = Quantizer(record)
 
     def work() -> None:
         latents, _ = encode(parent.model, pixels, BATCH)
-        seen = view(parent.model, latents.y, latents.z, BATCH)
-        quantizer.quantize(seen.residual, seen.level)
+        inputs = quantizer_input(parent.model, latents.y, latents.z, BATCH)
+        quantizer.quantize(inputs.residual, inputs.level)
 
     work()
     started = time.perf_counter()
@@ -129,10 +129,10 @@ def _bare(parent: Checkpoint, record: QuantizerRecord, pixels: NDArray[np.uint8]
     return BARE_SHARDS * len(pixels) / (time.perf_counter() - started)
 
 
-def _steady(store: Path) -> dict[str, Any]:
+def _steady_rate(store: Path) -> dict[str, Any]:
     """Crops a second from the first marker to the last one; seconds of a crop by stage, as the markers say."""
     cache = LatentCache.open(store)
-    done = finished(place_of(store), cache.header, "tcq8")
+    done = finished_markers(open_storage(store), cache.header, "tcq8")
     folder = store / "_progress" / cache.group_attributes("tcq8")["fingerprint"][:8]
     times = sorted(((folder / f"{shard}.json").stat().st_mtime, marker.samples) for shard, marker in done.items())
     rate = sum(samples for _, samples in times[1:]) / (times[-1][0] - times[0][0])
@@ -164,7 +164,7 @@ def memory(counts: tuple[int, ...]) -> dict[str, Any]:
                 }
             )
             peaks: dict[str, float] = {}
-            with _watching(peaks):
+            with _record_peaks(peaks):
                 build(experiment)
             figures[str(count)] = peaks
     return figures
@@ -183,7 +183,7 @@ def _small_photos(folder: Path, count: int) -> None:
 
 
 @contextmanager
-def _watching(peaks: dict[str, float]) -> Iterator[None]:
+def _record_peaks(peaks: dict[str, float]) -> Iterator[None]:
     """Fill in peak resident MB, by Linux's VmHWM: of the heaviest actor below this process, and of this process."""
     stop = threading.Event()
 
@@ -229,7 +229,7 @@ def _peak(process: int) -> float:
     return 0.0
 
 
-def million(photos: int) -> dict[str, float]:
+def planning(photos: int) -> dict[str, float]:
     """Planning for so many photos, one crop each: seconds, and bytes a photo at the peak, manifest and all."""
     done = subprocess.run(
         [sys.executable, "-c", _PLAN, str(photos)], capture_output=True, text=True, check=True, timeout=1800

@@ -31,7 +31,7 @@ def bench(parts: Sequence[str], images: Path | None, crops: int, quick: bool) ->
         "loader": lambda: reading.loading(images, 512 // tenth),
         "size": lambda: reading.size(images, 512 // tenth),
         "memory": lambda: building.memory((1000 // tenth, 10000 // tenth)),
-        "plan": lambda: building.million(1_000_000 // tenth),
+        "plan": lambda: building.planning(1_000_000 // tenth),
     }
     for part in parts or PARTS:
         figures[part] = runs[part]()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lic_dist import config
 from lic_dist.building.calibrate import channel_weights
-from lic_dist.building.latents import encode, view
+from lic_dist.building.latents import encode, quantizer_input
 from lic_dist.data import images
 from lic_dist.data.photo_files import find
 from lic_dist.errors import LicError
@@ -30,18 +30,18 @@ LMBDA = 0.013
 
 
 @dataclass(frozen=True)
-class Sources:
+class LatentSamples:
     """Residuals r float32 and scale levels uint8, [lanes, steps]; weights S_c float32 [M] of their channels."""
 
     r: NDArray[np.float32]
     level: NDArray[np.uint8]
     weights: NDArray[np.float32]
 
-    def repeated(self, times: int) -> Sources:
+    def repeated(self, times: int) -> LatentSamples:
         """The same lanes several times over."""
-        return Sources(np.tile(self.r, (times, 1)), np.tile(self.level, (times, 1)), self.weights)
+        return LatentSamples(np.tile(self.r, (times, 1)), np.tile(self.level, (times, 1)), self.weights)
 
-    def cut(self, steps: int) -> Sources:
+    def cut(self, steps: int) -> LatentSamples:
         """Lanes of so many steps: each lane in pieces, the rest left out."""
         count = self.r.shape[1] // steps
         pieces = [slice(first * steps, (first + 1) * steps) for first in range(count)]
@@ -51,7 +51,7 @@ class Sources:
             parts = np.stack([values[:, piece].reshape(-1, channels, steps) for piece in pieces], axis=1)
             return np.ascontiguousarray(parts.reshape(-1, steps))
 
-        return Sources(regrouped(self.r), regrouped(self.level), self.weights)  # type: ignore[arg-type]
+        return LatentSamples(regrouped(self.r), regrouped(self.level), self.weights)  # type: ignore[arg-type]
 
 
 def label(name: str, machine: Trellis) -> str:
@@ -59,7 +59,7 @@ def label(name: str, machine: Trellis) -> str:
     return machine.name if name == "tcq" else name
 
 
-def priced(
+def record_at_price(
     name: str, machine: Trellis, step: float, price: float, weights: NDArray[np.float32] | None = None
 ) -> QuantizerRecord:
     """An analytic record whose bit costs `price` squared steps; the mean over the channels of `weights`, or of one."""
@@ -80,7 +80,7 @@ def pictures(folder: Path | None) -> list[Path]:
     return [photographs() / name for name in PICTURES] if folder is None else [folder / n for n in find(folder)]
 
 
-def real(folder: Path | None) -> Sources:
+def real_latents(folder: Path | None) -> LatentSamples:
     """Latents of the shipped model on photographs: those of scikit-image, or a folder's (the first twelve).
 
     Raises:
@@ -100,22 +100,22 @@ def real(folder: Path | None) -> Sources:
         )
     base = checkpoints.load(BASE)
     latents, _ = encode(base.model, np.stack(windows), 1)
-    seen = view(base.model, latents.y, latents.z, 1)
-    weights, _ = channel_weights(base, config.Quantizer(), seen)
-    return Sources(seen.residual, seen.level, weights)
+    inputs = quantizer_input(base.model, latents.y, latents.z, 1)
+    weights, _ = channel_weights(base, config.Quantizer(), inputs)
+    return LatentSamples(inputs.residual, inputs.level, weights)
 
 
-def gaussian(lanes: int, steps: int, sigma: float = 1.0, seed: int = 0) -> Sources:
+def gaussian(lanes: int, steps: int, sigma: float = 1.0, seed: int = 0) -> LatentSamples:
     """Independent samples of one sigma (and just that power); one channel a lane of equal weight."""
     drawn = np.random.default_rng(seed).standard_normal((lanes, steps))
     r = sigma * drawn / np.sqrt(np.square(drawn).mean())
     level = np.full((lanes, steps), int(level_index(np.float32(sigma))), np.uint8)
-    return Sources(r.astype(np.float32), level, np.ones(1, np.float32))
+    return LatentSamples(r.astype(np.float32), level, np.ones(1, np.float32))
 
 
-def mixture(lanes: int, steps: int, seed: int = 0) -> tuple[Sources, NDArray[np.float32]]:
+def mixture(lanes: int, steps: int, seed: int = 0) -> tuple[LatentSamples, NDArray[np.float32]]:
     """A mixture of Gaussians with many small sigmas, as latents have, and the sigma of each sample."""
     generator = np.random.default_rng(seed)
     sigma = generator.choice(SIGMAS, (lanes, steps), p=SHARES).astype(np.float32)
     r = (sigma * generator.standard_normal(sigma.shape)).astype(np.float32)
-    return Sources(r, level_index(sigma), np.ones(1, np.float32)), sigma
+    return LatentSamples(r, level_index(sigma), np.ones(1, np.float32)), sigma

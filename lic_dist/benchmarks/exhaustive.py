@@ -24,10 +24,12 @@ def search(
     rates = search_rates(tables)
     if r.size and not np.abs(r).max() * inverse(step) <= 2 * rates.largest - 8:
         raise ValueError("the plain search has no escapes: its latents lie within the tables")
-    entering = np.array(trellis.entering(), np.int64)
+    entering_branches = np.array(trellis.entering_branches(), np.int64)
     k, cost = np.empty(r.shape, np.int16), np.zeros(len(r), np.int64)
     costs = rates.costs.reshape(2, LEVELS, -1)
-    _search(r, level, weight, inverse(step), costs, entering[..., 0], entering[..., 1], every, k, cost)
+    _search(
+        r, level, weight, inverse(step), costs, entering_branches[..., 0], entering_branches[..., 1], every, k, cost
+    )
     return k, cost
 
 

@@ -35,8 +35,8 @@ def bench(parts: Sequence[str], images: Path | None, rounds: int, quick: bool) -
     runs: dict[str, Callable[[], Any]] = {
         "speed": lambda: _speed(images, rounds, quick),
         "gap": lambda: theory.gap((32, 2048) if quick else (64, 8192)),
-        "mixture": lambda: theory.mixed((64, 1024) if quick else (256, 2048)),
-        "lanes": lambda: theory.lanes(data.real(images)),
+        "mixture": lambda: theory.mixture_rates((64, 1024) if quick else (256, 2048)),
+        "lanes": lambda: theory.lanes(data.real_latents(images)),
         "candidates": lambda: theory.candidates((16, 128) if quick else (64, 256)),
     }
     for part in parts or PARTS:
@@ -50,7 +50,7 @@ def bench(parts: Sequence[str], images: Path | None, rounds: int, quick: bool) -
 
 
 def _speed(images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
-    real = data.real(images).repeated(1 if quick else 3)
+    real = data.real_latents(images).repeated(1 if quick else 3)
     two_bits = data.gaussian(256 if quick else 1728, 768)
     width = block_width(len(real.r))
     memory = {
@@ -58,17 +58,17 @@ def _speed(images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
         for one in speed.SEARCHES
     }
     figures: dict[str, Any] = {"memory_bits": memory, "lanes_in_flight": width}
-    for name, sources, step, price in (
+    for name, samples, step, price in (
         ("real", real, REAL_STEP, REAL_PRICE),
         ("two_bits", two_bits, GAUSSIAN_STEP, GAUSSIAN_PRICE),
     ):
-        tcq8 = Quantizer(speed.record("tcq", ECM8, step, price, sources))
-        bits = float(tcq8.bits(tcq8.quantize(sources.r, sources.level), sources.level).sum()) / sources.r.size
+        tcq8 = Quantizer(speed.record("tcq", ECM8, step, price, samples))
+        bits = float(tcq8.bits(tcq8.quantize(samples.r, samples.level), samples.level).sum()) / samples.r.size
         figures[name] = {
             "bits_a_latent": bits,
-            "latents": sources.r.size,
-            "arms": speed.timed(speed.arms(sources, step, price), rounds, f"speed, {bits:.2f} bit a latent"),
-            "threads": speed.threads(sources, step, price, rounds),
+            "latents": samples.r.size,
+            "arms": speed.timed(speed.arms(samples, step, price), rounds, f"speed, {bits:.2f} bit a latent"),
+            "threads": speed.threads(samples, step, price, rounds),
         }
     return figures
 

@@ -41,7 +41,7 @@ CODECS: dict[str, Any] = {
 TRIES = 5  # of which the medians are reported
 
 
-def built(folder: Path | None, work: Path, crops: int, model: str = "base-small") -> Path:
+def build_cache(folder: Path | None, work: Path, crops: int, model: str = "base-small") -> Path:
     """A cache of a model, the shipped one by default, with TCQ-8, over so many crops of photographs."""
     source = folder or photographs()
     experiment = config.Experiment.model_validate(
@@ -69,7 +69,7 @@ def size(folder: Path | None, crops: int) -> dict[str, Any]:
     here to show what the pixels could take.
     """
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
-        store = built(folder, Path(name), crops)
+        store = build_cache(folder, Path(name), crops)
         report, cache = inspect(store), LatentCache.open(store)
         arrays = {name: one for name, one in report["arrays"].items() if not name.startswith("samples/")}
         whole = cache.load(("pixels", "latents/y", "latents/z", "quantized/tcq8/k"), cache.usable.nonzero()[0])
@@ -138,7 +138,7 @@ def loading(folder: Path | None, crops: int) -> dict[str, Any]:
     Amplification: shards that a stream in batches of 8 decodes for each that an epoch needs.
     """
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name, one_thread():
-        store = built(folder, Path(name), crops)
+        store = build_cache(folder, Path(name), crops)
         cache, names = LatentCache.open(store), array_names("tcq8", with_y=False)
         order = Order(cache.indices(held_out=False), cache.header.shard, BATCH, seed=0)
         return {

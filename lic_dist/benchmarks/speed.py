@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from lic_dist.benchmarks import exhaustive
-from lic_dist.benchmarks.data import Sources, label, priced
+from lic_dist.benchmarks.data import LatentSamples, label, record_at_price
 from lic_dist.progress import Progress
 from lic_dist.quantization import tensors
-from lic_dist.quantization.adaptation import adapted
+from lic_dist.quantization.adaptation import adaptation_rounds
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import search_rates
 from lic_dist.quantization.record import QuantizerRecord
@@ -42,33 +42,33 @@ class Arm:
     run: Callable[[], Any]
 
 
-def record(name: str, machine: Trellis, step: float, price: float, sources: Sources) -> QuantizerRecord:
+def record(name: str, machine: Trellis, step: float, price: float, samples: LatentSamples) -> QuantizerRecord:
     """An adapted quantizer whose bit costs `price` squared steps (the mean over channels)."""
-    start = priced(name, machine, step, price, sources.weights)
-    *_, last = adapted(start, [(sources.r, sources.level)], rounds=2)
+    start = record_at_price(name, machine, step, price, samples.weights)
+    *_, last = adaptation_rounds(start, [(samples.r, samples.level)], rounds=2)
     return last
 
 
-def arms(sources: Sources, step: float, price: float) -> list[Arm]:
+def arms(samples: LatentSamples, step: float, price: float) -> list[Arm]:
     """Every quantizer on one core, then the baselines of TCQ-8 on a part of the lanes."""
     made: list[Arm] = []
     for name, machine in [("sq", SCALAR), ("deadzone", SCALAR), ("rdoq", SCALAR), *(("tcq", one) for one in SEARCHES)]:
         scalar_step = step if name == "tcq" else 1.6 * step  # about the same rate
-        quantizer = Quantizer(record(name, machine, scalar_step, price if name == "tcq" else price / 2.5, sources))
+        quantizer = Quantizer(record(name, machine, scalar_step, price if name == "tcq" else price / 2.5, samples))
 
         def run(quantizer: Quantizer = quantizer) -> Any:
-            return quantizer.quantize(sources.r, sources.level)
+            return quantizer.quantize(samples.r, samples.level)
 
-        made.append(Arm(label(name, machine), sources.r.size, run))
-    return made + _baselines(sources, record("tcq", ECM8, step, price, sources))
+        made.append(Arm(label(name, machine), samples.r.size, run))
+    return made + _baselines(samples, record("tcq", ECM8, step, price, samples))
 
 
-def _baselines(sources: Sources, tcq8: QuantizerRecord) -> list[Arm]:
-    weight = tcq8.lane_weights(len(sources.r) // len(tcq8.weights))
-    r_torch, level_torch, weight_torch = map(torch.from_numpy, (sources.r, sources.level, weight))
+def _baselines(samples: LatentSamples, tcq8: QuantizerRecord) -> list[Arm]:
+    weight = tcq8.lane_weights(len(samples.r) // len(tcq8.weights))
+    r_torch, level_torch, weight_torch = map(torch.from_numpy, (samples.r, samples.level, weight))
     rates = tensors.DeviceRates.of(search_rates(tcq8.y_tables), torch.device("cpu"), trellis=True)
-    part = slice(0, min(BASELINE_LANES, len(sources.r)))
-    r, level = sources.r[part], sources.level[part]
+    part = slice(0, min(BASELINE_LANES, len(samples.r)))
+    r, level = samples.r[part], samples.level[part]
     inside = np.abs(r) / tcq8.step < 2 * search_rates(tcq8.y_tables).largest - 8
     r = np.where(inside, r, 0).astype(np.float32)
 
@@ -79,7 +79,7 @@ def _baselines(sources: Sources, tcq8: QuantizerRecord) -> list[Arm]:
         return exhaustive.search(r, level, weight[part], tcq8.step, tcq8.y_tables, ECM8, every=False)
 
     made = [
-        Arm("baseline: torch Viterbi, 8 states", sources.r.size, torch_viterbi),
+        Arm("baseline: torch Viterbi, 8 states", samples.r.size, torch_viterbi),
         Arm("baseline: scalar reference compiled, 8 states", r.size, scalar_reference),
     ]
     return made + (
@@ -132,19 +132,19 @@ def timed(made: list[Arm], rounds: int, title: str) -> dict[str, dict[str, float
     }
 
 
-def threads(sources: Sources, step: float, price: float, rounds: int) -> dict[str, float]:
+def threads(samples: LatentSamples, step: float, price: float, rounds: int) -> dict[str, float]:
     """How many times as fast TCQ-8 is on two cores, and on all: medians of ratios within a round.
 
     On a tenth of a second's work: a scheduler takes up to ten milliseconds to give a new thread its own core.
     """
-    quantizer = Quantizer(record("tcq", ECM8, step, price, sources))
-    sources = sources.repeated(max(1, THREADED // sources.r.size))
+    quantizer = Quantizer(record("tcq", ECM8, step, price, samples))
+    samples = samples.repeated(max(1, THREADED // samples.r.size))
     counts = sorted({1, min(2, os.cpu_count() or 1), os.cpu_count() or 1})
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     for number in range(rounds + 1):
         for count in counts:
             started = time.perf_counter()
-            quantizer.quantize(sources.r, sources.level, threads=count)
+            quantizer.quantize(samples.r, samples.level, threads=count)
             if number:
                 seconds[count].append(time.perf_counter() - started)
     one = np.array(seconds[1])

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lic_dist.benchmarks import exhaustive
-from lic_dist.benchmarks.data import LMBDA, Sources, gaussian, label, mixture, priced
+from lic_dist.benchmarks.data import LMBDA, LatentSamples, gaussian, label, mixture, record_at_price
 from lic_dist.benchmarks.speed import SEARCHES
 from lic_dist.codec.records import coder_tables
 from lic_dist.models.compat import import_compressai
 from lic_dist.progress import Progress
-from lic_dist.quantization.adaptation import adapted, gaussian_record
+from lic_dist.quantization.adaptation import adaptation_rounds, gaussian_record
 from lic_dist.quantization.quantize import Quantizer, search
 from lic_dist.quantization.rates import SCALES, level_index
 from lic_dist.quantization.record import QuantizerRecord
@@ -48,7 +48,7 @@ class Point:
 
 def gap(size: tuple[int, int]) -> dict[str, list[float]]:
     """By quantizer: dB above R(D) at each of RATES, the least over c, between steps by interpolation."""
-    sources = gaussian(*size)
+    samples = gaussian(*size)
     prices = {"sq": (1.0,), "rdoq": (0.05, 0.1, 0.2, 0.3, 0.4), "tcq": (0.25, 0.4, 0.5, 0.6, 0.75, 1.0)}
     widest = {"sq": (0.4, 7.0), "rdoq": (0.4, 3.0), "tcq": (0.22, 2.2)}
     found: dict[str, list[float]] = {}
@@ -56,7 +56,7 @@ def gap(size: tuple[int, int]) -> dict[str, list[float]]:
         for name, machine in QUANTIZERS:
             curves = [
                 [
-                    _entropy_point(priced(name, machine, float(step), price), sources)
+                    _entropy_point(record_at_price(name, machine, float(step), price), samples)
                     for step in np.geomspace(*widest[name], 16)
                 ]
                 for price in prices[name]
@@ -66,21 +66,21 @@ def gap(size: tuple[int, int]) -> dict[str, list[float]]:
     return found
 
 
-def _entropy_point(record: QuantizerRecord, sources: Sources) -> Point:
+def _entropy_point(record: QuantizerRecord, samples: LatentSamples) -> Point:
     """Adapt to the samples; the empirical entropy of k given the active quantizer."""
-    *_, record = adapted(record, [(sources.r, sources.level)], ROUNDS)
+    *_, record = adaptation_rounds(record, [(samples.r, samples.level)], ROUNDS)
     quantizer = Quantizer(record)
-    k = quantizer.quantize(sources.r, sources.level)
+    k = quantizer.quantize(samples.r, samples.level)
     q = quantizer.active(k)
     bits = 0.0
     for active in range(record.trellis.quantizers):
         counts = np.unique(k[q == active], return_counts=True)[1].astype(np.float64)
         bits += float((counts * np.log2(counts.sum() / counts)).sum())
-    return Point(bits / k.size, _mse(quantizer, k, sources))
+    return Point(bits / k.size, _mse(quantizer, k, samples))
 
 
-def _mse(quantizer: Quantizer, k: NDArray[np.int16], sources: Sources) -> float:
-    return float(np.square(quantizer.dequantize(k) - sources.r, dtype=np.float64).mean())
+def _mse(quantizer: Quantizer, k: NDArray[np.int16], samples: LatentSamples) -> float:
+    return float(np.square(quantizer.dequantize(k) - samples.r, dtype=np.float64).mean())
 
 
 def _gap_at(curve: Sequence[Point], rate: float) -> float:
@@ -93,12 +93,13 @@ def _gap_at(curve: Sequence[Point], rate: float) -> float:
     return float(np.interp(rate, rates, above))
 
 
-def mixed(size: tuple[int, int]) -> dict[str, Any]:
+def mixture_rates(size: tuple[int, int]) -> dict[str, Any]:
     """By quantizer: the rate against SQ at step 1 with CompressAI's tables and levels, at its mean squared error."""
-    sources, sigma = mixture(*size)
+    samples, sigma = mixture(*size)
     half = size[0] // 2
     pilot, rest = (
-        Sources(sources.r[part], sources.level[part], sources.weights) for part in (slice(half), slice(half, None))
+        LatentSamples(samples.r[part], samples.level[part], samples.weights)
+        for part in (slice(half), slice(half, None))
     )
     plain = _compressai_point(rest, sigma[half:])
     prices = {"sq": (1.0,), "rdoq": (0.05, 0.1, 0.15, 0.2, 0.3), "tcq": (0.3, 0.5, 0.8, 1.2, 2.0)}
@@ -109,7 +110,9 @@ def mixed(size: tuple[int, int]) -> dict[str, Any]:
             points = []
             for step in steps[name]:
                 for price in prices[name]:
-                    *_, record = adapted(priced(name, machine, step, price), [(pilot.r, pilot.level)], ROUNDS)
+                    *_, record = adaptation_rounds(
+                        record_at_price(name, machine, step, price), [(pilot.r, pilot.level)], ROUNDS
+                    )
                     quantizer = Quantizer(record)
                     k = quantizer.quantize(rest.r, rest.level)
                     points.append(Point(float(quantizer.bits(k, rest.level).sum()) / k.size, _mse(quantizer, k, rest)))
@@ -119,13 +122,13 @@ def mixed(size: tuple[int, int]) -> dict[str, Any]:
     return found
 
 
-def _compressai_point(sources: Sources, sigma: NDArray[np.float32]) -> Point:
+def _compressai_point(samples: LatentSamples, sigma: NDArray[np.float32]) -> Point:
     gaussian_conditional = import_compressai().entropy_models.GaussianConditional(SCALES.tolist())
     gaussian_conditional.update()
     tables = coder_tables(gaussian_conditional)
-    k = np.rint(sources.r).astype(np.int16)
+    k = np.rint(samples.r).astype(np.int16)
     bits = tables.bits(k, level_index(sigma, "above").astype(np.int32))
-    return Point(float(bits.mean()), float(np.square(k - sources.r, dtype=np.float64).mean()))
+    return Point(float(bits.mean()), float(np.square(k - samples.r, dtype=np.float64).mean()))
 
 
 def _hull_rate(points: Sequence[Point], mse: float) -> float:
@@ -137,19 +140,19 @@ def _hull_rate(points: Sequence[Point], mse: float) -> float:
     return float((lines - slopes * mse).max())
 
 
-def lanes(real: Sources) -> dict[str, dict[str, float]]:
+def lanes(real: LatentSamples) -> dict[str, dict[str, float]]:
     """By steps of a lane: the cost J = D + lambda_q R of TCQ-8 by lanes over that of one long trellis, less 1.
 
     Real latents; one weight for all channels, that a long lane may cross them. `bits` is the same of the rate alone.
     """
     found = {}
     for steps in (real.r.shape[1], 256, 64):
-        sources = real.cut(steps)
+        samples = real.cut(steps)
         record = gaussian_record("tcq", 0.7, np.full(1, float(real.weights.mean())), LMBDA, 0.15, ECM8)
-        *_, record = adapted(record, [(sources.r, sources.level)], ROUNDS)
-        long_r, long_level = sources.r.reshape(1, -1), sources.level.reshape(1, -1)
+        *_, record = adaptation_rounds(record, [(samples.r, samples.level)], ROUNDS)
+        long_r, long_level = samples.r.reshape(1, -1), samples.level.reshape(1, -1)
         figures = []
-        for r, level in ((sources.r, sources.level), (long_r, long_level)):
+        for r, level in ((samples.r, samples.level), (long_r, long_level)):
             k, cost = search(r, level, record.lane_weights(len(r)), record.step, record.y_tables, ECM8)
             figures.append((float(cost.sum()), float(Quantizer(record).bits(k, level).sum())))
         (cost, bits), (long_cost, long_bits) = figures
@@ -162,17 +165,17 @@ def candidates(size: tuple[int, int]) -> dict[str, dict[str, float]]:
 
     With the tables of the Gaussians that the samples come from, and with adapted ones.
     """
-    sources, _ = mixture(*size)
+    samples, _ = mixture(*size)
     found = {}
     for price in (0.5, 1.0, 2.0, 4.0):
-        matched = priced("tcq", ECM8, 0.56, price)
-        *_, last = adapted(matched, [(sources.r, sources.level)], ROUNDS)
-        found[str(price)] = {"matched": _excess(matched, sources), "adapted": _excess(last, sources)}
+        matched = record_at_price("tcq", ECM8, 0.56, price)
+        *_, last = adaptation_rounds(matched, [(samples.r, samples.level)], ROUNDS)
+        found[str(price)] = {"matched": _excess(matched, samples), "adapted": _excess(last, samples)}
     return found
 
 
-def _excess(record: QuantizerRecord, sources: Sources) -> float:
-    weight = record.lane_weights(len(sources.r))
-    _, cost = search(sources.r, sources.level, weight, record.step, record.y_tables, ECM8)
-    _, least = exhaustive.search(sources.r, sources.level, weight, record.step, record.y_tables, ECM8, every=True)
+def _excess(record: QuantizerRecord, samples: LatentSamples) -> float:
+    weight = record.lane_weights(len(samples.r))
+    _, cost = search(samples.r, samples.level, weight, record.step, record.y_tables, ECM8)
+    _, least = exhaustive.search(samples.r, samples.level, weight, record.step, record.y_tables, ECM8, every=True)
     return float(cost.sum() / least.sum() - 1)

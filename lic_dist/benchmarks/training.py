@@ -24,10 +24,10 @@ from rich.table import Table
 from torch import nn
 
 from lic_dist.benchmarks import building
-from lic_dist.benchmarks.reading import built
+from lic_dist.benchmarks.reading import build_cache
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.building.calibrate import one_thread
-from lic_dist.building.latents import encode, view
+from lic_dist.building.latents import encode, quantizer_input
 from lic_dist.cache.order import Order
 from lic_dist.cache.reader import LatentCache
 from lic_dist.errors import UsageError
@@ -42,7 +42,7 @@ from lic_dist.training.decoding import Decoding
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.loop import take_step
-from lic_dist.training.samples import Batch, Samples, Shuffled, Streamed, array_names
+from lic_dist.training.samples import Batch, Samples, ShuffledData, StreamedData, array_names
 
 PARTS = ("feeding", "in-loop")
 BATCH = 8
@@ -100,7 +100,7 @@ def feeding(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
     """
     figures: dict[str, Any] = {"batch": BATCH, "recipes": {}}
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
-        cache = LatentCache.open(built(folder, Path(name), extent.crops))
+        cache = LatentCache.open(build_cache(folder, Path(name), extent.crops))
         figures["samples"] = len(extent.part(cache))
         record = QuantizerRecord.from_json(cache.record_json("tcq8"))
         feeds = _feeds(cache, Quantizer(record), extent.part(cache))
@@ -134,12 +134,12 @@ def in_loop(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
             parent = checkpoints.load(model)
             work = Path(name) / str(parent.spec.M)
             work.mkdir()
-            cache = LatentCache.open(built(folder, work, extent.crops, model))
+            cache = LatentCache.open(build_cache(folder, work, extent.crops, model))
             record = QuantizerRecord.from_json(cache.record_json("tcq8"))
             quantizer = Quantizer(record)
             feeds = _feeds(cache, quantizer, extent.part(cache))
             step = _training_step(parent, record, figures["recipe"])
-            quantizing = _Quantizing(parent.model, quantizer, step)
+            quantizing = _QuantizeInLoop(parent.model, quantizer, step)
             arms: dict[str, tuple[Feed, Step]] = {
                 "in_loop": (feeds[MEMORY], quantizing),
                 "cache": (feeds[STREAM], step),
@@ -165,9 +165,9 @@ def in_loop(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
 def _feeds(cache: LatentCache, quantizer: Quantizer, part: NDArray[np.int64]) -> dict[str, Feed]:
     """The ways to the batches of some samples of a cache."""
     alone = Ranks(0, 1, torch.device("cpu"))
-    in_ram = Shuffled(Samples(cache, "tcq8", quantizer, part, with_y=False), seed=0, batch=BATCH)
+    in_ram = ShuffledData(Samples(cache, "tcq8", quantizer, part, with_y=False), seed=0, batch=BATCH)
     order = Order(part, cache.header.shard, BATCH, seed=0)
-    streamed = Streamed(cache, array_names("tcq8", with_y=False), quantizer, order, workers=0)
+    streamed = StreamedData(cache, array_names("tcq8", with_y=False), quantizer, order, workers=0)
     with closing(in_ram.batches(0, alone)) as batches:
         kept = list(itertools.islice(batches, KEPT))
     return {
@@ -196,7 +196,7 @@ def _training_step(parent: Checkpoint, record: QuantizerRecord, recipe: str) -> 
     return step
 
 
-class _Quantizing:
+class _QuantizeInLoop:
     """A training step that encodes and searches the crops of its batch first; of the batch it takes pixels alone."""
 
     def __init__(self, model: nn.Module, quantizer: Quantizer, step: Step) -> None:
@@ -206,9 +206,9 @@ class _Quantizing:
     def __call__(self, batch: Batch) -> None:
         started = time.perf_counter()
         latents, _ = encode(self.model, batch.pixels.numpy(), BATCH)
-        seen = view(self.model, latents.y, latents.z, BATCH)
+        inputs = quantizer_input(self.model, latents.y, latents.z, BATCH)
         encoded = time.perf_counter()
-        k = self.quantizer.quantize(seen.residual, seen.level)
+        k = self.quantizer.quantize(inputs.residual, inputs.level)
         found = {"k": k, "level": self.quantizer.dequantize(k), "quantizer": self.quantizer.active(k)}
         tensors = {name: torch.from_numpy(values.reshape(latents.y.shape)) for name, values in found.items()}
         batch = replace(batch, z=torch.from_numpy(latents.z), **tensors)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from lic_dist import config
-from lic_dist.building.base_line import base_line
+from lic_dist.building.base_summary import base_summary
 from lic_dist.building.calibrate import calibrate
 from lic_dist.building.job import (
     Job,
@@ -25,24 +25,24 @@ from lic_dist.building.job import (
     provenance,
     workers_of,
 )
-from lic_dist.building.pilot import adapt, calibration_samples, found_record, record_beside
+from lic_dist.building.pilot import calibration_samples, existing_record, prepare_record, record_location
 from lic_dist.building.shards import (
     Shard,
     Target,
     make_encoder,
+    make_hyper_decoder,
     make_reader,
     make_searcher,
     make_stored_reader,
-    make_viewer,
-    undisturbed,
+    restore_torch_settings,
 )
-from lic_dist.building.store_place import place
+from lic_dist.building.storage import experiment_storage
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import Header
-from lic_dist.cache.place import Place
 from lic_dist.cache.plan import Plan
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import set_aside as set_aside_photos
+from lic_dist.cache.storage import Storage
 from lic_dist.cache.trials import Trials
 from lic_dist.cache.verify import Finding, verify_shard
 from lic_dist.engine.run import run
@@ -104,38 +104,38 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
         LicError: the path holds a store of another identity; each differing field is named.
     """
     started = time.monotonic()
-    there = place(experiment)
-    if layout.read_attributes(there) is None:
-        store.require_usable(there)
+    storage = experiment_storage(experiment)
+    if layout.read_attributes(storage) is None:
+        store.require_usable(storage)
     job = prepare(experiment, strict=strict)
     plan, group, store_y, workers = job.plan, job.quantizer.group, job.store_y, job.workers
-    attributes = layout.read_attributes(there)
+    attributes = layout.read_attributes(storage)
     if rebuild and attributes is not None:
-        layout.require_ours(there, attributes)
-        record = adapt(job, afresh=True)  # before anything is removed: it may be refused
-        there.clear()
+        layout.require_cache(storage, attributes)
+        record = prepare_record(job, afresh=True)  # before anything is removed: it may be refused
+        storage.clear()
     else:
         if attributes is not None:  # refuse another job's store before the pilot
-            store.create(there, plan, store_y)
-        record = adapt(job)
-    store.create(there, plan, store_y, provenance())
-    store.create_group(there, group, record.to_json(), group_identity(job.parent, record), provenance())
-    Trials.beside(there, group).forget()
-    without_latents = set(store.pending(there))
-    without_indices = sorted(set(store.pending(there, group)) - without_latents)
-    if without_latents and (line := base_line(job)):
+            store.create(storage, plan, store_y)
+        record = prepare_record(job)
+    store.create(storage, plan, store_y, provenance())
+    store.create_group(storage, group, record.to_json(), group_identity(job.parent, record), provenance())
+    Trials.of_group(storage, group).delete()
+    without_latents = set(store.pending(storage))
+    without_indices = sorted(set(store.pending(storage, group)) - without_latents)
+    if without_latents and (line := base_summary(job)):
         print(line, flush=True)
-    made = _run(there, workers, _encoding(job, (group, record)), _Units(sorted(without_latents), plan), strict)
-    made += _run(there, workers, _requantizing(there, workers, group, record), _Units(without_indices), strict)
-    _require_whole(there, group)
+    made = _run(storage, workers, _build_stages(job, (group, record)), _Units(sorted(without_latents), plan), strict)
+    made += _run(storage, workers, _requantize_stages(storage, workers, group, record), _Units(without_indices), strict)
+    _require_whole(storage, group)
     found = faults(job)
     set_aside, asked = sum(found.values()), len(job.photos) * job.images.variations
     excess = ""
     if set_aside > job.images.tolerate * asked:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items()))
-        excess = f"{there} is built, but {set_aside} of {counted(asked, 'sample')} were set aside: {reasons}"
-    named = set_aside_photos(there, job.photos) if found else {}
-    return replace(_report(there, made, found, started), excess=excess, photos=named)
+        excess = f"{storage} is built, but {set_aside} of {counted(asked, 'sample')} were set aside: {reasons}"
+    named = set_aside_photos(storage, job.photos) if found else {}
+    return replace(_report(storage, made, found, started), excess=excess, photos=named)
 
 
 def requantize(
@@ -156,26 +156,33 @@ def requantize(
     cache, parent, workers = open_cache(experiment), load_parent(experiment), workers_of(experiment)
     check_encoder(cache, parent)
     if not cache.header.store_y:
-        raise UsageError(f"{cache.place} does not keep y", hint="build with cache.store_y: true to quantize it again")
+        raise UsageError(f"{cache.storage} does not keep y", hint="build with cache.store_y: true to quantize it again")
     written = len(cache.written())
     if written < cache.num_shards:
         raise LicError(
-            f"{cache.place} has latents of {written} of {counted(cache.num_shards, 'shard')}",
+            f"{cache.storage} has latents of {written} of {counted(cache.num_shards, 'shard')}",
             hint="`lic-dist cache build` goes on where it stopped",
         )
     check_refined(cache, section.refine)
-    record, kept = record or found_record(cache.place, section, parent), Trials.beside(cache.place, section.group)
+    record, trials_file = (
+        record or existing_record(cache.storage, section, parent),
+        Trials.of_group(cache.storage, section.group),
+    )
     if record is None:
-        record = calibrate(parent, section, *calibration_samples(cache, section), batch=cache.header.batch, kept=kept)
-    store.create_group(cache.place, section.group, record.to_json(), group_identity(parent, record), provenance())
-    kept.forget()
+        record = calibrate(
+            parent, section, *calibration_samples(cache, section), batch=cache.header.batch, trials_file=trials_file
+        )
+    store.create_group(cache.storage, section.group, record.to_json(), group_identity(parent, record), provenance())
+    trials_file.delete()
     mine, jobs = share
-    numbers = [number for number in store.pending(cache.place, section.group) if number % jobs == mine]
-    made = _run(cache.place, workers, _requantizing(cache.place, workers, section.group, record), _Units(numbers))
+    numbers = [number for number in store.pending(cache.storage, section.group) if number % jobs == mine]
+    made = _run(
+        cache.storage, workers, _requantize_stages(cache.storage, workers, section.group, record), _Units(numbers)
+    )
     if jobs == 1:
-        _require_whole(cache.place, section.group)
-    base = store.finished(cache.place, cache.header)
-    return _report(cache.place, made, markers.fault_counts(base.values()), started)
+        _require_whole(cache.storage, section.group)
+    base = store.finished_markers(cache.storage, cache.header)
+    return _report(cache.storage, made, markers.fault_counts(base.values()), started)
 
 
 def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
@@ -188,124 +195,130 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
         not to be had beside the store.
     """
     job = prepare(experiment)
-    there, workers = job.place, job.workers
-    store.create(there, job.plan, job.store_y)
-    header = layout.read_header(there)
+    storage, workers = job.storage, job.workers
+    store.create(storage, job.plan, job.store_y)
+    header = layout.read_header(storage)
     lost = [finding for finding in findings if not finding.group and finding.shard >= 0]
     for finding in lost:
-        _forget(there, header, finding)
-    pending = store.pending(there)
-    written = _run(there, workers, _encoding(job, None), _Units(pending, job.plan)).shards
-    for group in layout.group_folders(there):
+        _invalidate(storage, header, finding)
+    pending = store.pending(storage)
+    written = _run(storage, workers, _build_stages(job, None), _Units(pending, job.plan)).shards
+    for group in layout.group_folders(storage):
         of_group = [finding for finding in findings if finding.group == group]
         if any(finding.array.endswith("record.json") for finding in of_group):
-            _put_record_back(job, group)
-        record = QuantizerRecord.from_json(there.get(f"quantized/{group}/record.json").decode())
-        identity = (layout.read_group(there, group) or {}).get("identity") or group_identity(job.parent, record)
-        store.create_group(there, group, record.to_json(), identity)
+            _restore_record(job, group)
+        record = QuantizerRecord.from_json(storage.get(f"quantized/{group}/record.json").decode())
+        identity = (layout.read_group(storage, group) or {}).get("identity") or group_identity(job.parent, record)
+        store.create_group(storage, group, record.to_json(), identity)
         for finding in of_group:
             if finding.shard >= 0:
-                _forget(there, header, finding)
-        if pending := store.pending(there, group):
-            check_group(LatentCache(there), job.parent, group)
-            written += _run(there, workers, _requantizing(there, workers, group, record), _Units(pending)).shards
+                _invalidate(storage, header, finding)
+        if pending := store.pending(storage, group):
+            check_group(LatentCache(storage), job.parent, group)
+            written += _run(
+                storage, workers, _requantize_stages(storage, workers, group, record), _Units(pending)
+            ).shards
     return written
 
 
-def _forget(there: Place, header: Header, finding: Finding) -> None:
+def _invalidate(storage: Storage, header: Header, finding: Finding) -> None:
     """Have a damaged shard written again, unless it is being written just now, or was."""
     group = finding.group or None
-    key = store.fingerprint_of(there, header, group)
-    marker = markers.read_marker(there, key, finding.shard)
-    if marker is not None and verify_shard(there, header, group, finding.shard):
-        store.forget(there, finding.shard, group)
+    key = store.fingerprint_of(storage, header, group)
+    marker = markers.read_marker(storage, key, finding.shard)
+    if marker is not None and verify_shard(storage, header, group, finding.shard):
+        store.invalidate_shard(storage, finding.shard, group)
 
 
-def _require_whole(there: Place, group: str) -> None:
+def _require_whole(storage: Storage, group: str) -> None:
     """What was built is there, all of it. Raises LicError where another job has taken it away meanwhile."""
-    if left := store.pending(there, group):  # a group's shard is done only over latents that are
+    if left := store.pending(storage, group):  # a group's shard is done only over latents that are
         raise LicError(
-            f"{counted(len(left), 'shard')} of {there} {'is' if len(left) == 1 else 'are'} gone again",
+            f"{counted(len(left), 'shard')} of {storage} {'is' if len(left) == 1 else 'are'} gone again",
             hint="does another job write here? build again to go on",
         )
-    there.sweep()
+    storage.sweep()
 
 
-def _put_record_back(job: Job, group: str) -> None:
-    attributes = layout.read_attributes(job.place, f"quantized/{group}") or {}
-    around, key = record_beside(job.place, group)
+def _restore_record(job: Job, group: str) -> None:
+    attributes = layout.read_attributes(job.storage, f"quantized/{group}") or {}
+    around, key = record_location(job.storage, group)
     if around.entry(key) is not None:
         text = QuantizerRecord.from_json(around.get(key).decode("utf-8", "replace")).to_json()
-        if markers.describe(text.encode())["sha256"] == attributes.get("record_json_sha256"):
-            job.place.put(f"quantized/{group}/record.json", text.encode())
+        if markers.size_and_digest(text.encode())["sha256"] == attributes.get("record_json_sha256"):
+            job.storage.put(f"quantized/{group}/record.json", text.encode())
             return
     raise LicError(
-        f"the record of group '{group}' of {job.place} is lost", hint=f"put it at {around}/{key}, or remove the group"
+        f"the record of group '{group}' of {job.storage} is lost", hint=f"put it at {around}/{key}, or remove the group"
     )
 
 
-def _encoding(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> list[Stage]:
+def _build_stages(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> list[Stage]:
     """From photos: read, encode, search and write; without a quantizer the latents alone."""
     engine, folder = job.workers.engine, str(job.images.path.resolve())
-    target = _target(job.place, quantizer)
+    target = _target(job.storage, quantizer)
     return [
         Stage("read", partial(make_reader, target, folder, job.images.crop), engine.readers),
-        _encoder(job.workers, job.plan.batch),
+        _encode_stage(job.workers, job.plan.batch),
         Stage("search", partial(make_searcher, target), engine.searchers),
     ]
 
 
-def _requantizing(there: Place, workers: Workers, group: str, record: QuantizerRecord) -> list[Stage]:
+def _requantize_stages(storage: Storage, workers: Workers, group: str, record: QuantizerRecord) -> list[Stage]:
     """From what is stored: the hyper-decoder over y, or the encoder over the pixels; then search and write."""
-    engine, target = workers.engine, _target(there, (group, record))
-    header = layout.read_header(target.place)
-    viewer = partial(make_viewer, target, *workers.model, header.batch)
+    engine, target = workers.engine, _target(storage, (group, record))
+    header = layout.read_header(target.storage)
+    hyper_decoder = partial(make_hyper_decoder, target, *workers.model, header.batch)
     search = Stage("search", partial(make_searcher, target), engine.searchers)
     if header.store_y:
-        return [Stage("view", viewer, engine.encoders, engine.gpus_per_encoder), search]
+        return [Stage("view", hyper_decoder, engine.encoders, engine.gpus_per_encoder), search]
     recall = Stage("recall", partial(make_stored_reader, target), engine.readers)
-    return [recall, _encoder(workers, header.batch), search]
+    return [recall, _encode_stage(workers, header.batch), search]
 
 
-def _encoder(workers: Workers, batch: int) -> Stage:
+def _encode_stage(workers: Workers, batch: int) -> Stage:
     made = partial(make_encoder, *workers.model, batch, workers.refine)
     return Stage("encode", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
 
 
-def _target(there: Place, quantizer: tuple[str, QuantizerRecord] | None) -> Target:
-    there = there.absolute()
-    fingerprint = layout.read_header(there).fingerprint
-    return Target(there, fingerprint, quantizer[0], quantizer[1].to_json()) if quantizer else Target(there, fingerprint)
+def _target(storage: Storage, quantizer: tuple[str, QuantizerRecord] | None) -> Target:
+    storage = storage.absolute()
+    fingerprint = layout.read_header(storage).fingerprint
+    return (
+        Target(storage, fingerprint, quantizer[0], quantizer[1].to_json())
+        if quantizer
+        else Target(storage, fingerprint)
+    )
 
 
 @dataclass(frozen=True)
-class _Made:
+class _RunTotals:
     """What a run has written: shards, bits and pixels of their good samples."""
 
     shards: int = 0
     bits: float = 0.0
     pixels: int = 0
 
-    def __add__(self, other: _Made) -> _Made:
-        return _Made(self.shards + other.shards, self.bits + other.bits, self.pixels + other.pixels)
+    def __add__(self, other: _RunTotals) -> _RunTotals:
+        return _RunTotals(self.shards + other.shards, self.bits + other.bits, self.pixels + other.pixels)
 
 
-def _run(there: Place, workers: Workers, stages: list[Stage], units: _Units, strict: bool = False) -> _Made:
-    made, set_aside = _Made(), 0
+def _run(storage: Storage, workers: Workers, stages: list[Stage], units: _Units, strict: bool = False) -> _RunTotals:
+    made, set_aside = _RunTotals(), 0
     if not len(units):
         return made
     engine = workers.engine
-    header = layout.read_header(there)
+    header = layout.read_header(storage)
     left = sum(header.count(number) for number in units.numbers)
     title = "building the cache" if stages[0].name == "read" else "quantizing the cache"
     results = run(stages, units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
     bar = Progress(title, header.num_samples, "crop", done=header.num_samples - left)
-    with undisturbed(), bar, closing(results):
+    with restore_torch_settings(), bar, closing(results):
         for unit, report in results:
             if report is None:  # another job was faster
                 bar.advance(header.count(unit.number))
                 continue
-            made += _Made(1, report.bits, report.pixels)
+            made += _RunTotals(1, report.bits, report.pixels)
             set_aside += len(report.faulty)
             told = {"set aside": set_aside} if set_aside else {}
             bar.advance(report.samples, bpp=made.bits / max(made.pixels, 1), **told)
@@ -315,8 +328,8 @@ def _run(there: Place, workers: Workers, stages: list[Stage], units: _Units, str
     return made
 
 
-def _report(there: Place, made: _Made, found: dict[str, int], started: float) -> BuildReport:
-    header = layout.read_header(there)
+def _report(storage: Storage, made: _RunTotals, found: dict[str, int], started: float) -> BuildReport:
+    header = layout.read_header(storage)
     bpp = made.bits / made.pixels if made.pixels else float("nan")
     seconds = time.monotonic() - started
-    return BuildReport(str(there), header.num_samples, made.shards, header.num_shards, found, bpp, seconds)
+    return BuildReport(str(storage), header.num_samples, made.shards, header.num_shards, found, bpp, seconds)

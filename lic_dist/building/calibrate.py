@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from lic_dist import config
-from lic_dist.building.latents import Latents, View, squared_error, view
+from lic_dist.building.latents import Latents, QuantizerInput, quantizer_input, squared_error
 from lic_dist.building.records import analytic_record
 from lic_dist.cache.trials import Row, Trials
 from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint, digest
 from lic_dist.progress import Progress
-from lic_dist.quantization.adaptation import adapted
+from lic_dist.quantization.adaptation import adaptation_rounds
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.sensitivity import sensitivities
@@ -41,36 +41,36 @@ from lic_dist.version import __version__
 
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 
-Triple = tuple[float, float, float]  # strength, step, shift
+Point = tuple[float, float, float]  # strength, step, shift
 Fixed = tuple[float | None, float | None, float | None]  # of a triple; None: searched
 
 
 @dataclass(frozen=True)
-class Axes:
+class SearchSpace:
     """Where the search of a quantizer starts, how far strength and step may go, and its moves: coarse, then fine.
 
     A move is a factor of the strength, one of the step, and a summand of the shift.
     """
 
-    start: Triple
+    start: Point
     strengths: tuple[float, float]
     steps: tuple[float, float]
-    moves: tuple[Triple, Triple] = ((2.0, 1.15, 0.04), (2**0.5, 1.07, 0.02))
+    moves: tuple[Point, Point] = ((2.0, 1.15, 0.04), (2**0.5, 1.07, 0.02))
 
 
 # A decoder trained on noise wants levels further out than their cells' centroids: a search starts there.
-AXES = {
-    "sq": Axes((1.0, 1.0, 0.0), (1.0, 1.0), (0.5, 2.0)),
-    "deadzone": Axes((0.45, 1.0, 0.0), (0.1, 0.5), (0.5, 2.0), ((1.2, 1.15, 0.04), (1.1, 1.07, 0.02))),
-    "rdoq": Axes((0.2, 1.0, 0.06), (0.002, 2.0), (0.5, 2.0)),
-    "tcq": Axes((0.2, 0.66, 0.06), (0.002, 2.0), (0.4, 1.2)),
+SEARCH_SPACES = {
+    "sq": SearchSpace((1.0, 1.0, 0.0), (1.0, 1.0), (0.5, 2.0)),
+    "deadzone": SearchSpace((0.45, 1.0, 0.0), (0.1, 0.5), (0.5, 2.0), ((1.2, 1.15, 0.04), (1.1, 1.07, 0.02))),
+    "rdoq": SearchSpace((0.2, 1.0, 0.06), (0.002, 2.0), (0.5, 2.0)),
+    "tcq": SearchSpace((0.2, 0.66, 0.06), (0.002, 2.0), (0.4, 1.2)),
 }
 LARGEST_SHIFT = 0.3
 LEAST_GAIN = 1e-4  # of L, below which a move is none: the last hundredths of a percent are the crops' own
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """Means over crops: L = lmbda * 255^2 * mse + bpp, bpp of y and z by the integer tables.
 
     `predicted` is the change of the mse against latents that are not quantized, as the weights S_c foresee it.
@@ -82,17 +82,17 @@ class Measured:
     predicted: float
 
 
-def measure(checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, seen: View) -> Measured:
+def measure(checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, inputs: QuantizerInput) -> Measurement:
     """Quantize, count bits, decode: what a quantizer costs on these samples."""
     quantizer = Quantizer(record)
-    k = quantizer.quantize(seen.residual, seen.level)
+    k = quantizer.quantize(inputs.residual, inputs.level)
     level = quantizer.dequantize(k)
-    bits = float(quantizer.bits(k, seen.level).sum()) + z_bits(record, samples.z).sum()
+    bits = float(quantizer.bits(k, inputs.level).sum()) + z_bits(record, samples.z).sum()
     bpp = bits / (len(samples) * samples.pixels.shape[2] * samples.pixels.shape[3])
-    mse = squared_error(checkpoint.model, seen.means + level.reshape(seen.means.shape), samples.pixels)
-    error = np.square(seen.residual.astype(np.float64) - level).sum(axis=1)
+    mse = squared_error(checkpoint.model, inputs.means + level.reshape(inputs.means.shape), samples.pixels)
+    error = np.square(inputs.residual.astype(np.float64) - level).sum(axis=1)
     predicted = float(error @ np.tile(record.weights.astype(np.float64), len(samples))) / samples.pixels.size
-    return Measured(checkpoint.spec.lmbda * 255**2 * mse + bpp, bpp, mse, predicted)
+    return Measurement(checkpoint.spec.lmbda * 255**2 * mse + bpp, bpp, mse, predicted)
 
 
 def z_bits(record: QuantizerRecord, z: np.ndarray) -> np.ndarray:
@@ -101,11 +101,13 @@ def z_bits(record: QuantizerRecord, z: np.ndarray) -> np.ndarray:
     return record.z_tables.bits(z.astype(np.int32), rows).sum(axis=(1, 2, 3))
 
 
-def channel_weights(checkpoint: Checkpoint, section: config.Quantizer, seen: View) -> tuple[Any, dict[str, Any]]:
+def channel_weights(
+    checkpoint: Checkpoint, section: config.Quantizer, inputs: QuantizerInput
+) -> tuple[Any, dict[str, Any]]:
     """(S_c float32 [M], notes): the decoder's squared gain of each channel with its standard error, or ones."""
     if section.weights == "uniform":
         return np.ones(checkpoint.spec.M, np.float32), {}
-    y_hat = torch.from_numpy((np.rint(seen.residual).reshape(seen.means.shape) + seen.means)[:PROBED])
+    y_hat = torch.from_numpy((np.rint(inputs.residual).reshape(inputs.means.shape) + inputs.means)[:PROBED])
     generator = torch.Generator().manual_seed(0)
     mean, error = sensitivities(checkpoint.model.g_s, y_hat, PROBES, generator)  # type: ignore[arg-type]
     return mean.astype(np.float32), {"weights_standard_error": [float(value) for value in error]}
@@ -139,62 +141,62 @@ def calibrate(
     pilot: Latents,
     held_out: Latents,
     batch: int = 8,
-    known: QuantizerRecord | None = None,
-    kept: Trials | None = None,
+    warm_start: QuantizerRecord | None = None,
+    trials_file: Trials | None = None,
 ) -> QuantizerRecord:
     """Make the quantizer record of a checkpoint: sensitivities, adapted tables; strength, step and shift where `auto`.
 
-    `known` is the record of a model that this one was made from: the search starts from it, with its fine moves.
-    `kept` keeps each trial, so that a calibration that is stopped goes on to the same record; the caller forgets them
-    once that is where it belongs.
+    `warm_start` is the record of a model that this one was made from: the search starts from it, with its fine moves.
+    `trials_file` keeps each trial, so that a calibration that is stopped goes on to the same record; the caller deletes
+    the file once the record is saved.
 
     Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the
     analytic tables on; `mse_unquantized`; `weights_standard_error`.
     """
-    pilot_view = view(checkpoint.model, pilot.y, pilot.z, batch)
-    held_view = view(checkpoint.model, held_out.y, held_out.z, batch)
-    weights, notes = channel_weights(checkpoint, section, pilot_view)
-    part = (pilot_view.residual, pilot_view.level)
-    trials: dict[Triple, Measured] = {}
+    pilot_inputs = quantizer_input(checkpoint.model, pilot.y, pilot.z, batch)
+    held_inputs = quantizer_input(checkpoint.model, held_out.y, held_out.z, batch)
+    weights, notes = channel_weights(checkpoint, section, pilot_inputs)
+    part = (pilot_inputs.residual, pilot_inputs.level)
+    trials: dict[Point, Measurement] = {}
     fixed = _fixed(section)
-    axes = AXES[section.name]
+    space = SEARCH_SPACES[section.name]
 
     @cache
     def records(strength: float, step: float) -> list[QuantizerRecord]:
         """With the analytic tables, then after each round of adaptation."""
         first = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
         rounds = section.adapt_rounds if section.rates == "adapted" else 0
-        return [first, *adapted(first, [part], rounds)]
+        return [first, *adaptation_rounds(first, [part], rounds)]
 
-    def trial(one: Triple) -> float:
+    def trial(one: Point) -> float:
         strength, step, shift = one
         if one not in trials:
-            trials[one] = measure(checkpoint, replace(records(strength, step)[-1], shift=shift), held_out, held_view)
-            if kept is not None:
-                kept.write(identity, expected, [_row(*item) for item in trials.items()])
+            trials[one] = measure(checkpoint, replace(records(strength, step)[-1], shift=shift), held_out, held_inputs)
+            if trials_file is not None:
+                trials_file.write(identity, expected, [_row(*item) for item in trials.items()])
             bar.advance(1, strength=strength, step=step, shift=shift, L=trials[one].L)
         return trials[one].L
 
-    begin = axes.start if known is None else (_strength(known), known.step, known.shift)
+    begin = space.start if warm_start is None else (_strength(warm_start), warm_start.step, warm_start.shift)
     strength, step, shift = (value if free is None else free for value, free in zip(begin, fixed, strict=True))
-    start, moves = (strength, step, shift), axes.moves if known is None else axes.moves[1:]
+    start, moves = (strength, step, shift), space.moves if warm_start is None else space.moves[1:]
     expected = (1, 8, 20, 30)[fixed.count(None)]
-    searched = {"start": start, "fixed": fixed, "axes": asdict(axes), "moves": moves}
+    searched = {"start": start, "fixed": fixed, "axes": asdict(space), "moves": moves}
     asked = {"quantizer": section.model_dump(mode="json", exclude={"group"}), **searched}
-    identity = _identity(checkpoint, asked, weights, pilot_view, held_view, held_out)
-    if kept is not None:
-        trials |= map(_trial, kept.begin(identity, expected))
+    identity = _identity(checkpoint, asked, weights, pilot_inputs, held_inputs, held_out)
+    if trials_file is not None:
+        trials |= map(_trial, trials_file.begin(identity, expected))
     with Progress(f"calibrating {section.name}", expected, "trial", done=len(trials)) as bar:
-        _search(trial, start, axes, fixed, moves)
+        _search(trial, start, space, fixed, moves)
         bar.complete()
     chosen = min(trials, key=lambda one: trials[one].L)
     measured, made = trials[chosen], [replace(one, shift=chosen[2]) for one in records(*chosen[:2])]
-    course = [measure(checkpoint, record, held_out, held_view) for record in made[:-1]] + [measured]
+    by_round = [measure(checkpoint, record, held_out, held_inputs) for record in made[:-1]] + [measured]
     notes |= {
         "settings": settings_of(section),
         "calibration": [_row(*item) for item in sorted(trials.items())],
         "calibration_samples": len(held_out),
-        "adaptation": [{"L": one.L, "bpp": one.bpp} for one in course],
+        "adaptation": [{"L": one.L, "bpp": one.bpp} for one in by_round],
         "mse_unquantized": squared_error(checkpoint.model, held_out.y.astype(np.float32), held_out.pixels),
         "L": measured.L,
         "mse": measured.mse,
@@ -203,22 +205,27 @@ def calibrate(
     return replace(made[-1], refine=section.refine, notes={**made[-1].notes, **notes})
 
 
-def _row(place: Triple, measured: Measured) -> Row:
-    return {"strength": place[0], "step": place[1], "shift": place[2], **asdict(measured)}
+def _row(storage: Point, measured: Measurement) -> Row:
+    return {"strength": storage[0], "step": storage[1], "shift": storage[2], **asdict(measured)}
 
 
-def _trial(row: Row) -> tuple[Triple, Measured]:
-    return (row["strength"], row["step"], row["shift"]), Measured(row["L"], row["bpp"], row["mse"], row["predicted"])
+def _trial(row: Row) -> tuple[Point, Measurement]:
+    return (row["strength"], row["step"], row["shift"]), Measurement(row["L"], row["bpp"], row["mse"], row["predicted"])
 
 
 def _identity(
-    checkpoint: Checkpoint, asked: dict[str, Any], weights: np.ndarray, pilot: View, held_view: View, held_out: Latents
+    checkpoint: Checkpoint,
+    asked: dict[str, Any],
+    weights: np.ndarray,
+    pilot: QuantizerInput,
+    held_inputs: QuantizerInput,
+    held_out: Latents,
 ) -> str:
     """A digest of all that decides which trials are made, and what they measure."""
     total = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     versions = __version__, torch.__version__, np.__version__
     total.update(f"{versions} {checkpoint.spec} {digest(checkpoint.model.state_dict())}".encode())
-    for array in (weights, *vars(pilot).values(), *vars(held_view).values(), *vars(held_out).values()):
+    for array in (weights, *vars(pilot).values(), *vars(held_inputs).values(), *vars(held_out).values()):
         total.update(f"{array.dtype} {array.shape}".encode())
         total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()
@@ -271,11 +278,11 @@ def _fixed(section: config.Quantizer) -> Fixed:
 
 
 def _search(
-    trial: Callable[[Triple], float],
-    best: Triple,
-    axes: Axes,
+    trial: Callable[[Point], float],
+    best: Point,
+    space: SearchSpace,
     fixed: Fixed,
-    moves: Sequence[Triple],
+    moves: Sequence[Point],
 ) -> None:
     """Pattern search: the first neighbour that is better, until none is, by each size of moves in turn."""
     lowest = trial(best)
@@ -283,7 +290,7 @@ def _search(
         moved = True
         while moved:
             moved = False
-            for one in _neighbours(best, size, axes, fixed):
+            for one in _neighbours(best, size, space, fixed):
                 if (value := trial(one)) < lowest * (1 - LEAST_GAIN):
                     best, lowest, moved = one, value, True
                     break
@@ -291,9 +298,9 @@ def _search(
         raise LicError("the loss of the calibration is not finite", hint="is this the checkpoint of a trained model?")
 
 
-def _neighbours(best: Triple, size: Triple, axes: Axes, fixed: Fixed) -> Iterator[Triple]:
+def _neighbours(best: Point, size: Point, space: SearchSpace, fixed: Fixed) -> Iterator[Point]:
     """One move along each free axis, both ways, inside the bounds; what is searched has six decimals."""
-    bounds = axes.strengths, axes.steps, (-LARGEST_SHIFT, LARGEST_SHIFT)
+    bounds = space.strengths, space.steps, (-LARGEST_SHIFT, LARGEST_SHIFT)
     for axis in (1, 2, 0):
         if fixed[axis] is None:
             value, by = best[axis], size[axis]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lic_dist import config
-from lic_dist.building.calibrate import AXES, one_thread
+from lic_dist.building.calibrate import SEARCH_SPACES, one_thread
 from lic_dist.building.job import Job
-from lic_dist.building.latents import encode, view
+from lic_dist.building.latents import encode, quantizer_input
 from lic_dist.building.records import analytic_record
 from lic_dist.building.shards import quantized_arrays
 from lic_dist.cache import layout
@@ -20,7 +20,7 @@ from lic_dist.errors import LicError
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.text import clock, counted
 
-TRIED = 8  # crops, at the least
+LEAST_CROPS = 8  # crops, at the least
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Estimate:
     cores: int | None
 
     @property
-    def wall(self) -> float:
+    def wall_seconds(self) -> float:
         """Seconds that the build runs: those of the slowest stage, or of all work on all cores where these are few.
 
         `cores` is None for a cluster elsewhere.
@@ -56,7 +56,7 @@ def estimate(job: Job) -> Estimate:
         LicError: none of them can be read.
     """
     plan, engine = job.plan, job.workers.engine
-    count = min(plan.num_samples, max(TRIED, plan.batch))
+    count = min(plan.num_samples, max(LEAST_CROPS, plan.batch))
     started = time.perf_counter()
     crops = [plan.crops[number] for number in range(count)]
     pixels, status = images.read_crops(job.images.path, crops, job.images.crop)
@@ -66,16 +66,16 @@ def estimate(job: Job) -> Estimate:
     encode(job.parent.model, pixels[:1], plan.batch)  # the first call of a model is slower
     started = time.perf_counter()
     latents, _ = encode(job.parent.model, pixels, plan.batch, job.refinement)
-    seen = view(job.parent.model, latents.y, latents.z, plan.batch)
+    inputs = quantizer_input(job.parent.model, latents.y, latents.z, plan.batch)
     encoded = time.perf_counter() - started
     section = job.quantizer
-    strength, step, _ = AXES[section.name].start
+    strength, step, _ = SEARCH_SPACES[section.name].start
     weights = np.full(job.parent.spec.M, 0.02)
     quantizer = Quantizer(analytic_record(job.parent, section.name, section.states, step, strength, weights))
     faulty = status != 0
-    quantized_arrays(quantizer, latents.y, latents.z, seen.residual, seen.level, faulty)  # compiles
+    quantized_arrays(quantizer, latents.y, latents.z, inputs.residual, inputs.level, faulty)  # compiles
     started = time.perf_counter()
-    arrays = quantized_arrays(quantizer, latents.y, latents.z, seen.residual, seen.level, faulty)
+    arrays = quantized_arrays(quantizer, latents.y, latents.z, inputs.residual, inputs.level, faulty)
     values = {f"quantized/{section.group}/{name}": array for name, array in arrays.items()}
     values |= {"pixels": pixels, "latents/y": latents.y, "latents/z": latents.z}
     sizes = {}
@@ -89,14 +89,14 @@ def estimate(job: Job) -> Estimate:
     searched = time.perf_counter() - started
     scale = plan.num_samples / count
     return Estimate(
-        str(job.place),
+        str(job.storage),
         plan.fingerprint,
         plan.num_samples,
         plan.num_held_out,
         plan.num_shards,
         sizes,
         {"read": read * scale, "encode": encoded * scale, "search": searched * scale},
-        job.place.free(),
+        job.storage.free_bytes(),
         *_workers(engine),
     )
 
@@ -123,5 +123,5 @@ def describe(found: Estimate) -> list[str]:
     )
     lines.append(f"  {'in all, about':<28} {total / 1e6:12.1f} MB{free}")
     work = ", ".join(f"{name} {clock(seconds)} / {found.workers[name]}" for name, seconds in found.seconds.items())
-    lines.append(f"time, about {clock(found.wall)} once started (work / workers: {work})")
+    lines.append(f"time, about {clock(found.wall_seconds)} once started (work / workers: {work})")
     return lines

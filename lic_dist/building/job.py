@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from lic_dist import config
-from lic_dist.building.store_place import place
+from lic_dist.building.storage import experiment_storage
 from lic_dist.cache.layout import read_header
 from lic_dist.cache.markers import fault_counts
-from lic_dist.cache.place import Place
 from lic_dist.cache.plan import Geometry, Plan, differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import MANIFEST
-from lic_dist.cache.store import finished
+from lic_dist.cache.storage import Storage
+from lic_dist.cache.store import finished_markers
 from lic_dist.data.crops import plan_crops, require_held_out
 from lic_dist.data.manifest import Manifest, scan
 from lic_dist.errors import LicError
@@ -52,18 +52,18 @@ class Workers:
 class Job:
     """What a cache build works on, resolved once from its experiment: nothing below sees that."""
 
-    place: Place
+    storage: Storage
     parent: Checkpoint
     photos: Manifest
     plan: Plan
     images: config.Images
     store_y: bool
-    asked: config.Quantizer | None  # a repair needs none
+    quantizer_section: config.Quantizer | None  # a repair needs none
     workers: Workers
 
     @property
     def quantizer(self) -> config.Quantizer:
-        return config.need(self.asked, "quantizer")
+        return config.need(self.quantizer_section, "quantizer")
 
     @property
     def refinement(self) -> Refinement:
@@ -98,7 +98,7 @@ def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: boo
     Photos that it already lists with the same size and time are not read again, unless `afresh`; a scan that was
     killed goes on. `strict` stops at the first photo that cannot be used.
     """
-    around, key = place(experiment).beside(MANIFEST)
+    around, key = experiment_storage(experiment).sibling(MANIFEST)
     known = None
     if not afresh and around.entry(key) is not None:
         try:
@@ -147,13 +147,13 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
         **refined_identity(parent, workers.refine),
     }
     plan = Plan(crops, geometry, cache.shard, cache.batch, identity)
-    there = place(experiment)
-    return Job(there, parent, photos, plan, section, cache.store_y, experiment.quantizer, workers)
+    storage = experiment_storage(experiment)
+    return Job(storage, parent, photos, plan, section, cache.store_y, experiment.quantizer, workers)
 
 
 def faults(job: Job) -> dict[str, int]:
     """Samples set aside by reason: those of the store, and those of photos that the plan could not take."""
-    counts = fault_counts(finished(job.place, read_header(job.place)).values())
+    counts = fault_counts(finished_markers(job.storage, read_header(job.storage)).values())
     for reason, count in job.photos.set_aside(job.images.crop).items():
         counts[reason] = counts.get(reason, 0) + count * job.images.variations
     return counts
@@ -188,7 +188,7 @@ def check_refined(cache: LatentCache, steps: int) -> None:
     stored = cache.identity.get("refined", {}).get("steps", 0)
     if stored != steps:
         raise LicError(
-            f"{cache.place} holds y after {stored} steps of refinement, the quantizer asks for {steps}",
+            f"{cache.storage} holds y after {stored} steps of refinement, the quantizer asks for {steps}",
             hint="build a new cache, or set quantizer.refine to what this one has",
         )
 
@@ -197,7 +197,7 @@ def check_encoder(cache: LatentCache, parent: Checkpoint) -> None:
     """Refuse a cache of another encoder. Raises LicError; each differing field is named."""
     found = differences({"model": cache.identity["model"]}, {"model": model_identity(parent)})
     if found:
-        raise LicError(f"{cache.place} holds latents of another model: {'; '.join(found)}", hint="build a new cache")
+        raise LicError(f"{cache.storage} holds latents of another model: {'; '.join(found)}", hint="build a new cache")
 
 
 def check_group(cache: LatentCache, parent: Checkpoint, group: str) -> None:
@@ -206,7 +206,7 @@ def check_group(cache: LatentCache, parent: Checkpoint, group: str) -> None:
     identity = cache.group_attributes(group)["identity"]
     found = differences({key: identity.get(key) for key in expected}, expected)
     if found:
-        raise LicError(f"group '{group}' of {cache.place} does not fit: {'; '.join(found)}", hint="build a new group")
+        raise LicError(f"group '{group}' of {cache.storage} does not fit: {'; '.join(found)}", hint="build a new group")
 
 
 def check_cache(cache: LatentCache, parent: Checkpoint, group: str) -> None:
@@ -220,7 +220,7 @@ def check_cache(cache: LatentCache, parent: Checkpoint, group: str) -> None:
     for part, shards in (("latents", cache.written()), (f"group '{group}'", cache.written(group))):
         if len(shards) < cache.num_shards:
             raise LicError(
-                f"{part} of {cache.place}: {len(shards)} of {counted(cache.num_shards, 'shard')} are written",
+                f"{part} of {cache.storage}: {len(shards)} of {counted(cache.num_shards, 'shard')} are written",
                 hint="`lic-dist cache build` goes on where it stopped",
             )
 

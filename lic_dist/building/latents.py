@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lic_dist.models.refine import Refinement, refined, squared_error_gradient
-from lic_dist.models.stages import Stage, analyse, dequantize_z, run_stages, stages, to_input
+from lic_dist.models.refine import Refinement, refine_latents, squared_error_gradient
+from lic_dist.models.stages import GaussianStage, analyse, dequantize_z, run_stages, stages, to_input
 from lic_dist.quantization.rates import level_index
 
 
@@ -28,7 +28,7 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class View:
+class QuantizerInput:
     """What an entropy model makes of latents.
 
     residual float32 and level uint8, both [n*M, h*w] (lanes are image-major); means float32 [n, M, h, w].
@@ -59,7 +59,7 @@ def encode(
         y, z = analyse(model, x)
         if refinement is not None and refinement.steps:
             stage = next(stages(model, dequantize_z(model, z)))
-            y = refined(model, y, stage, partial(squared_error_gradient, model, x), refinement)
+            y = refine_latents(model, y, stage, partial(squared_error_gradient, model, x), refinement)
         ys.append(y[: len(part)].cpu().numpy())
         zs.append(z[: len(part)].cpu().numpy())
     y_all, z_all = np.concatenate(ys), np.concatenate(zs)
@@ -70,7 +70,7 @@ def encode(
 
 
 @torch.no_grad()
-def view(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int16], batch: int) -> View:
+def quantizer_input(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int16], batch: int) -> QuantizerInput:
     """Means and scales of cached latents, in batches of a fixed size, and the residuals about them."""
     device = next(model.parameters()).device
     residuals, levels, means = [], [], []
@@ -81,15 +81,15 @@ def view(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int16], batch: 
         part_y[:count], part_z[:count] = y[first : first + batch], z[first : first + batch]
         values = torch.from_numpy(part_y).float().to(device)
 
-        def serve(stage: Stage, values: Tensor = values, count: int = count) -> Tensor:
+        def make_y_hat(stage: GaussianStage, values: Tensor = values, count: int = count) -> Tensor:
             lanes = count * stage.means.shape[1]
             residuals.append(stage.to_lanes(values - stage.means)[:lanes])
             levels.append(level_index(stage.to_lanes(stage.scales))[:lanes])
             means.append(stage.means[:count].cpu().numpy())
             return values
 
-        run_stages(model, dequantize_z(model, torch.from_numpy(part_z).to(device)), serve)
-    return View(np.concatenate(residuals), np.concatenate(levels), np.concatenate(means))
+        run_stages(model, dequantize_z(model, torch.from_numpy(part_z).to(device)), make_y_hat)
+    return QuantizerInput(np.concatenate(residuals), np.concatenate(levels), np.concatenate(means))
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ from lic_dist import config
 from lic_dist.building.calibrate import calibrate, one_thread, settings_of
 from lic_dist.building.job import Job
 from lic_dist.building.latents import Latents, encode
-from lic_dist.cache.place import Place
 from lic_dist.cache.plan import differences
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.storage import Storage
 from lic_dist.cache.trials import Trials
 from lic_dist.codec.records import fits
 from lic_dist.data import images
@@ -77,13 +77,13 @@ def calibration_samples(cache: LatentCache, section: config.Quantizer) -> tuple[
         chosen = cache.indices(held_out)[:most]
         if not len(chosen):
             part = "held-out" if held_out else "training"
-            raise LicError(f"{cache.place} has no {part} samples to calibrate on", hint="see images.held_out")
+            raise LicError(f"{cache.storage} has no {part} samples to calibrate on", hint="see images.held_out")
         read = cache.load(("pixels", "latents/y", "latents/z"), chosen)
         parts.append(Latents(read["pixels"], read["latents/y"], read["latents/z"]))
     return parts[0], parts[1]
 
 
-def adapt(job: Job, afresh: bool = False) -> QuantizerRecord:
+def prepare_record(job: Job, afresh: bool = False) -> QuantizerRecord:
     """The quantizer record of the job: the store's own, that of `cache adapt` beside it, else made on the pilot.
 
     `afresh` passes over the store's own. Trials of a calibration stay beside the store until `Trials.forget`.
@@ -91,22 +91,24 @@ def adapt(job: Job, afresh: bool = False) -> QuantizerRecord:
     Raises:
         LicError: the record found is not what the experiment asks for; each differing field is named.
     """
-    found = found_record(job.place, job.quantizer, job.parent, afresh)
-    kept = Trials.beside(job.place, job.quantizer.group)
-    return found or calibrate(job.parent, job.quantizer, *pilot_latents(job), batch=job.plan.batch, kept=kept)
+    found = existing_record(job.storage, job.quantizer, job.parent, afresh)
+    trials_file = Trials.of_group(job.storage, job.quantizer.group)
+    return found or calibrate(
+        job.parent, job.quantizer, *pilot_latents(job), batch=job.plan.batch, trials_file=trials_file
+    )
 
 
-def found_record(
-    place: Place, section: config.Quantizer, parent: Checkpoint, afresh: bool = False
+def existing_record(
+    storage: Storage, section: config.Quantizer, parent: Checkpoint, afresh: bool = False
 ) -> QuantizerRecord | None:
     """The record in the store's group, or that which `cache adapt` left beside the store; None where neither is.
 
     Raises:
         LicError: it is not what the experiment asks for; each differing field is named.
     """
-    around, key = record_beside(place, section.group)
-    for where, name in ((place, f"quantized/{section.group}/record.json"), (around, key)):
-        if afresh and where == place:
+    around, key = record_location(storage, section.group)
+    for where, name in ((storage, f"quantized/{section.group}/record.json"), (around, key)):
+        if afresh and where == storage:
             continue
         if where.entry(name) is not None:
             record = QuantizerRecord.from_json(where.get(name).decode("utf-8", "replace"))
@@ -115,9 +117,9 @@ def found_record(
     return None
 
 
-def record_beside(place: Place, group: str) -> tuple[Place, str]:
+def record_location(storage: Storage, group: str) -> tuple[Storage, str]:
     """Where `cache adapt` leaves the record of a group for its build."""
-    return place.beside(f".{group}.json")
+    return storage.sibling(f".{group}.json")
 
 
 def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Checkpoint, where: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lic_dist.cache.places import place_of
-from lic_dist.codec.records import coder_tables, local_record, matching, unknown
+from lic_dist.cache.storages import open_storage
+from lic_dist.codec.records import coder_tables, local_record, require_fit, unknown_quantizer
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.adaptation import gaussian_record
 from lic_dist.quantization.record import SEARCHED, QuantizerRecord
@@ -35,9 +35,11 @@ def named_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
     """As `local_record`; also the URL of a record or of its group in a store. Raises as that does."""
     if "://" not in name or name in checkpoint.quantizers:
         return local_record(checkpoint, name)
-    place, _, key = name.rstrip("/").rpartition("/")
+    storage, _, key = name.rstrip("/").rpartition("/")
     try:
-        text = place_of(place).get(key if key.endswith(".json") else f"{key}/record.json").decode("utf-8", "replace")
+        text = (
+            open_storage(storage).get(key if key.endswith(".json") else f"{key}/record.json").decode("utf-8", "replace")
+        )
     except FileNotFoundError:
-        raise unknown(checkpoint, name) from None
-    return matching(QuantizerRecord.from_json(text), checkpoint, name)
+        raise unknown_quantizer(checkpoint, name) from None
+    return require_fit(QuantizerRecord.from_json(text), checkpoint, name)

@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 from lic_dist.building.calibrate import z_bits
-from lic_dist.building.latents import encode, view
+from lic_dist.building.latents import encode, quantizer_input
 from lic_dist.cache import layout, store
 from lic_dist.cache.layout import Header
-from lic_dist.cache.place import Place
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.storage import Storage
 from lic_dist.data import images
 from lic_dist.data.photo import FAULTS, Crop
 from lic_dist.errors import LicError
@@ -89,25 +89,25 @@ class ShardReport:
 class Target:
     """What is to be written where: a store by its place and fingerprint; a group with its record's JSON, or neither."""
 
-    place: Place
+    storage: Storage
     fingerprint: str
     group: str | None = None
     record_json: str = ""
 
     def header(self) -> Header:
         """The store's header. LicError where it is another one's by now."""
-        header = layout.read_header(self.place)
+        header = layout.read_header(self.storage)
         if header.fingerprint != self.fingerprint:
-            raise LicError(f"{self.place} has become another cache meanwhile", hint="was it rebuilt beside this job?")
+            raise LicError(f"{self.storage} has become another cache meanwhile", hint="was it rebuilt beside this job?")
         return header
 
-    def unless_done(self, work: Callable[[Shard], T]) -> Callable[[Shard], T | None]:
+    def skip_done(self, work: Callable[[Shard], T]) -> Callable[[Shard], T | None]:
         """`work`, that passes over what another job has written meanwhile."""
         header = self.header()
 
         def pending(shard: Shard) -> T | None:
             # a group's shard is done only over latents that are
-            done = store.done(self.place, header, shard.number, self.group) is not None
+            done = store.finished_marker(self.storage, header, shard.number, self.group) is not None
             return None if done else work(shard)
 
         return pending
@@ -121,12 +121,12 @@ def make_reader(target: Target, folder: str, size: int) -> Callable[[Shard], Rea
         pixels, status = images.read_crops(Path(folder), shard.crops, size)
         return ReadShard(shard, pixels, status, {"read": time.perf_counter() - started})
 
-    return target.unless_done(work)
+    return target.skip_done(work)
 
 
 def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
     """Instead of the first stage, for a shard that keeps its pixels but not y: read them from the store."""
-    cache = LatentCache.open(target.place)
+    cache = LatentCache.open(target.storage)
 
     def work(shard: Shard) -> ReadShard:
         started = time.perf_counter()
@@ -134,7 +134,7 @@ def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
         seconds = {"read": time.perf_counter() - started}
         return ReadShard(shard, read["pixels"], read["samples/status"], seconds, stored=True)
 
-    return target.unless_done(work)
+    return target.skip_done(work)
 
 
 def make_encoder(
@@ -151,34 +151,34 @@ def make_encoder(
         status[overflow & (status == 0)] = FAULTS.index("latents overflow")
         for array in (latents.y, latents.z):  # the pixels are read-only on Ray; `write_shard` zeroes those
             array[status != 0] = 0
-        seen = view(model, latents.y, latents.z, batch)
+        inputs = quantizer_input(model, latents.y, latents.z, batch)
         seconds = {**read.seconds, "encode": time.perf_counter() - started}
         pixels = None if read.stored else read.pixels
-        return EncodedShard(read.shard, pixels, latents.y, latents.z, seen.residual, seen.level, status, seconds)
+        return EncodedShard(read.shard, pixels, latents.y, latents.z, inputs.residual, inputs.level, status, seconds)
 
     return work
 
 
-def make_viewer(
+def make_hyper_decoder(
     target: Target, source: str, architecture: str | None, lmbda: float | None, batch: int
 ) -> Callable[[Shard], EncodedShard | None]:
     """Instead of the first two stages, for a shard whose y is stored: read it and run the hyper-decoder."""
     model = _load(source, architecture, lmbda).model
-    cache = LatentCache.open(target.place)
+    cache = LatentCache.open(target.storage)
 
     def work(shard: Shard) -> EncodedShard:
         started = time.perf_counter()
         read = cache.shard(shard.number, ("latents/y", "latents/z", "samples/status"))
         y, z = read["latents/y"], read["latents/z"]
-        seen = view(model, y, z, batch)
+        inputs = quantizer_input(model, y, z, batch)
         seconds = {"view": time.perf_counter() - started}
-        return EncodedShard(shard, None, y, z, seen.residual, seen.level, read["samples/status"], seconds)
+        return EncodedShard(shard, None, y, z, inputs.residual, inputs.level, read["samples/status"], seconds)
 
-    return target.unless_done(work)
+    return target.skip_done(work)
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def restore_torch_settings() -> Iterator[None]:
     """Within one process, workers change its threads and TF32: after the block both are what they were."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     threads, allowed = torch.get_num_threads(), (matmul.allow_tf32, cudnn.allow_tf32)
@@ -219,7 +219,7 @@ def make_searcher(target: Target) -> Callable[[EncodedShard], ShardReport]:
                 written["latents/y"] = coded.y
         seconds = {**coded.seconds, "search": time.perf_counter() - started}
         number, crops = coded.shard.number, coded.shard.crops
-        store.write_shard(target.place, target.fingerprint, number, written, crops, seconds)
+        store.write_shard(target.storage, target.fingerprint, number, written, crops, seconds)
         named = tuple((crops[index].source, FAULTS[coded.status[index]]) for index in np.flatnonzero(faulty) if crops)
         pixels = int((~faulty).sum()) * header.geometry.crop**2
         return ShardReport(number, len(faulty), named, bits, pixels)

@@ -15,11 +15,11 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
-from lic_dist.cache.place import KEPT, Entry, Place
+from lic_dist.cache.storage import KEPT, Entry, Storage
 from lic_dist.errors import LicError, UsageError
 
-PARALLEL = 16  # requests in flight from one worker
-BODIES = 5  # tries of a transfer that breaks off in its body
+PARALLEL_REQUESTS = 16  # requests in flight from one worker
+TRANSFER_TRIES = 5  # tries of a transfer that breaks off in its body
 RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=5)}  # of one request, with back-off
 TIMEOUT = timedelta(seconds=60)  # of one try
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Bucket(Place):
+class Bucket(Storage):
     """A prefix in an object store, through obstore: requests that fail are repeated with back-off."""
 
     url: str
@@ -41,53 +41,53 @@ class Bucket(Place):
         return self.url
 
     def get(self, key: str) -> bytes:
-        return self._ask(lambda obstore, there: bytes(obstore.get(there, key).bytes()))
+        return self._request(lambda obstore, remote: bytes(obstore.get(remote, key).bytes()))
 
     def put(self, key: str, data: bytes) -> None:
-        self._ask(lambda obstore, there: obstore.put(there, key, data, use_multipart=False), writing=True)
+        self._request(lambda obstore, remote: obstore.put(remote, key, data, use_multipart=False), writing=True)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        def put(obstore: Any, there: Any) -> bool:
+        def put(obstore: Any, remote: Any) -> bool:
             try:
-                obstore.put(there, key, data, mode="create", use_multipart=False)
+                obstore.put(remote, key, data, mode="create", use_multipart=False)
             except obstore.exceptions.AlreadyExistsError:
                 return self.get(key) == data  # a repeated request meets its own first try
             return True
 
-        return self._ask(put, writing=True)
+        return self._request(put, writing=True)
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
-        with ThreadPoolExecutor(PARALLEL) as pool:
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
             list(pool.map(lambda item: self.put(*item), objects.items()))
 
     def delete(self, key: str) -> None:
         with suppress(FileNotFoundError):  # S3 does not mind a key that is not there, GCS does
-            self._ask(lambda obstore, there: obstore.delete(there, key))
+            self._request(lambda obstore, remote: obstore.delete(remote, key))
 
     def entry(self, key: str) -> Entry | None:
         try:
-            return _entry(self._ask(lambda obstore, there: obstore.head(there, key)))
+            return _entry(self._request(lambda obstore, remote: obstore.head(remote, key)))
         except FileNotFoundError:
             return None
 
     def listing(self, prefix: str = "") -> dict[str, Entry]:
-        def listing(obstore: Any, there: Any) -> dict[str, Entry]:
-            return {one["path"]: _entry(one) for batch in obstore.list(there, prefix or None) for one in batch}
+        def listing(obstore: Any, remote: Any) -> dict[str, Entry]:
+            return {one["path"]: _entry(one) for batch in obstore.list(remote, prefix or None) for one in batch}
 
-        return self._ask(listing)
+        return self._request(listing)
 
     def names(self, prefix: str = "") -> list[str]:
-        found = self._ask(lambda obstore, there: obstore.list_with_delimiter(there, prefix or None))
+        found = self._request(lambda obstore, remote: obstore.list_with_delimiter(remote, prefix or None))
         paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         return sorted(PurePosixPath(path).name for path in paths)
 
     def clear(self) -> None:
         """The root's zarr.json goes last: a store that is half removed is still known for one of ours."""
         keys = [key for key in self.listing() if key != "zarr.json"]
-        self._ask(lambda obstore, there: obstore.delete(there, keys), writing=True)
+        self._request(lambda obstore, remote: obstore.delete(remote, keys), writing=True)
         self.delete("zarr.json")
 
-    def beside(self, suffix: str) -> tuple[Place, str]:
+    def sibling(self, suffix: str) -> tuple[Storage, str]:
         around, _, name = self.url.rpartition("/")
         if around.endswith(":/") or not name:
             raise UsageError(
@@ -95,16 +95,16 @@ class Bucket(Place):
             )
         return Bucket(around, self.options), f"{name.removesuffix('.zarr')}{suffix}"
 
-    def absolute(self) -> Place:
+    def absolute(self) -> Storage:
         return self
 
-    def free(self) -> int | None:
+    def free_bytes(self) -> int | None:
         return None
 
     def zarr_store(self) -> Any:
-        return _PatientStore(_object_store(self.url, self.options), read_only=True)
+        return _RetryingStore(_object_store(self.url, self.options), read_only=True)
 
-    def _ask(self, call: Callable[[Any, Any], T], writing: bool = False) -> T:
+    def _request(self, call: Callable[[Any, Any], T], writing: bool = False) -> T:
         """`call(obstore, store)`, again where a transfer broke off; errors in one line.
 
         Raises:
@@ -112,12 +112,12 @@ class Bucket(Place):
         """
         import obstore
 
-        there = _object_store(self.url, self.options)
-        for tries_left in reversed(range(BODIES)):
+        remote = _object_store(self.url, self.options)
+        for tries_left in reversed(range(TRANSFER_TRIES)):
             try:
-                return call(obstore, there)
+                return call(obstore, remote)
             except obstore.exceptions.BaseError as error:
-                if tries_left and _is_cut(error):
+                if tries_left and _broke_off(error):
                     continue
                 hint = KEPT if writing else "does the bucket exist, is it reachable, do the credentials allow it?"
                 raise LicError(f"{self}: {_first_line(error)}", hint=hint) from error
@@ -132,22 +132,22 @@ def _entry(meta: Any) -> Entry:
     return Entry(meta["size"], meta["last_modified"].timestamp())
 
 
-class _PatientStore(ObjectStore[Any]):
+class _RetryingStore(ObjectStore[Any]):
     """Zarr's store over obstore, that asks again for an object whose transfer broke off."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         from obstore.exceptions import GenericError
 
-        for _ in range(BODIES - 1):
+        for _ in range(TRANSFER_TRIES - 1):
             try:
                 return await super().get(key, prototype, byte_range)
             except GenericError as error:
-                if not _is_cut(error):
+                if not _broke_off(error):
                     raise
         return await super().get(key, prototype, byte_range)
 
 
-def _is_cut(error: Exception) -> bool:
+def _broke_off(error: Exception) -> bool:
     """Whether a transfer broke off in its body: what obstore does not repeat by itself, and names in words only."""
     return "body error" in str(error)
 

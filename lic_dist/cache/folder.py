@@ -16,7 +16,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from lic_dist.cache.place import KEPT, Entry, Place
+from lic_dist.cache.storage import KEPT, Entry, Storage
 from lic_dist.errors import LicError
 
 TRANSIENT = (".part", ".lock")  # what is being written, or locked: in no listing
@@ -25,7 +25,7 @@ ABANDONED = 3600.0  # seconds after which another host's unfinished file is take
 
 
 @dataclass(frozen=True)
-class Folder(Place):
+class Folder(Storage):
     """A folder of a local or shared file system."""
 
     root: Path
@@ -132,14 +132,14 @@ class Folder(Place):
                 elif name.endswith(".lock"):
                     _remove_if_free(Path(parent, name))
 
-    def beside(self, suffix: str) -> tuple[Place, str]:
+    def sibling(self, suffix: str) -> tuple[Storage, str]:
         root = self.root.resolve()
         return Folder(root.parent), f"{root.name.removesuffix('.zarr')}{suffix}"
 
-    def absolute(self) -> Place:
+    def absolute(self) -> Storage:
         return Folder(self.root.resolve())
 
-    def free(self) -> int | None:
+    def free_bytes(self) -> int | None:
         parent = next(folder for folder in (self.root.resolve(), *self.root.resolve().parents) if folder.is_dir())
         return shutil.disk_usage(parent).free
 
@@ -165,21 +165,21 @@ class Folder(Place):
 
 
 @contextmanager
-def _reading(place: Folder) -> Iterator[None]:
+def _reading(storage: Folder) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise LicError(f"cannot read {error.filename or place}: {error.strerror}") from error
+        raise LicError(f"cannot read {error.filename or storage}: {error.strerror}") from error
 
 
 @contextmanager
-def _writing(place: Folder) -> Iterator[None]:
+def _writing(storage: Folder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LicError(f"cannot write to {place}: {error.strerror or error}", hint=KEPT) from error
+        raise LicError(f"cannot write to {storage}: {error.strerror or error}", hint=KEPT) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -192,11 +192,11 @@ def _sync_folder(folder: Path) -> None:
 
 def _remove_if_stale(part: Path) -> None:
     """Remove what a killed writer left: its process is gone or, on another host, it has not written for an hour."""
-    told = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.part", part.name)
-    if told is None:
+    parsed = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.part", part.name)
+    if parsed is None:
         return
-    if f".{socket.gethostname()}.{told[1]}." in part.name:
-        stale = not _alive(int(told[1]))
+    if f".{socket.gethostname()}.{parsed[1]}." in part.name:
+        stale = not _alive(int(parsed[1]))
     else:
         try:
             stale = time.time() - part.stat().st_mtime > ABANDONED

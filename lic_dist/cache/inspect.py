@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.markers import Marker
-from lic_dist.cache.place import Place
-from lic_dist.cache.places import place_of
 from lic_dist.cache.reader import LatentCache
-from lic_dist.cache.set_aside import lines as photo_lines
-from lic_dist.cache.set_aside import manifest_beside, set_aside
-from lic_dist.cache.trials import calibrating
+from lic_dist.cache.set_aside import photo_lines, read_manifest, set_aside
+from lic_dist.cache.storage import Storage
+from lic_dist.cache.storages import open_storage
+from lic_dist.cache.trials import running_calibrations
 from lic_dist.data.photo import FAULTS
 from lic_dist.errors import LicError
 from lic_dist.text import clock, counted
@@ -30,7 +29,7 @@ NAMED_PHOTOS = 10  # photos set aside that a terminal shows
 PAUSE = 60.0  # seconds, and twenty times the usual: a longer gap between two shards separates two runs
 
 
-def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) -> dict[str, Any]:
+def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Progress with rate and ETA, bytes, rates and distortions with histograms, faults, identity, provenance.
 
     Bits per pixel are sums over the good samples of the written shards; `distortion` is the mean over samples of the
@@ -43,18 +42,18 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
     Raises:
         LicError: no store there, or not one of ours.
     """
-    there = place_of(path, options).absolute()
-    at_work = calibrating(there)
+    there = open_storage(path, options).absolute()
+    at_work = running_calibrations(there)
     if at_work and layout.read_attributes(there) is None:
         return {"path": str(there), "calibrating": at_work}
     cache = LatentCache.open(there)
-    header, place = cache.header, cache.place
-    listing = place.listing()
-    base = store.finished(place, header, None, listing)
+    header, storage = cache.header, cache.storage
+    listing = storage.listing()
+    base = store.finished_markers(storage, header, None, listing)
     faults = markers.fault_counts(base.values())
     written = sum(marker.samples for marker in base.values())
     report: dict[str, Any] = {
-        "path": str(place),
+        "path": str(storage),
         "format": layout.FORMAT,
         "calibrating": at_work,
         "fingerprint": cache.fingerprint,
@@ -68,7 +67,7 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
         "usable": written - sum(faults.values()),
         "unwritten": header.num_samples - written,
         "faults": {name: faults.get(name, 0) for name in FAULTS if name},
-        "set_aside": _set_aside(place),
+        "set_aside": _set_aside(storage),
         "groups": {},
         "arrays": {},
         "bytes": sum(entry.bytes for entry in listing.values()),
@@ -76,7 +75,7 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
         "provenance": header.provenance,
     }
     for group in cache.groups:
-        done = store.finished(place, header, group, listing)
+        done = store.finished_markers(storage, header, group, listing)
         report["groups"][group] = {
             **cache.group_attributes(group),
             **_progress(cache, group, done, listing),
@@ -89,11 +88,11 @@ def inspect(path: Path | str | Place, options: Mapping[str, str] | None = None) 
     return report
 
 
-def _set_aside(place: Place) -> dict[str, str]:
+def _set_aside(storage: Storage) -> dict[str, str]:
     try:
-        return set_aside(place, manifest_beside(place))
+        return set_aside(storage, read_manifest(storage))
     except LicError:  # no manifest that can be read, which tells nothing of the store: its own are named
-        return set_aside(place, None)
+        return set_aside(storage, None)
 
 
 def _progress(

@@ -38,18 +38,18 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from lic_dist.cache.place import Place
 from lic_dist.cache.plan import Geometry, fingerprint, num_shards
+from lic_dist.cache.storage import Storage
 from lic_dist.errors import LicError
 
 numcodecs.blosc.use_threads = False  # with threads, the order of blocks in a chunk is that of their completion
 
 FORMAT = 1
 UNWRITTEN = 255  # status of a sample whose shard is not written, and of the padding
-INNER = 8  # samples an inner chunk holds at most,
-SMALL = 64 * 1024  # unless a shard of the array has no more bytes than this
+INNER_SAMPLES = 8  # samples an inner chunk holds at most,
+SMALL_SHARD = 64 * 1024  # unless a shard of the array has no more bytes than this
 DIGEST_BYTES = 64
-MOST = 2**40  # samples, at the most
+MOST_SAMPLES = 2**40  # samples, at the most
 Pipeline = Literal["zarr", "zarrs"]
 
 
@@ -74,13 +74,13 @@ class ArraySpec:
 class Header:
     """The root attributes of a store."""
 
-    num_samples: Annotated[int, Field(ge=1, le=MOST)]
-    num_held_out: Annotated[int, Field(ge=0, le=MOST)]
-    shard: Annotated[int, Field(ge=1, le=MOST)]
-    batch: Annotated[int, Field(ge=1, le=MOST)]
+    num_samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
+    num_held_out: Annotated[int, Field(ge=0, le=MOST_SAMPLES)]
+    shard: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
+    batch: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
     geometry: Geometry
     store_y: bool
-    source_bytes: Annotated[int, Field(ge=1, le=MOST)]
+    source_bytes: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
     identity: dict[str, Any]
     fingerprint: str
     provenance: dict[str, Any]
@@ -146,9 +146,9 @@ def inner_chunk(shard: int, sample_bytes: int) -> int:
 
     inner_chunk(64, 98304) => 8; inner_chunk(64, 4) => 64
     """
-    if shard * sample_bytes <= SMALL:
+    if shard * sample_bytes <= SMALL_SHARD:
         return shard
-    return max(divisor for divisor in range(1, INNER + 1) if shard % divisor == 0)
+    return max(divisor for divisor in range(1, INNER_SAMPLES + 1) if shard % divisor == 0)
 
 
 def object_key(spec: ArraySpec, shard: int) -> str:
@@ -199,70 +199,70 @@ def encode(document: bytes, shard: int, rows: NDArray[Any]) -> bytes:
     return data.to_bytes()
 
 
-def open_array(place: Place, name: str, pipeline: Pipeline = "zarr") -> zarr.Array[Any]:
+def open_array(storage: Storage, name: str, pipeline: Pipeline = "zarr") -> zarr.Array[Any]:
     """Open one array for reading, with Zarr's own codecs or those of the package zarrs."""
     paths = {
         "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline",
         "zarrs": "zarrs.ZarrsCodecPipeline",
     }
     with zarr.config.set({"codec_pipeline.path": paths[pipeline]}):
-        return zarr.open_array(place.zarr_store(), path=name, mode="r")
+        return zarr.open_array(storage.zarr_store(), path=name, mode="r")
 
 
-def read_attributes(place: Place, group: str = "") -> dict[str, Any] | None:
+def read_attributes(storage: Storage, group: str = "") -> dict[str, Any] | None:
     """The attributes of a Zarr group, or None where there is none that can be read."""
-    document = place.get_json(f"{group}/zarr.json" if group else "zarr.json")
+    document = storage.get_json(f"{group}/zarr.json" if group else "zarr.json")
     return document.get("attributes", {}) if isinstance(document, dict) else None
 
 
-def read_header(place: Place) -> Header:
+def read_header(storage: Storage) -> Header:
     """The header of a store.
 
     Raises:
         LicError: no store there, not one of ours, of another format, or one whose attributes make no sense.
     """
-    attributes = read_attributes(place)
+    attributes = read_attributes(storage)
     if attributes is None:
-        raise LicError(f"no cache at {place}", hint="`lic-dist cache build` makes one")
-    require_ours(place, attributes)
+        raise LicError(f"no cache at {storage}", hint="`lic-dist cache build` makes one")
+    require_cache(storage, attributes)
     if attributes["format"] != FORMAT:
-        raise LicError(f"{place} is of format {attributes['format']!r}, this version reads format {FORMAT}")
+        raise LicError(f"{storage} is of format {attributes['format']!r}, this version reads format {FORMAT}")
     try:
-        told = {name: attributes.get(name) for name in Header.__dataclass_fields__}
-        header = _HEADER.validate_json(json.dumps(told), strict=True)
+        fields = {name: attributes.get(name) for name in Header.__dataclass_fields__}
+        header = _HEADER.validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
         what = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-        raise LicError(f"{place}/zarr.json: {what}", hint="of another version? `cache build --rebuild`") from None
+        raise LicError(f"{storage}/zarr.json: {what}", hint="of another version? `cache build --rebuild`") from None
     if fingerprint(header.identity) != header.fingerprint:
-        raise LicError(f"{place}/zarr.json: its identity is not that of its fingerprint")
+        raise LicError(f"{storage}/zarr.json: its identity is not that of its fingerprint")
     return header
 
 
-def require_ours(place: Place, attributes: dict[str, Any]) -> None:
+def require_cache(storage: Storage, attributes: dict[str, Any]) -> None:
     """Refuse a Zarr group that is no store of ours, whole or not. Raises LicError."""
     if "fingerprint" not in attributes or "format" not in attributes:
-        raise LicError(f"{place} is not a cache of lic_dist", hint="give cache.path a path of its own")
+        raise LicError(f"{storage} is not a cache of lic_dist", hint="give cache.path a path of its own")
 
 
 _HEADER = TypeAdapter(Header)
 
 
-def read_group(place: Place, group: str) -> dict[str, Any] | None:
+def read_group(storage: Storage, group: str) -> dict[str, Any] | None:
     """The attributes of a quantized group; None where there is none, or none that says whose it is."""
-    attributes = read_attributes(place, f"quantized/{group}") or {}
+    attributes = read_attributes(storage, f"quantized/{group}") or {}
     whole = isinstance(attributes.get("identity"), dict) and isinstance(attributes.get("fingerprint"), str)
     return attributes if whole and fingerprint(attributes["identity"]) == attributes["fingerprint"] else None
 
 
-def group_names(place: Place) -> tuple[str, ...]:
+def group_names(storage: Storage) -> tuple[str, ...]:
     """The quantized groups of a store, sorted."""
-    return tuple(name for name in place.names("quantized") if read_group(place, name) is not None)
+    return tuple(name for name in storage.names("quantized") if read_group(storage, name) is not None)
 
 
-def group_folders(place: Place) -> list[str]:
+def group_folders(storage: Storage) -> list[str]:
     """Names of whatever lies under `quantized/` and holds something: groups whose `zarr.json` is lost or torn too."""
-    return [name for name in place.names("quantized") if place.names(f"quantized/{name}")]
+    return [name for name in storage.names("quantized") if storage.names(f"quantized/{name}")]
 
 
 def same_array(found: Any, document: bytes) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lic_dist.cache.place import Entry, Place
+from lic_dist.cache.storage import Entry, Storage
 
 FOLDER = "_progress"
 
@@ -53,18 +53,18 @@ def marker_key(fingerprint: str, shard: int) -> str:
     return f"{FOLDER}/{fingerprint[:8]}/{shard}.json"
 
 
-def read_marker(place: Place, fingerprint: str, shard: int) -> Marker | None:
+def read_marker(storage: Storage, fingerprint: str, shard: int) -> Marker | None:
     """The marker of a shard; None where none is there that parses and names this fingerprint and shard."""
     try:
-        marker = _MARKER.validate_json(place.get(marker_key(fingerprint, shard)), strict=True)
+        marker = _MARKER.validate_json(storage.get(marker_key(fingerprint, shard)), strict=True)
     except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
     return marker if (marker.fingerprint, marker.shard) == (fingerprint, shard) else None
 
 
-def numbers(place: Place, fingerprint: str) -> list[int]:
+def marked_shards(storage: Storage, fingerprint: str) -> list[int]:
     """The shards that have a marker of some kind, ascending."""
-    names = place.names(f"{FOLDER}/{fingerprint[:8]}")
+    names = storage.names(f"{FOLDER}/{fingerprint[:8]}")
     return sorted(int(name[:-5]) for name in names if re.fullmatch(r"[0-9]{1,12}\.json", name))
 
 
@@ -91,27 +91,27 @@ def is_whole(marker: Marker, keys: Collection[str], entry: Callable[[str], Entry
     return all(there is not None and there.bytes == size for there, size in found)
 
 
-def write_marker(place: Place, marker: Marker) -> None:
+def write_marker(storage: Storage, marker: Marker) -> None:
     """Publish a marker: whole, on disk, or not at all."""
     text = json.dumps(asdict(marker), sort_keys=True, indent=1)
-    place.put(marker_key(marker.fingerprint, marker.shard), text.encode())
+    storage.put(marker_key(marker.fingerprint, marker.shard), text.encode())
 
 
-def remove_marker(place: Place, fingerprint: str, shard: int) -> None:
+def remove_marker(storage: Storage, fingerprint: str, shard: int) -> None:
     """Declare a shard not done."""
-    place.delete(marker_key(fingerprint, shard))
+    storage.delete(marker_key(fingerprint, shard))
 
 
-def describe(data: bytes) -> dict[str, Any]:
+def size_and_digest(data: bytes) -> dict[str, Any]:
     """What a marker records of an object: {"bytes", "sha256"}."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def owner(place: Place, fingerprint: str, shard: int) -> AbstractContextManager[None]:
+def shard_lock(storage: Storage, fingerprint: str, shard: int) -> AbstractContextManager[None]:
     """Be the only writer of a shard: waits for another process that writes it.
 
     An engine gives each shard to one worker; this guards against two jobs on one store, and against a worker that was
     given up but still writes. On a place without locks the engine's rule stands alone, and two writers of one shard
     put the same bytes.
     """
-    return place.lock(f"{FOLDER}/{fingerprint[:8]}/{shard}.lock")
+    return storage.lock(f"{FOLDER}/{fingerprint[:8]}/{shard}.lock")

@@ -87,7 +87,7 @@ class Order:
         self.buffer = max(1, POOL // self.streams) if buffer is None else buffer
         self.share = batch // self.streams
 
-    def part_of(self, rank: int, world: int) -> range:
+    def streams_of_rank(self, rank: int, world: int) -> range:
         """The streams that one of `world` ranks owns: contiguous, so that the ranks' parts in order are the batch.
 
         Raises:

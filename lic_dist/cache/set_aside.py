@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lic_dist.cache import layout, store
-from lic_dist.cache.place import Place
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.storage import Storage
 from lic_dist.data.photo import FAULTS
 from lic_dist.data.photo_files import printable
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MANIFEST = ".manifest.parquet"  # what the manifest beside a store is called, behind the store's name
 
 
-def manifest_beside(place: Place) -> Manifest | None:
+def read_manifest(storage: Storage) -> Manifest | None:
     """What the last scan for a store found; None where there was none.
 
     Raises:
@@ -27,11 +27,11 @@ def manifest_beside(place: Place) -> Manifest | None:
     """
     from lic_dist.data.manifest import Manifest  # loads Arrow
 
-    around, key = place.beside(MANIFEST)
+    around, key = storage.sibling(MANIFEST)
     return Manifest.from_bytes(around.get(key)) if around.entry(key) is not None else None
 
 
-def set_aside(place: Place, photos: Manifest | None, crop: int | None = None) -> dict[str, str]:
+def set_aside(storage: Storage, photos: Manifest | None, crop: int | None = None) -> dict[str, str]:
     """Reasons by photo, sorted by name: of the manifest, and of samples in the shards that are written.
 
     `crop` is the side in pixels that photos must have; where a store is, its own.
@@ -40,10 +40,10 @@ def set_aside(place: Place, photos: Manifest | None, crop: int | None = None) ->
         LicError: a shard that does not decode.
     """
     found: dict[str, str] = {}
-    if layout.read_attributes(place) is not None:
-        cache = LatentCache(place)
+    if layout.read_attributes(storage) is not None:
+        cache = LatentCache(storage)
         crop = cache.geometry.crop
-        for shard, marker in store.finished(place, cache.header).items():
+        for shard, marker in store.finished_markers(storage, cache.header).items():
             if marker.faulty:
                 rows = cache.shard(shard, ("samples/source", "samples/status"))
                 for row in np.flatnonzero(rows["samples/status"]).tolist():
@@ -54,7 +54,7 @@ def set_aside(place: Place, photos: Manifest | None, crop: int | None = None) ->
     return dict(sorted(found.items()))
 
 
-def lines(found: Mapping[str, str], most: int | None = None) -> list[str]:
+def photo_lines(found: Mapping[str, str], most: int | None = None) -> list[str]:
     """`name: reason` of each photo; of more than `most`, so many and how many are left."""
     named = [f"{printable(name)}: {reason}" for name, reason in list(found.items())[:most]]
     left = len(found) - len(named)

@@ -14,32 +14,32 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import ArraySpec, Pipeline
-from lic_dist.cache.place import Place
-from lic_dist.cache.places import place_of
 from lic_dist.cache.plan import Geometry
+from lic_dist.cache.storage import Storage
+from lic_dist.cache.storages import open_storage
 from lic_dist.errors import LicError, UsageError
 
 Indices = slice | Iterable[int] | NDArray[Any] | None
 
-MEND = "`lic-dist cache verify` finds what is damaged, --repair mends it"
+REPAIR_HINT = "`lic-dist cache verify` finds what is damaged, --repair mends it"
 PLAIN_COLUMNS = ("crop_y", "crop_x", "flip", "held_out", "status")
 
 
 class ShardReader:
     """What a `LatentCache` reads by itself: see there."""
 
-    def __init__(self, place: Place, pipeline: Pipeline = "zarr") -> None:
-        self.place, self.pipeline = place, pipeline
-        self.header = layout.read_header(place)
+    def __init__(self, storage: Storage, pipeline: Pipeline = "zarr") -> None:
+        self.storage, self.pipeline = storage, pipeline
+        self.header = layout.read_header(storage)
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._fingerprints: dict[str | None, str] = {None: self.header.fingerprint}
         self._done: dict[str, set[int]] = {}  # shards known to be done, by the fingerprint of base or group
 
     @classmethod
     def open(
-        cls, path: Path | str | Place, options: Mapping[str, str] | None = None, pipeline: Pipeline = "zarr"
+        cls, path: Path | str | Storage, options: Mapping[str, str] | None = None, pipeline: Pipeline = "zarr"
     ) -> Self:
-        """Open the store of a path or URL (`options`: see `place_of`), decoded by Zarr or by the package zarrs.
+        """Open the store of a path or URL (`options`: see `open_storage`), decoded by Zarr or by the package zarrs.
 
         With `zarrs` let loader processes start by `spawn` or `forkserver`: its threads do not survive a fork.
 
@@ -49,7 +49,7 @@ class ShardReader:
         """
         if pipeline == "zarrs" and find_spec("zarrs") is None:
             raise UsageError("pipeline zarrs needs the package zarrs", hint="pip install zarrs")
-        return cls(place_of(path, options).absolute(), pipeline)
+        return cls(open_storage(path, options).absolute(), pipeline)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class ShardReader:
     @property
     def groups(self) -> tuple[str, ...]:
         """Names of the quantized groups, sorted."""
-        return layout.group_names(self.place)
+        return layout.group_names(self.storage)
 
     def __len__(self) -> int:
         return self.header.num_samples
@@ -88,45 +88,45 @@ class ShardReader:
         written, open it again to see more.
         """
         return {
-            "source": _text(self._column("samples/source")),
-            "digest": _text(self._column("samples/digest")),
-            **{name: self._column(f"samples/{name}") for name in PLAIN_COLUMNS},
+            "source": _text(self._whole_column("samples/source")),
+            "digest": _text(self._whole_column("samples/digest")),
+            **{name: self._whole_column(f"samples/{name}") for name in PLAIN_COLUMNS},
         }
 
     @property
     def usable(self) -> NDArray[np.bool_]:
         """bool [num_samples]: written, and without fault."""
-        usable: NDArray[np.bool_] = self._column("samples/status") == 0
+        usable: NDArray[np.bool_] = self._whole_column("samples/status") == 0
         return usable
 
     def indices(self, held_out: bool) -> NDArray[np.int64]:
         """The usable samples of the held-out or of the training part, ascending."""
-        return np.flatnonzero(self.usable & (self._column("samples/held_out") == held_out))
+        return np.flatnonzero(self.usable & (self._whole_column("samples/held_out") == held_out))
 
     def group_attributes(self, group: str) -> dict[str, Any]:
         """{"identity", "fingerprint", "provenance"} of a group. Raises LicError for no such group."""
-        return store.group_attributes(self.place, group)
+        return store.group_attributes(self.storage, group)
 
     def record_json(self, group: str) -> str:
         """The quantizer record of a group, as text. Raises LicError for no such group, or one without its record."""
         self.group_attributes(group)
         try:
-            return self.place.get(f"quantized/{group}/record.json").decode()
+            return self.storage.get(f"quantized/{group}/record.json").decode()
         except FileNotFoundError:
-            raise LicError(f"group '{group}' of {self.place} has lost its record.json", hint="see `verify`") from None
+            raise LicError(f"group '{group}' of {self.storage} has lost its record.json", hint="see `verify`") from None
 
     def written(self, group: str | None = None) -> list[int]:
         """The shards that are done, of the base arrays or of a group."""
-        done = store.finished(self.place, self.header, group)
+        done = store.finished_markers(self.storage, self.header, group)
         self._done[self._fingerprint_of(group)] = set(done)
         return list(done)
 
     def array(self, name: str) -> zarr.Array[Any]:
         """The Zarr array itself, rows beyond `num_samples` included."""
         if name not in self._arrays:
-            if self.place.entry(f"{name}/zarr.json") is None:
-                raise LicError(f"no array '{name}' in {self.place}", hint="was it left out, or its group not made?")
-            self._arrays[name] = layout.open_array(self.place, name, self.pipeline)
+            if self.storage.entry(f"{name}/zarr.json") is None:
+                raise LicError(f"no array '{name}' in {self.storage}", hint="was it left out, or its group not made?")
+            self._arrays[name] = layout.open_array(self.storage, name, self.pipeline)
         return self._arrays[name]
 
     def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
@@ -169,7 +169,7 @@ class ShardReader:
             IndexError: no such sample, a mask of another length.
             TypeError: indices that are no integers.
         """
-        wanted = self._numbers(indices)
+        wanted = self._sample_numbers(indices)
         order = np.argsort(wanted // self.header.shard, kind="stable")
         shards, starts = np.unique((wanted // self.header.shard)[order], return_index=True)
         loaded = {}
@@ -181,7 +181,7 @@ class ShardReader:
                 loaded[name][rows] = values[wanted[rows] - shard * self.header.shard]
         return loaded
 
-    def _numbers(self, indices: Indices) -> NDArray[np.int64]:
+    def _sample_numbers(self, indices: Indices) -> NDArray[np.int64]:
         every = np.arange(len(self))
         if indices is None or isinstance(indices, slice):
             return every if indices is None else every[indices]
@@ -203,15 +203,15 @@ class ShardReader:
     def _fingerprint_of(self, group: str | None) -> str:
         """Looked up once a group: every read of a shard asks for it."""
         if group not in self._fingerprints:
-            self._fingerprints[group] = store.fingerprint_of(self.place, self.header, group)
+            self._fingerprints[group] = store.fingerprint_of(self.storage, self.header, group)
         return self._fingerprints[group]
 
     def _require_written(self, shard: int, arrays: Iterable[str]) -> None:
         for group in {name.split("/")[1] if name.startswith("quantized/") else None for name in arrays}:
             known = self._done.setdefault(self._fingerprint_of(group), set())
             if shard not in known:
-                if store.done(self.place, self.header, shard, group) is None:
-                    what = f"shard {shard} of {self.place}" + (f", group '{group}'," if group else "")
+                if store.finished_marker(self.storage, self.header, shard, group) is None:
+                    what = f"shard {shard} of {self.storage}" + (f", group '{group}'," if group else "")
                     hint = "`lic-dist cache build` goes on where it stopped"
                     raise LicError(f"{what} is not written, or has lost an object", hint=hint)
                 known.add(shard)
@@ -219,16 +219,16 @@ class ShardReader:
     def _read(self, name: str, first: int, end: int) -> NDArray[Any]:
         """Rows of one shard. Zarr reads a missing object as fill values in silence: these are looked at twice."""
         shard = first // self.header.shard
-        where = f"shard {shard} of {self.place}, array {name},"
+        where = f"shard {shard} of {self.storage}, array {name},"
         array = self.array(name)
         try:
             values = np.asarray(array[first:end])
         except Exception as error:  # which error cut or altered bytes make depends on the codec
-            raise LicError(f"{where} does not decode: {str(error)[:200]}", hint=MEND) from error
+            raise LicError(f"{where} does not decode: {str(error)[:200]}", hint=REPAIR_HINT) from error
         if not (values != array.fill_value).any():
-            entry = self.place.entry(f"{name}/{layout.chunk_key(shard, values.ndim)}")
+            entry = self.storage.entry(f"{name}/{layout.chunk_key(shard, values.ndim)}")
             if entry is None or not entry.bytes:
-                raise LicError(f"{where} has lost its object", hint=MEND)
+                raise LicError(f"{where} has lost its object", hint=REPAIR_HINT)
         return values
 
     def column(self, name: str, shards: Sequence[int]) -> NDArray[Any]:
@@ -242,32 +242,34 @@ class ShardReader:
         size = self.header.shard
         rows = [np.arange(shard * size, shard * size + self.header.count(shard)) for shard in shards]
         try:
-            return self._decoded(name, np.concatenate(rows) if rows else np.arange(0))
+            return self._decode_rows(name, np.concatenate(rows) if rows else np.arange(0))
         except LicError:
             for shard in shards:
                 self.shard(shard, [name])  # names the one that does not decode
             raise
 
-    def _decoded(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+    def _decode_rows(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
         array = self.array(name)
         try:
             return np.asarray(array[rows] if isinstance(rows, slice) else array.oindex[rows])
         except Exception as error:  # which error cut or altered bytes make depends on the codec
-            raise LicError(f"array {name} of {self.place} does not decode: {str(error)[:200]}", hint=MEND) from error
+            raise LicError(
+                f"array {name} of {self.storage} does not decode: {str(error)[:200]}", hint=REPAIR_HINT
+            ) from error
 
-    def _column(self, name: str) -> NDArray[Any]:
+    def _whole_column(self, name: str) -> NDArray[Any]:
         """A small array whole; fill values where a shard is not written.
 
         Raises:
             LicError: a shard that has a marker has lost its object, or does not decode.
         """
         array = self.array(name)
-        values = self._decoded(name, slice(0, len(self)))
-        there = self.place.listing(name)
-        for shard in markers.numbers(self.place, self.fingerprint):
+        values = self._decode_rows(name, slice(0, len(self)))
+        there = self.storage.listing(name)
+        for shard in markers.marked_shards(self.storage, self.fingerprint):
             entry = there.get(f"{name}/{layout.chunk_key(shard, array.ndim)}")
             if shard < self.num_shards and (entry is None or not entry.bytes):
-                raise LicError(f"shard {shard} of {self.place}, array {name}, has lost its object", hint=MEND)
+                raise LicError(f"shard {shard} of {self.storage}, array {name}, has lost its object", hint=REPAIR_HINT)
         return values
 
     def __getstate__(self) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers
 from lic_dist.cache.layout import ArraySpec, Header
-from lic_dist.cache.place import Entry, Place
-from lic_dist.cache.places import place_of
 from lic_dist.cache.plan import Plan, differences, fingerprint
+from lic_dist.cache.storage import Entry, Storage
+from lic_dist.cache.storages import open_storage
 from lic_dist.data.photo import FAULTS, Crop
 from lic_dist.errors import LicError
 
@@ -34,7 +34,7 @@ GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def create(
-    path: Path | str | Place, plan: Plan, store_y: bool = True, provenance: Mapping[str, Any] | None = None
+    path: Path | str | Storage, plan: Plan, store_y: bool = True, provenance: Mapping[str, Any] | None = None
 ) -> None:
     """Make the store of a plan, its arrays empty; completes one that is there already, or does nothing.
 
@@ -44,25 +44,25 @@ def create(
         LicError: something else lies at `path`, or a store of another identity or plan; each differing
         field is named.
     """
-    place = place_of(path)
-    if layout.read_attributes(place) is None:
-        require_usable(place, plan.fingerprint)
-        place.make()
-        attributes = {"format": layout.FORMAT, **_planned(plan, store_y), "provenance": dict(provenance or {})}
+    storage = open_storage(path)
+    if layout.read_attributes(storage) is None:
+        require_usable(storage, plan.fingerprint)
+        storage.make()
+        attributes = {"format": layout.FORMAT, **_plan_attributes(plan, store_y), "provenance": dict(provenance or {})}
         document = layout.group_document({**attributes, "fingerprint": plan.fingerprint})
-        if not place.put_new("zarr.json", document) and layout.read_attributes(place) is None:
-            place.put("zarr.json", document)  # over one that does not parse
-    header = layout.read_header(place)
-    _require_same(f"{place} holds another cache", header.identity, plan.identity)
+        if not storage.put_new("zarr.json", document) and layout.read_attributes(storage) is None:
+            storage.put("zarr.json", document)  # over one that does not parse
+    header = layout.read_header(storage)
+    _require_same(f"{storage} holds another cache", header.identity, plan.identity)
     found = {name: value for name, value in asdict(header).items() if name not in ("fingerprint", "provenance")}
-    _require_same(f"{place} follows another plan", found, _planned(plan, store_y))
+    _require_same(f"{storage} follows another plan", found, _plan_attributes(plan, store_y))
     for name in ("latents", "quantized", "samples"):
-        if place.get_json(f"{name}/zarr.json") is None:
-            place.put(f"{name}/zarr.json", layout.group_document())
-    _complete(place, layout.arrays_of(header), header)
+        if storage.get_json(f"{name}/zarr.json") is None:
+            storage.put(f"{name}/zarr.json", layout.group_document())
+    _put_documents(storage, layout.arrays_of(header), header)
 
 
-def require_usable(place: Place, fingerprint: str = "") -> None:
+def require_usable(storage: Storage, fingerprint: str = "") -> None:
     """Refuse a place that holds something else than a cache; that of a planner who was killed, or is at work, will do.
 
     A store that has lost its root is known by markers that name the plan's `fingerprint`.
@@ -70,21 +70,21 @@ def require_usable(place: Place, fingerprint: str = "") -> None:
     Raises:
         LicError: a file, or a folder that is not empty; what it holds is named.
     """
-    place.require_folder()
+    storage.require_folder()
     ours = (markers.FOLDER, "zarr.json.lock", ".zarr.json.")  # also of a planner at work, or killed
-    strange = [name for name in place.names() if not name.startswith(ours)]
-    if not strange or layout.read_attributes(place) is not None:  # another planner's, who was first just now
+    strange = [name for name in storage.names() if not name.startswith(ours)]
+    if not strange or layout.read_attributes(storage) is not None:  # another planner's, who was first just now
         return
-    if not fingerprint and markers.FOLDER in place.names():  # whose store it was, the plan will tell
+    if not fingerprint and markers.FOLDER in storage.names():  # whose store it was, the plan will tell
         return
-    known = markers.numbers(place, fingerprint)
-    if known and markers.read_marker(place, fingerprint, known[0]) is not None:
+    known = markers.marked_shards(storage, fingerprint)
+    if known and markers.read_marker(storage, fingerprint, known[0]) is not None:
         return
-    raise LicError(f"{place} is no cache and not empty: it holds {strange[0]}", hint="give another cache.path")
+    raise LicError(f"{storage} is no cache and not empty: it holds {strange[0]}", hint="give another cache.path")
 
 
 def create_group(
-    path: Path | str | Place,
+    path: Path | str | Storage,
     name: str,
     record_json: str,
     identity: Mapping[str, Any],
@@ -98,32 +98,34 @@ def create_group(
     Raises:
         LicError: a bad name, or a group of another identity or record under this name; each differing field is named.
     """
-    place = place_of(path)
-    header = layout.read_header(place)
+    storage = open_storage(path)
+    header = layout.read_header(storage)
     if not GROUP_NAME.fullmatch(name) or name.endswith(".json"):
         raise LicError(f"'{name}' cannot name a group", hint="letters, digits, and . _ - after the first; up to 100")
-    digest = markers.describe(record_json.encode())["sha256"]
+    digest = markers.size_and_digest(record_json.encode())["sha256"]
     whole = {"group": name, "cache": header.fingerprint, **identity}
     node = f"quantized/{name}"
-    if name in layout.group_names(place):
-        _require_same(f"group '{name}' of {place} is another one", group_attributes(place, name)["identity"], whole)
-    if not place.put_new(f"{node}/record.json", record_json.encode()):
-        there = {"record": markers.describe(place.get(f"{node}/record.json"))["sha256"]}
-        _require_same(f"group '{name}' of {place} has another record.json", there, {"record": digest})
-    _complete(place, layout.arrays_of(header, name), header)
+    if name in layout.group_names(storage):
+        _require_same(f"group '{name}' of {storage} is another one", group_attributes(storage, name)["identity"], whole)
+    if not storage.put_new(f"{node}/record.json", record_json.encode()):
+        stored = {"record": markers.size_and_digest(storage.get(f"{node}/record.json"))["sha256"]}
+        _require_same(f"group '{name}' of {storage} has another record.json", stored, {"record": digest})
+    _put_documents(storage, layout.arrays_of(header, name), header)
     made = {
         "identity": whole,
         "fingerprint": fingerprint(whole),
         "record_json_sha256": digest,
         "provenance": dict(provenance or {}),
     }
-    if not place.put_new(f"{node}/zarr.json", layout.group_document(made)) and name not in layout.group_names(place):
-        place.put(f"{node}/zarr.json", layout.group_document(made))  # over one that does not parse
-    _require_same(f"group '{name}' of {place} is another one", group_attributes(place, name)["identity"], whole)
+    if not storage.put_new(f"{node}/zarr.json", layout.group_document(made)) and name not in layout.group_names(
+        storage
+    ):
+        storage.put(f"{node}/zarr.json", layout.group_document(made))  # over one that does not parse
+    _require_same(f"group '{name}' of {storage} is another one", group_attributes(storage, name)["identity"], whole)
 
 
 def write_shard(
-    path: Path | str | Place,
+    path: Path | str | Storage,
     key: str,
     shard: int,
     arrays: Mapping[str, NDArray[Any]],
@@ -141,9 +143,9 @@ def write_shard(
         ValueError: an array that is missing, unknown, not finite, or of another shape or type; crops of another number.
         LicError: another store, a group's shard whose base shard is not written, a place that cannot be written to.
     """
-    place = place_of(path)
-    header = layout.read_header(place)
-    _require_same(f"{place} holds another cache", {"fingerprint": header.fingerprint}, {"fingerprint": key})
+    storage = open_storage(path)
+    header = layout.read_header(storage)
+    _require_same(f"{storage} holds another cache", {"fingerprint": header.fingerprint}, {"fingerprint": key})
     base = layout.base_arrays(header.geometry, header.store_y)
     grouped = {name.split("/")[1] for name in arrays if name.startswith("quantized/") and name.count("/") == 2}
     groups = {name: layout.group_arrays(name, header.geometry) for name in sorted(grouped)}
@@ -156,41 +158,41 @@ def write_shard(
             raise ValueError(f"{len(crops)} crops for the {header.count(shard)} samples of shard {shard}")
         status = arrays["samples/status"]
         rows = {**sample_rows(crops, header.source_bytes), **arrays}
-        marker = _write(place, header, shard, None, rows, status, seconds)
+        marker = _write(storage, header, shard, None, rows, status, seconds)
     else:
-        found = done(place, header, shard)
+        found = finished_marker(storage, header, shard)
         if found is None:
-            raise LicError(f"shard {shard} of {place} holds no latents yet", hint="`lic-dist cache build` first")
+            raise LicError(f"shard {shard} of {storage} holds no latents yet", hint="`lic-dist cache build` first")
         marker = found
         first = shard * header.shard
-        status = np.asarray(layout.open_array(place, "samples/status")[first : first + header.count(shard)])
+        status = np.asarray(layout.open_array(storage, "samples/status")[first : first + header.count(shard)])
     for name in groups:
-        _write(place, header, shard, name, arrays, status, seconds, markers.latents_digest(marker))
+        _write(storage, header, shard, name, arrays, status, seconds, markers.latents_digest(marker))
 
 
-def pending(path: Path | str | Place, group: str | None = None) -> list[int]:
+def pending(path: Path | str | Storage, group: str | None = None) -> list[int]:
     """The shards to do, of the base or of a group: those without a marker that parses and whose objects have its sizes.
 
     Raises:
         LicError: no store, or no such group.
     """
-    place = place_of(path)
-    header = layout.read_header(place)
-    there = finished(place, header, group)
-    return [shard for shard in range(header.num_shards) if shard not in there]
+    storage = open_storage(path)
+    header = layout.read_header(storage)
+    stored = finished_markers(storage, header, group)
+    return [shard for shard in range(header.num_shards) if shard not in stored]
 
 
-def done(place: Place, header: Header, shard: int, group: str | None = None) -> markers.Marker | None:
-    """The marker of one shard, of the base or of a group, if it is done: see `finished`."""
-    found = _done(place, header, shard, group, fingerprint_of(place, header, group), place.entry)
+def finished_marker(storage: Storage, header: Header, shard: int, group: str | None = None) -> markers.Marker | None:
+    """The marker of one shard, of the base or of a group, if it is done: see `finished_markers`."""
+    found = _finished_marker(storage, header, shard, group, fingerprint_of(storage, header, group), storage.entry)
     if found is None or group is None:
         return found
-    base = _done(place, header, shard, None, header.fingerprint, place.entry)
+    base = _finished_marker(storage, header, shard, None, header.fingerprint, storage.entry)
     return found if base is not None and markers.latents_digest(base) == found.base else None
 
 
-def finished(
-    place: Place, header: Header, group: str | None = None, listing: Mapping[str, Entry] | None = None
+def finished_markers(
+    storage: Storage, header: Header, group: str | None = None, listing: Mapping[str, Entry] | None = None
 ) -> dict[int, markers.Marker]:
     """The markers of the shards that are done, of the base arrays or of a group, by number.
 
@@ -198,44 +200,44 @@ def finished(
     are done and are those that its indices were made from. `listing` is of the whole place, for a caller who has it.
     """
     if listing is None:
-        listing = place.listing()
-    found = _finished(place, header, group, listing)
+        listing = storage.listing()
+    found = _finished_markers(storage, header, group, listing)
     if group is None:
         return found
-    base = _finished(place, header, None, listing)
+    base = _finished_markers(storage, header, None, listing)
     return {n: one for n, one in found.items() if n in base and markers.latents_digest(base[n]) == one.base}
 
 
-def _finished(
-    place: Place, header: Header, group: str | None, listing: Mapping[str, Entry]
+def _finished_markers(
+    storage: Storage, header: Header, group: str | None, listing: Mapping[str, Entry]
 ) -> dict[int, markers.Marker]:
-    key = fingerprint_of(place, header, group)
-    numbers = [number for number in markers.numbers(place, key) if number < header.num_shards]
+    key = fingerprint_of(storage, header, group)
+    numbers = [number for number in markers.marked_shards(storage, key) if number < header.num_shards]
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda shard: _done(place, header, shard, group, key, listing.get), numbers)
+        found = pool.map(lambda shard: _finished_marker(storage, header, shard, group, key, listing.get), numbers)
         return {marker.shard: marker for marker in found if marker is not None}
 
 
-def _done(
-    place: Place, header: Header, shard: int, group: str | None, key: str, entry: Callable[[str], Entry | None]
+def _finished_marker(
+    storage: Storage, header: Header, shard: int, group: str | None, key: str, entry: Callable[[str], Entry | None]
 ) -> markers.Marker | None:
-    marker = markers.read_marker(place, key, shard)
+    marker = markers.read_marker(storage, key, shard)
     if marker is None or marker.samples != header.count(shard):
         return None
     keys = [layout.object_key(spec, shard) for spec in layout.arrays_of(header, group)]
     return marker if markers.is_whole(marker, keys, entry) else None
 
 
-def fingerprint_of(place: Place, header: Header, group: str | None) -> str:
+def fingerprint_of(storage: Storage, header: Header, group: str | None) -> str:
     """The fingerprint of the store itself, or of a group: what its markers name. LicError for no such group."""
-    return header.fingerprint if group is None else str(group_attributes(place, group)["fingerprint"])
+    return header.fingerprint if group is None else str(group_attributes(storage, group)["fingerprint"])
 
 
-def forget(path: Path | str | Place, shard: int, group: str | None = None) -> None:
+def invalidate_shard(path: Path | str | Storage, shard: int, group: str | None = None) -> None:
     """Remove a shard's marker, so that the next job writes it again (what `verify` found damaged, say)."""
-    place = place_of(path)
-    header = layout.read_header(place)
-    markers.remove_marker(place, fingerprint_of(place, header, group), shard)
+    storage = open_storage(path)
+    header = layout.read_header(storage)
+    markers.remove_marker(storage, fingerprint_of(storage, header, group), shard)
 
 
 def sample_rows(crops: Sequence[Crop], source_bytes: int) -> dict[str, NDArray[Any]]:
@@ -255,7 +257,7 @@ def sample_rows(crops: Sequence[Crop], source_bytes: int) -> dict[str, NDArray[A
     }
 
 
-def _planned(plan: Plan, store_y: bool) -> dict[str, Any]:
+def _plan_attributes(plan: Plan, store_y: bool) -> dict[str, Any]:
     return {
         "num_samples": plan.num_samples,
         "num_held_out": plan.num_held_out,
@@ -268,13 +270,13 @@ def _planned(plan: Plan, store_y: bool) -> dict[str, Any]:
     }
 
 
-def _complete(place: Place, specs: Sequence[ArraySpec], header: Header) -> None:
+def _put_documents(storage: Storage, specs: Sequence[ArraySpec], header: Header) -> None:
     """Put every array's `zarr.json` that is missing, does not parse, or is of another array."""
     for spec in specs:
         key = f"{spec.name}/zarr.json"
         document = array_document(spec, header)
-        if not layout.same_array(place.get_json(key), document):
-            place.put(key, document)
+        if not layout.same_array(storage.get_json(key), document):
+            storage.put(key, document)
 
 
 def array_document(spec: ArraySpec, header: Header) -> bytes:
@@ -284,12 +286,12 @@ def array_document(spec: ArraySpec, header: Header) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _document_there(place: Place, array: str, key: str) -> bytes:
+def _stored_document(storage: Storage, array: str, key: str) -> bytes:
     """An array's `zarr.json` as the store of this fingerprint has it: what its shards must be encoded by."""
     try:
-        return place.get(f"{array}/zarr.json")
+        return storage.get(f"{array}/zarr.json")
     except FileNotFoundError:
-        raise LicError(f"{place} has lost {array}/zarr.json", hint="build again: it is put back") from None
+        raise LicError(f"{storage} has lost {array}/zarr.json", hint="build again: it is put back") from None
 
 
 def _require_same(refusal: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -297,12 +299,12 @@ def _require_same(refusal: str, found: Mapping[str, Any], expected: Mapping[str,
         raise LicError(f"{refusal}: {'; '.join(lines)}", hint="give this one another path or name, or remove it")
 
 
-def group_attributes(place: Place, name: str) -> dict[str, Any]:
+def group_attributes(storage: Storage, name: str) -> dict[str, Any]:
     """{"identity", "fingerprint", "provenance" ...} of a group. Raises LicError for no such group."""
-    attributes = layout.read_group(place, name)
+    attributes = layout.read_group(storage, name)
     if attributes is None:
-        known = ", ".join(layout.group_names(place)) or "none"
-        raise LicError(f"no group '{name}' in {place}", hint=f"it has: {known}")
+        known = ", ".join(layout.group_names(storage)) or "none"
+        raise LicError(f"no group '{name}' in {storage}", hint=f"it has: {known}")
     return attributes
 
 
@@ -321,7 +323,7 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], expected: Sequence[ArraySp
 
 
 def _write(
-    place: Place,
+    storage: Storage,
     header: Header,
     shard: int,
     group: str | None,
@@ -331,7 +333,7 @@ def _write(
     base: str = "",
 ) -> markers.Marker:
     """Write the arrays of the base or of a group; leaves a shard alone that is done and has the same bytes."""
-    faulty, key = status != 0, fingerprint_of(place, header, group)
+    faulty, key = status != 0, fingerprint_of(storage, header, group)
     specs = layout.arrays_of(header, group)
     objects: dict[str, bytes] = {}
     for spec in specs:
@@ -339,7 +341,7 @@ def _write(
         if faulty.any() and not spec.name.startswith("samples/"):
             values = values.copy()
             values[faulty] = 0
-        document = _document_there(place, spec.name, header.fingerprint)
+        document = _stored_document(storage, spec.name, header.fingerprint)
         objects[layout.object_key(spec, shard)] = layout.encode(document, shard, _padded(values, spec, header.shard))
     codes, counts = np.unique(status[faulty], return_counts=True)
     marker = markers.Marker(
@@ -347,24 +349,24 @@ def _write(
         shard=shard,
         samples=len(status),
         faulty=int(faulty.sum()),
-        objects={name: markers.describe(data) for name, data in objects.items()},
+        objects={name: markers.size_and_digest(data) for name, data in objects.items()},
         faults={} if group else {FAULTS[code]: int(count) for code, count in zip(codes, counts, strict=True)},
-        bits=_total(specs, arrays, "bits", ~faulty),
-        distortion=_total(specs, arrays, "distortion", ~faulty),
+        bits=_sum_over_good(specs, arrays, "bits", ~faulty),
+        distortion=_sum_over_good(specs, arrays, "distortion", ~faulty),
         base=base,
         seconds={name: float(value) for name, value in seconds.items()},
     )
-    with markers.owner(place, key, shard):
-        there = _done(place, header, shard, group, key, place.entry)
-        if there is not None and (there.objects, there.base) == (marker.objects, base):
-            return there
-        markers.remove_marker(place, key, shard)
-        place.put_all(objects)
-        markers.write_marker(place, marker)
+    with markers.shard_lock(storage, key, shard):
+        stored = _finished_marker(storage, header, shard, group, key, storage.entry)
+        if stored is not None and (stored.objects, stored.base) == (marker.objects, base):
+            return stored
+        markers.remove_marker(storage, key, shard)
+        storage.put_all(objects)
+        markers.write_marker(storage, marker)
     return marker
 
 
-def _total(
+def _sum_over_good(
     specs: Sequence[ArraySpec], arrays: Mapping[str, NDArray[Any]], what: str, good: NDArray[np.bool_]
 ) -> float | None:
     for spec in specs:

@@ -38,7 +38,7 @@ Rows = dict[str, NDArray[Any]]
 
 
 @dataclass
-class _Served:
+class _OpenBuffer:
     """A buffer with its decoded shards, and how many of its samples are served."""
 
     buffer: Buffer
@@ -71,7 +71,7 @@ class ShardStream:
         world: int = 1,
     ) -> None:
         self.cache, self.arrays, self.order, self.step = cache, tuple(arrays), order, step
-        self.owned = self.order.part_of(rank, world)
+        self.owned = self.order.streams_of_rank(rank, world)
         self.kinds = {name: (cache.array(name).shape[1:], cache.array(name).dtype) for name in arrays}
         self.reads = 0
 
@@ -81,7 +81,7 @@ class ShardStream:
         sample = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in self.kinds.values())
         return 2 * len(self.owned) * self.order.buffer * self.cache.header.shard * sample
 
-    def among(self, worker: int, workers: int) -> ShardStream:
+    def for_worker(self, worker: int, workers: int) -> ShardStream:
         """The part of this stream that one of its loader's workers reads; their batches in order make this one's.
 
         Raises:
@@ -100,7 +100,7 @@ class ShardStream:
         schedule = self.order.schedule(owned, self.step)
         pool = ThreadPoolExecutor(READERS, "lic_dist-stream")
         ahead: deque[tuple[Buffer, list[Future[Rows]]]] = deque()
-        served: dict[int, _Served] = {}
+        served: dict[int, _OpenBuffer] = {}
 
         def read_ahead() -> None:
             buffer = next(schedule)
@@ -114,7 +114,7 @@ class ShardStream:
                 decoded = [future.result() for future in reading]
                 self.reads += len(decoded)
                 shards = dict(zip(buffer.shards, decoded, strict=True))
-                served[stream] = _Served(buffer, shards, number - buffer.start)
+                served[stream] = _OpenBuffer(buffer, shards, number - buffer.start)
             now = served[stream]
             now.position += 1
             sample = int(now.buffer.samples[now.position - 1])

@@ -3,7 +3,7 @@
 loader = DataLoader(cache.dataset(["pixels"]), batch_size=16, shuffle=True)
 loader = DataLoader(cache.stream(["pixels"], batch=16), batch_size=None, num_workers=2,
                     multiprocessing_context="forkserver")
-for batch in joined(loader): batch["pixels"]        # uint8 [16, 3, s, s]
+for batch in merge_workers(loader): batch["pixels"]        # uint8 [16, 3, s, s]
 """
 
 from __future__ import annotations
@@ -75,19 +75,19 @@ class CachedSamples(Dataset[dict[str, Tensor]]):
 
 
 class StreamedBatches(IterableDataset[dict[str, Tensor]]):
-    """The batches of a `ShardStream` as tensors. In a loader worker: that worker's part of each; see `joined`."""
+    """The batches of a `ShardStream` as tensors. A loader worker yields its part of each; see `merge_workers`."""
 
     def __init__(self, stream: ShardStream) -> None:
         self.stream = stream
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
-        stream = self.stream if worker is None else self.stream.among(worker.id, worker.num_workers)
+        stream = self.stream if worker is None else self.stream.for_worker(worker.id, worker.num_workers)
         for batch in stream:
             yield {name: torch.from_numpy(rows) for name, rows in batch.items()}
 
 
-def joined(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def merge_workers(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """The batches of a `DataLoader(cache.stream(...), batch_size=None)`, the workers' parts of each put together."""
     parts, workers = iter(loader), max(1, loader.num_workers)
     while group := list(islice(parts, workers)):

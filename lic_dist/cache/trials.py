@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from lic_dist.cache.place import Place
+from lic_dist.cache.storage import Storage
 from lic_dist.errors import LicError
 
 SUFFIX = ".trials"
@@ -23,33 +23,33 @@ Row = dict[str, float]
 class Trials:
     """The file of one calibration. Every method raises LicError where the place refuses."""
 
-    place: Place
+    storage: Storage
     key: str
 
     @classmethod
-    def beside(cls, store: Place, group: str) -> Trials:
+    def of_group(cls, store: Storage, group: str) -> Trials:
         """Those of a store's group."""
-        return cls(*store.beside(f".{group}{SUFFIX}"))
+        return cls(*store.sibling(f".{group}{SUFFIX}"))
 
     def begin(self, identity: str, expected: int) -> list[Row]:
         """The rows of this identity, in the order of their making; from here on the file says that one calibrates."""
-        found = self.place.get_json(self.key)
+        found = self.storage.get_json(self.key)
         rows = found["trials"] if isinstance(found, dict) and found.get("identity") == identity else []
-        self.place.make()
+        self.storage.make()
         self.write(identity, expected, rows)
         return list(rows)
 
     def write(self, identity: str, expected: int, rows: list[Row]) -> None:
         """Keep these rows."""
         content = {"identity": identity, "expected": expected, "trials": rows}
-        self.place.put(self.key, json.dumps(content, indent=1).encode())
+        self.storage.put(self.key, json.dumps(content, indent=1).encode())
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Remove the file: the record is where it belongs."""
-        self.place.delete(self.key)
+        self.storage.delete(self.key)
 
 
-def calibrating(store: Place) -> dict[str, dict[str, Any]]:
+def running_calibrations(store: Storage) -> dict[str, dict[str, Any]]:
     """The calibrations of a store that are not over, by group: {trial, expected, idle_seconds, L}.
 
     `trial` is the one at work, counted from 1; `L` the least so far, None before the first; `idle_seconds` how long ago
@@ -57,7 +57,7 @@ def calibrating(store: Place) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     try:
-        around, start = store.beside(".")
+        around, start = store.sibling(".")
         names = around.names()
     except LicError:  # a whole bucket, or a folder that may not be listed: nobody builds there
         return found

@@ -15,8 +15,8 @@ import numpy as np
 
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import ArraySpec, Header
-from lic_dist.cache.place import Place
-from lic_dist.cache.places import place_of
+from lic_dist.cache.storage import Storage
+from lic_dist.cache.storages import open_storage
 from lic_dist.progress import Progress
 
 AHEAD = 4096  # shards handed to the readers at once
@@ -43,7 +43,7 @@ class Finding:
     group: str = ""
 
 
-def verify(path: Path | str | Place, options: Mapping[str, str] | None = None) -> list[Finding]:
+def verify(path: Path | str | Storage, options: Mapping[str, str] | None = None) -> list[Finding]:
     """Compare every object with the sha256 in its marker; empty when all shards are there and unharmed.
 
     Reads the whole store once, in parallel; findings are in order of group, shard and array. What belongs to no shard
@@ -52,11 +52,11 @@ def verify(path: Path | str | Place, options: Mapping[str, str] | None = None) -
     Raises:
         LicError: no store, or not one of ours.
     """
-    place = place_of(path, options)
-    header = layout.read_header(place)
-    findings = [found for group in layout.group_folders(place) for found in _verify_group(place, group)]
-    known: list[str | None] = [None, *layout.group_names(place)]
-    findings += [found for group in known for found in _verify_documents(place, header, group)]
+    storage = open_storage(path, options)
+    header = layout.read_header(storage)
+    findings = [found for group in layout.group_folders(storage) for found in _verify_group(storage, group)]
+    known: list[str | None] = [None, *layout.group_names(storage)]
+    findings += [found for group in known for found in _verify_documents(storage, header, group)]
     total = len(known) * header.num_shards
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
@@ -64,20 +64,20 @@ def verify(path: Path | str | Place, options: Mapping[str, str] | None = None) -
     ):
         work = ((group, shard) for group in known for shard in range(header.num_shards))
         while part := list(islice(work, AHEAD)):
-            for found in pool.map(lambda item: verify_shard(place, header, *item), part):
+            for found in pool.map(lambda item: verify_shard(storage, header, *item), part):
                 findings += found
                 bar.advance(1, findings=len(findings))
     return findings
 
 
-def _verify_group(place: Place, group: str) -> list[Finding]:
+def _verify_group(storage: Storage, group: str) -> list[Finding]:
     """The group's own document and its record."""
     node = f"quantized/{group}"
-    attributes = layout.read_group(place, group)
+    attributes = layout.read_group(storage, group)
     if attributes is None:
-        return [Finding(-1, f"{node}/zarr.json", _lost(place, f"{node}/zarr.json"), group)]
+        return [Finding(-1, f"{node}/zarr.json", _document_fault(storage, f"{node}/zarr.json"), group)]
     try:
-        digest = hashlib.sha256(place.get(f"{node}/record.json")).hexdigest()
+        digest = hashlib.sha256(storage.get(f"{node}/record.json")).hexdigest()
     except FileNotFoundError:
         return [Finding(-1, f"{node}/record.json", "missing", group)]
     if digest == attributes.get("record_json_sha256"):
@@ -85,52 +85,52 @@ def _verify_group(place: Place, group: str) -> list[Finding]:
     return [Finding(-1, f"{node}/record.json", "altered", group)]
 
 
-def _verify_documents(place: Place, header: Header, group: str | None) -> list[Finding]:
+def _verify_documents(storage: Storage, header: Header, group: str | None) -> list[Finding]:
     """The `zarr.json` of every array and, for the base, of the groups around them."""
     findings = []
     for spec in layout.arrays_of(header, group):
         key = f"{spec.name}/zarr.json"
-        if not layout.same_array(place.get_json(key), store.array_document(spec, header)):
-            findings.append(Finding(-1, key, _lost(place, key), group or ""))
+        if not layout.same_array(storage.get_json(key), store.array_document(spec, header)):
+            findings.append(Finding(-1, key, _document_fault(storage, key), group or ""))
     if group is None:
         for name in ("latents", "quantized", "samples"):
-            if layout.read_attributes(place, name) is None:
-                findings.append(Finding(-1, f"{name}/zarr.json", _lost(place, f"{name}/zarr.json")))
+            if layout.read_attributes(storage, name) is None:
+                findings.append(Finding(-1, f"{name}/zarr.json", _document_fault(storage, f"{name}/zarr.json")))
     return findings
 
 
-def _lost(place: Place, key: str) -> What:
-    if place.entry(key) is None:
+def _document_fault(storage: Storage, key: str) -> What:
+    if storage.entry(key) is None:
         return "missing"
-    return "torn" if place.get_json(key) is None else "altered"
+    return "torn" if storage.get_json(key) is None else "altered"
 
 
-def verify_shard(place: Place, header: Header, group: str | None, shard: int) -> list[Finding]:
+def verify_shard(storage: Storage, header: Header, group: str | None, shard: int) -> list[Finding]:
     """What is wrong with one shard, of the base or of a group."""
-    key = store.fingerprint_of(place, header, group)
+    key = store.fingerprint_of(storage, header, group)
     where = f"{markers.FOLDER}/{key[:8]}"
-    marker = markers.read_marker(place, key, shard)
+    marker = markers.read_marker(storage, key, shard)
     if marker is None:
-        there = place.entry(markers.marker_key(key, shard)) is not None
+        there = storage.entry(markers.marker_key(key, shard)) is not None
         return [Finding(shard, where, "torn" if there else "missing", group or "")]
     findings = []
     if group is not None:
-        base = markers.read_marker(place, header.fingerprint, shard)
+        base = markers.read_marker(storage, header.fingerprint, shard)
         if base is not None and markers.latents_digest(base) != marker.base:  # made from other latents
             findings.append(Finding(shard, where, "altered", group))
     for spec in layout.arrays_of(header, group):
         name = layout.object_key(spec, shard)
-        wrong = _compare(place, header, spec, shard, name, marker.objects.get(name, {}))
+        wrong = _compare(storage, header, spec, shard, name, marker.objects.get(name, {}))
         if wrong is not None:
             findings.append(Finding(shard, spec.name, wrong, group or ""))
     return findings
 
 
 def _compare(
-    place: Place, header: Header, spec: ArraySpec, shard: int, name: str, entry: dict[str, Any]
+    storage: Storage, header: Header, spec: ArraySpec, shard: int, name: str, entry: dict[str, Any]
 ) -> What | None:
     try:
-        data = place.get(name)
+        data = storage.get(name)
     except FileNotFoundError:
         return "missing"
     if hashlib.sha256(data).hexdigest() == entry.get("sha256"):
@@ -141,12 +141,12 @@ def _compare(
         return "zero"
     try:
         first = shard * header.shard
-        values = np.asarray(layout.open_array(place, spec.name)[first : first + header.shard])
+        values = np.asarray(layout.open_array(storage, spec.name)[first : first + header.shard])
     except Exception:  # whatever a codec makes of broken bytes; which error it is depends on the codec
-        return "torn" if _is_cut(data, entry) else "altered"
+        return "torn" if _is_truncated(data, entry) else "altered"
     return "altered" if values.any() else "zero"
 
 
-def _is_cut(data: bytes, entry: dict[str, Any]) -> bool:
+def _is_truncated(data: bytes, entry: dict[str, Any]) -> bool:
     """Another length than was written, or zeros at the end, where a shard's index and its checksum belong."""
     return len(data) != entry.get("bytes") or not any(data[-4:])

@@ -31,7 +31,7 @@ DIMENSIONS = {  # of arrays whose rows and columns are not those of y
 SAMPLES_IN_COORDINATES = ("samples/status",)
 
 
-class _Lazy(BackendArray):
+class _LazyArray(BackendArray):
     """One array of a cache, cut to `num_samples`: only the shards that an index touches are read."""
 
     def __init__(self, cache: ShardReader, name: str) -> None:
@@ -40,9 +40,9 @@ class _Lazy(BackendArray):
         self.shape, self.dtype = (len(cache), *array.shape[1:]), array.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._outer)
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read_outer)
 
-    def _outer(self, key: tuple[Any, ...]) -> NDArray[Any]:
+    def _read_outer(self, key: tuple[Any, ...]) -> NDArray[Any]:
         """Rows by an integer, slice or array of them; then each further axis by its own index."""
         plain = [axis for axis, index in enumerate(key) if isinstance(index, int | np.integer)]
         first, *rest = (slice(index, index + 1 or None) if axis in plain else index for axis, index in enumerate(key))
@@ -57,16 +57,16 @@ class _Lazy(BackendArray):
 
 
 def dataset(cache: ShardReader) -> xarray.Dataset:
-    """The cache as a dataset; its attributes: `identity` (canonical JSON), `fingerprint`, `place`."""
+    """The cache as a dataset; its attributes: `identity` (canonical JSON), `fingerprint`, `storage`."""
     variables = {}
     for name in cache.names:
         if name not in SAMPLES_IN_COORDINATES:
             dimensions = DIMENSIONS.get(name, ("sample", "channel", "row", "column")[: cache.array(name).ndim])
-            variables[name] = xarray.Variable(dimensions, indexing.LazilyIndexedArray(_Lazy(cache, name)))
+            variables[name] = xarray.Variable(dimensions, indexing.LazilyIndexedArray(_LazyArray(cache, name)))
     coordinates = {name: ("sample", column) for name, column in cache.samples.items()}
     attributes = {
         "identity": canonical_json(cache.identity),
         "fingerprint": cache.fingerprint,
-        "place": str(cache.place),
+        "place": str(cache.storage),
     }
     return xarray.Dataset(variables, coordinates, attributes)

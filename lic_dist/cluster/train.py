@@ -24,7 +24,7 @@ from lic_dist import config
 from lic_dist.errors import LicError, LostRank
 
 RESTARTS = 3  # of one job, after a worker or node was lost
-GOES_ON = "start it again: it goes on from its last state on disk"
+RESTART_HINT = "start it again: it goes on from its last state on disk"
 
 # Read by Ray here and handed on to its processes: print prints, every line, and no actor watches for nodes on notice.
 SETTINGS = {
@@ -63,7 +63,7 @@ def finetune_on_ray(experiment: config.Experiment) -> Path:
             except TrainersLost as lost:
                 losses += 1
                 if losses > RESTARTS:
-                    raise LicError(f"lost a trainer {losses} times, at last: {lost}", hint=GOES_ON) from lost
+                    raise LicError(f"lost a trainer {losses} times, at last: {lost}", hint=RESTART_HINT) from lost
                 print(f"lost a trainer ({lost}): starting again, {losses} of {RESTARTS}", file=sys.stderr, flush=True)
 
 
@@ -79,7 +79,7 @@ def _run(experiment: config.Experiment) -> Path:
     from ray.train.v2._internal.exceptions import RayTrainError
 
     from lic_dist.engine.on_ray import cpu_share
-    from lic_dist.training.distributed import PATIENCE
+    from lic_dist.training.distributed import SILENCE_TIMEOUT
 
     ray_train: Any = ray.train  # whose types are those of its first version
 
@@ -101,7 +101,7 @@ def _run(experiment: config.Experiment) -> Path:
             _finetune,
             train_loop_config={"experiment": experiment.model_dump(mode="json"), "folder": os.getcwd()},
             torch_config=ray_train.torch.TorchConfig(
-                backend="nccl" if engine.gpus_per_trainer else "gloo", timeout_s=int(PATIENCE.total_seconds())
+                backend="nccl" if engine.gpus_per_trainer else "gloo", timeout_s=int(SILENCE_TIMEOUT.total_seconds())
             ),
             scaling_config=ray_train.ScalingConfig(
                 num_workers=engine.trainers,
@@ -121,16 +121,16 @@ def _run(experiment: config.Experiment) -> Path:
             for failure in error.worker_failures.values():
                 if not isinstance(failure, (RayError, RayTrainError, LostRank)):
                     raise failure from error
-            raise TrainersLost(_line(*error.worker_failures.values())) from error
+            raise TrainersLost(_one_line(*error.worker_failures.values())) from error
         except ray_train.ControllerError as error:
-            raise TrainersLost(_line(error.controller_failure)) from error
+            raise TrainersLost(_one_line(error.controller_failure)) from error
         except (ray_train.TrainingFailedError, RayActorError) as error:
-            raise TrainersLost(_line(error)) from error
+            raise TrainersLost(_one_line(error)) from error
         except RaySystemError as error:
-            raise LicError(f"lost the Ray cluster: {_line(error)}", hint=GOES_ON) from error
+            raise LicError(f"lost the Ray cluster: {_one_line(error)}", hint=RESTART_HINT) from error
 
 
-def _line(*failures: Exception) -> str:
+def _one_line(*failures: Exception) -> str:
     return "; ".join(f"{type(one).__name__}: {' '.join(str(one).split())[:200]}" for one in failures)
 
 

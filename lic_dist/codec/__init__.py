@@ -52,11 +52,11 @@ def open_decoder(data: bytes, model: str, architecture: str | None = None, lmbda
     """
     from lic_dist.codec.codec import ImageCodec, model_id, require_model
     from lic_dist.codec.container import Container
-    from lic_dist.codec.records import stated_record
+    from lic_dist.codec.records import record_by_id
     from lic_dist.models import checkpoint
 
-    held = Container.unpack(data)
+    container = Container.unpack(data)
     loaded = checkpoint.load(str(model), architecture, lmbda)
     checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
-    require_model(held, model_id(loaded.model))
-    return ImageCodec(loaded.model, stated_record(loaded, held.record))
+    require_model(container, model_id(loaded.model))
+    return ImageCodec(loaded.model, record_by_id(loaded, container.record))

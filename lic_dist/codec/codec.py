@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from lic_dist.codec import rans
 from lic_dist.codec.container import OVERHEAD, Container, check_sides
 from lic_dist.codec.rans import BitstreamError
-from lic_dist.codec.tiles import STRIDE, Grid, analyse, parameters, squared_error_gradient, synthesise
+from lic_dist.codec.tiles import STRIDE, Grid, analyse, entropy_parameters, squared_error_gradient, synthesise
 from lic_dist.errors import LicError
 from lic_dist.models.integer import IntegerHyperDecoder
 from lic_dist.models.parts import decoder_digest, entropy_digest
-from lic_dist.models.refine import Refinement, refined
-from lic_dist.models.stages import Stage, dequantize_z, gaussian_likelihoods, stages, to_input
+from lic_dist.models.refine import Refinement, refine_latents
+from lic_dist.models.stages import GaussianStage, dequantize_z, gaussian_likelihoods, stages, to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
@@ -39,7 +39,7 @@ from lic_dist.quantization.trellis import SCALAR
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     """One coded image: the bytes of its file, and what the encoder knew when it wrote them.
 
     shape is the image's; z int16 [Nz, positions]; level uint8 and k int16 [lanes, steps]; y_hat float32 [1, M, h, w].
@@ -64,8 +64,8 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """The latents of a bitstream; the fields as `Encoded` has them."""
+class DecodedLatents:
+    """The latents of a bitstream; the fields as `EncodedImage` has them."""
 
     shape: tuple[int, ...]
     k: NDArray[np.int16]
@@ -83,9 +83,9 @@ def model_id(model: nn.Module) -> bytes:
     return hashlib.sha256(f"{entropy_digest(model)} {decoder_digest(model)}".encode()).digest()[:4]
 
 
-def require_model(held: Container, expected: bytes) -> None:
+def require_model(container: Container, expected: bytes) -> None:
     """Raises BitstreamError where a file is of another model than the one of this `model_id`."""
-    if held.model != expected:
+    if container.model != expected:
         raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
 
 
@@ -110,7 +110,7 @@ class ImageCodec:
         self.model_id, self.record_id = model_id(model), bytes.fromhex(record.decoding_digest)[:4]
 
     @torch.no_grad()
-    def encode(self, image: NDArray[np.uint8]) -> Encoded:
+    def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
         """Code an image, uint8 [H, W, 3], or a grey one, [H, W].
 
         Raises:
@@ -134,7 +134,7 @@ class ImageCodec:
             left, _, top, _ = padding(height, width)
             inside = slice(top, top + height), slice(left, left + width)
             gradient = partial(squared_error_gradient, self.model, pixels, inside)
-            y = refined(self.model, y, stage, gradient, refinement)
+            y = refine_latents(self.model, y, stage, gradient, refinement)
         k = self.quantizer.quantize(stage.to_lanes(y.float() - stage.means), level)
         y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables)
@@ -142,7 +142,7 @@ class ImageCodec:
         planes = zlib.crc32(level.data)
         flags = {"grey": image.ndim == 2, "integer": self.integer}
         container = Container(height, width, self.model_id, self.record_id, planes, z_stream, y_stream, **flags)
-        return Encoded(container.pack(), image.shape, z_lanes, level, k, y_hat)
+        return EncodedImage(container.pack(), image.shape, z_lanes, level, k, y_hat)
 
     @torch.no_grad()
     def decode(self, data: bytes) -> NDArray[np.uint8]:
@@ -155,47 +155,47 @@ class ImageCodec:
         return self.picture(self.decode_latents(data))
 
     @torch.no_grad()
-    def decode_latents(self, data: bytes) -> Decoded:
+    def decode_latents(self, data: bytes) -> DecodedLatents:
         """What entropy decoding gives, before g_s. Raises BitstreamError: see `decode`."""
-        held = Container.unpack(data)
-        require_model(held, self.model_id)
-        if held.record != self.record_id:
+        container = Container.unpack(data)
+        require_model(container, self.model_id)
+        if container.record != self.record_id:
             raise BitstreamError(
                 "this file was made with another quantizer", hint="give the quantizer it was made with"
             )
-        grid = Grid.of(held.height, held.width)
+        grid = Grid.of(container.height, container.width)
         z_rows = _channel_rows((self.record.z_tables.rows, grid.high * grid.wide))
-        stage = self._stage(rans.decode(held.z, z_rows, self.record.z_tables, SCALAR), grid, held.integer)
+        stage = self._stage(rans.decode(container.z, z_rows, self.record.z_tables, SCALAR), grid, container.integer)
         level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
-        if zlib.crc32(level.data) != held.planes:
+        if zlib.crc32(level.data) != container.planes:
             raise BitstreamError(
                 "this machine computes other scales than the encoder's",
                 hint="decode with the encoder's backend, or encode with --deterministic",
             )
-        k = rans.decode(held.y, level, self.record.y_tables, self.quantizer.trellis)
+        k = rans.decode(container.y, level, self.record.y_tables, self.quantizer.trellis)
         y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
-        shape = (held.height, held.width) if held.grey else (held.height, held.width, 3)
-        return Decoded(shape, k, y_hat)
+        shape = (container.height, container.width) if container.grey else (container.height, container.width, 3)
+        return DecodedLatents(shape, k, y_hat)
 
-    def picture(self, latents: Encoded | Decoded) -> NDArray[np.uint8]:
+    def picture(self, latents: EncodedImage | DecodedLatents) -> NDArray[np.uint8]:
         """g_s of y_hat: the decoder's picture or, of the encoder's latents, the one that it expects; image's shape."""
         return self._picture(latents.y_hat, latents.shape)
 
-    def estimated_bits(self, encoded: Encoded) -> float:
+    def estimated_bits(self, encoded: EncodedImage) -> float:
         """The sum of -log2 over the integer tables, for z and y."""
         return self.z_bits(encoded) + float(self.lane_bits(encoded).sum())
 
-    def z_bits(self, encoded: Encoded) -> float:
+    def z_bits(self, encoded: EncodedImage) -> float:
         """The part of z in `estimated_bits`."""
         return float(self.record.z_tables.bits(encoded.z, _channel_rows(encoded.z.shape)).sum())
 
-    def lane_bits(self, encoded: Encoded) -> NDArray[np.float64]:
+    def lane_bits(self, encoded: EncodedImage) -> NDArray[np.float64]:
         """The part of each lane of y in `estimated_bits`, [lanes]."""
         bits: NDArray[np.float64] = self.quantizer.bits(encoded.k, encoded.level)
         return bits
 
     @torch.no_grad()
-    def likelihood_bits(self, encoded: Encoded) -> float:
+    def likelihood_bits(self, encoded: EncodedImage) -> float:
         """The sum of -log2 of the continuous model's likelihoods, with cells of step 1 about the means.
 
         nan for quantizers of other cells.
@@ -205,20 +205,20 @@ class ImageCodec:
         model: Any = self.model
         grid = Grid.of(*encoded.shape[:2])
         stage = self._stage(encoded.z, grid, self.integer)
-        z_hat = dequantize_z(model, self._z(encoded.z, grid))
+        z_hat = dequantize_z(model, self._z_tensor(encoded.z, grid))
         _, of_z = model.entropy_bottleneck(z_hat, training=False)
         of_y = gaussian_likelihoods(model, encoded.y_hat, stage)
         return -float(of_z.double().log2().sum() + of_y.double().log2().sum())
 
-    def _z(self, z_lanes: NDArray[np.int16], grid: Grid) -> Tensor:
+    def _z_tensor(self, z_lanes: NDArray[np.int16], grid: Grid) -> Tensor:
         return torch.from_numpy(z_lanes.astype(np.int32)).reshape(1, -1, grid.high, grid.wide).to(self.device)
 
-    def _stage(self, z_lanes: NDArray[np.int16], grid: Grid, integer: bool) -> Stage:
+    def _stage(self, z_lanes: NDArray[np.int16], grid: Grid, integer: bool) -> GaussianStage:
         """Means and scales that follow from z int16 [Nz, positions]."""
-        z = self._z(z_lanes, grid)
+        z = self._z_tensor(z_lanes, grid)
         if integer:
-            return parameters(self.model, z, self._integer_h_s)
-        return parameters(self.model, dequantize_z(self.model, z), lambda part: next(stages(self.model, part)))
+            return entropy_parameters(self.model, z, self._integer_h_s)
+        return entropy_parameters(self.model, dequantize_z(self.model, z), lambda part: next(stages(self.model, part)))
 
     @cached_property
     def _integer_h_s(self) -> IntegerHyperDecoder:

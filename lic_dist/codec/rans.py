@@ -67,7 +67,9 @@ def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables) -> 
     steps = max(1, _PIECE // len(k))
     for first in range(0, k.shape[1], steps):
         piece = slice(first, first + steps)
-        encoder.encode_with_indexes(k[:, piece].T.ravel().tolist(), rows[:, piece].T.ravel().tolist(), *_lists(tables))
+        encoder.encode_with_indexes(
+            k[:, piece].T.ravel().tolist(), rows[:, piece].T.ravel().tolist(), *_compressai_tables(tables)
+        )
     stream: bytes = encoder.flush()
     return stream
 
@@ -96,7 +98,7 @@ def decode(stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, tr
         tables.cdf,
         tables.size,
         tables.offset,
-        _starts(tables),
+        _cached_first_symbols(tables),
         np.array(trellis.quantizer, np.int64) * LEVELS,
         np.array(trellis.next_state, np.int64),
         k,
@@ -107,14 +109,14 @@ def decode(stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, tr
 
 
 @lru_cache(maxsize=16)
-def _lists(tables: CdfTables) -> tuple[list[list[int]], list[int], list[int]]:
+def _compressai_tables(tables: CdfTables) -> tuple[list[list[int]], list[int], list[int]]:
     """Tables as CompressAI's encoder takes them, without the zeros behind each row."""
     size: list[int] = tables.size.tolist()
     return [row[:length].tolist() for row, length in zip(tables.cdf, size, strict=True)], size, tables.offset.tolist()
 
 
 @lru_cache(maxsize=16)
-def _starts(tables: CdfTables) -> NDArray[Any]:
+def _cached_first_symbols(tables: CdfTables) -> NDArray[Any]:
     """`_first_symbols` of tables."""
     first: NDArray[Any] = _first_symbols(tables.cdf, tables.size)
     return first

@@ -54,11 +54,11 @@ def local_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
     path = Path(name)
     path = path / "record.json" if path.is_dir() else path
     if path.is_file():
-        return matching(QuantizerRecord.load(path), checkpoint, name)
-    raise unknown(checkpoint, name)
+        return require_fit(QuantizerRecord.load(path), checkpoint, name)
+    raise unknown_quantizer(checkpoint, name)
 
 
-def preferred(checkpoint: Checkpoint) -> str:
+def preferred_quantizer(checkpoint: Checkpoint) -> str:
     """The quantizer to encode with where none is named: the carried TCQ of most states, else `sq`.
 
     Records of the caches that a model was trained from (`...-cached`) are for decoding alone.
@@ -68,7 +68,7 @@ def preferred(checkpoint: Checkpoint) -> str:
     return max(states, key=lambda name: states[name], default="sq")
 
 
-def stated_record(checkpoint: Checkpoint, record_id: bytes) -> QuantizerRecord:
+def record_by_id(checkpoint: Checkpoint, record_id: bytes) -> QuantizerRecord:
     """The record that a file states by the first bytes of its `decoding_digest`: CompressAI's, or one that is carried.
 
     Raises:
@@ -86,13 +86,13 @@ def stated_record(checkpoint: Checkpoint, record_id: bytes) -> QuantizerRecord:
     )
 
 
-def unknown(checkpoint: Checkpoint, name: str) -> UsageError:
+def unknown_quantizer(checkpoint: Checkpoint, name: str) -> UsageError:
     """That there is no quantizer of this name, and which there are."""
     known = ", ".join(["sq", *checkpoint.quantizers])
     return UsageError(f"no quantizer '{name}' with {checkpoint.source}", hint=f"one of: {known}; or a record.json")
 
 
-def matching(record: QuantizerRecord, checkpoint: Checkpoint, name: str) -> QuantizerRecord:
+def require_fit(record: QuantizerRecord, checkpoint: Checkpoint, name: str) -> QuantizerRecord:
     """The record, if it was made for this checkpoint.
 
     Raises:

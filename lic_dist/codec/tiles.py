@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.models.refine import gradient_at
-from lic_dist.models.stages import Stage, rounded_z
+from lic_dist.models.stages import GaussianStage, rounded_z
 
 TILE = 1024  # pixels a side, a multiple of STRIDE
 STRIDE = 64  # pixels a position of z
 LATENT = 4  # positions of y a position of z
-_OVER = 2.0**30  # stands for a z that no integer is, on every device
+_OUT_OF_RANGE = 2.0**30  # stands for a z that no integer is, on every device
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def spans(network: nn.Module, length: int, reads: int, writes: int) -> list[Span
     result = []
     for begin in range(0, length, share):
         target = writes * begin, writes * min(begin + share, length)
-        first, last = needed(network, *target)
+        first, last = receptive_field(network, *target)
         first, last = max(0, first // step * step), min(reads * length, -(-last // step) * step)
         origin = first * writes // reads
         result.append(Span(slice(first, last), slice(target[0] - origin, target[1] - origin), slice(*target)))
     return result
 
 
-def needed(network: nn.Module, first: int, last: int) -> tuple[int, int]:
+def receptive_field(network: nn.Module, first: int, last: int) -> tuple[int, int]:
     """The inputs, first up to last, that outputs first up to last depend on along one axis, beyond borders too.
 
     What has layers of its own is a chain of them, or adds such a chain to its input; every other layer is pointwise.
@@ -90,7 +90,7 @@ def needed(network: nn.Module, first: int, last: int) -> tuple[int, int]:
             kernel, stride, padding = _axis(layer)
             first, last = first * stride - padding, (last - 1) * stride - padding + kernel
         else:
-            first, last = needed(layer, first, last)
+            first, last = receptive_field(layer, first, last)
     return first, last
 
 
@@ -116,12 +116,12 @@ def analyse(model: nn.Module, grid: Grid, pixels: Callable[[slice, slice], Tenso
         if not len(z):
             z = torch.empty(1, part.shape[1], grid.high, grid.wide, dtype=torch.int32, device=part.device)
         z[..., rows.target, columns.target] = (
-            part[..., rows.kept, columns.kept].nan_to_num(nan=_OVER).clamp(-_OVER, _OVER).int()
+            part[..., rows.kept, columns.kept].nan_to_num(nan=_OUT_OF_RANGE).clamp(-_OUT_OF_RANGE, _OUT_OF_RANGE).int()
         )
     return y.half(), z
 
 
-def parameters(model: nn.Module, z: Tensor, h_s: Callable[[Tensor], Stage]) -> Stage:
+def entropy_parameters(model: nn.Module, z: Tensor, h_s: Callable[[Tensor], GaussianStage]) -> GaussianStage:
     """The stage of a model of one stage, in tiles: means and scales of the whole image.
 
     h_s makes them from a window of z, in whatever form of z it takes: [1, Nz, ., .].
@@ -134,7 +134,7 @@ def parameters(model: nn.Module, z: Tensor, h_s: Callable[[Tensor], Stage]) -> S
         part = h_s(z[..., rows.source, columns.source])
         means[..., rows.target, columns.target] = part.means[..., rows.kept, columns.kept]
         scales[..., rows.target, columns.target] = part.scales[..., rows.kept, columns.kept]
-    return Stage(means, scales)
+    return GaussianStage(means, scales)
 
 
 def synthesise(model: nn.Module, y_hat: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -157,11 +157,11 @@ def squared_error_gradient(
     grid = Grid(*(side // LATENT for side in y.shape[2:]))
     total = torch.zeros_like(y)
     for rows, columns in grid.tiles(networks.g_s, LATENT, STRIDE):
-        seen = (..., _common(rows.target, inside[0]), _common(columns.target, inside[1]))
+        visible = (..., _intersection(rows.target, inside[0]), _intersection(columns.target, inside[1]))
 
-        def squared_error(part: Tensor, rows: Span = rows, columns: Span = columns, seen: Any = seen) -> Tensor:
+        def squared_error(part: Tensor, rows: Span = rows, columns: Span = columns, visible: Any = visible) -> Tensor:
             error = networks.g_s(part)[..., rows.kept, columns.kept] - pixels(rows.target, columns.target)
-            loss: Tensor = error[seen].square().sum()
+            loss: Tensor = error[visible].square().sum()
             return loss
 
         source = (..., rows.source, columns.source)
@@ -169,7 +169,7 @@ def squared_error_gradient(
     return total
 
 
-def _common(part: slice, inside: slice) -> slice:
+def _intersection(part: slice, inside: slice) -> slice:
     """What two slices have in common, counted from the first one's start."""
     return slice(max(inside.start - part.start, 0), max(min(inside.stop, part.stop) - part.start, 0))
 

@@ -109,11 +109,11 @@ def plan_crops(manifest: Manifest, crop: int, variations: int, seed: int, held_o
         return _uniforms(f"{kind}/{seed}/", digests, sampled)
 
     if isinstance(held_out, str):
-        apart = pc.starts_with(paths, _below(held_out)).to_numpy(zero_copy_only=False)
+        in_held_out = pc.starts_with(paths, _folder_prefix(held_out)).to_numpy(zero_copy_only=False)
     else:
-        apart = _uniforms("held out/", digests, ("",)) < held_out
-    photo, apart = np.repeat(np.arange(len(rows), dtype=np.int32), variations), np.repeat(apart, variations)
-    order = np.lexsort((drawn("order"), apart))
+        in_held_out = _uniforms("held out/", digests, ("",)) < held_out
+    photo, in_held_out = np.repeat(np.arange(len(rows), dtype=np.int32), variations), np.repeat(in_held_out, variations)
+    order = np.lexsort((drawn("order"), in_held_out))
     return Crops(
         paths,
         digests,
@@ -121,7 +121,7 @@ def plan_crops(manifest: Manifest, crop: int, variations: int, seed: int, held_o
         (drawn("y") * (height[rows].astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
         (drawn("x") * (width[rows].astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
         (drawn("flip") < 0.5)[order],
-        apart[order],
+        in_held_out[order],
     )
 
 
@@ -150,7 +150,7 @@ def is_held_out(photo: Photo, held_out: float | str) -> bool:
     the photos of that subfolder.
     """
     if isinstance(held_out, str):
-        return photo.path.startswith(_below(held_out))
+        return photo.path.startswith(_folder_prefix(held_out))
     return uniform("held out", photo.digest) < held_out
 
 
@@ -159,7 +159,7 @@ def require_held_out(manifest: Manifest, held_out: float | str) -> None:
     if not isinstance(held_out, str):
         return
     paths = manifest.table["path"]
-    if pc.any(pc.starts_with(paths, _below(held_out))).as_py():
+    if pc.any(pc.starts_with(paths, _folder_prefix(held_out))).as_py():
         return
     there = sorted({folder for path in paths.to_pylist() for folder in _folders(path)})
     near = [one for one in there if one.lower() == posixpath.normpath(held_out).lower()]
@@ -177,6 +177,6 @@ def _folders(path: str) -> list[str]:
     return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
 
 
-def _below(folder: str) -> str:
+def _folder_prefix(folder: str) -> str:
     """What the path of every photo in a subfolder starts with."""
     return f"{posixpath.normpath(folder)}/"

@@ -42,7 +42,7 @@ EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK"
 EIGHT_BITS_GREY = frozenset({"1", "L", "LA"})
 SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B"})
 ORIENTATION = 0x0112  # EXIF tag
-LYING = (5, 6, 7, 8)  # orientations that swap width and height
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 DEEP_GREY = ("PNG", "PPM")  # formats whose mode "I" is grey of 16 bits
 UNSUPPORTED = re.compile("unsupported|not supported|notimplemented|unknown|cannot handle|not available", re.I)
 MOVING = ("PNG", "GIF", "WEBP", "AVIF")  # formats whose further frames are an animation
@@ -70,7 +70,7 @@ def decode(data: bytes, name: str = "image", keep_grey: bool = False) -> NDArray
             pixels = np.repeat(pixels[:, :, None], 3, axis=2)
         return _upright(pixels, _orientation(image))
 
-    return _opened(data, name, pixels_of)
+    return _open_image(data, name, pixels_of)
 
 
 def measure(data: bytes, name: str = "image") -> tuple[int, int]:
@@ -92,12 +92,12 @@ def measure(data: bytes, name: str = "image") -> tuple[int, int]:
         elif image.format != "PNG" or not metadata.is_whole_png(data):
             image.load()
             width, height = image.size  # a TIFF turns as it is loaded
-        return (height, width) if _orientation(image) in LYING else (width, height)
+        return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
 
-    return _opened(data, name, size_of)
+    return _open_image(data, name, size_of)
 
 
-def _opened(data: bytes, name: str, act: Callable[[Image.Image, bytes], Result]) -> Result:
+def _open_image(data: bytes, name: str, act: Callable[[Image.Image, bytes], Result]) -> Result:
     """What `act` makes of a photo whose header is sound, and of its bytes: with all metadata, else with less of it."""
     if _webp_canvas(data) > LARGEST:
         raise PhotoError(name, "too large")
@@ -105,7 +105,7 @@ def _opened(data: bytes, name: str, act: Callable[[Image.Image, bytes], Result])
     if metadata.is_heif(data):
         formats = _heif_formats(name)
     fault = ""
-    for attempt in chain((data,), metadata.lean(data)):
+    for attempt in chain((data,), metadata.without_metadata(data)):
         if fault and attempt == data:
             continue
         try:
@@ -143,10 +143,10 @@ def _require_readable(image: Image.Image, name: str) -> None:
 
 def _fault(data: bytes, error: Exception) -> str:
     """The fault of a file that raised this error, told from its bytes: errors are not alike in every reader."""
-    unread = metadata.unread(data, isinstance(error, UnidentifiedImageError))
-    if not unread and UNSUPPORTED.search(f"{type(error).__name__} {error}"):
+    unsupported = metadata.unsupported(data, isinstance(error, UnidentifiedImageError))
+    if not unsupported and UNSUPPORTED.search(f"{type(error).__name__} {error}"):
         return "unsupported coding"
-    return unread or ("truncated" if metadata.ends_early(data) else "damaged")
+    return unsupported or ("truncated" if metadata.ends_early(data) else "damaged")
 
 
 def _webp_canvas(data: bytes) -> int:
@@ -168,7 +168,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Turn [H, W] or [H, W, 3] by its EXIF orientation."""
-    if orientation in LYING:
+    if orientation in SIDEWAYS:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]

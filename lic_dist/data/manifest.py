@@ -187,16 +187,16 @@ def scan(
         if known is not None:
             rows.take_over(_stamps(pool, folder, names))
         if strict:
-            _refuse(folder, rows.so_far())
+            _refuse_faulty(folder, rows.so_far())
         fresh = rows.fresh.tolist()
         with Progress("scanning photos", len(names), "photo", done=len(names) - len(fresh)) as bar:
             started, due, size = time.monotonic(), time.monotonic() + SAVE_SECONDS, 0
-            examined = _ahead(pool, partial(_examine, folder), (names[row] for row in fresh), AHEAD * workers)
+            examined = _prefetch(pool, partial(_examine, folder), (names[row] for row in fresh), AHEAD * workers)
             with closing(examined):
                 for photo in examined:
                     rows.add(photo)
                     if strict and photo.fault:
-                        _refuse(folder, Manifest.of([photo]))
+                        _refuse_faulty(folder, Manifest.of([photo]))
                     size += photo.bytes
                     now = time.monotonic()
                     bar.advance(1, **{"MB/s": size / 1e6 / max(now - started, 1e-9)})
@@ -275,7 +275,7 @@ def _duplicates(manifest: Manifest) -> str:
     return f"{len(copies)} of the photos {what}, as {path} of {original}"
 
 
-def _refuse(folder: Path, manifest: Manifest) -> None:
+def _refuse_faulty(folder: Path, manifest: Manifest) -> None:
     """Raise LicError for the first photo with a fault."""
     for row in np.flatnonzero(~manifest.usable)[:1].tolist():
         photo = manifest[row]
@@ -314,14 +314,14 @@ def _stamps(pool: ThreadPoolExecutor, folder: Path, names: Sequence[str]) -> NDA
     parts = (names[first : first + STAMPED] for first in range(0, len(names), STAMPED))
     done = 0
     with Progress("looking for changed photos", len(names), "photo") as bar:
-        for part in _ahead(pool, lambda part: [_stamp(folder / name) for name in part], parts, 64):
+        for part in _prefetch(pool, lambda part: [_stamp(folder / name) for name in part], parts, 64):
             stamps[done : done + len(part)] = part
             done += len(part)
             bar.advance(len(part))
     return stamps
 
 
-def _ahead(
+def _prefetch(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], depth: int
 ) -> Generator[Result, None, None]:
     """`work` of each item, in order, at most `depth` of them begun before the first is taken."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-PNG_TURNS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # keys of text that may hold an orientation
+PNG_ORIENTATION_KEYS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # keys of text that may hold an orientation
 JPEG_COLOURS = {0xE0: 14, 0xEE: 12}  # APP0 (JFIF) and APP14 (Adobe) say what the channels are, in as many bytes
 WEBP_CHUNKS = (b"", b"VP8 ", b"VP8L", b"ALPH", b"VP8X", b"EXIF", b"XMP ", b"ICCP", b"ANIM", b"ANMF")  # "": no more
 TIFF_PIXELS = frozenset(
@@ -22,35 +22,40 @@ TIFF_PIXELS = frozenset(
 )  # tags that pixels depend on
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 TIFF_CODINGS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000, 50001})
-UNREAD_JPEG = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7})  # lossless, differential, JPEG-LS
+UNSUPPORTED_JPEG = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7})  # lossless, differential, JPEG-LS
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 SIGNATURES = (
     PNG_SIGNATURE, b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"8BPS\0\1", JP2_SIGNATURE,
     b"\xff\x4f\xff\x51", b"qoif", b"DDS ", b"\x59\xa6\x6a\x95", b"icns",
 )  # fmt: skip
-UNREAD = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n", b"BPG\xfb", b"II\xbc\x01")  # JPEG XL twice, BPG, JPEG XR
+UNSUPPORTED_SIGNATURES = (
+    b"\xff\x0a",
+    b"\0\0\0\x0cJXL \r\n\x87\n",
+    b"BPG\xfb",
+    b"II\xbc\x01",
+)  # JPEG XL twice, BPG, JPEG XR
 
 
-def lean(data: bytes) -> Iterator[bytes]:
+def without_metadata(data: bytes) -> Iterator[bytes]:
     """The same picture with less metadata each time, where it can be taken apart: the first keep its orientation."""
     if data.startswith(PNG_SIGNATURE):
-        yield _lean_png(data, turns=True)
-        yield _lean_png(data, turns=False)
+        yield _strip_png(data, orientation=True)
+        yield _strip_png(data, orientation=False)
     elif data.startswith(b"\xff\xd8\xff"):
-        yield _lean_jpeg(data, exif=True)
-        yield _lean_jpeg(data, exif=False)
+        yield _strip_jpeg(data, exif=True)
+        yield _strip_jpeg(data, exif=False)
     elif _is_webp(data):
-        yield _lean_webp(data)
+        yield _strip_webp(data)
     elif data[:4] in (b"II*\0", b"MM\0*"):
-        yield _lean_tiff(data)
+        yield _strip_tiff(data)
     elif data.startswith(JP2_SIGNATURE):
         boxes = [data[start:end] for kind, start, end in _boxes(data) if kind in (b"jP  ", b"ftyp", b"jp2h", b"jp2c")]
         yield b"".join(boxes)
     elif data.startswith(b"8BPS"):
-        yield _lean_psd(data)
+        yield _strip_psd(data)
     elif _brands(data):
-        yield _lean_media(data)
+        yield _strip_media(data)
 
 
 def is_heif(data: bytes) -> bool:
@@ -59,15 +64,15 @@ def is_heif(data: bytes) -> bool:
     return bool(brands & HEIF_BRANDS) and not brands & AVIF_BRANDS
 
 
-def unread(data: bytes, unknown: bool = True) -> str:
+def unsupported(data: bytes, unknown: bool = True) -> str:
     """Why a file is not read: "unsupported pixels", "unsupported coding", "not an image"; "" where it is broken.
 
     `unknown`: no reader knows it; else one of them has failed.
     """
-    if data.startswith(UNREAD):
+    if data.startswith(UNSUPPORTED_SIGNATURES):
         return "unsupported coding"
     if data.startswith(b"\xff\xd8\xff"):
-        return _unread_jpeg(data)
+        return _unsupported_jpeg(data)
     if not unknown:
         return ""
     if data[:4] in (b"II*\0", b"MM\0*"):
@@ -114,13 +119,13 @@ def _png_chunks(data: bytes, mend: bool = False) -> Iterator[tuple[bytes, int, i
         yield kind, position, end
         if kind == b"IEND":
             return
-        if mend and kind not in PNG_PIXELS and not (_is_sound(data, position, end) or _begins_sound(data, end)):
+        if mend and kind not in PNG_PIXELS and not (_is_sound(data, position, end) or _is_chunk_at(data, end)):
             found = (data.find(name, position + 8) - 4 for name in PNG_PIXELS)
-            end = min((at for at in found if at > position and _begins_sound(data, at)), default=end)
+            end = min((at for at in found if at > position and _is_chunk_at(data, at)), default=end)
         position = end
 
 
-def _begins_sound(data: bytes, start: int) -> bool:
+def _is_chunk_at(data: bytes, start: int) -> bool:
     """Whether a PNG chunk that begins here has its checksum."""
     return _is_sound(data, start, start + 12 + int.from_bytes(data[start : start + 4], "big"))
 
@@ -142,14 +147,14 @@ def is_whole_png(data: bytes) -> bool:
     return False
 
 
-def _lean_png(data: bytes, turns: bool) -> bytes:
+def _strip_png(data: bytes, orientation: bool) -> bytes:
     kept = [PNG_SIGNATURE]
     for kind, start, end in _png_chunks(data, mend=True):
         turning = kind == b"eXIf" or (
-            kind in (b"iTXt", b"tEXt", b"zTXt") and data[start + 8 : start + 48].startswith(PNG_TURNS)
+            kind in (b"iTXt", b"tEXt", b"zTXt") and data[start + 8 : start + 48].startswith(PNG_ORIENTATION_KEYS)
         )
         moving = kind == b"acTL" and end - start == 20
-        if kind in PNG_PIXELS or ((moving or (turning and turns)) and _is_sound(data, start, end)):
+        if kind in PNG_PIXELS or ((moving or (turning and orientation)) and _is_sound(data, start, end)):
             kept.append(data[start:end])
     return b"".join(kept)
 
@@ -193,7 +198,7 @@ def _jpeg_picture(data: bytes, position: int) -> int:
     return found
 
 
-def _lean_jpeg(data: bytes, exif: bool) -> bytes:
+def _strip_jpeg(data: bytes, exif: bool) -> bytes:
     kept = [data[:2]]
     for marker, start, end in _jpeg_segments(data, mend=True):
         is_exif = exif and marker == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0"
@@ -203,9 +208,9 @@ def _lean_jpeg(data: bytes, exif: bool) -> bytes:
     return b"".join(kept)
 
 
-def _unread_jpeg(data: bytes) -> str:
+def _unsupported_jpeg(data: bytes) -> str:
     for marker, start, _ in _jpeg_segments(data):
-        if marker in UNREAD_JPEG:
+        if marker in UNSUPPORTED_JPEG:
             return "unsupported coding"
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(data) > start + 9:
             bits, channels = data[start + 4], data[start + 9]
@@ -217,7 +222,7 @@ def _is_webp(data: bytes) -> bool:
     return data[:4] == b"RIFF" and b"WEBP".startswith(data[8:12])
 
 
-def _lean_webp(data: bytes) -> bytes:
+def _strip_webp(data: bytes) -> bytes:
     """Pixels and alpha alone; as it is where a chunk of pixels is cut or in frames."""
     kept, position = [b""], 12
     while position + 8 <= len(data):
@@ -239,18 +244,18 @@ def _lean_webp(data: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def _order(data: bytes) -> str:
+def _byte_order(data: bytes) -> str:
     return "<" if data[:1] == b"I" else ">"
 
 
 def _tiff_directory(data: bytes) -> int:
     """Where the first directory of tags begins."""
-    return int(struct.unpack(_order(data) + "I", data[4:8].ljust(4, b"\xff"))[0])
+    return int(struct.unpack(_byte_order(data) + "I", data[4:8].ljust(4, b"\xff"))[0])
 
 
 def _tiff_entries(data: bytes) -> list[tuple[int, int, int, bytes]]:
     """(tag, type, count, the twelve bytes) of every entry in the first directory of a classic TIFF."""
-    order, start = _order(data), _tiff_directory(data)
+    order, start = _byte_order(data), _tiff_directory(data)
     (count,) = struct.unpack(order + "H", data[start : start + 2].ljust(2, b"\0"))
     rows = (data[at : at + 12] for at in range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12))
     return [(*struct.unpack(order + "HHI", row[:8]), row) for row in rows]
@@ -260,7 +265,7 @@ def _tiff_values(data: bytes, entry: tuple[int, int, int, bytes]) -> tuple[int, 
     """The whole numbers of an entry; none where they lie beyond the file."""
     _, kind, count, row = entry
     size = TIFF_SIZES.get(kind, 0) * count
-    order, code = _order(data), {1: "B", 3: "H", 4: "I"}.get(kind)
+    order, code = _byte_order(data), {1: "B", 3: "H", 4: "I"}.get(kind)
     start = struct.unpack(order + "I", row[8:])[0]
     stored = row[8 : 8 + size] if size <= 4 else data[start : start + size]
     return struct.unpack(f"{order}{count}{code}", stored) if code and len(stored) == size else ()
@@ -276,10 +281,10 @@ def _tiff_end(data: bytes) -> int:
     return len(data) + 1
 
 
-def _lean_tiff(data: bytes) -> bytes:
+def _strip_tiff(data: bytes) -> bytes:
     """The same bytes with another directory behind them: of the first page, its tags of pixels alone."""
     rows = [row for tag, _, _, row in _tiff_entries(data) if tag in TIFF_PIXELS]
-    order, padded = _order(data), data + b"\0" * (len(data) % 2)
+    order, padded = _byte_order(data), data + b"\0" * (len(data) % 2)
     directory = struct.pack(order + "H", len(rows)) + b"".join(rows) + bytes(4)
     return padded[:4] + struct.pack(order + "I", len(padded)) + padded[8:] + directory
 
@@ -304,7 +309,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         position = max(end, position + 8)
 
 
-def _lean_media(data: bytes) -> bytes:
+def _strip_media(data: bytes) -> bytes:
     """The same bytes, in whose catalogue of items nothing is called EXIF: the picture's own turns stay."""
     for kind, start, end in _boxes(data):
         if kind == b"meta":
@@ -312,7 +317,7 @@ def _lean_media(data: bytes) -> bytes:
     return data
 
 
-def _lean_psd(data: bytes) -> bytes:
+def _strip_psd(data: bytes) -> bytes:
     """Header, palette and the flattened picture: without resources and layers."""
     kept, position = [data[:26]], 26
     for keep in (True, False, False):

@@ -34,13 +34,13 @@ from ray.exceptions import ObjectLostError, RayError, RaySystemError, RayTaskErr
 
 from lic_dist.engine.stages import Stage, Work
 from lic_dist.errors import LicError
-from lic_dist.temporary import can_make
+from lic_dist.temporary import can_write
 
 RETRIES = 3  # of one unit, after its worker, node or an object of its was lost
-GOES_ON = "finished units stay finished: start the job again"
-SAME = "is the same lic_dist installed on every node?"
-ANSWER = 10.0  # seconds in which a cluster's address has to answer
-PATIENCE = 60.0  # seconds that a stage without workers waits for a CPU of its own
+RESTART_HINT = "finished units stay finished: start the job again"
+SAME_VERSION_HINT = "is the same lic_dist installed on every node?"
+ANSWER_SECONDS = 10.0  # seconds in which a cluster's address has to answer
+PLACEMENT_SECONDS = 60.0  # seconds that a stage without workers waits for a CPU of its own
 
 
 class _Worker:
@@ -70,7 +70,7 @@ class _Pool:
         self.placed: set[Any] = set()
         self.free: deque[Any] = deque()
         self.waiting: deque[tuple[int, Any]] = deque()  # (position of the unit, argument or reference to it)
-        self.stillborn = 0  # actors that died before they ran, since the last that did
+        self.failed_starts = 0  # actors that died before they ran, since the last that did
         for _ in range(stage.workers):
             self.add()
 
@@ -87,13 +87,15 @@ class _Pool:
             ray.get(token)
         except RayError as error:
             ray.kill(actor, no_restart=True)
-            self.stillborn += 1
-            if self.stillborn > RETRIES * self.stage.workers:
+            self.failed_starts += 1
+            if self.failed_starts > RETRIES * self.stage.workers:
                 why = " ".join(str(error).split())[:300]
-                raise LicError(f"the workers of stage '{self.stage.name}' do not start: {why}", hint=SAME) from error
+                raise LicError(
+                    f"the workers of stage '{self.stage.name}' do not start: {why}", hint=SAME_VERSION_HINT
+                ) from error
             self.add()
         else:
-            self.stillborn = 0
+            self.failed_starts = 0
             self.placed.add(actor)
             self.free.append(actor)
 
@@ -103,7 +105,7 @@ class _Pool:
         self.placed.discard(actor)
         self.add()
 
-    def share(self) -> None:
+    def share_cpu(self) -> None:
         """Where no actor could be placed for long, ask for one that needs no CPU of its own, and so ever after.
 
         Once a stage, so that workers which are slow to start are not ended for ever.
@@ -111,7 +113,7 @@ class _Pool:
         if self.placed or not self.placing or not self.cpus or ray.available_resources().get("CPU", 0) >= self.cpus:
             return
         token, (actor, since) = min(self.placing.items(), key=lambda item: item[1][1])
-        if time.monotonic() - since < PATIENCE:
+        if time.monotonic() - since < PLACEMENT_SECONDS:
             return
         if self.stage.gpus:
             print(f"stage '{self.stage.name}' waits for a GPU", file=sys.stderr, flush=True)
@@ -169,9 +171,9 @@ class _Run:
     def _collect(self) -> Iterator[tuple[int, Any]]:
         """Wait for a call to end; hand its unit on, or yield it when that was the last stage."""
         tokens = [*self.calls, *(token for pool in self.pools for token in pool.placing)]
-        ready, _ = ray.wait(tokens, num_returns=1, timeout=PATIENCE / 3)
+        ready, _ = ray.wait(tokens, num_returns=1, timeout=PLACEMENT_SECONDS / 3)
         for pool in self.pools:
-            pool.share()
+            pool.share_cpu()
         if not ready:
             return
         for pool in self.pools:
@@ -185,7 +187,7 @@ class _Run:
             last = not ray.get(ready[0]) or call.stage == len(self.pools) - 1
             result = ray.get(call.result) if last else call.result
         except RayError as error:
-            self._failed(call, error)
+            self._handle_failure(call, error)
             return
         self.pools[call.stage].free.append(call.actor)
         if last:
@@ -193,7 +195,7 @@ class _Run:
         else:
             self.pools[call.stage + 1].waiting.append((call.position, result))
 
-    def _failed(self, call: _Call, error: RayError) -> None:
+    def _handle_failure(self, call: _Call, error: RayError) -> None:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if not isinstance(cause, RayError):
             raise cause from error
@@ -257,7 +259,7 @@ def connected(address: str | None, num_cpus: int | None, show_workers: bool = Fa
         except ConnectionError as error:
             raise LicError(f"no Ray cluster at {address}: {error}", hint="`ray start --head` starts one") from error
     else:
-        if not can_make(Path(os.path.expanduser("~/.ray"))):  # where Ray would keep the token of its clusters
+        if not can_write(Path(os.path.expanduser("~/.ray"))):  # where Ray would keep the token of its clusters
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
         ray.init(address="local", num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **options)
     try:
@@ -272,7 +274,7 @@ def _require_answer(address: str) -> None:
     if not colon or not port.isdecimal():
         return  # "auto", or a form that Ray judges at once
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         from_environment = address == os.environ.get("RAY_ADDRESS")
         hint = "unset RAY_ADDRESS to work on this machine, or " if from_environment else ""
@@ -293,6 +295,6 @@ def run_on_ray(
         try:
             yield from state.results()
         except RaySystemError as error:
-            raise LicError(f"lost the Ray cluster: {' '.join(str(error).split())[:200]}", hint=GOES_ON) from error
+            raise LicError(f"lost the Ray cluster: {' '.join(str(error).split())[:200]}", hint=RESTART_HINT) from error
         finally:
             state.close()

@@ -31,23 +31,23 @@ def run_in_processes(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any,
     """
     workers = min(stage.workers, len(units))
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(stage.make,))
-    left, flying = iter(units), dict[Future[Any], Any]()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=(stage.make,))
+    left, in_flight = iter(units), dict[Future[Any], Any]()
 
     def fill() -> None:
-        while len(flying) <= workers:  # one more than they work on, so that none waits for its next
+        while len(in_flight) <= workers:  # one more than they work on, so that none waits for its next
             for unit in left:
-                flying[pool.submit(_call, unit)] = unit
+                in_flight[pool.submit(_call, unit)] = unit
                 break
             else:
                 return
 
     try:
         fill()
-        while flying:
-            done, _ = wait(flying, return_when=FIRST_COMPLETED)
+        while in_flight:
+            done, _ = wait(in_flight, return_when=FIRST_COMPLETED)
             failed = [future for future in done if future.exception() is not None]
-            results = [(flying.pop(future), future.result()) for future in done.difference(failed)]
+            results = [(in_flight.pop(future), future.result()) for future in done.difference(failed)]
             broken: BrokenProcessPool | None = None
             try:
                 if not failed:
@@ -61,14 +61,14 @@ def run_in_processes(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any,
                 future.result()
     except BrokenProcessPool:
         raise LicError(
-            f"a worker of stage '{stage.name}' died, at one of: {', '.join(map(str, flying.values()))}",
+            f"a worker of stage '{stage.name}' died, at one of: {', '.join(map(str, in_flight.values()))}",
             hint="out of memory? fewer workers need less; what is finished stays finished",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(make: Callable[[], Work]) -> None:
+def _start_process(make: Callable[[], Work]) -> None:
     """A new process: Ctrl-C ends it in silence, and it ends with its parent, however that ends."""
     global _make
     _make = make

@@ -130,7 +130,7 @@ def _matching(pattern: str) -> list[str]:
     if Path(pattern).exists() or not glob.has_magic(pattern):
         return [pattern]
     shipped = fnmatch.filter(checkpoints.zoo(), pattern)
-    there = [path for path in sorted(glob.glob(pattern)) if checkpoints.is_there(path)]
+    there = [path for path in sorted(glob.glob(pattern)) if checkpoints.exists(path)]
     if not shipped and not there:
         raise UsageError(f"no checkpoint matches '{pattern}'", hint="evaluate.checkpoints has names and paths")
     return [*shipped, *there]

@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lic_dist.building.base_line import base_line_of_pictures
-from lic_dist.building.shards import undisturbed
+from lic_dist.building.base_summary import base_summary_of_pictures
+from lic_dist.building.shards import restore_torch_settings
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.config import Experiment, need
@@ -135,7 +135,7 @@ def _tell_bases(task: Task, units: Sequence[Unit]) -> None:
     """One line on each base model that is about to code, as it is."""
     bases = {unit.job.checkpoint: unit.job for unit in units if unit.job.arm == BASE}
     for job in bases.values():
-        if line := base_line_of_pictures(job.load(), task.folder, task.names):
+        if line := base_summary_of_pictures(job.load(), task.folder, task.names):
             print(line, flush=True)
 
 
@@ -159,7 +159,7 @@ def code(
     stage = Stage("code", partial(_make_coder, str(task.folder.resolve()), work), engine.searchers)
     results = run([stage], units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
     total = len(task.jobs) * len(task.names)
-    with undisturbed(), closing(results), Progress("coding", total, "image", done=total - len(units)) as bar:
+    with restore_torch_settings(), closing(results), Progress("coding", total, "image", done=total - len(units)) as bar:
         for unit, row in results:
             job = unit.job
             journal.add(task.key(job), job.checkpoint, row)

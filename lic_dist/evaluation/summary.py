@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lic_dist.building.base_line import LEAST_PSNR
+from lic_dist.building.base_summary import LEAST_PSNR
 from lic_dist.errors import ToleranceError
 from lic_dist.evaluation.results import Point, plain_row, read_points, write_whole
 from lic_dist.text import counted

@@ -18,7 +18,7 @@ from compressai.models.base import CompressionModel
 from torch import Tensor, nn
 
 from lic_dist.models.architectures import sizes_of
-from lic_dist.models.layers import FromDeviations, Gain, InDeviations, Residual
+from lic_dist.models.layers import DenormalizeGaussians, Gain, NormalizeChannels, Residual
 
 BLOCK = 8  # pixels a side of what the first layer transforms
 COLOURS = 3 * BLOCK**2
@@ -55,7 +55,7 @@ class BlockTransform(MeanScaleHyperprior):
             nn.PixelShuffle(BLOCK),
         )
         self.h_a = nn.Sequential(
-            InDeviations(M),
+            NormalizeChannels(M),
             nn.Conv2d(M, N, 3, padding=1),
             nn.LeakyReLU(),
             nn.Conv2d(N, N, 5, stride=2, padding=2),
@@ -68,7 +68,7 @@ class BlockTransform(MeanScaleHyperprior):
             nn.ConvTranspose2d(N, 2 * N, 5, stride=2, padding=2, output_padding=1),
             nn.LeakyReLU(),
             nn.Conv2d(2 * N, 2 * M, 3, padding=1),
-            FromDeviations(M),
+            DenormalizeGaussians(M),
         )
 
     @classmethod

@@ -24,7 +24,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.compat import import_compressai
 from lic_dist.models.lambdas import LAMBDAS
-from lic_dist.models.recognise import published, recognise, tensors_of
+from lic_dist.models.recognise import parse_published_name, recognise, tensors_of
 from lic_dist.models.unpickle import read
 
 SUFFIX = ".pth.tar"
@@ -56,7 +56,7 @@ def locate(name_or_path: str) -> Path:
         UsageError: neither.
     """
     if name_or_path.startswith(COMPRESSAI):
-        return _fetched(name_or_path)
+        return _fetch_compressai(name_or_path)
     path = _file(name_or_path)
     if path.is_file():
         return path
@@ -65,7 +65,7 @@ def locate(name_or_path: str) -> Path:
     raise UsageError(f"no checkpoint '{name_or_path}'", hint=f"a path, or one of: {', '.join(zoo())}")
 
 
-def _fetched(name: str) -> Path:
+def _fetch_compressai(name: str) -> Path:
     """The file of `compressai:ARCHITECTURE/METRIC/QUALITY` in torch.hub's folder, fetched by CompressAI if missing."""
     from importlib import import_module
     from urllib.error import URLError
@@ -85,7 +85,7 @@ def _fetched(name: str) -> Path:
     return path
 
 
-def is_there(path: str) -> bool:
+def exists(path: str) -> bool:
     """Whether a path is a file, or a folder with a `checkpoint.pth.tar`."""
     return _file(path).is_file()
 
@@ -142,7 +142,7 @@ def load(
 
 def _published_lmbda(path: Path) -> float | None:
     """The lmbda that a file name of CompressAI's tells; that of an MS-SSIM model weighs something else: an error."""
-    told = published(path.name)
+    told = parse_published_name(path.name)
     if told is None:
         return None
     architecture, metric, quality = told
@@ -169,7 +169,7 @@ def check_agrees(spec: ModelSpec, **said: str | float | None) -> None:
             )
 
 
-def is_made(path: Path, identity: dict[str, Any]) -> bool:
+def is_result_of(path: Path, identity: dict[str, Any]) -> bool:
     """Whether a checkpoint is there whose last entry of history has all of these fields: a finished job's own."""
     if not path.is_file():
         return False

@@ -19,7 +19,7 @@ _TORCHVISION_OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_PUT_OFF: dict[str, Container[str] | None] = {  # submodules that a package's __init__ shall not import; None: all
+_DEFERRED: dict[str, Container[str] | None] = {  # submodules that a package's __init__ shall not import; None: all
     "compressai": None,
     "compressai.registry": ("transforms",),  # torchvision, torch_geometric
     "compressai.models": ("pointcloud",),  # torch_geometric
@@ -37,9 +37,9 @@ def import_compressai() -> ModuleType:
     if "compressai" not in sys.modules:
         if find_spec("compressai") is None:
             raise ModuleNotFoundError("No module named 'compressai'", name="compressai")
-        with _absent("scipy.stats"):  # longer than all that is left, for one quantile of the normal distribution
-            for name, put_off in _PUT_OFF.items():
-                _import_lightly(name, put_off)
+        with _stubbed("scipy.stats"):  # longer than all that is left, for one quantile of the normal distribution
+            for name, deferred in _DEFERRED.items():
+                _import_without(name, deferred)
         from compressai.entropy_models import GaussianConditional
 
         GaussianConditional._standardized_quantile = staticmethod(standardized_quantile)
@@ -55,7 +55,7 @@ def standardized_quantile(probability: float) -> float:
     return float(torch.special.ndtri(torch.tensor(probability, dtype=torch.float64)))
 
 
-def mend_torchvision() -> None:
+def import_torchvision() -> None:
     """Import torchvision, beside a CPU build of torch too.
 
     PyPI's torchvision is linked against CUDA: beside a CPU torch its compiled part stays out and the import fails with
@@ -72,7 +72,7 @@ def mend_torchvision() -> None:
 
 
 @contextmanager
-def _absent(name: str) -> Iterator[None]:
+def _stubbed(name: str) -> Iterator[None]:
     """Have `import package.module` import the package alone meanwhile; scipy's finds its modules when they are used."""
     if name in sys.modules:
         yield
@@ -84,15 +84,15 @@ def _absent(name: str) -> Iterator[None]:
         del sys.modules[name]
 
 
-def _import_lightly(name: str, put_off: Container[str] | None) -> None:
-    """Import a package, but without what its `__init__` imports of the submodules `put_off`, until that is needed."""
+def _import_without(name: str, deferred: Container[str] | None) -> None:
+    """Import a package, but without what its `__init__` imports of the submodules `deferred`, until that is needed."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
     module = module_from_spec(spec)
     tree = ast.parse(Path(spec.origin).read_bytes(), spec.origin)
-    names, stars = _take_out(tree, name, put_off)
-    _put_off_names(module, spec, names, stars)
+    names, stars = _remove_imports(tree, name, deferred)
+    _defer_names(module, spec, names, stars)
     sys.modules[name] = module
     try:
         exec(compile(tree, spec.origin, "exec"), module.__dict__)
@@ -104,15 +104,17 @@ def _import_lightly(name: str, put_off: Container[str] | None) -> None:
         setattr(sys.modules[parent], child, module)
 
 
-def _take_out(tree: ast.Module, package: str, put_off: Container[str] | None) -> tuple[dict[str, str], list[str]]:
+def _remove_imports(
+    tree: ast.Module, package: str, deferred: Container[str] | None
+) -> tuple[dict[str, str], list[str]]:
     """Take imports of submodules out of an `__init__`: {name: submodule that has it}, submodules of `import *`."""
     names, stars, kept = dict[str, str](), list[str](), list[ast.stmt]()
     for statement in tree.body:
         if not isinstance(statement, ast.ImportFrom):
             kept.append(statement)
-        elif statement.level == 0 and statement.module == package and put_off is None:
+        elif statement.level == 0 and statement.module == package and deferred is None:
             names.update((alias.name, "") for alias in statement.names)
-        elif statement.level == 1 and statement.module and put_off is not None and statement.module in put_off:
+        elif statement.level == 1 and statement.module and deferred is not None and statement.module in deferred:
             if statement.names[0].name == "*":
                 stars.append(statement.module)
             else:
@@ -123,10 +125,10 @@ def _take_out(tree: ast.Module, package: str, put_off: Container[str] | None) ->
     return names, stars
 
 
-def _put_off_names(module: ModuleType, spec: ModuleSpec, names: dict[str, str], stars: list[str]) -> None:
+def _defer_names(module: ModuleType, spec: ModuleSpec, names: dict[str, str], stars: list[str]) -> None:
     """Give a module the `__getattr__` and `__dir__` (PEP 562) that import what was taken out of it."""
 
-    def complete() -> None:
+    def import_all() -> None:
         for submodule in stars:
             whole = importlib.import_module(f"{spec.name}.{submodule}")
             public = getattr(whole, "__all__", None) or [one for one in vars(whole) if not one.startswith("_")]
@@ -135,20 +137,20 @@ def _put_off_names(module: ModuleType, spec: ModuleSpec, names: dict[str, str], 
         for one in names:
             getattr(module, one)
 
-    def absent(name: str) -> Any:
+    def deferred_attribute(name: str) -> Any:
         if name in names:
-            mend_torchvision()
+            import_torchvision()
             found = importlib.import_module(f"{spec.name}.{names[name] or name}")
             value = getattr(found, name) if names[name] else found
             return module.__dict__.setdefault(name, value)
         if stars and (name == "__all__" or not name.startswith("__")):  # `import *` asks for __all__ first
-            mend_torchvision()
-            complete()
+            import_torchvision()
+            import_all()
             if name in module.__dict__:
                 return module.__dict__[name]
         raise AttributeError(f"module '{spec.name}' has no attribute '{name}'", name=name, obj=module)
 
-    module.__dict__["__getattr__"] = absent
+    module.__dict__["__getattr__"] = deferred_attribute
     module.__dict__["__dir__"] = lambda: sorted({*module.__dict__, *names})
 
 

@@ -39,9 +39,9 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.errors import LicError
-from lic_dist.models.layers import LEAST_LOG_SCALE, MOST_LOG_SCALE, MOST_MEAN, FromDeviations
+from lic_dist.models.layers import LEAST_LOG_SCALE, MOST_LOG_SCALE, MOST_MEAN, DenormalizeGaussians
 from lic_dist.models.parts import medians
-from lic_dist.models.stages import Stage, gaussians
+from lic_dist.models.stages import GaussianStage, gaussians
 
 UNIT_BITS, WEIGHT_BITS, MOST_BITS, SLOPE_BITS = 12, 14, 24, 19
 LARGEST = 1 << 24
@@ -63,7 +63,7 @@ class IntegerHyperDecoder:
         self._layers = [_layer(layer) for layer in model.h_s]  # type: ignore[union-attr]
 
     @torch.no_grad()
-    def __call__(self, z: Tensor) -> Stage:
+    def __call__(self, z: Tensor) -> GaussianStage:
         """Means and scales, float32 [B, M, h, w], multiples of 2^-12; z: integers about the medians [B, Nz, hz, wz]."""
         x = _clamp(z.double() * 2.0**UNIT_BITS + self._medians).transpose(0, 1)
         for layer in self._layers:
@@ -114,10 +114,10 @@ class _Convolution:
         return out.view(-1, batch, high * stride, wide * stride)
 
 
-class _FromDeviations:
+class _DenormalizeGaussians:
     """On float64 [2M, B, h, w]: log scales and means in deviations -> scales and means."""
 
-    def __init__(self, layer: FromDeviations) -> None:
+    def __init__(self, layer: DenormalizeGaussians) -> None:
         self._deviation = layer.deviation.double()[:, None, None, None]
         unit, part = 1 << UNIT_BITS, 64
         self._least, self._most = (round(bound * unit) for bound in (LEAST_LOG_SCALE, MOST_LOG_SCALE))
@@ -155,8 +155,8 @@ def _layer(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         return partial(torch.clamp, min=0)
     if isinstance(layer, nn.LeakyReLU) and 0 <= layer.negative_slope <= 1:
         return partial(_leaky, round(layer.negative_slope * 2**SLOPE_BITS))
-    if isinstance(layer, FromDeviations):
-        return _FromDeviations(layer)
+    if isinstance(layer, DenormalizeGaussians):
+        return _DenormalizeGaussians(layer)
     raise LicError(f"h_s has a layer without a form in integers: {layer}", hint=_HINT)
 
 

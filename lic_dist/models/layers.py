@@ -41,7 +41,7 @@ class Gain(nn.Module):
         return y * self.gain[:, None, None]
 
 
-class InDeviations(nn.Module):
+class NormalizeChannels(nn.Module):
     """y [B, M, h, w] in units of `deviation` float32 [M], the standard deviation of each channel of y."""
 
     def __init__(self, channels: int) -> None:
@@ -54,7 +54,7 @@ class InDeviations(nn.Module):
         return y / self.deviation[:, None, None]
 
 
-class FromDeviations(InDeviations):
+class DenormalizeGaussians(NormalizeChannels):
     """What h_s's last layer says, log scales and means in deviations [B, 2M, h, w] -> scales and means of y."""
 
     def forward(self, said: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def recognise(state: Mapping[str, Tensor]) -> Sizes:
     raise LicError("this holds no image codec", hint="a CompressAI state_dict has tensors such as g_a.0.weight")
 
 
-def published(name: str) -> tuple[str, str, int] | None:
+def parse_published_name(name: str) -> tuple[str, str, int] | None:
     """(architecture, metric, quality) of a file name that CompressAI publishes, else None."""
     found = _PUBLISHED.match(name)
     return (found[1], found[2] or "mse", int(found[3])) if found else None

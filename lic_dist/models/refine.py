@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lic_dist.models.stages import Stage, bits_of, gaussian_likelihoods
+from lic_dist.models.stages import GaussianStage, bits_of, gaussian_likelihoods
 
 # Of Adam, in units of y, falling to zero in a line: chosen on training crops, for few steps (little momentum).
 RATE, BETAS = 0.15, (0.7, 0.99)
@@ -41,20 +41,20 @@ def squared_error_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return gradient_at(y, lambda y: (model.g_s(y) - x).square().sum())  # type: ignore[operator]
 
 
-def refined(
-    model: nn.Module, y: Tensor, stage: Stage, gradient: Callable[[Tensor], Tensor], refinement: Refinement
+def refine_latents(
+    model: nn.Module, y: Tensor, stage: GaussianStage, gradient: Callable[[Tensor], Tensor], refinement: Refinement
 ) -> Tensor:
     """y after the steps, float16 [B, M, h, w] as y is; each image for itself.
 
     The rate is the model's Gaussian likelihood of y itself, as if coded with step 1; `gradient` is that of the squared
     error, as `squared_error_gradient` has it of its last argument.
     """
-    price = refinement.lmbda * 255**2 / 3  # of a unit of squared error, in bits
+    error_weight = refinement.lmbda * 255**2 / 3  # of a unit of squared error, in bits
     moved = y.detach().float().clone()
     optimizer = torch.optim.Adam([moved], lr=RATE, betas=BETAS)
     for step in range(refinement.steps):
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / refinement.steps)
         rate = gradient_at(moved, lambda y: bits_of(gaussian_likelihoods(model, y, stage)))
-        moved.grad = price * gradient(moved) + rate
+        moved.grad = error_weight * gradient(moved) + rate
         optimizer.step()
     return moved.half()

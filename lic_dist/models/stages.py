@@ -22,7 +22,7 @@ from lic_dist.models.parts import medians
 
 
 @dataclass(frozen=True)
-class Stage:
+class GaussianStage:
     """Gaussian parameters of the elements of y that a stage covers, float32 [B, M, h, w] each."""
 
     means: Tensor
@@ -38,7 +38,7 @@ class Stage:
         return torch.from_numpy(values).reshape(self.means.shape).to(self.means.device)
 
 
-def stages(model: nn.Module, z_hat: Tensor) -> Generator[Stage, Tensor, None]:
+def stages(model: nn.Module, z_hat: Tensor) -> Generator[GaussianStage, Tensor, None]:
     """Yield each stage's means and scales; see the module's text. z_hat: float32 [B, Nz, hz, wz].
 
     z_hat is laid out afresh: an encoder's, channels last, and a decoder's would take other convolution kernels, whose
@@ -47,15 +47,15 @@ def stages(model: nn.Module, z_hat: Tensor) -> Generator[Stage, Tensor, None]:
     yield gaussians(model.h_s(z_hat.flatten().view(z_hat.shape)), model.M)  # type: ignore[operator,arg-type]
 
 
-def gaussians(parameters: Tensor, M: int) -> Stage:
+def gaussians(parameters: Tensor, M: int) -> GaussianStage:
     """What a hyper-decoder's output float32 [B, M or 2M, h, w] says of M channels; a scale hyperprior's means are 0."""
     if parameters.shape[1] == M:
-        return Stage(torch.zeros_like(parameters), parameters)
+        return GaussianStage(torch.zeros_like(parameters), parameters)
     scales, means = parameters.chunk(2, 1)
-    return Stage(means, scales)
+    return GaussianStage(means, scales)
 
 
-def gaussian_likelihoods(model: nn.Module, y: Tensor, stage: Stage) -> Tensor:
+def gaussian_likelihoods(model: nn.Module, y: Tensor, stage: GaussianStage) -> Tensor:
     """CompressAI's likelihood of each element of y, with cells of step 1 about it, from its lower bound up."""
     gaussian: Any = model.gaussian_conditional
     likelihoods: Tensor = gaussian.likelihood_lower_bound(gaussian._likelihood(y, stage.scales, stage.means))
@@ -67,12 +67,12 @@ def bits_of(likelihoods: Tensor) -> Tensor:
     return likelihoods.log().sum() / -math.log(2)
 
 
-def run_stages(model: nn.Module, z_hat: Tensor, serve: Callable[[Stage], Tensor]) -> Tensor:
-    """Serve every stage in turn; `serve` returns its y_hat, float32 [B, M, h, w]. Returns the last y_hat."""
+def run_stages(model: nn.Module, z_hat: Tensor, make_y_hat: Callable[[GaussianStage], Tensor]) -> Tensor:
+    """Serve every stage in turn; `make_y_hat` returns its y_hat, float32 [B, M, h, w]. Returns the last y_hat."""
     generator = stages(model, z_hat)
     stage = next(generator)
     while True:
-        y_hat = serve(stage)
+        y_hat = make_y_hat(stage)
         try:
             stage = generator.send(y_hat)
         except StopIteration:

@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, Any]:
         TypeError,
         AttributeError,
     ) as error:
-        raise LicError(*_what_it_is(path, str(error))) from None
+        raise LicError(*_diagnose(path, str(error))) from None
     if not isinstance(content, dict):
         raise LicError(f"{path} is not a checkpoint: it holds a {type(content).__name__}", hint=_SAVE)
     return content
@@ -77,7 +77,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise LicError(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from None
 
 
-def _what_it_is(path: Path, reason: str) -> tuple[str, str]:
+def _diagnose(path: Path, reason: str) -> tuple[str, str]:
     """What a file is that could not be read, and what to do."""
     start = path.read_bytes()[:512]
     if not start:

@@ -49,14 +49,14 @@ def gaussian_record(
     return record if z_tables is None else replace(record, z_tables=z_tables)
 
 
-def counts_of(quantizer: Quantizer, part: Part, threads: int = 1) -> NDArray[Any]:
+def count_indices(quantizer: Quantizer, part: Part, threads: int = 1) -> NDArray[Any]:
     """How often a quantizer chooses each |k| in each row on a shard: int64 [rows, K+1]. Counts of shards add up."""
     record, (r, level) = quantizer.record, part
     k = quantizer.quantize(r, level, threads)
     return count(k, quantizer.rows(k, level), pmf_shape(record.step, record.trellis))
 
 
-def with_counts(record: QuantizerRecord, counts: NDArray[Any]) -> QuantizerRecord:
+def record_from_counts(record: QuantizerRecord, counts: NDArray[Any]) -> QuantizerRecord:
     """The record with tables re-estimated from counts, shrunk towards the analytic ones (`adapted_pmf`)."""
     prior = analytic_pmf(record.step, record.trellis, record.rounding)
     tables = tables_from_pmf(adapted_pmf(counts, prior))
@@ -64,11 +64,13 @@ def with_counts(record: QuantizerRecord, counts: NDArray[Any]) -> QuantizerRecor
     return replace(record, y_tables=tables, notes={**record.notes, "rates": "adapted", "rounds": rounds})
 
 
-def adapted(record: QuantizerRecord, parts: Sequence[Part], rounds: int, threads: int = 1) -> Iterator[QuantizerRecord]:
+def adaptation_rounds(
+    record: QuantizerRecord, parts: Sequence[Part], rounds: int, threads: int = 1
+) -> Iterator[QuantizerRecord]:
     """Yield the record of each round. Quantizers that do not search choose the same at any rates: one round."""
     for _ in range(rounds if record.name in SEARCHED else min(rounds, 1)):
         quantizer = Quantizer(record)
-        record = with_counts(record, sum_counts(counts_of(quantizer, part, threads) for part in parts))
+        record = record_from_counts(record, sum_counts(count_indices(quantizer, part, threads) for part in parts))
         yield record
 
 

@@ -93,12 +93,12 @@ def look_up(
             one, other = flat_quads[np.uint32(flat_index[at])], flat_quads[np.uint32(flat_index[beside])]
             words_low[to] = (one & lower) | (other << 32)
             words_high[to] = ((one >> 32) & lower) | (other & ~lower)
-            words_zero[to] = _word(zero_pairs[np.uint32(flat_row[at])], zero_pairs[np.uint32(flat_row[beside])])
-            words_scaled[to] = _word(flat_position[at], flat_position[beside])
+            words_zero[to] = _pack_word(zero_pairs[np.uint32(flat_row[at])], zero_pairs[np.uint32(flat_row[beside])])
+            words_scaled[to] = _pack_word(flat_position[at], flat_position[beside])
 
 
 @njit(nogil=True)
-def _word(lower: np.int32, upper: np.int32) -> np.int64:
+def _pack_word(lower: np.int32, upper: np.int32) -> np.int64:
     """Two 32-bit values in one word, little end first."""
     return np.int64(np.uint32(lower)) | (np.int64(upper) << 32)
 
@@ -131,7 +131,7 @@ def smallest_level(position: np.float32) -> np.int32:
 
 
 @njit(nogil=True)
-def member(smallest: np.int32, number: np.int32) -> np.int32:
+def candidate_level(smallest: np.int32, number: np.int32) -> np.int32:
     """The union level of a branch class among m0..m0+3."""
     return _I(_I(_I(smallest + _I(3) - number) & _I(-4)) + number)
 
@@ -141,7 +141,7 @@ def _escaped(smallest: np.int32, level: int, levels: int, reach: NDArray[Any], f
     """Rates of four escapes, packed by class: the flag's cost, and the nibbles after their number."""
     packed = np.int64(0)
     for number in range(4):
-        m = member(_I(smallest), _I(number))
+        m = candidate_level(_I(smallest), _I(number))
         row = (m & 1) * levels + level
         packed |= np.int64(flag[row] + bypass_cost(((m + 1) >> 1) - reach[row] - 1)) << (16 * number)
     return packed
@@ -183,10 +183,10 @@ def _step_costs(
 ) -> tuple[np.int32, np.int32, np.int32, np.int32, np.uint8]:
     """Costs of the four branch classes of one latent, and a nibble: which of them take zero (0 and 3 can)."""
     smallest = smallest_level(position)
-    cost0 = _I(distortion(position - np.float32(member(smallest, _I(0))), weight) + _I(low & _I(0xFFFF)))
-    cost1 = _I(distortion(position - np.float32(member(smallest, _I(1))), weight) + _I(low >> _I(16)))
-    cost2 = _I(distortion(position - np.float32(member(smallest, _I(2))), weight) + _I(high & _I(0xFFFF)))
-    cost3 = _I(distortion(position - np.float32(member(smallest, _I(3))), weight) + _I(high >> _I(16)))
+    cost0 = _I(distortion(position - np.float32(candidate_level(smallest, _I(0))), weight) + _I(low & _I(0xFFFF)))
+    cost1 = _I(distortion(position - np.float32(candidate_level(smallest, _I(1))), weight) + _I(low >> _I(16)))
+    cost2 = _I(distortion(position - np.float32(candidate_level(smallest, _I(2))), weight) + _I(high & _I(0xFFFF)))
+    cost3 = _I(distortion(position - np.float32(candidate_level(smallest, _I(3))), weight) + _I(high >> _I(16)))
     none = distortion(position, weight)
     zero0, zero1 = _I(none + _I(zero & _I(0xFFFF))), _I(none + _I(zero >> _I(16)))
     taken = np.uint8(np.uint8(zero0 <= cost0) | np.uint8(np.uint8(zero1 <= cost3) * np.uint8(8)))

@@ -40,11 +40,11 @@ def kernel(function: Callable[..., Any]) -> Any:
     except RuntimeError as error:
         if "cannot cache function" not in str(error):
             raise
-        _cache_elsewhere(compiled, function)
+        _cache_in_temporary_folder(compiled, function)
     return compiled
 
 
-def _cache_elsewhere(compiled: Any, function: Callable[..., Any]) -> None:
+def _cache_in_temporary_folder(compiled: Any, function: Callable[..., Any]) -> None:
     folder = own_folder("numba")
     if folder is None:
         return

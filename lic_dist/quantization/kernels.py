@@ -22,7 +22,7 @@ def _peak_bits(bits: NDArray[Any]) -> np.int32:
     return largest
 
 
-def peak(x: NDArray[Any]) -> float:
+def largest_magnitude(x: NDArray[Any]) -> float:
     """The largest |x| of float32 [n]; infinite or NaN where one is."""
     return float(np.array(_peak_bits(x.view(np.int32)), np.int32).view(np.float32))
 
@@ -74,7 +74,7 @@ def count_magnitudes(k: NDArray[Any], rows: NDArray[Any], row_count: int, width:
 
 
 @kernel
-def proportional(shares: NDArray[Any], weight: NDArray[Any], total: int) -> NDArray[Any]:
+def proportional_frequencies(shares: NDArray[Any], weight: NDArray[Any], total: int) -> NDArray[Any]:
     """max(1, round(factor shares)), int64 [n], at the largest factor (64 bisections) whose weighted sum is <= total.
 
     shares float64 [n] and weight int64 [n]; halves are rounded up.

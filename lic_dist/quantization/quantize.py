@@ -63,7 +63,7 @@ def search(
             return triton_search.search(r, level, weight, float(inverse(step)), held, trellis)
         return tensors.search(r, level, weight, float(inverse(step)), held, trellis)
 
-    return _searched(r, level, weight, rates, 2, threads, on_cpu, on_device)
+    return _run_search(r, level, weight, rates, 2, threads, on_cpu, on_device)
 
 
 def rdoq(
@@ -81,10 +81,10 @@ def rdoq(
         held = tensors.DeviceRates.of(rates, r.device, trellis=False)
         return tensors.rdoq(r, level, weight, float(inverse(step)), held)
 
-    return _searched(r, level, weight, rates, 1, threads, on_cpu, on_device)
+    return _run_search(r, level, weight, rates, 1, threads, on_cpu, on_device)
 
 
-def _searched(
+def _run_search(
     r: Any,
     level: Any,
     weight: Any,
@@ -147,7 +147,7 @@ def _check_range(r: Any, step: float, limit: int) -> None:
     """LicError unless |r| / step is finite and at most `limit`."""
     if 0 in r.shape:
         return
-    peak = kernels.peak(_contiguous(r, np.float32).ravel()) if _on_cpu(r) else float(r.abs().max())
+    peak = kernels.largest_magnitude(_contiguous(r, np.float32).ravel()) if _on_cpu(r) else float(r.abs().max())
     if not np.isfinite(peak):
         raise LicError("a latent is not finite", hint="check the checkpoint of the encoder")
     if not peak * float(inverse(step)) <= limit:
@@ -183,7 +183,7 @@ class Quantizer:
             _checked_levels(level, r.shape, LEVELS)
             _check_range(r, record.step, _LARGEST_INDEX)
             if record.name == "sq":
-                return scalar.rounded(r, record.step)
+                return scalar.uniform(r, record.step)
             return scalar.dead_zone(r, record.step, record.rounding)
         channels = len(record.weights)
         if len(r) % channels:
@@ -207,7 +207,7 @@ class Quantizer:
 
     def bits(self, k: Any, level: Any) -> Any:
         """Estimated bits of each lane, float64 [lanes], escapes included."""
-        lanes: Any = self.record.y_tables.bits(_on_host(k), _on_host(self.rows(k, level))).sum(axis=1)
+        lanes: Any = self.record.y_tables.bits(_to_numpy(k), _to_numpy(self.rows(k, level))).sum(axis=1)
         return torch.from_numpy(lanes).to(k.device) if isinstance(k, torch.Tensor) else lanes
 
 
@@ -215,7 +215,7 @@ def _on_cpu(values: Any) -> bool:
     return not isinstance(values, torch.Tensor) or values.device.type == "cpu"
 
 
-def _on_host(values: Any) -> NDArray[Any]:
+def _to_numpy(values: Any) -> NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
 
 
@@ -238,5 +238,5 @@ def table_rows(k: Any, level: Any, trellis: Trellis, count: int) -> Any:
     q = active(k, trellis)
     if not _on_cpu(k):
         return q.int() * count + torch.as_tensor(level, device=k.device).int()
-    rows = _on_host(q).astype(np.int32) * count + level
+    rows = _to_numpy(q).astype(np.int32) * count + level
     return torch.from_numpy(rows) if isinstance(k, torch.Tensor) else rows

@@ -268,7 +268,7 @@ def _row_frequencies(pmf: NDArray[Any]) -> NDArray[Any]:
     shares = np.append(pmf[: reach + 1], max(tail, 0.0))
     weight = np.full(len(shares), 2)
     weight[[0, -1]] = 1
-    frequencies: NDArray[Any] = kernels.proportional(shares, weight, TOTAL)
+    frequencies: NDArray[Any] = kernels.proportional_frequencies(shares, weight, TOTAL)
     left = TOTAL - int((weight * frequencies).sum())
     while left > 0:
         gain = np.where(weight <= left, shares * np.log1p(1.0 / frequencies), -1.0)

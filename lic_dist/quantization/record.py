@@ -133,7 +133,7 @@ class QuantizerRecord:
     def from_json(text: str) -> QuantizerRecord:
         """The record of `to_json`; LicError where the text is none, or has not the digest it states."""
         try:
-            plain = json.loads(text, parse_constant=_no_number)
+            plain = json.loads(text, parse_constant=_refuse_constant)
             if not isinstance(plain, dict) or plain.get("format") != FORMAT:
                 raise ValueError(f"it does not state the format {FORMAT!r}")
             record = QuantizerRecord(
@@ -250,7 +250,7 @@ def _unpack_tables(plain: dict[str, Any]) -> CdfTables:
     return CdfTables(**{name: _unpack(_typed(plain, name, dict)) for name in ("cdf", "size", "offset")})
 
 
-def _no_number(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 

@@ -20,7 +20,7 @@ from lic_dist.quantization.candidates import bypass_cost, distortion, rint
 from lic_dist.quantization.jit import kernel
 
 
-def rounded(r: Any, step: float) -> Any:
+def uniform(r: Any, step: float) -> Any:
     """SQ: int16 indices of r float32, array or tensor, any shape; the caller has checked the range."""
     if isinstance(r, torch.Tensor):
         return torch.round(r / _divisor(step, r.device)).to(torch.int16)

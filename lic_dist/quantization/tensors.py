@@ -101,7 +101,7 @@ def _search_block(
 ) -> tuple[Tensor, Tensor]:
     lanes, steps = r.shape
     position, row = (r.abs() * inverse_step).T.contiguous(), level.T.contiguous().long()
-    previous, number = torch.tensor(trellis.entering(), device=r.device).flatten(0, 1).T
+    previous, number = torch.tensor(trellis.entering_branches(), device=r.device).flatten(0, 1).T
     bit = torch.arange(trellis.states, dtype=torch.int32, device=r.device)[:, None]
     metric = torch.full((trellis.states, lanes), UNREACHED, dtype=torch.int32, device=r.device)
     metric[0] = 0

@@ -86,7 +86,7 @@ class Trellis:
         """
         return ((0, 2), (3, 1))[self.quantizer[state]][parity]
 
-    def entering(self) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
+    def entering_branches(self) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
         """For each state its two entering branches as (previous state, class), the lower state first."""
         return tuple(
             ((lower, self.branch_class(lower, even)), (upper, self.branch_class(upper, odd)))

@@ -129,7 +129,7 @@ def _search_block(
     decisions = torch.empty((pairs if trellis.states <= 4 else steps, lanes), dtype=kind, device=r.device)
     zeros = torch.empty((pairs, lanes), dtype=torch.uint8, device=r.device)
     magnitude = torch.empty((steps, lanes), dtype=torch.int16, device=r.device)
-    packed = [state << 2 | number for pair in trellis.entering() for state, number in pair]
+    packed = [state << 2 | number for pair in trellis.entering_branches() for state, number in pair]
     branches = torch.tensor(packed, dtype=torch.int32, device=r.device)
     kernel(trellis)[(triton.cdiv(lanes, THREADS),)](
         position,
@@ -170,7 +170,7 @@ def kernel(trellis: Trellis) -> Any:
             f"b{number} = distortion(p - m.to(tl.float32), w) + rate",
         ]
     select = ["chosen = tl.zeros([THREADS], tl.int32)"]
-    for s, ((lower, lower_class), (upper, upper_class)) in enumerate(trellis.entering()):
+    for s, ((lower, lower_class), (upper, upper_class)) in enumerate(trellis.entering_branches()):
         select += [
             f"x = m_{lower} + b{lower_class}",
             f"y = m_{upper} + b{upper_class}",

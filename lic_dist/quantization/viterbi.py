@@ -32,9 +32,9 @@ from lic_dist.quantization.candidates import (
     PANEL,
     TILE,
     branch_costs,
+    candidate_level,
     look_up,
     look_up_escapes,
-    member,
     smallest_level,
     tile_candidates,
 )
@@ -73,7 +73,7 @@ def search_lanes(
     lanes, steps = r.shape
     width = block_width(lanes)
     decisions, zeros = decision_memory(width, steps, trellis.states)
-    search = compiled(trellis)
+    search = compile_search(trellis)
     tables = (quads, zero_pairs, reach, flag, _branches(trellis))
     peak = search(r, level, weight, inverse_step, *tables, decisions, zeros, k, cost)
     return float(np.array(peak, np.int32).view(np.float32))
@@ -94,7 +94,7 @@ def decision_memory(width: int, steps: int, states: int) -> tuple[NDArray[Any], 
 
 
 @lru_cache(maxsize=64)
-def compiled(trellis: Trellis) -> Callable[..., np.int32]:
+def compile_search(trellis: Trellis) -> Callable[..., np.int32]:
     """The search of a machine, compiled at its first call and kept in numba's cache on disk."""
     two, one = _select(trellis, 2), _select(trellis, 1)
     trace = _trace_packed if trellis.states <= _PACKED else _trace
@@ -122,7 +122,7 @@ def _branches(trellis: Trellis) -> NDArray[Any]:
     Int32 [2 states]: at 2 s + bit the previous state << 2 | class. Of up to eight states uint32 [4]: the previous
     states by the first and the second branch, then the classes, four bits for each s.
     """
-    table = np.array([state << 2 | number for pair in trellis.entering() for state, number in pair], np.int32)
+    table = np.array([state << 2 | number for pair in trellis.entering_branches() for state, number in pair], np.int32)
     if trellis.states <= _PACKED:
         fields = (table[0::2] >> 2, table[1::2] >> 2, table[0::2] & 3, table[1::2] & 3)
         table = np.array([sum(int(one) << 4 * s for s, one in enumerate(field)) for field in fields], np.uint32)
@@ -140,7 +140,7 @@ def _select(trellis: Trellis, steps: int) -> Any:
     lines += [f"        m{state} = metric[lane + {state * BLOCK}]" for state in range(states)]
     for step in range(steps):
         lines += [f"        b{number} = branch[lane + {(4 * step + number) * BLOCK}]" for number in range(4)]
-        for state, ((lower, lower_class), (upper, upper_class)) in enumerate(trellis.entering()):
+        for state, ((lower, lower_class), (upper, upper_class)) in enumerate(trellis.entering_branches()):
             lines += [
                 f"        x = _I(m{lower} + b{lower_class})",
                 f"        y = _I(m{upper} + b{upper_class})",
@@ -161,7 +161,7 @@ def _select(trellis: Trellis, steps: int) -> Any:
     return _njit(namespace["select"], f"select{steps}_{_identity(trellis)}")
 
 
-STATES = 0  # `compiled` puts a machine's own in the place of these four
+STATES = 0  # `compile_search` puts a machine's own in the place of these four
 select_two: Any = None
 select_one: Any = None
 trace: Any = None
@@ -342,7 +342,7 @@ def _indices(
         row_r, row_k, classes = r[lane, start:end], k[lane, start:end], by_lane[lane]
         for offset in range(end - start):
             number = _I(_I(classes[offset]) & _I(3))
-            m = member(smallest_level(abs(row_r[offset]) * inverse_step), number)
+            m = candidate_level(smallest_level(abs(row_r[offset]) * inverse_step), number)
             magnitude = _I(0) if classes[offset] > number else _I(_I(m + _I(1)) >> _I(1))
             row_k[offset] = -magnitude if row_r[offset] < 0 else magnitude
 

@@ -29,12 +29,12 @@ from lic_dist.training.distributed import Ranks, joined
 from lic_dist.training.loop import PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
-from lic_dist.training.states import finished
+from lic_dist.training.states import is_finished
 
 HELD_OUT_MOST, HELD_OUT_CROP = 48, 256  # held-out crops that L is measured on, and their size where photos allow
 
 
-class Relaxed(nn.Module):
+class RelaxedModel(nn.Module):
     """A model's forward with the relaxation of rounding that training uses; rounding itself in evaluation.
 
     noise: uniform noise for rate and decoder (Balle et al. 2017). mixed: noise for the rate, straight-through
@@ -57,17 +57,17 @@ class Relaxed(nn.Module):
         rounding = self.training and self.relaxation == "mixed"
         if rounding:
             medians = model.entropy_bottleneck._get_medians().detach().reshape(1, -1, 1, 1)
-            z_hat = _round(z - medians) + medians
+            z_hat = _round_straight_through(z - medians) + medians
         stage = gaussians(model.h_s(z_hat), y.shape[1])
         y_hat, y_likelihoods = model.gaussian_conditional(y, stage.scales, means=stage.means)
         if rounding:
-            y_hat = _round(y - stage.means) + stage.means
+            y_hat = _round_straight_through(y - stage.means) + stage.means
         with autocast:
             x_hat = model.g_s(y_hat)
         return x_hat.float(), bits_of(y_likelihoods) + bits_of(z_likelihoods)
 
 
-def _round(values: Tensor) -> Tensor:
+def _round_straight_through(values: Tensor) -> Tensor:
     return values + (torch.round(values) - values).detach()
 
 
@@ -83,7 +83,7 @@ def train(config: Train, photos: Images) -> Path:
 
 
 def _train(config: Train, section: Images, ranks: Ranks) -> Path:
-    start = _start(config)
+    start = _initial_checkpoint(config)
     model: Any = start.model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     manifest = scan(section.path)
     require_held_out(manifest, section.held_out)
@@ -102,11 +102,11 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         "held_out": section.held_out,
     }
     final = config.out / f"checkpoint{checkpoint.SUFFIX}"
-    if finished(final, identity, ranks):
+    if is_finished(final, identity, ranks):
         if ranks.first:
             print(f"{final}: done already")
         return final
-    relaxed = Relaxed(model, config.relaxation, config.precision == "bf16").train()
+    relaxed = RelaxedModel(model, config.relaxation, config.precision == "bf16").train()
     distortion = Distortion(config.distortion, config.crop, ranks.device)
     trained = tuple(name for name, _ in model.named_parameters() if name != "entropy_bottleneck.quantiles")
     if config.compile:
@@ -119,7 +119,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         return config.lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
 
     def figures() -> HeldOut | None:
-        return measured(model, judged, config, ranks) if len(judged) else None
+        return evaluate_held_out(model, judged, config, ranks) if len(judged) else None
 
     phases = [PhasePlan(trained, config.steps, config.lr)]
     loop = TrainingLoop(f"training {config.architecture}", config, phases, relaxed, model, identity, ranks)
@@ -128,9 +128,9 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     for step in loop:
         numbers = range(step * config.batch, (step + 1) * config.batch)[share]
         parts = next(batches).tensor_split(config.accumulate)
-        loop.take(parts, loss, lambda: f"crops of {', '.join(map(crops.source, numbers))}")  # noqa: B023
-        if loop.due:
-            loop.judge(figures)
+        loop.train_step(parts, loss, lambda: f"crops of {', '.join(map(crops.source, numbers))}")  # noqa: B023
+        if loop.evaluation_due:
+            loop.evaluate(figures)
 
     auxiliary = train_quantiles(model, config.quantile_steps, with_medians=config.relaxation == "noise")
     if ranks.first:
@@ -148,10 +148,10 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     return final
 
 
-def measured(model: nn.Module, pixels: Tensor, config: Train, ranks: Ranks) -> HeldOut:
+def evaluate_held_out(model: nn.Module, pixels: Tensor, config: Train, ranks: Ranks) -> HeldOut:
     """Figures of CompressAI's own evaluation forward over uint8 crops [n, 3, s, s]; the model's mode is left as is."""
     was_training = model.training
-    relaxed = Relaxed(model, "noise", config.precision == "bf16").eval()
+    relaxed = RelaxedModel(model, "noise", config.precision == "bf16").eval()
     distortion = Distortion(config.distortion, pixels.shape[-1], ranks.device)
 
     def decode(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,7 +163,7 @@ def measured(model: nn.Module, pixels: Tensor, config: Train, ranks: Ranks) -> H
     return found
 
 
-def _start(config: Train) -> Checkpoint:
+def _initial_checkpoint(config: Train) -> Checkpoint:
     """The model before the first step: fresh, or the checkpoint `train.start`, whose lambda may have been another."""
     spec = ModelSpec(config.architecture, config.N, config.M, config.lmbda)
     if config.start is None:

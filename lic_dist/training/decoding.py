@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.config import Finetune
-from lic_dist.models.stages import Stage, bits_of, dequantize_z, gaussian_likelihoods, gaussians, run_stages
+from lic_dist.models.stages import GaussianStage, bits_of, dequantize_z, gaussian_likelihoods, gaussians, run_stages
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch
 
-MovedBy = Literal["likelihood", "search", "pixels"]
+MeansGradient = Literal["likelihood", "search", "pixels"]
 Form = Literal["quantized", "likelihood", "noise", "straight-through"]
 
 
@@ -59,13 +59,13 @@ class Decoding(nn.Module):
         record: QuantizerRecord,
         form: Form = "quantized",
         bf16: bool = False,
-        moved_by: MovedBy = "pixels",
+        means_gradient: MeansGradient = "pixels",
     ) -> None:
         super().__init__()
-        self.model, self.bf16, self.pixels = model, bf16, moved_by == "pixels"
+        self.model, self.bf16, self.pixels = model, bf16, means_gradient == "pixels"
         self.rate, self.unit_sq = IndexRate(record), unit_sq(record)
-        price = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
-        weights = torch.from_numpy(record.weights * np.float32(price))
+        error_weight = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
+        weights = torch.from_numpy(record.weights * np.float32(error_weight))
         self.register_buffer("weights", weights.reshape(1, -1, 1, 1), persistent=False)
         self.weights: Tensor
         self.parent: Any = copy.deepcopy(model.h_s).requires_grad_(False) if form == "likelihood" else None
@@ -75,7 +75,7 @@ class Decoding(nn.Module):
             "noise": self._noise,
             "straight-through": self._straight_through,
         }
-        self.serve = forms[form]
+        self.make_y_hat = forms[form]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """-> (x_hat float32 [b, 3, s, s], bits of y and z in the batch, float32)."""
@@ -84,18 +84,18 @@ class Decoding(nn.Module):
         _, z_likelihoods = model.entropy_bottleneck(z_hat, training=False)
         bits = bits_of(z_likelihoods)
 
-        def serve(stage: Stage) -> Tensor:
+        def make_y_hat(stage: GaussianStage) -> Tensor:
             nonlocal bits
-            y_hat, bits_of_y = self.serve(batch, stage, z_hat)
+            y_hat, bits_of_y = self.make_y_hat(batch, stage, z_hat)
             bits = bits + bits_of_y
             return y_hat
 
-        y_hat = run_stages(model, z_hat, serve)
+        y_hat = run_stages(model, z_hat, make_y_hat)
         with torch.autocast(y_hat.device.type, torch.bfloat16, enabled=self.bf16):
             x_hat = model.g_s(y_hat)
         return x_hat.to(y_hat.dtype), bits
 
-    def _quantized(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantized(self, batch: Batch, stage: GaussianStage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         model: Any = self.model
         scales = model.gaussian_conditional.lower_bound_scale(stage.scales)  # lets sigma grow out of the bound
         y_hat, bits = stage.means + batch.level, self.rate(scales, batch.k, batch.quantizer).sum()
@@ -104,20 +104,20 @@ class Decoding(nn.Module):
         cost = (self.weights * (batch.y - y_hat).square()).sum()
         return y_hat.detach(), bits + cost - cost.detach()
 
-    def _likelihood(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def _likelihood(self, batch: Batch, stage: GaussianStage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             means = gaussians(self.parent(z_hat), batch.k.shape[1]).means
         fixed = means + batch.level
         coded = fixed if self.unit_sq else batch.y.to(fixed.dtype) + batch.noise
         return stage.means + batch.level if self.pixels else fixed, self._gaussian_bits(coded, stage)
 
-    def _noise(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def _noise(self, batch: Batch, stage: GaussianStage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         y_hat = batch.y.to(stage.means.dtype) + batch.noise
         return y_hat, self._gaussian_bits(y_hat, stage)
 
-    def _straight_through(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def _straight_through(self, batch: Batch, stage: GaussianStage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         y, means = batch.y.to(stage.means.dtype), stage.means.detach()
         return torch.round(y - means) + means, self._gaussian_bits(y + batch.noise, stage)
 
-    def _gaussian_bits(self, y_hat: Tensor, stage: Stage) -> Tensor:
+    def _gaussian_bits(self, y_hat: Tensor, stage: GaussianStage) -> Tensor:
         return bits_of(gaussian_likelihoods(self.model, y_hat, stage))

@@ -19,10 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lic_dist.errors import LicError, LostRank, UsageError
 
-PATIENCE = timedelta(minutes=10)  # a rank that is silent for longer within a step is taken for dead
+SILENCE_TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer within a step is taken for dead
 _KNOWN = inspect.signature(DistributedDataParallel).parameters  # the one name is deprecated, the other newer than 2.6
 _BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers": False}  # none changes
-ALONE = timedelta(days=7)  # what the first rank does alone, a search over the whole cache say, may take long
+LONE_RANK_TIMEOUT = timedelta(
+    days=7
+)  # what the first rank does alone, a search over the whole cache say, may take long
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Ranks:
             dist.all_reduce(value)
         return float(value) / self.world
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """Every rank's value, by rank; small plain data."""
         if self.world == 1:
             return [value]
@@ -107,15 +109,15 @@ def joined() -> Iterator[Ranks]:
         torch.set_num_threads(1)
     try:
         if not joined:
-            store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-            store = _fresh(store, rank, world)
+            store, _, _ = next(dist.rendezvous("env://", timeout=SILENCE_TIMEOUT))
+            store = _fresh_store(store, rank, world)
             backend = "nccl" if on_gpu else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
-        yield Ranks(rank, world, device, dist.new_group(backend="gloo", timeout=ALONE))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=SILENCE_TIMEOUT)
+        yield Ranks(rank, world, device, dist.new_group(backend="gloo", timeout=LONE_RANK_TIMEOUT))
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
             raise LostRank(
-                f"rank {rank} of {world} lost another: it died, or was silent for {PATIENCE}",
+                f"rank {rank} of {world} lost another: it died, or was silent for {SILENCE_TIMEOUT}",
                 hint="its own message says why; started again, the job goes on from its last state",
             ) from error
         raise
@@ -123,13 +125,13 @@ def joined() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
+def _fresh_store(store: dist.Store, rank: int, world: int) -> dist.Store:
     """A part of the launcher's store that no earlier start of these ranks has written in.
 
     When torchrun starts ranks again, they find the addresses that the dead ones left in its store, and hang or fail
     (pytorch issue 167288). So each rank asks by a name that is new, and is told the name of this start by the first.
     """
-    mine, deadline = uuid.uuid4().hex, time.monotonic() + PATIENCE.total_seconds()
+    mine, deadline = uuid.uuid4().hex, time.monotonic() + SILENCE_TIMEOUT.total_seconds()
     if rank > 0:
         store.set(f"asks/{rank}", mine)
         start = store.get(f"start/{mine}").decode()  # waits for it
@@ -143,5 +145,7 @@ def _fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
         time.sleep(0.02)
         missing = [other for other in missing if not store.check([f"joined/{mine}/{other}"])]
         if time.monotonic() > deadline:
-            raise LicError(f"ranks {missing} have not joined within {PATIENCE}", hint="do all nodes reach the first?")
+            raise LicError(
+                f"ranks {missing} have not joined within {SILENCE_TIMEOUT}", hint="do all nodes reach the first?"
+            )
     return dist.PrefixStore(mine, store)

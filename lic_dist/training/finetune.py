@@ -38,28 +38,28 @@ def finetune(experiment: config.Experiment) -> Path:
     config.need(experiment.quantizer, "quantizer")
     with joined() as ranks:
         if section.rounds == 1:
-            return _round(experiment, 1, section.out, ranks)
+            return _run_round(experiment, 1, section.out, ranks)
         if not open_cache(experiment).header.store_y:
             raise UsageError("rounds need y, which this cache does not keep", hint="build it with cache.store_y: true")
         paths: list[Path] = []
         for number in range(1, section.rounds + 1):
             if paths:
-                experiment = _after(experiment, paths[-1])
-            paths.append(_round(experiment, number, section.out / f"round-{number}", ranks))
+                experiment = _with_model(experiment, paths[-1])
+            paths.append(_run_round(experiment, number, section.out / f"round-{number}", ranks))
         best = section.out / f"checkpoint{checkpoints.SUFFIX}"
         if ranks.first:
-            _keep(paths, best)
+            _write_best_round(paths, best)
         ranks.wait()
         return best
 
 
-def _after(experiment: config.Experiment, path: Path) -> config.Experiment:
+def _with_model(experiment: config.Experiment, path: Path) -> config.Experiment:
     """The experiment with the model that a round made."""
     model = config.Model(checkpoint=str(path))
     return experiment.model_copy(update={"model": model})
 
 
-def _round(experiment: config.Experiment, number: int, out: Path, ranks: Ranks) -> Path:
+def _run_round(experiment: config.Experiment, number: int, out: Path, ranks: Ranks) -> Path:
     section, quantizer = config.need(experiment.finetune, "finetune"), config.need(experiment.quantizer, "quantizer")
     parent, group = load_parent(experiment), quantizer.group
     if number > 1:
@@ -73,7 +73,7 @@ def _round(experiment: config.Experiment, number: int, out: Path, ranks: Ranks) 
     return retrain(Source(parent, open_cache(experiment), group, quantizer), section, out, ranks)
 
 
-def _keep(paths: list[Path], best: Path) -> None:
+def _write_best_round(paths: list[Path], best: Path) -> None:
     """Write rounds.json and the checkpoint of the round of least L, at its own calibrated quantizer."""
     rows: list[dict[str, Any]] = []
     for number, path in enumerate(paths, start=1):

@@ -25,7 +25,7 @@ class Log:
                 temporary = self.path.with_suffix(".part")
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
                 temporary.replace(self.path)
-        self.board = _board(folder / "tensorboard", resumed_at) if tensorboard else None
+        self.board = _tensorboard_writer(folder / "tensorboard", resumed_at) if tensorboard else None
 
     def write(self, step: int, **figures: Any) -> None:
         """Append one row."""
@@ -58,7 +58,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
-def _board(folder: Path, resumed_at: int) -> Any:
+def _tensorboard_writer(folder: Path, resumed_at: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:

@@ -34,7 +34,7 @@ from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import Log
 from lic_dist.training.loss import HeldOut
 from lic_dist.training.schedule import Patience, learning_rate
-from lic_dist.training.states import States
+from lic_dist.training.states import ResumeStates
 
 P = TypeVar("P")
 
@@ -49,7 +49,7 @@ class PhasePlan:
 
 
 @dataclass
-class Best:
+class BestWeights:
     """The weights of least held-out L, and the step after which they were met; figures None without held-out part."""
 
     figures: HeldOut | None
@@ -99,27 +99,27 @@ class TrainingLoop:
                 f"a rank's {share.stop - share.start} samples do not divide into {section.accumulate} parts",
                 hint="accumulate",
             )
-        self.states = States(section.out / "states", identity, section.keep)
-        self.best = Best(None, 0, copy.deepcopy(model.state_dict()))
+        self.states = ResumeStates(section.out / "states", identity, section.keep)
+        self.best = BestWeights(None, 0, copy.deepcopy(model.state_dict()))
         self.phase = self.taken = self.done = 0  # the present phase, steps taken in it, and in all
         with contextlib.ExitStack() as stack:  # until the loop is over, or fails to begin
             if ranks.first:
-                stack.enter_context(self.states.held())
-            state = self._found()
+                stack.enter_context(self.states.lock())
+            state = self._load_state()
             self.open = stack.pop_all()
         if state is not None:
             self.phase, self.taken, self.done = state["phase"], state["taken"], state["done"]
             figures, step = state["best"]["figures"], state["best"]["step"]
-            self.best = Best(HeldOut(**figures) if figures else None, step, state["best"]["weights"])
+            self.best = BestWeights(HeldOut(**figures) if figures else None, step, state["best"]["weights"])
             model.load_state_dict(state["model"])
-        self._begin(state)
+        self._begin_phase(state)
         self.first = self.done
         self.log = Log(section.out, self.first, section.tensorboard) if ranks.first else None
         if self.log is not None:
             self.open.callback(self.log.close)
 
     @property
-    def due(self) -> bool:
+    def evaluation_due(self) -> bool:
         """Whether the step just taken is one to judge after."""
         return self.taken % self.section.evaluate_every == 0 or self.taken == self.phases[self.phase].steps
 
@@ -129,8 +129,8 @@ class TrainingLoop:
         with self.open, Progress(self.title, total, "step", done=self.done) as self.bar:
             while True:
                 phase = self.phases[self.phase]
-                while self.taken < phase.steps and not self.watch.over(self.section):
-                    self.rate = learning_rate(self.section, self.taken, phase.steps, phase.lr, self.watch.halvings)
+                while self.taken < phase.steps and not self.patience.over(self.section):
+                    self.rate = learning_rate(self.section, self.taken, phase.steps, phase.lr, self.patience.halvings)
                     for group in self.optimizer.param_groups:
                         group["lr"] = self.rate
                     seed_step(self.section.seed, self.done, self.ranks.rank)
@@ -139,13 +139,15 @@ class TrainingLoop:
                     break
                 self.model.load_state_dict(self.best.weights)
                 self.phase, self.taken = self.phase + 1, 0
-                self._begin(None)
+                self._begin_phase(None)
         self.model.load_state_dict(self.best.weights)
 
-    def take(self, parts: Sequence[P], loss: Callable[[nn.Module, P], Tensor], naming: Callable[[], str]) -> None:
+    def train_step(
+        self, parts: Sequence[P], loss: Callable[[nn.Module, P], Tensor], batch_name: Callable[[], str]
+    ) -> None:
         """One step on this rank's share of a global batch, in `accumulate` parts of equal size.
 
-        `loss` is the mean over a part's samples, `naming` says what the batch is.
+        `loss` is the mean over a part's samples, `batch_name` says what the batch is.
 
         Raises:
             LicError: a loss or gradient that is not finite, on any rank; the weights are as before the step.
@@ -161,12 +163,12 @@ class TrainingLoop:
         mean = self.ranks.mean(total)
         norm, finite = take_step(mean, self.trained, self.optimizer, self.section.clip)
         if not finite:
-            self._stop(float(total), norm, naming())
+            self._stop_not_finite(float(total), norm, batch_name())
         self.average.update()
         self.taken, self.done, self.loss = self.taken + 1, self.done + 1, mean
         self.bar.advance(1, loss=mean)
 
-    def judge(self, measure: Callable[[], HeldOut | None]) -> None:
+    def evaluate(self, measure: Callable[[], HeldOut | None]) -> None:
         """Measure, keep the weights if they are the best; the first rank writes the log's row and the state.
 
         Raises:
@@ -179,8 +181,8 @@ class TrainingLoop:
                 self._fail(f"step {self.done}: held-out L is {figures and figures.L}, the weights' norm {norms:.4g}")
             better = figures is None or self.best.figures is None or figures.L < self.best.figures.L
             if better:
-                self.best = Best(figures, self.done, copy.deepcopy(self.model.state_dict()))
-        self.watch.note(better, self.section)
+                self.best = BestWeights(figures, self.done, copy.deepcopy(self.model.state_dict()))
+        self.patience.note(better, self.section)
         if figures:
             self.bar.advance(0, L=figures.L, bpp=figures.bpp, psnr=figures.psnr)
         if self.log is not None:
@@ -188,23 +190,23 @@ class TrainingLoop:
             self.log.write(self.done, lr=self.rate, loss=self.loss, **_row(figures), steps_per_second=rate)
             self.states.write(self.done, self._state())
 
-    def note_start(self, figures: HeldOut) -> None:
+    def record_start(self, figures: HeldOut) -> None:
         """Take what was measured before the first step as the best so far, and log it."""
         if self.first == 0:
-            self.best = Best(figures, 0, self.best.weights)
+            self.best = BestWeights(figures, 0, self.best.weights)
             if self.log is not None:
                 self.log.write(0, **_row(figures))
 
-    def _begin(self, state: dict[str, Any] | None) -> None:
+    def _begin_phase(self, state: dict[str, Any] | None) -> None:
         phase = self.phases[self.phase]
         self.trained = freeze_all_but(self.model, phase.parameters)
         self.optimizer = torch.optim.Adam(self.trained, lr=phase.lr)
         self.average = WeightAverage(self.trained, self.section.ema)
-        self.watch = Patience()
+        self.patience = Patience()
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             self.average.load_state_dict(state["average"])
-            self.watch = Patience(**state["watch"])
+            self.patience = Patience(**state["watch"])
         self.wrapped = self.ranks.wrap(self.module)
 
     def _state(self) -> dict[str, Any]:
@@ -216,19 +218,19 @@ class TrainingLoop:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict(),
-            "watch": asdict(self.watch),
+            "watch": asdict(self.patience),
             "best": {"figures": figures, "step": self.best.step, "weights": self.best.weights},
         }
 
-    def _found(self) -> dict[str, Any] | None:
+    def _load_state(self) -> dict[str, Any] | None:
         """The state that the first rank finds, on every rank."""
         state = self.states.latest() if self.ranks.first else None
-        step = self.ranks.gathered(state["done"] if state else None)[0]
-        return self.states.of(step) if step is not None and not self.ranks.first else state
+        step = self.ranks.gather(state["done"] if state else None)[0]
+        return self.states.wait_for(step) if step is not None and not self.ranks.first else state
 
-    def _stop(self, loss: float, norm: float, batch: str) -> None:
+    def _stop_not_finite(self, loss: float, norm: float, batch: str) -> None:
         """End on a loss or gradient that is not finite: what each rank to blame had before it is named."""
-        told = self.ranks.gathered((loss, batch))
+        told = self.ranks.gather((loss, batch))
         blamed = [one for one in told if not math.isfinite(one[0])] or told
         named = "; ".join(f"loss {value:.4g} of {batch}" for value, batch in blamed)
         self._fail(f"step {self.done + 1}: {named}; gradient norm {norm:.4g}: stopped before the step")

@@ -48,7 +48,7 @@ def held_out_figures(
         x_hat = x_hat.clamp(0, 1)
         squared = float((x_hat - x).double().square().sum())
         mine.append((len(x) * float(distortion(x_hat, x)), squared, float(bits), len(x), x.numel()))
-    gathered = ranks.gathered(mine)
+    gathered = ranks.gather(mine)
     rows = [gathered[number % ranks.world][number // ranks.world] for number in range(len(parts))]
     error, squared, bits, pictures, values = (sum(column) for column in zip(*rows, strict=True))
     bpp = bits / (values / 3)

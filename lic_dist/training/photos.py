@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from lic_dist.data import images
 from lic_dist.data.photo import Photo
 from lic_dist.errors import LicError
-from lic_dist.training.shared_memory import lacking
+from lic_dist.training.shared_memory import shortage
 
 IN_MEMORY = 4 << 30  # bytes of decoded photos that are kept in memory; above it each crop decodes its photo
 
@@ -61,7 +61,7 @@ class RandomCrops(Dataset[Tensor]):
         return torch.from_numpy(np.ascontiguousarray(window.transpose(2, 0, 1)))
 
 
-class _Batches:
+class _BatchSampler:
     """The sample numbers of this rank's part of each global batch, from a step on."""
 
     def __init__(self, first: int, steps: int, batch: int, share: slice) -> None:
@@ -81,8 +81,8 @@ def batches(crops: RandomCrops, first: int, steps: int, batch: int, share: slice
     Where there is too little shared memory for them, this process decodes.
     """
     share_bytes = 3 * crops.crop**2 * len(range(batch)[share])
-    workers = 0 if crops.decoded or lacking(share_bytes, PROCESSES) else PROCESSES
-    sampler = _Batches(first, steps, batch, share)
+    workers = 0 if crops.decoded or shortage(share_bytes, PROCESSES) else PROCESSES
+    sampler = _BatchSampler(first, steps, batch, share)
     return DataLoader(
         crops,
         batch_sampler=sampler,

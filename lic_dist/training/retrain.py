@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lic_dist import config
 from lic_dist.building.calibrate import calibrate, is_fixed, z_bits
 from lic_dist.building.job import check_cache
-from lic_dist.building.latents import Latents, view
+from lic_dist.building.latents import Latents, quantizer_input
 from lic_dist.building.pilot import calibration_samples, check_record
 from lic_dist.cache.folder import Folder
 from lic_dist.cache.reader import LatentCache
@@ -40,11 +40,11 @@ from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.decoding import Decoding, form_of
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
-from lic_dist.training.loop import Best, PhasePlan, TrainingLoop
+from lic_dist.training.loop import BestWeights, PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
-from lic_dist.training.samples import Batch, Samples, training_samples, walked
-from lic_dist.training.states import finished
+from lic_dist.training.samples import Batch, Samples, make_batch, training_data
+from lic_dist.training.states import is_finished
 
 HELD_OUT_MOST, HELD_OUT_BATCH = 64, 8  # L is measured on the first held-out samples, in batches of this size
 QUANTILE_STEPS = 2000
@@ -79,7 +79,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     ranks.share(section.batch)  # refuses what does not divide, before anything is read
     parent, cache, record = source.parent, source.cache, source.record
     check_cache(cache, parent, source.group)
-    check_record(record, source.section, parent, f"{cache.place}/quantized/{source.group}")
+    check_record(record, source.section, parent, f"{cache.storage}/quantized/{source.group}")
     phases = [PhasePlan(trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.each_phase]
     names = {name for phase in phases for name in phase.parameters}
     hyper = any(not name.startswith(PARTS["decoder"]) for name in names)
@@ -89,7 +89,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         raise UsageError(f"{what} needs y, which this cache does not keep", hint="build it with cache.store_y: true")
 
     quantizer = Quantizer(record)
-    training = training_samples(cache, source.group, quantizer, control or hyper, section)
+    training = training_data(cache, source.group, quantizer, control or hyper, section)
     identity = {
         **section.model_dump(mode="json", exclude=NOT_IDENTITY),
         **training.identity,
@@ -100,24 +100,24 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     }
     path = out / f"checkpoint{checkpoints.SUFFIX}"
     calibrated = {"quantizer": source.section.model_dump(mode="json")}  # after the training, whose states do not mind
-    if finished(path, identity | calibrated, ranks):
+    if is_finished(path, identity | calibrated, ranks):
         if ranks.first:
             print(f"{path}: done already")
         return path
     model: Any = copy.deepcopy(parent.model).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    bf16, moved_by = section.precision == "bf16", section.means if hyper else "pixels"
-    decoding = Decoding(model, record, form_of(section, record, hyper), bf16, moved_by).to(ranks.device)
+    bf16, means_gradient = section.precision == "bf16", section.means if hyper else "pixels"
+    decoding = Decoding(model, record, form_of(section, record, hyper), bf16, means_gradient).to(ranks.device)
     judged = Decoding(model, record, bf16=bf16).to(ranks.device)
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
     held_out = Samples(cache, source.group, quantizer, cache.indices(held_out=True)[:HELD_OUT_MOST], with_y=hyper)
-    parts = _parts(len(held_out))
+    parts = _held_out_batches(len(held_out))
     if section.compile:
         model.g_s.compile()
 
     def decode(numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
         batch = held_out.batch(numbers)
         if hyper:
-            batch = _searched(batch, model, quantizer)
+            batch = _requantized(batch, model, quantizer)
         batch = batch.to(ranks.device)
         return to_input(batch.pixels, ranks.device), *judged(batch)
 
@@ -133,43 +133,45 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     before = figures()
     title = f"finetuning on {section.latents} latents"
     loop = TrainingLoop(title, section.model_copy(update={"out": out}), phases, decoding, model, identity, ranks)
-    loop.note_start(before)
+    loop.record_start(before)
     with closing(training.batches(loop.first, ranks)) as batches:
         for _ in loop:
             batch = next(batches).to(ranks.device)
-            loop.take(batch.split(section.accumulate), loss, lambda: f"samples {batch.sample.tolist()}")  # noqa: B023
-            if loop.due:
-                loop.judge(figures)
+            loop.train_step(batch.split(section.accumulate), loss, lambda: f"samples {batch.sample.tolist()}")  # noqa: B023
+            if loop.evaluation_due:
+                loop.evaluate(figures)
     if ranks.first:
         made = Checkpoint(copy.deepcopy(parent.model), parent.spec)  # on the CPU, laid out and compiled as parents are
         made.model.load_state_dict(loop.best.weights)
         if any(name.startswith(PARTS["prior"]) for name in names):
             train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
-        keeps = not hyper and is_fixed(source.section)  # of a fixed quantizer a decoder alone changes no bit
-        _finish(source, made, identity | calibrated, before, loop.best, section.distortion, path, keeps)
+        keep_quantizer = not hyper and is_fixed(source.section)  # of a fixed quantizer a decoder alone changes no bit
+        _calibrate_and_save(
+            source, made, identity | calibrated, before, loop.best, section.distortion, path, keep_quantizer
+        )
     ranks.wait()
     return path
 
 
-def _searched(batch: Batch, model: nn.Module, quantizer: Quantizer) -> Batch:
+def _requantized(batch: Batch, model: nn.Module, quantizer: Quantizer) -> Batch:
     """The batch with the indices that a quantizer chooses under a model's present means and scales."""
-    seen = view(model, batch.y.numpy(), batch.z.numpy(), HELD_OUT_BATCH)
-    k = quantizer.quantize(seen.residual, seen.level).reshape(batch.k.shape)
+    inputs = quantizer_input(model, batch.y.numpy(), batch.z.numpy(), HELD_OUT_BATCH)
+    k = quantizer.quantize(inputs.residual, inputs.level).reshape(batch.k.shape)
     rows = {"sample": batch.sample, "pixels": batch.pixels, "z": batch.z, "k": torch.from_numpy(k), "y": batch.y}
-    return walked(quantizer, ("pixels", "z", "k", "y"), {name: rows[name].numpy() for name in rows}, (0, 0))
+    return make_batch(quantizer, ("pixels", "z", "k", "y"), {name: rows[name].numpy() for name in rows}, (0, 0))
 
 
-def _finish(
+def _calibrate_and_save(
     source: Source,
     made: Checkpoint,
     identity: dict[str, Any],
     before: HeldOut,
-    best: Best,
+    best: BestWeights,
     weights: Any,
     path: Path,
-    keeps: bool,
+    keep_quantizer: bool,
 ) -> None:
-    """Calibrate the quantizer for the new weights or `keeps` it, compare with the parent, write the checkpoint."""
+    """Calibrate the quantizer for the new weights (unless `keep_quantizer`), compare with the parent, and save."""
     checkpoints.update_tables(made.model)
     cached = source.record
     outcome: dict[str, Any] = {"held_out_before": asdict(before), "held_out_best": asdict(best.figures or before)}
@@ -180,47 +182,47 @@ def _finish(
     if source.cache.header.store_y:
         pilot, held_out = calibration_samples(source.cache, source.section)
         batch = source.cache.header.batch
-        if not keeps:
-            record = calibrate(made, source.section, pilot, held_out, batch, known=cached, kept=kept)
+        if not keep_quantizer:
+            record = calibrate(made, source.section, pilot, held_out, batch, warm_start=cached, trials_file=kept)
         pairs = {"before": (source.parent, cached), "after, the cache's quantizer": (made, cached)}
         if not fits(cached, made.model):
             del pairs["after, the cache's quantizer"]
-        if not keeps:
+        if not keep_quantizer:
             pairs["after, calibrated anew"] = made, record
         distortion = Distortion(weights, source.cache.array("pixels").shape[-1], torch.device("cpu"))
-        rows = [(name, _measured(*pair, held_out, batch, distortion)) for name, pair in pairs.items()]
+        rows = [(name, _evaluate_calibrated(*pair, held_out, batch, distortion)) for name, pair in pairs.items()]
         outcome |= {"calibrated_before": asdict(rows[0][1]), "calibrated_after": asdict(rows[-1][1])}
     made.quantizers[source.section.group] = record.to_json()
     made.history = [*source.parent.history, {"what": "finetuning", **identity, **outcome, "best_step": best.step}]
     checkpoints.save(made, path)
-    kept.forget()
-    _show(rows, best.step)
+    kept.delete()
+    _print_figures(rows, best.step)
 
 
-def _measured(
+def _evaluate_calibrated(
     checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, batch: int, distortion: Distortion
 ) -> HeldOut:
     """Quantize, count bits by the integer tables, decode: what a model and its quantizer cost on these samples."""
     model: Any = checkpoint.model
-    seen, quantizer = view(model, samples.y, samples.z, batch), Quantizer(record)
-    k = quantizer.quantize(seen.residual, seen.level)
-    y_hat = torch.from_numpy(seen.means + quantizer.dequantize(k).reshape(seen.means.shape))
-    bits = quantizer.bits(k, seen.level).reshape(len(samples), -1).sum(axis=1) + z_bits(record, samples.z)
+    inputs, quantizer = quantizer_input(model, samples.y, samples.z, batch), Quantizer(record)
+    k = quantizer.quantize(inputs.residual, inputs.level)
+    y_hat = torch.from_numpy(inputs.means + quantizer.dequantize(k).reshape(inputs.means.shape))
+    bits = quantizer.bits(k, inputs.level).reshape(len(samples), -1).sum(axis=1) + z_bits(record, samples.z)
 
     def decode(numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         x = to_input(torch.from_numpy(samples.pixels[numbers]), torch.device("cpu"))
         return x, model.g_s(y_hat[numbers]), torch.tensor(bits[numbers].sum())
 
-    parts = _parts(len(samples))
+    parts = _held_out_batches(len(samples))
     return held_out_figures(parts, decode, distortion, checkpoint.spec.lmbda, Ranks(0, 1, torch.device("cpu")))
 
 
-def _parts(count: int) -> list[NDArray[np.int64]]:
+def _held_out_batches(count: int) -> list[NDArray[np.int64]]:
     """The numbers of held-out samples in batches."""
     return np.array_split(np.arange(count), -(-count // HELD_OUT_BATCH))
 
 
-def _show(rows: list[tuple[str, HeldOut]], step: int) -> None:
+def _print_figures(rows: list[tuple[str, HeldOut]], step: int) -> None:
     """The figures of all rows, over the same held-out crops."""
     table = Table(title=f"held-out crops; best weights at step {step}")
     for column in ("", "bpp", "PSNR dB", "L", "change of L"):

@@ -29,7 +29,7 @@ from lic_dist import config
 from lic_dist.cache.order import Order
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.stream import ShardStream
-from lic_dist.cache.torch_data import StreamedBatches, joined
+from lic_dist.cache.torch_data import StreamedBatches, merge_workers
 from lic_dist.errors import LicError
 from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
@@ -69,7 +69,7 @@ class Batch:
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
-class Training(Protocol):
+class TrainingData(Protocol):
     """What a job trains on."""
 
     @property
@@ -80,9 +80,9 @@ class Training(Protocol):
         """This rank's part of each global batch from `first` on, without end; made ahead in a thread. Close it."""
 
 
-def training_samples(
+def training_data(
     cache: LatentCache, group: str, quantizer: Quantizer, with_y: bool, section: config.Finetune
-) -> Training:
+) -> TrainingData:
     """The training part: in RAM where its arrays take up to IN_MEMORY bytes, else (or where asked for) streamed.
 
     Raises:
@@ -92,10 +92,10 @@ def training_samples(
     names, part = array_names(group, with_y), cache.indices(held_out=False)
     sample = sum(np.dtype(array.dtype).itemsize * int(np.prod(array.shape[1:])) for array in map(cache.array, names))
     if section.streams == "auto" and len(part) * sample <= IN_MEMORY:
-        return Shuffled(Samples(cache, group, quantizer, part, with_y), section.seed, section.batch)
+        return ShuffledData(Samples(cache, group, quantizer, part, with_y), section.seed, section.batch)
     streams = None if section.streams == "auto" else section.streams
     order = Order(part, cache.header.shard, section.batch, section.seed, streams)
-    return Streamed(cache, names, quantizer, order, section.workers)
+    return StreamedData(cache, names, quantizer, order, section.workers)
 
 
 def array_names(group: str, with_y: bool) -> tuple[str, ...]:
@@ -143,12 +143,12 @@ class Samples:
     def batch(self, numbers: NDArray[np.int64], key: tuple[int, int] = (0, 0)) -> Batch:
         """The samples of these numbers, counted within the part, with the noise of a key."""
         rows = {name: self.arrays[name][numbers] for name in self.names}
-        return walked(self.quantizer, self.names, {"sample": self.part[numbers], **rows}, key)
+        return make_batch(self.quantizer, self.names, {"sample": self.part[numbers], **rows}, key)
 
 
 @dataclass(frozen=True)
-class Shuffled:
-    """Samples in RAM, permuted as a whole for each epoch: see `Training`."""
+class ShuffledData:
+    """Samples in RAM, permuted as a whole for each epoch: see `TrainingData`."""
 
     samples: Samples
     seed: int
@@ -160,15 +160,15 @@ class Shuffled:
 
     def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
         samples, share = self.samples, ranks.share(self.batch)
-        return made_ahead(
+        return prefetch(
             samples.batch(samples.numbers(self.seed, step, self.batch, share), (self.seed, step))
             for step in itertools.count(first)
         )
 
 
 @dataclass(frozen=True)
-class Streamed:
-    """Samples read by whole shards through shuffle buffers, by cache/stream.py: see `Training`.
+class StreamedData:
+    """Samples read by whole shards through shuffle buffers, by cache/stream.py: see `TrainingData`.
 
     A rank's streams are read by so many `workers`, processes of their own, or by threads where that is 0.
     """
@@ -186,19 +186,19 @@ class Streamed:
     def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
         """UsageError where the streams do not divide among the ranks, or are fewer than the workers."""
         stream = ShardStream(self.cache, self.names, self.order, first, ranks.rank, ranks.world)
-        stream.among(0, max(1, self.workers))  # refuses here what a worker would
+        stream.for_worker(0, max(1, self.workers))  # refuses here what a worker would
         sample = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in map(self.cache.array, self.names))
         shared_memory.require(sample * self.order.batch // ranks.world, self.workers)
         how: Any = {"num_workers": self.workers, "multiprocessing_context": "forkserver" if self.workers else None}
-        loader = joined(DataLoader(StreamedBatches(stream), batch_size=None, **how))
+        loader = merge_workers(DataLoader(StreamedBatches(stream), batch_size=None, **how))
         read = ({name: rows.numpy() for name, rows in batch.items()} for batch in loader)
-        return made_ahead(
-            walked(self.quantizer, self.names, rows, (self.order.seed, step))
+        return prefetch(
+            make_batch(self.quantizer, self.names, rows, (self.order.seed, step))
             for step, rows in enumerate(read, start=first)
         )
 
 
-def walked(
+def make_batch(
     quantizer: Quantizer, names: tuple[str, ...], rows: Mapping[str, NDArray[Any]], key: tuple[int, int]
 ) -> Batch:
     """A batch of the arrays' rows, which are named as by `array_names`, and "sample"; without the GIL.
@@ -217,7 +217,7 @@ def walked(
     return Batch(*map(torch.from_numpy, (rows["sample"], pixels, y, noise, z, k, level, active)))
 
 
-def made_ahead(items: Iterator[T]) -> Generator[T, None, None]:
+def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
     """The items of a generator, made up to AHEAD before they are asked for, in a thread; what it raises is raised here.
 
     Closing it ends the thread and closes the generator.

@@ -11,7 +11,7 @@ SHARED = Path("/dev/shm")
 AHEAD = 2  # batches that each process of a torch DataLoader makes ahead
 
 
-def lacking(batch: int, workers: int) -> tuple[int, int] | None:
+def shortage(batch: int, workers: int) -> tuple[int, int] | None:
     """(free, needed) bytes where `workers` processes with batches of so many bytes ask for more than there is."""
     if not workers or not SHARED.is_dir():
         return None
@@ -21,7 +21,7 @@ def lacking(batch: int, workers: int) -> tuple[int, int] | None:
 
 def require(batch: int, workers: int) -> None:
     """Raises LicError where there is too little: torch's processes would die one by one, and the job hang."""
-    if short := lacking(batch, workers):
+    if short := shortage(batch, workers):
         free, needed = (f"{size / 1e6:.1f} MB" for size in short)
         raise LicError(
             f"{SHARED} has {free} free; {workers} loader processes hand batches through {needed} of it",

@@ -14,23 +14,23 @@ from lic_dist.errors import LicError, SharedError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.training.distributed import Ranks
 
-PATIENCE = 60.0  # seconds
-OF_ALL = "every node needs the same 'out', on a file system that all see"
+VISIBLE_SECONDS = 60.0  # seconds
+SHARED_FOLDER_HINT = "every node needs the same 'out', on a file system that all see"
 
 
-def finished(path: Path, identity: dict[str, Any], ranks: Ranks) -> bool:
+def is_finished(path: Path, identity: dict[str, Any], ranks: Ranks) -> bool:
     """Whether a checkpoint is this very job's result, for every rank.
 
     Raises:
         SharedError: some ranks find it and others do not.
     """
-    found = ranks.gathered(checkpoint.is_made(path, identity))
+    found = ranks.gather(checkpoint.is_result_of(path, identity))
     if any(found) and not all(found):
-        raise SharedError(f"not every rank finds {path}", hint=OF_ALL)
+        raise SharedError(f"not every rank finds {path}", hint=SHARED_FOLDER_HINT)
     return all(found)
 
 
-class States:
+class ResumeStates:
     """The files `<step>.pth` of a folder, of one job: `identity` is all that its weights depend on."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], keep: int) -> None:
@@ -62,21 +62,21 @@ class States:
             raise LicError(f"no state in {self.folder} can be read", hint="remove it to start from the first step")
         return None
 
-    def of(self, step: int) -> dict[str, Any]:
+    def wait_for(self, step: int) -> dict[str, Any]:
         """The state after `step` steps, waited for: on a shared file system what one node wrote others see later.
 
         Raises:
             LicError: it does not come.
         """
-        path, deadline = self._file(step), time.monotonic() + PATIENCE
+        path, deadline = self._file(step), time.monotonic() + VISIBLE_SECONDS
         while not path.is_file():
             if time.monotonic() > deadline:
-                raise LicError(f"a rank does not find {path}", hint=OF_ALL)
+                raise LicError(f"a rank does not find {path}", hint=SHARED_FOLDER_HINT)
             time.sleep(0.2)
         return checkpoint.read(path)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep other jobs from the folder, until this one ends or dies.
 
         Raises:

@@ -14,7 +14,7 @@ from lic_dist.benchmarks import building, data, exhaustive, quantization, readin
 from lic_dist.benchmarks import cache as cache_bench
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models.parts import RECIPES
-from lic_dist.quantization.adaptation import adapted
+from lic_dist.quantization.adaptation import adaptation_rounds
 from lic_dist.quantization.quantize import search
 from lic_dist.quantization.trellis import CODE16, ECM8, VVC4, Trellis
 
@@ -23,7 +23,9 @@ def test_the_gap_of_rounding_at_a_high_rate_is_that_of_theory() -> None:
     """pi e / 6 (1 + Delta^2 / 12): 1.53 dB in the limit. Trellises close part of it, more with more states."""
     sources = data.gaussian(64, 1024)
     steps = np.geomspace(0.2, 0.4, 6)
-    curve = [theory._entropy_point(data.priced("sq", theory.SCALAR, float(step), 1.0), sources) for step in steps]
+    curve = [
+        theory._entropy_point(data.record_at_price("sq", theory.SCALAR, float(step), 1.0), sources) for step in steps
+    ]
     step = np.sqrt(2 * np.pi * np.e) / 2**3.5
     expected = 10 * np.log10(np.pi * np.e / 6 * (1 + step**2 / 12))
     assert theory._gap_at(curve, 3.5) == pytest.approx(expected, abs=0.015)
@@ -31,7 +33,7 @@ def test_the_gap_of_rounding_at_a_high_rate_is_that_of_theory() -> None:
     found = []
     for machine in (VVC4, ECM8, CODE16):
         points = [
-            theory._entropy_point(data.priced("tcq", machine, float(step), 0.5), sources)
+            theory._entropy_point(data.record_at_price("tcq", machine, float(step), 0.5), sources)
             for step in np.geomspace(0.22, 0.34, 5)
         ]
         found.append(theory._gap_at(points, 3.0))
@@ -48,7 +50,7 @@ def test_hull_between_two_points_is_their_mixture() -> None:
 @pytest.mark.parametrize("price", [0.25, 1.0])
 def test_the_candidates_lose_nothing_at_matched_statistics(machine: Trellis, price: float) -> None:
     sources, _ = data.mixture(12, 96)
-    record = data.priced("tcq", machine, 0.56, price)
+    record = data.record_at_price("tcq", machine, 0.56, price)
     weight = record.lane_weights(12)
     k, cost = search(sources.r, sources.level, weight, record.step, record.y_tables, machine)
     for every in (False, True):
@@ -59,14 +61,14 @@ def test_the_candidates_lose_nothing_at_matched_statistics(machine: Trellis, pri
 
 def test_lanes_lose_cost_against_a_long_trellis_and_more_when_they_are_short() -> None:
     mixed, _ = data.mixture(24, 512)
-    figures = theory.lanes(data.Sources(mixed.r, mixed.level, np.full(12, 0.02, np.float32)))
+    figures = theory.lanes(data.LatentSamples(mixed.r, mixed.level, np.full(12, 0.02, np.float32)))
     assert list(figures) == ["512", "256", "64"]
     assert 0 < figures["512"]["cost"] < figures["256"]["cost"] < figures["64"]["cost"] < 0.1
 
 
 def test_cut_keeps_channels_together() -> None:
     values = np.arange(2 * 3 * 8, dtype=np.float32).reshape(6, 8)  # two pictures of three channels
-    cut = data.Sources(values, values.astype(np.uint8), np.ones(3, np.float32)).cut(4)
+    cut = data.LatentSamples(values, values.astype(np.uint8), np.ones(3, np.float32)).cut(4)
     assert cut.r[:, 0].tolist() == [0, 8, 16, 4, 12, 20, 24, 32, 40, 28, 36, 44]
 
 
@@ -79,7 +81,7 @@ def test_every_arm_is_timed_beside_its_baselines() -> None:
     figures = speed.timed(made[4:5] + made[7:9], rounds=1, title="test")
     assert figures["tcq8"]["times_tcq8"] == 1 and all(row["ns"] > 0 for row in figures.values())
     reference = made[8].run()
-    *_, record = adapted(data.priced("tcq", ECM8, 0.56, 0.6), [(sources.r, sources.level)], 2)
+    *_, record = adaptation_rounds(data.record_at_price("tcq", ECM8, 0.56, 0.6), [(sources.r, sources.level)], 2)
     assert reference[0].shape == (32, 128) and record.states == 8
 
 
@@ -102,7 +104,7 @@ def test_unknown_parts_and_small_pictures_are_one_line(photos: Path) -> None:
     with pytest.raises(UsageError, match="no part 'warp'"):
         training.bench(["warp"], None, 1, True)
     with pytest.raises(LicError, match="no picture of 512x384"):
-        data.real(photos)
+        data.real_latents(photos)
 
 
 @pytest.mark.slow
@@ -142,7 +144,7 @@ def test_training_from_a_cache_is_measured_against_memory_and_against_the_loop(
 
 
 def test_a_plan_is_measured_in_a_process_of_its_own() -> None:
-    found = building.million(20_000)
+    found = building.planning(20_000)
     assert found["photos"] == 20_000 and 100 < found["bytes_a_photo"] < 20_000 and found["seconds_a_shard"] < 0.1
     with pytest.raises(UsageError, match="there are build, loader, size, memory, plan"):
         cache_bench.bench(["speed"], None, 64, True)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from lic_dist import config
 from lic_dist.app.cli import app
-from lic_dist.building.base_line import base_line
+from lic_dist.building.base_summary import base_summary
 from lic_dist.building.job import prepare
 from lic_dist.data import images, photo_files
 from lic_dist.evaluation.run import evaluate
@@ -24,7 +24,7 @@ from tests.stores import experiment
 def test_it_is_the_rate_and_psnr_of_rounding_on_held_out_crops(base: Path, photos: Path, tmp_path: Path) -> None:
     job = prepare(experiment(base, photos, tmp_path / "a.zarr"))
     found = re.fullmatch(
-        r"base .*, SQ, (\d+) held-out crops: ([\d.]+) bpp, ([\d.]+) dB", base_line(job).splitlines()[0]
+        r"base .*, SQ, (\d+) held-out crops: ([\d.]+) bpp, ([\d.]+) dB", base_summary(job).splitlines()[0]
     )
     assert found is not None
     model = job.parent.model

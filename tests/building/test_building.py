@@ -15,8 +15,8 @@ from lic_dist.building import build as building
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import calibrate, describe, measure, z_bits
 from lic_dist.building.job import check_cache, prepare
-from lic_dist.building.latents import encode, view
-from lic_dist.building.pilot import adapt, calibration_samples, record_beside
+from lic_dist.building.latents import encode, quantizer_input
+from lic_dist.building.pilot import calibration_samples, prepare_record, record_location
 from lic_dist.building.records import analytic_record, named_record
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec.records import compressai_record, fits
@@ -26,7 +26,7 @@ from lic_dist.data.manifest import scan
 from lic_dist.errors import LicError, ToleranceError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.quantization.adaptation import adapted as adapted_records
+from lic_dist.quantization.adaptation import adaptation_rounds as adapted_records
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from tests.stores import contents, experiment
@@ -51,7 +51,7 @@ def test_the_store_holds_what_the_model_says(store: Path, base: Path, photos: Pa
     assert not overflow.any() and np.array_equal(read["latents/z"], latents.z)
     assert np.array_equal(read["latents/y"], latents.y)
     quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
-    seen = view(loaded.model, latents.y, latents.z, 4)
+    seen = quantizer_input(loaded.model, latents.y, latents.z, 4)
     k = quantizer.quantize(seen.residual, seen.level)
     assert np.array_equal(read["quantized/tcq8/k"].reshape(k.shape), k)
     bits = quantizer.bits(k, seen.level).reshape(24, -1).sum(1) + z_bits(quantizer.record, latents.z)
@@ -129,8 +129,8 @@ def test_a_group_of_other_settings_is_refused_by_field(store: Path, base: Path, 
 def test_build_takes_the_record_that_adapt_left(base: Path, photos: Path, tmp_path: Path) -> None:
     job = prepare(experiment(base, photos, tmp_path / "a.zarr"))
     fixed = {"step": 0.8, "lambda_scale": 0.1}
-    made = adapt(prepare(experiment(base, photos, tmp_path / "b.zarr", quantizer=fixed)))
-    around, key = record_beside(job.place, job.quantizer.group)
+    made = prepare_record(prepare(experiment(base, photos, tmp_path / "b.zarr", quantizer=fixed)))
+    around, key = record_location(job.storage, job.quantizer.group)
     around.put(key, made.to_json().encode())
     build(experiment(base, photos, tmp_path / "a.zarr"))
     assert QuantizerRecord.from_json(LatentCache.open(tmp_path / "a.zarr").record_json("tcq8")).digest == made.digest
@@ -141,7 +141,7 @@ def test_a_shard_whose_latents_were_forgotten_is_built_again(
 ) -> None:
     path = tmp_path / "hole.zarr"
     shutil.copytree(store, path)
-    building.store.forget(path, 1)
+    building.store.invalidate_shard(path, 1)
     assert build(experiment(base, photos, path)).shards_built == 1
     assert contents(path) == contents(store)
 
@@ -149,7 +149,7 @@ def test_a_shard_whose_latents_were_forgotten_is_built_again(
 def test_a_half_built_cache_is_refused(store: Path, base: Path, tmp_path: Path) -> None:
     path = tmp_path / "half.zarr"
     shutil.copytree(store, path)
-    building.store.forget(path, 1, "tcq8")
+    building.store.invalidate_shard(path, 1, "tcq8")
     with pytest.raises(LicError, match="2 of 3 shards are written"):
         check_cache(LatentCache.open(path), checkpoint.load(str(base)), "tcq8")
 
@@ -161,7 +161,7 @@ def test_a_pilot_without_one_good_photo_is_one_line(base: Path, photos: Path, tm
     for file in (folder / "train").iterdir():
         file.write_bytes(b"gone")
     with pytest.raises(LicError, match="every pilot photo"):
-        adapt(job)
+        prepare_record(job)
 
 
 def test_a_cache_of_another_encoder_or_entropy_model_is_refused_by_field(store: Path, base: Path) -> None:
@@ -224,12 +224,12 @@ def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store:
     losses = {(one["strength"], one["step"], one["shift"]): one["L"] for one in table}
     chosen = (record.lambda_scale, record.step, record.shift)
     assert losses[chosen] == min(losses.values()) <= losses[(0.2, 0.66, 0.06)]
-    measured = measure(loaded, record, held_out, view(loaded.model, held_out.y, held_out.z, 4))
+    measured = measure(loaded, record, held_out, quantizer_input(loaded.model, held_out.y, held_out.z, 4))
     assert pytest.approx(record.notes["L"], abs=1e-12) == measured.L
     all_fixed = config.Quantizer(name="tcq", step=0.7, lambda_scale=0.1, shift=0.05)
     fixed = calibrate(loaded, all_fixed, pilot, held_out, 4)
     assert (fixed.step, fixed.lambda_scale, fixed.shift, len(fixed.notes["calibration"])) == (0.7, 0.1, 0.05, 1)
-    again = calibrate(loaded, section, pilot, held_out, 4, known=record)
+    again = calibrate(loaded, section, pilot, held_out, 4, warm_start=record)
     assert again.notes["L"] <= record.notes["L"] and len(again.notes["calibration"]) < len(table)
     outside = calibrate(loaded, config.Quantizer(name="tcq", step=1.50000001), pilot, held_out, 4)
     assert (
@@ -248,7 +248,7 @@ def test_calibration_reports_its_rounds_and_its_prediction(store: Path, base: Pa
     assert len(notes["adaptation"]) == 1 + (1 if name == "deadzone" else section.adapt_rounds)
     assert notes["adaptation"][-1]["L"] == notes["L"] and notes["adaptation"][1] != notes["adaptation"][0]
     assert min(one["L"] for one in notes["calibration"]) >= notes["L"] - 1e-12
-    seen = view(loaded.model, held_out.y, held_out.z, 4)
+    seen = quantizer_input(loaded.model, held_out.y, held_out.z, 4)
     level = Quantizer(record).dequantize(Quantizer(record).quantize(seen.residual, seen.level))
     error = ((seen.residual.astype(np.float64) - level) ** 2).reshape(4, 12, -1)
     predicted = (error * record.weights[:, None]).sum() / (4 * 3 * 64 * 64)
@@ -276,7 +276,7 @@ def test_scalar_quantizers_build_groups_too(store: Path, base: Path, photos: Pat
 def test_adapted_tables_cost_less_on_what_they_were_adapted_to(store: Path, base: Path) -> None:
     cache, loaded = LatentCache.open(store), checkpoint.load(str(base))
     pilot, _ = calibration_samples(cache, config.Quantizer(pilot=12))
-    seen = view(loaded.model, pilot.y, pilot.z, 4)
+    seen = quantizer_input(loaded.model, pilot.y, pilot.z, 4)
     plain = analytic_record(loaded, "sq", 1, 1.0, 1.0, np.ones(12))
     (adapted,) = adapted_records(plain, [(seen.residual, seen.level)], rounds=3)
     k = Quantizer(plain).quantize(seen.residual, seen.level)

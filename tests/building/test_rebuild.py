@@ -12,7 +12,7 @@ import torch
 
 from lic_dist.building.build import build
 from lic_dist.building.job import group_identity, prepare
-from lic_dist.building.pilot import record_beside
+from lic_dist.building.pilot import record_location
 from lic_dist.cache import store
 from lic_dist.cache.plan import differences
 from lic_dist.cache.reader import LatentCache
@@ -96,7 +96,7 @@ def test_rebuild_asks_and_then_starts_anew(mine: Path, base: Path, photos: Path)
 
 
 def test_rebuild_removes_nothing_before_it_can_build(mine: Path, base: Path, photos: Path) -> None:
-    around, key = record_beside(prepare(experiment(base, photos, mine, quantizer=FIXED)).place, "tcq8")
+    around, key = record_location(prepare(experiment(base, photos, mine, quantizer=FIXED)).storage, "tcq8")
     around.put(key, LatentCache.open(mine).record_json("tcq8").encode())
     before = contents(mine)
     with pytest.raises(LicError, match="a.tcq8.json is another quantizer: step"):

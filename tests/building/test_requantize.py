@@ -10,7 +10,7 @@ import torch
 
 from lic_dist.building.build import build, requantize
 from lic_dist.building.job import check_cache, prepare
-from lic_dist.building.pilot import adapt, record_beside
+from lic_dist.building.pilot import prepare_record, record_location
 from lic_dist.cache import store
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import verify
@@ -42,7 +42,7 @@ def test_requantizing_needs_neither_photos_nor_encoder_and_equals_building(
 def test_requantizing_goes_on_where_it_stopped(mine: Path, base: Path) -> None:
     requantize(no_photos(base, mine, name="rdoq", group="rdoq"))
     before = contents(mine)
-    store.forget(mine, 1, "rdoq")
+    store.invalidate_shard(mine, 1, "rdoq")
     assert requantize(no_photos(base, mine, name="rdoq", group="rdoq")).shards_built == 1
     assert contents(mine) == before
 
@@ -69,7 +69,7 @@ def test_requantizing_takes_another_entropy_model_but_not_another_encoder(
 def test_requantizing_an_unfinished_store_or_one_without_y_is_refused(
     mine: Path, base: Path, photos: Path, tmp_path: Path
 ) -> None:
-    store.forget(mine, 2)
+    store.invalidate_shard(mine, 2)
     with pytest.raises(LicError, match="latents of 2 of 3 shards"):
         requantize(no_photos(base, mine, group="more"))
     bare = tmp_path / "bare.zarr"
@@ -93,8 +93,8 @@ def test_a_second_group_without_y_comes_from_the_stored_pixels(
     build(experiment(base, photos, path, quantizer=FIXED, cache={"store_y": False}))
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file() and "tcq4" not in str(file)}
     more = experiment(base, photos, path, quantizer={**FIXED, "states": 4, "group": "tcq4"}, cache={"store_y": False})
-    record = adapt(prepare(more))
-    around, key = record_beside(prepare(more).place, "tcq4")
+    record = prepare_record(prepare(more))
+    around, key = record_location(prepare(more).storage, "tcq4")
     around.put(key, record.to_json().encode())
     monkeypatch.setattr("lic_dist.data.images.read_crops", lambda *_: pytest.fail("photos were read"))
     assert build(more).shards_built == 3 and verify(path) == []

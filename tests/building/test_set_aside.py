@@ -14,7 +14,7 @@ from lic_dist.app.cli import app
 from lic_dist.building.build import build
 from lic_dist.cache.folder import Folder
 from lic_dist.cache.inspect import describe, inspect
-from lic_dist.cache.set_aside import lines, manifest_beside, set_aside
+from lic_dist.cache.set_aside import photo_lines, read_manifest, set_aside
 from lic_dist.config import Experiment
 from lic_dist.data import photo_files
 from lic_dist.data.manifest import Manifest, scan
@@ -62,7 +62,7 @@ def test_build_inspect_and_faults_name_photos_and_reasons(
     report = build(experiment)
     assert report.photos == EXPECTED
     store = Folder(tmp_path / "a.zarr")
-    assert set_aside(store, manifest_beside(store)) == EXPECTED
+    assert set_aside(store, read_manifest(store)) == EXPECTED
     assert set_aside(store, None) == {"train/1.png": "changed"}
     found = inspect(store)
     assert found["set_aside"] == EXPECTED
@@ -104,9 +104,9 @@ def test_faults_names_every_photo_duplicate_and_kind_of_file(base: Path, folder:
 
 def test_of_many_photos_set_aside_the_first_are_named_and_the_others_counted() -> None:
     found = {f"{number}.png": "truncated" for number in range(10, 40)}
-    assert lines(found, 2) == [
+    assert photo_lines(found, 2) == [
         "10.png: truncated",
         "11.png: truncated",
         "and 28 more: `lic-dist cache faults` names all",
     ]
-    assert len(lines(found)) == len(lines(found, 30)) == 30
+    assert len(photo_lines(found)) == len(photo_lines(found, 30)) == 30

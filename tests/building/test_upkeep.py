@@ -13,8 +13,8 @@ from lic_dist.building.build import build, repair, requantize
 from lic_dist.building.estimate import describe, estimate
 from lic_dist.building.job import prepare
 from lic_dist.cache import store
-from lic_dist.cache.places import place_of
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.storages import open_storage
 from lic_dist.cache.verify import verify
 from lic_dist.errors import LicError
 from tests.app.test_cli import lic_dist, refused, write
@@ -86,12 +86,12 @@ def test_a_killed_planner_is_completed_by_the_next(mine: Path, base: Path, photo
 def test_a_build_whose_store_is_taken_away_does_not_call_it_done(
     mine: Path, base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.forget(mine, 0)
+    store.invalidate_shard(mine, 0)
     asked, written = experiment(base, photos, mine, quantizer=FIXED), store.write_shard
 
     def lose_another(*arguments: object, **options: object) -> None:
         written(*arguments, **options)
-        store.forget(mine, 2)
+        store.invalidate_shard(mine, 2)
 
     monkeypatch.setattr("lic_dist.cache.store.write_shard", lose_another)
     with pytest.raises(LicError, match="1 shard of .* is gone again"):
@@ -101,8 +101,8 @@ def test_a_build_whose_store_is_taken_away_does_not_call_it_done(
 def test_what_lies_beside_a_store_is_its_own(base: Path, photos: Path, tmp_path: Path) -> None:
     keys = set()
     for name in ("p-0.5", "p-0.25", "a.v1", "a.v1.zarr2", "x", "y.zarr"):
-        around, key = place_of(tmp_path / name).beside(".tcq8.json")
-        assert around == place_of(tmp_path)
+        around, key = open_storage(tmp_path / name).sibling(".tcq8.json")
+        assert around == open_storage(tmp_path)
         keys.add(key)
     assert len(keys) == 6 and "y.tcq8.json" in keys
 
@@ -125,7 +125,7 @@ def test_strict_stops_at_the_first_bad_photo_and_loses_nothing(
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     asked = experiment(base, folder, tmp_path / "a.zarr", quantizer=FIXED, images={"tolerate": 0.5})
-    pilot.adapt(prepare(asked))
+    pilot.prepare_record(prepare(asked))
     prepared = prepare(asked)
     monkeypatch.setattr("lic_dist.building.build.prepare", lambda *_, **__: prepared)
     (folder / "train" / "3.png").write_bytes(b"gone")

@@ -99,7 +99,7 @@ def test_verify_tells_damages_apart_and_building_heals_them(built, how, what):
         Finding(0, "quantized/tcq8/k", what, "tcq8"),
     ]
     for finding in verify(built):
-        store.forget(built, finding.shard, finding.group or None)
+        store.invalidate_shard(built, finding.shard, finding.group or None)
     assert store.pending(built) == [1, 2] and store.pending(built, "tcq8") == [0, 1, 2]
     for shard in range(3):
         make_builder(built, make_plan())(shard)
@@ -119,7 +119,7 @@ def test_verify_sees_what_was_written_over(built):
 
 
 def test_verify_reports_unwritten_shards_and_broken_markers(built):
-    store.forget(built, 1)
+    store.invalidate_shard(built, 1)
     key = make_plan().fingerprint
     (built / markers.marker_key(key, 2)).write_text("{")
     folder = f"_progress/{key[:8]}"

@@ -114,11 +114,11 @@ def test_the_lock_excludes_a_second_writer(built):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from lic_dist.cache import markers
-from lic_dist.cache.places import place_of
-with markers.owner(place_of({str(built)!r}), "f" * 64, 0):
-    print("mine", len(list(place_of({str(built)!r}).root.rglob("*.lock"))))
+from lic_dist.cache.storages import open_storage
+with markers.shard_lock(open_storage({str(built)!r}), "f" * 64, 0):
+    print("mine", len(list(open_storage({str(built)!r}).root.rglob("*.lock"))))
 """
-    with markers.owner(Folder(built), "f" * 64, 0):
+    with markers.shard_lock(Folder(built), "f" * 64, 0):
         other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(1.0)
@@ -132,7 +132,7 @@ def test_a_second_writer_leaves_a_finished_shard_alone(built):
     assert before == {
         file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in built.rglob("*") if file.is_file()
     }
-    store.forget(built, 0)
+    store.invalidate_shard(built, 0)
     make_builder(built, make_plan())(0)
     assert store.pending(built) == [] and verify(built) == []
 
@@ -158,7 +158,7 @@ def test_a_listing_survives_files_that_come_and_go(built):
 def test_groups_over_other_latents_are_not_done(built):
     planned, changed = make_plan(), synthetic(4, 0, group=None)
     changed["latents/y"][0] += 1
-    store.forget(built, 0)
+    store.invalidate_shard(built, 0)
     store.write_shard(built, planned.fingerprint, 0, changed, planned.crops_of(0))
     assert store.pending(built) == [] and store.pending(built, "tcq8") == [0]
     group = f"_progress/{LatentCache.open(built).group_attributes('tcq8')['fingerprint'][:8]}"

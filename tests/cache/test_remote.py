@@ -26,9 +26,9 @@ from lic_dist.building.records import named_record
 from lic_dist.cache import bucket, layout, markers, store
 from lic_dist.cache.bucket import Bucket
 from lic_dist.cache.inspect import inspect
-from lic_dist.cache.place import Entry
-from lic_dist.cache.places import place_of
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.storage import Entry
+from lic_dist.cache.storages import open_storage
 from lic_dist.cache.verify import Finding, verify
 from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
@@ -145,33 +145,35 @@ def build(url: str, **engine) -> None:
 
 
 def contents(url: str) -> dict[str, bytes]:
-    place = place_of(url)
-    return {key: place.get(key) for key in place.listing() if not key.startswith(markers.FOLDER)}
+    storage = open_storage(url)
+    return {key: storage.get(key) for key in storage.listing() if not key.startswith(markers.FOLDER)}
 
 
 def test_a_bucket_does_what_a_folder_does(tmp_path):
-    for place in (place_of("s3://photos/places/a"), place_of(tmp_path / "a")):
-        assert place.listing() == {} and place.names() == [] and place.entry("x") is None
+    for storage in (open_storage("s3://photos/places/a"), open_storage(tmp_path / "a")):
+        assert storage.listing() == {} and storage.names() == [] and storage.entry("x") is None
         with pytest.raises(FileNotFoundError):
-            place.get("x")
-        assert place.get_json("x") is None
-        place.make()
-        assert place.put_new("x", b"first") and not place.put_new("x", b"second")
-        place.put_all({"b/c/d": b"123", "b/e": b""})
-        assert place.get("x") == b"first" and place.get("b/e") == b""
-        assert {key: entry.bytes for key, entry in place.listing().items()} == {"x": 5, "b/c/d": 3, "b/e": 0}
-        assert list(place.listing("b/c")) == ["b/c/d"] and place.names("b") == ["c", "e"]
-        entry = place.entry("b/c/d")
+            storage.get("x")
+        assert storage.get_json("x") is None
+        storage.make()
+        assert storage.put_new("x", b"first") and not storage.put_new("x", b"second")
+        storage.put_all({"b/c/d": b"123", "b/e": b""})
+        assert storage.get("x") == b"first" and storage.get("b/e") == b""
+        assert {key: entry.bytes for key, entry in storage.listing().items()} == {"x": 5, "b/c/d": 3, "b/e": 0}
+        assert list(storage.listing("b/c")) == ["b/c/d"] and storage.names("b") == ["c", "e"]
+        entry = storage.entry("b/c/d")
         assert isinstance(entry, Entry) and entry.bytes == 3 and abs(entry.modified - time.time()) < 60
-        place.put("x", b"third")
-        assert pickle.loads(pickle.dumps(place)) == place and pickle.loads(pickle.dumps(place)).get("x") == b"third"
-        place.delete("x")
-        place.delete("x")
-        around, key = place.beside(".manifest.parquet")
+        storage.put("x", b"third")
+        assert (
+            pickle.loads(pickle.dumps(storage)) == storage and pickle.loads(pickle.dumps(storage)).get("x") == b"third"
+        )
+        storage.delete("x")
+        storage.delete("x")
+        around, key = storage.sibling(".manifest.parquet")
         around.put(key, b"manifest")
         assert key == "a.manifest.parquet" and around.get("a.manifest.parquet") == b"manifest"
-        place.clear()
-        assert place.listing() == {}
+        storage.clear()
+        assert storage.listing() == {}
 
 
 def test_a_key_that_is_not_there_may_be_deleted_where_the_store_minds(monkeypatch):
@@ -179,7 +181,7 @@ def test_a_key_that_is_not_there_may_be_deleted_where_the_store_minds(monkeypatc
         raise FileNotFoundError("Object at location x not found")
 
     monkeypatch.setattr("obstore.delete", minds)
-    place_of("s3://photos/places/b").delete("x")
+    open_storage("s3://photos/places/b").delete("x")
 
 
 def test_options_stand_for_the_environment(monkeypatch):
@@ -187,16 +189,16 @@ def test_options_stand_for_the_environment(monkeypatch):
     options = {"endpoint": endpoint, "access_key_id": "key", "secret_access_key": "secret", "region": "us-east-1"}
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
         monkeypatch.delenv(name)
-    place = place_of("s3://photos/by-options", options)
-    place.put("a", b"1")
-    assert place.names() == ["a"]
+    storage = open_storage("s3://photos/by-options", options)
+    storage.put("a", b"1")
+    assert storage.names() == ["a"]
 
 
 def test_wrong_urls_and_buckets_are_one_line():
     with pytest.raises(UsageError, match="no object store answers to ftp://"):
-        place_of("ftp://host/x")
+        open_storage("ftp://host/x")
     with pytest.raises(UsageError, match="whole bucket"):
-        place_of("s3://photos").beside(".json")
+        open_storage("s3://photos").sibling(".json")
     with pytest.raises(LicError, match="no cache at s3://photos/none"):
         LatentCache.open("s3://photos/none.zarr")
     with pytest.raises(LicError, match="does the bucket exist") as caught:
@@ -275,10 +277,10 @@ def test_damage_in_a_bucket_is_found():
     url = "s3://photos/damage/a.zarr"
     create(url)
     build(url)
-    place = Bucket(url)
+    storage = Bucket(url)
     specs = {spec.name: spec for spec in layout.base_arrays(LatentCache.open(url).geometry, True)}
-    place.delete(layout.object_key(specs["pixels"], 1))
-    place.put(layout.object_key(specs["latents/y"], 0), place.get(layout.object_key(specs["latents/y"], 2)))
+    storage.delete(layout.object_key(specs["pixels"], 1))
+    storage.put(layout.object_key(specs["latents/y"], 0), storage.get(layout.object_key(specs["latents/y"], 2)))
     assert verify(url) == [Finding(0, "latents/y", "altered"), Finding(1, "pixels", "missing")]
     assert store.pending(url) == [0, 1] or store.pending(url) == [1]
     with pytest.raises(LicError, match="has lost an object"):
@@ -304,7 +306,7 @@ def test_streams_and_views_read_a_bucket_as_they_read_a_folder(tmp_path, pipelin
         assert bool((remote.dataset(names)[number]["pixels"] == local.dataset(names)[number]["pixels"]).all())
     view = remote.to_xarray()
     assert view.drop_attrs().identical(local.to_xarray().drop_attrs().load())
-    place_of(url).delete("pixels/c/1/0/0/0")
+    open_storage(url).delete("pixels/c/1/0/0/0")
     with pytest.raises(LicError, match="shard 1 of .*, array pixels, has lost its object"):
         remote.shard(1, ["pixels"])
 
@@ -317,12 +319,12 @@ def test_the_real_job_builds_quantizes_repairs_and_trains_from_a_bucket(base, ph
         assert build_cache(asked).shards_built == 3 and build_cache(asked).shards_built == 0
         more = experiment(base, photos, where, quantizer={**FIXED, "states": 4, "group": "tcq4"})
         assert requantize(more).shards_built == 3
-    place, same = place_of(url), {key: data for key, data in contents(url).items() if "/c/" in key}
+    storage, same = open_storage(url), {key: data for key, data in contents(url).items() if "/c/" in key}
     assert len(same) == 3 * (10 + 2 * 3)
     assert all((folder / key).read_bytes() == data for key, data in same.items())
-    assert place_of("s3://photos/real").names() == ["a.manifest.parquet", "a.zarr"]
+    assert open_storage("s3://photos/real").names() == ["a.manifest.parquet", "a.zarr"]
     assert named_record(checkpoint.load(str(base)), f"{url}/quantized/tcq4").states == 4
-    place.delete("latents/y/c/1/0/0/0")
+    storage.delete("latents/y/c/1/0/0/0")
     asked = experiment(base, photos, url, quantizer=FIXED)
     assert repair(asked, verify(url)) == 1 and verify(url) == []
     assert contents(url)["latents/y/c/1/0/0/0"] == same["latents/y/c/1/0/0/0"]

@@ -19,7 +19,7 @@ from lic_dist.cache import store
 from lic_dist.cache.order import Order, default_streams
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.stream import ShardStream
-from lic_dist.cache.torch_data import CachedSamples, joined
+from lic_dist.cache.torch_data import CachedSamples, merge_workers
 from lic_dist.data.photo import FAULTS
 from lic_dist.errors import LicError, UsageError
 from tests.stores import create, damage, make_plan, synthetic
@@ -141,7 +141,7 @@ def test_few_shards_have_few_streams_and_say_so_to_many_ranks(tmp_path):
     with pytest.raises(UsageError, match=r"8 streams do not divide among 3 ranks \(set streams to a multiple of 3"):
         open_stream(LatentCache.open(make_store(tmp_path / "b.zarr")), (), batch=24, streams=8, world=3)
     with pytest.raises(UsageError, match="3 workers for 2 streams"):
-        stream.among(0, 3)
+        stream.for_worker(0, 3)
 
 
 def test_a_part_without_samples_is_an_error(tmp_path):
@@ -228,7 +228,7 @@ def test_ranks_and_workers_change_nothing(cache, world, workers):
         dataset = cache.stream(ARRAYS, batch=8, seed=1, step=5, rank=rank, world=world)
         context = "forkserver" if workers else None
         loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context)
-        batches = joined(loader)
+        batches = merge_workers(loader)
         ranks.append(list(islice(batches, 14)))
         batches.close()
     for step, whole in enumerate(expected):
@@ -256,7 +256,7 @@ def test_a_damaged_shard_is_named(tmp_path, workers):
     context = "forkserver" if workers else None
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context)
     with pytest.raises(LicError, match="shard 2 of .*, array quantized/tcq8/k, does not decode"):
-        list(islice(joined(loader), 40))
+        list(islice(merge_workers(loader), 40))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lic_dist-stream")]
 
 
@@ -346,7 +346,7 @@ def test_zarrs_reads_what_zarr_reads(tmp_path, cache, path):
             assert pool.apply_async(zarrs_digest, (str(path),)).get(60) == sums
     loader = DataLoader(fast.stream(ARRAYS, batch=4), None, num_workers=1, multiprocessing_context="forkserver")
     expected = islice(open_stream(cache, ARRAYS, batch=4), 8)
-    for one, other in zip(islice(joined(loader), 8), expected, strict=True):
+    for one, other in zip(islice(merge_workers(loader), 8), expected, strict=True):
         assert all(np.array_equal(one[name].numpy(), other[name]) for name in other)
     damaged = make_store(tmp_path / "a.zarr", samples=14)
     fast = LatentCache.open(damaged, pipeline="zarrs")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lic_dist.building.records import analytic_record
 from lic_dist.codec import tiles
 from lic_dist.codec.codec import ImageCodec
-from lic_dist.codec.tiles import Grid, analyse, needed, parameters, spans, synthesise
+from lic_dist.codec.tiles import Grid, analyse, entropy_parameters, receptive_field, spans, synthesise
 from lic_dist.models import stages
 from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint, update_tables
@@ -45,13 +45,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def through(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, stages.Stage, Tensor]:
+def through(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, stages.GaussianStage, Tensor]:
     """y, z, means and scales, x_hat of a padded image; h_s and g_s get what does not depend on tiles."""
     with torch.no_grad():
         y, z = analyse(model, GRID, lambda rows, columns: x[..., rows, columns])
         generator = torch.Generator().manual_seed(0)
         z_hat = torch.randint(-5, 6, (1, 8, GRID.high, GRID.wide), generator=generator).float()
-        stage = parameters(model, z_hat, lambda part: next(stages.stages(model, part)))
+        stage = entropy_parameters(model, z_hat, lambda part: next(stages.stages(model, part)))
         y_hat = torch.randn((1, 12, *GRID.latents), generator=generator) * 3
         x_hat = torch.full(x.shape, torch.nan)
         for rows, columns, part in synthesise(model, y_hat):
@@ -92,7 +92,7 @@ def test_the_margins_are_needed(made: Checkpoint, monkeypatch: pytest.MonkeyPatc
         shrink = 4 if network is made.model.h_s else 16
         return first // shrink, last // shrink
 
-    monkeypatch.setattr(tiles, "needed", bare)
+    monkeypatch.setattr(tiles, "receptive_field", bare)
     y2, _, stage2, x_hat2 = through(made.model, x)
     assert float((y2 - y).float().abs().max()) > 0.1
     assert float((stage2.scales - stage.scales).abs().max()) > 1e-3
@@ -110,7 +110,7 @@ def test_needed_inputs_are_those_that_gradients_reach(made: Checkpoint, name: st
     outputs[:, :, middle : middle + 3].abs().sum().backward()
     assert inputs.grad is not None
     reached = inputs.grad.abs().sum((0, 1, 3)).nonzero()
-    assert needed(network, middle, middle + 3) == (int(reached.min()), int(reached.max()) + 1)
+    assert receptive_field(network, middle, middle + 3) == (int(reached.min()), int(reached.max()) + 1)
 
 
 def test_shares_are_even_and_cover_every_position_once(made: Checkpoint) -> None:
@@ -134,7 +134,7 @@ def test_one_tile_is_the_whole_image_to_the_last_bit(made: Checkpoint) -> None:
             assert torch.equal(ours, theirs)
         z_hat = torch.randn(1, 8, GRID.high, GRID.wide)
         whole = next(stages.stages(made.model, z_hat))
-        tiled = parameters(made.model, z_hat, lambda part: next(stages.stages(made.model, part)))
+        tiled = entropy_parameters(made.model, z_hat, lambda part: next(stages.stages(made.model, part)))
     assert torch.equal(whole.means, tiled.means) and torch.equal(whole.scales, tiled.scales)
 
 

@@ -264,7 +264,7 @@ def load_slowly():
 def test_ray_waits_for_workers_that_are_slow_to_start(cluster, monkeypatch, workers):
     from lic_dist.engine import on_ray
 
-    monkeypatch.setattr(on_ray, "PATIENCE", 0.3)
+    monkeypatch.setattr(on_ray, "PLACEMENT_SECONDS", 0.3)
     results = list(run([Stage("slow", SlowToLoad(), workers)], range(6), engine="ray"))
     assert sorted(unit for unit, _ in results) == list(range(6))
 

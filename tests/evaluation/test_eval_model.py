@@ -12,12 +12,12 @@ from lic_dist.codec.records import compressai_record
 from lic_dist.data import images
 from lic_dist.evaluation.run import measure_image
 from lic_dist.models import checkpoint
-from lic_dist.models.compat import import_compressai, mend_torchvision
+from lic_dist.models.compat import import_compressai, import_torchvision
 
 
 def theirs(path: Path, image: Path) -> dict[str, Any]:
     """`python -m compressai.utils.eval_model checkpoint` on one image: its loader, its coder, its metrics."""
-    mend_torchvision()
+    import_torchvision()
     import_compressai()
     from compressai.utils.eval_model import __main__ as eval_model
 

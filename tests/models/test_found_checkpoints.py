@@ -21,7 +21,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import build
 from lic_dist.models.compat import import_compressai
-from lic_dist.models.recognise import WRAPPERS, published, recognise, tensors_of
+from lic_dist.models.recognise import WRAPPERS, parse_published_name, recognise, tensors_of
 
 
 def state(architecture: str = "mbt2018-mean") -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ def test_every_file_name_that_compressai_publishes_tells_its_quality() -> None:
     ]
     assert len(names) > 80
     for name, metric, quality in names:
-        assert (found := published(name)) is not None and found[1:] == (metric, quality), name
+        assert (found := parse_published_name(name)) is not None and found[1:] == (metric, quality), name
 
 
 def test_compressais_zoo_is_read_from_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ARCHITECTURES, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.integer import LARGEST, IntegerHyperDecoder
-from lic_dist.models.layers import FromDeviations
+from lic_dist.models.layers import DenormalizeGaussians
 from lic_dist.models.stages import dequantize_z, gaussians
 from lic_dist.quantization.rates import LEVEL_RULES, SCALES, level_index
 from tests.conftest import picture
@@ -45,7 +45,7 @@ def invented(architecture: str, N: int = 4, M: int = 3, size: float = 1.0) -> nn
                 pattern = (count * (7919 + 2 * index) + 31 * number) % 997 / 498.5 - 1
                 values.copy_((size * pattern / (3 if number == 0 else 1)).view_as(values))
         for layer in model.h_s:
-            if isinstance(layer, FromDeviations):
+            if isinstance(layer, DenormalizeGaussians):
                 layer.deviation.copy_(torch.arange(M) + 0.5)
         middle = model.entropy_bottleneck.quantiles
         middle[:, 0, 1] = (torch.arange(N) * 5 % 7).float() / 7 - 0.4
@@ -66,7 +66,7 @@ def by_the_book(model: Any, z: Tensor) -> NDArray[np.object_]:
     def clamp(value: int) -> int:
         return min(max(value, -(2**24)), 2**24)
 
-    def deviated(x: NDArray[np.object_], layer: FromDeviations, log: bool) -> NDArray[np.object_]:
+    def deviated(x: NDArray[np.object_], layer: DenormalizeGaussians, log: bool) -> NDArray[np.object_]:
         out = np.zeros_like(x)
         for place, value in np.ndenumerate(x):
             d = layer.deviation[place[0]].item()
@@ -91,7 +91,7 @@ def by_the_book(model: Any, z: Tensor) -> NDArray[np.object_]:
         if isinstance(layer, nn.LeakyReLU):
             x = np.vectorize(lambda v: v if v > 0 else (5243 * v + 2**18) // 2**19, otypes=[object])(x)
             continue
-        if isinstance(layer, FromDeviations):
+        if isinstance(layer, DenormalizeGaussians):
             x = np.concatenate([deviated(x[:M], layer, True), deviated(x[M:], layer, False)])
             continue
         transposed, stride, p = isinstance(layer, nn.ConvTranspose2d), layer.stride[0], layer.padding[0]

@@ -10,7 +10,13 @@ import torch
 
 from lic_dist.errors import LicError
 from lic_dist.quantization import reference
-from lic_dist.quantization.adaptation import adapted, counts_of, gaussian_record, sum_counts, with_counts
+from lic_dist.quantization.adaptation import (
+    adaptation_rounds,
+    count_indices,
+    gaussian_record,
+    record_from_counts,
+    sum_counts,
+)
 from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import SCALES, level_index
@@ -110,13 +116,13 @@ def test_counts_of_shards_add_up_to_the_same_record() -> None:
     start = gaussian_record("tcq", 0.56, WEIGHTS, 0.013, 0.3, ECM8)
     r, level, _ = latents(30, 64)
     parts = [(r[first : first + 6], level[first : first + 6]) for first in range(0, 30, 6)]
-    whole, split = (list(adapted(start, shards, rounds=2)) for shards in ([(r, level)], parts))
+    whole, split = (list(adaptation_rounds(start, shards, rounds=2)) for shards in ([(r, level)], parts))
     assert [one.digest for one in whole] == [one.digest for one in split] and len(whole) == 2
     assert whole[1].notes["rounds"] == 2 and whole[1].notes["rates"] == "adapted"
-    merged = with_counts(start, sum_counts(counts_of(Quantizer(start), part) for part in reversed(parts)))
+    merged = record_from_counts(start, sum_counts(count_indices(Quantizer(start), part) for part in reversed(parts)))
     assert merged.digest == whole[0].digest
     plain = gaussian_record("sq", 1.0, WEIGHTS, 0.013)
-    assert [len(list(adapted(plain, parts, rounds))) for rounds in (0, 1, 5)] == [0, 1, 1]
+    assert [len(list(adaptation_rounds(plain, parts, rounds))) for rounds in (0, 1, 5)] == [0, 1, 1]
 
 
 def test_scalar_quantizer_rounds_half_to_even() -> None:
@@ -157,7 +163,7 @@ def test_adapted_searches_save_at_equal_error(name: str, machine: Trellis, least
     def point(name: str, machine: Trellis, step: float, price: float) -> tuple[float, float]:
         weights = np.full(256, 3 / (0.013 * 255**2 * step**2 * price), np.float32)  # 256 / price in lane_weights
         record = gaussian_record(name, step, weights, 0.013, trellis=machine)
-        *_, record = adapted(record, [(latent[pilot], scale_level[pilot])], rounds=2)
+        *_, record = adaptation_rounds(record, [(latent[pilot], scale_level[pilot])], rounds=2)
         quantizer, r, level = Quantizer(record), latent[rest], scale_level[rest]
         k = quantizer.quantize(r, level)
         error = quantizer.dequantize(k) - r

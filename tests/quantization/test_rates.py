@@ -100,7 +100,7 @@ def test_proportional_counts_are_those_of_the_definition(masses: list[float], to
     for _ in range(64):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if (weight * rounded(middle)).sum() <= total else (low, middle)
-    assert np.array_equal(kernels.proportional(shares, weight, total), rounded(low))
+    assert np.array_equal(kernels.proportional_frequencies(shares, weight, total), rounded(low))
 
 
 def test_integer_tables_lose_little_against_the_distribution() -> None:

@@ -184,9 +184,9 @@ def test_memory_is_a_bit_a_state_and_four_bits_a_latent_of_a_block(machine: Trel
 
 
 def test_compiled_searches_are_kept_apart() -> None:
-    one, other = (viterbi.compiled(machine).__name__ for machine in (ECM8, replace(ECM8, next_state=NNCODEC8)))
+    one, other = (viterbi.compile_search(machine).__name__ for machine in (ECM8, replace(ECM8, next_state=NNCODEC8)))
     assert one.startswith("search_8_") and one != other
-    assert viterbi.compiled(ECM8) is viterbi.compiled(ECM8)
+    assert viterbi.compile_search(ECM8) is viterbi.compile_search(ECM8)
 
 
 CACHED = """
@@ -195,7 +195,7 @@ from lic_dist.quantization import viterbi
 from lic_dist.quantization.quantize import search
 from tests.quantization.test_search import ECM8, STEP, TABLES, latents
 search(*latents(2, 9), STEP, TABLES, ECM8)
-stats = viterbi.compiled(ECM8).stats
+stats = viterbi.compile_search(ECM8).stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 

@@ -71,10 +71,10 @@ def test_a_warm_start_keeps_its_history_and_fits(photos: Path, tmp_path: Path) -
 
 
 def test_held_out_figures_leave_the_mode_alone(photos: Path) -> None:
-    model = job._start(section(Path("unused"))).model
+    model = job._initial_checkpoint(section(Path("unused"))).model
     model.train()
     crops = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    job.measured(model, crops, section(Path("unused")), Ranks(0, 1, torch.device("cpu")))
+    job.evaluate_held_out(model, crops, section(Path("unused")), Ranks(0, 1, torch.device("cpu")))
     assert model.training and model.gaussian_conditional.training
 
 

@@ -28,7 +28,7 @@ from lic_dist.training.log import Log, read_log
 from lic_dist.training.loop import PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.schedule import Patience, learning_rate
-from lic_dist.training.states import States
+from lic_dist.training.states import ResumeStates
 from tests.conftest import dying_at
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -76,9 +76,9 @@ def run(
         return HeldOut(float(loss_of(model, batch_of(1000)).detach()), 0.0, 0.0)
 
     for step in loop:
-        loop.take(batch_of(step).tensor_split(asked.accumulate), loss, lambda: f"batch {step}")  # noqa: B023
-        if loop.due:
-            loop.judge(figures)
+        loop.train_step(batch_of(step).tensor_split(asked.accumulate), loss, lambda: f"batch {step}")  # noqa: B023
+        if loop.evaluation_due:
+            loop.evaluate(figures)
     return loop, model
 
 
@@ -233,7 +233,7 @@ def test_weights_that_are_lost_between_two_states_never_reach_the_disk(tmp_path:
 def test_the_last_states_are_kept_and_a_broken_one_is_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    states = States(tmp_path / "states", {"lr": 1}, keep=2)
+    states = ResumeStates(tmp_path / "states", {"lr": 1}, keep=2)
     assert states.latest() is None
     for step in (3, 6, 9):
         states.write(step, {"done": step})
@@ -245,9 +245,9 @@ def test_the_last_states_are_kept_and_a_broken_one_is_passed_over(
     (states.folder / "00000006.pth").write_bytes(b"")
     with pytest.raises(LicError, match="no state in .* can be read"):
         states.latest()
-    States(tmp_path / "other", {"lr": 1}, keep=2).write(1, {})
+    ResumeStates(tmp_path / "other", {"lr": 1}, keep=2).write(1, {})
     with pytest.raises(UsageError, match=r"lr \(1 there, 2 here\)"):
-        States(tmp_path / "other", {"lr": 2}, keep=2).latest()
+        ResumeStates(tmp_path / "other", {"lr": 2}, keep=2).latest()
 
 
 @pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT", "EIO"])
@@ -295,19 +295,19 @@ def test_tensorboards_files_say_what_the_log_says(tmp_path: Path) -> None:
 def test_a_state_that_a_rank_does_not_find_is_waited_for_and_then_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states = States(tmp_path, {}, keep=2)
+    states = ResumeStates(tmp_path, {}, keep=2)
     later = threading.Timer(0.5, states.write, (4, {"done": 4}))
     later.start()
-    assert states.of(4)["done"] == 4
+    assert states.wait_for(4)["done"] == 4
     later.join()
-    monkeypatch.setattr("lic_dist.training.states.PATIENCE", 0.0)
+    monkeypatch.setattr("lic_dist.training.states.VISIBLE_SECONDS", 0.0)
     with pytest.raises(LicError, match=r"a rank does not find .*00000008\.pth") as caught:
-        states.of(8)
+        states.wait_for(8)
     assert "that all see" in caught.value.hint
 
 
 def test_two_jobs_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
-    with States(tmp_path / "states", {}, keep=2).held(), pytest.raises(LicError, match="another job writes into"):
+    with ResumeStates(tmp_path / "states", {}, keep=2).lock(), pytest.raises(LicError, match="another job writes into"):
         run(tmp_path)
     run(tmp_path)  # the lock went with its holder
 

@@ -37,7 +37,7 @@ from lic_dist.training import loop
 from lic_dist.training.decoding import Decoding
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.rate import IndexRate
-from lic_dist.training.samples import Batch, Samples, training_samples
+from lic_dist.training.samples import Batch, Samples, training_data
 from tests.conftest import dying_at, picture
 
 
@@ -203,7 +203,7 @@ def test_the_means_are_moved_by_what_the_search_minimized(base: Path, store: Pat
     def gradients(value: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad(value, list(named.values())))
 
-    x_hat, bits = Decoding(model, record, moved_by="search")(batch)
+    x_hat, bits = Decoding(model, record, means_gradient="search")(batch)
     found = gradients(bits)
     scales, means = model.h_s(dequantize_z(model, batch.z)).chunk(2, 1)
     rate = IndexRate(record)(scales.clamp_min(0.11), batch.k, batch.quantizer).sum()
@@ -219,7 +219,7 @@ def test_the_means_are_moved_by_what_the_search_minimized(base: Path, store: Pat
         gradients(x_hat.sum())
     gradients(pixels.sum())
 
-    fixed = Decoding(model, record, "likelihood", moved_by="search")
+    fixed = Decoding(model, record, "likelihood", means_gradient="search")
     before, _ = fixed(batch)
     with torch.no_grad():
         model.h_s[4].bias += 0.3
@@ -263,7 +263,7 @@ def test_compressais_own_evaluation_loads_the_result(base: Path, photos: Path, s
     (tmp_path / "pictures").mkdir()
     Image.fromarray(picture(9, 192, 256)).save(tmp_path / "pictures" / "a.png")
     code = (
-        "import sys; from lic_dist.models.compat import mend_torchvision; mend_torchvision();"
+        "import sys; from lic_dist.models.compat import import_torchvision; import_torchvision();"
         "from compressai.utils.eval_model.__main__ import main; main(sys.argv[1:])"
     )
     arguments = ["checkpoint", str(tmp_path / "pictures"), "-a", "mbt2018-mean", "-p"]
@@ -318,7 +318,7 @@ def test_streamed_batches_hold_what_is_stored_and_are_the_same_for_any_ranks_and
 
     def taken(rank: int, world: int, workers: int, first: int = 0, count: int = 6) -> list[Batch]:
         section = config.Finetune(batch=4, streams=2, workers=workers)
-        training = training_samples(cache, "tcq8", quantizer, True, section)
+        training = training_data(cache, "tcq8", quantizer, True, section)
         assert training.identity == {"samples": 18, "streams": 2, "buffer": 8}
         with closing(training.batches(first, Ranks(rank, world, torch.device("cpu")))) as batches:
             return list(islice(batches, count))

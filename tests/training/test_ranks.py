@@ -69,7 +69,7 @@ def gradients(base: str, store: str, rank: int, world: int, meeting: str, out: s
     for form in ("quantized", "likelihood", "noise", "straight-through"):
         model = checkpoint.load(base).model
         freeze_all_but(model, trainable(model, "all-but-encoder"))
-        wrapped = ranks.wrap(Decoding(model, record, form, moved_by="search").double())
+        wrapped = ranks.wrap(Decoding(model, record, form, means_gradient="search").double())
         batch = samples.batch(np.arange(8)[ranks.share(8)], key=(0, 3))
         x = to_input(batch.pixels, ranks.device).double()
         x_hat, bits = wrapped(batch)

@@ -17,7 +17,7 @@ from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training import photos as photo_crops
 from lic_dist.training import shared_memory
 from lic_dist.training.distributed import Ranks
-from lic_dist.training.samples import Streamed
+from lic_dist.training.samples import StreamedData
 
 
 @pytest.fixture()
@@ -35,9 +35,9 @@ def test_a_finetuning_with_processes_is_refused_in_one_line(small: None, made: P
     quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
     ranks = Ranks(0, 1, torch.device("cpu"))
     with pytest.raises(LicError, match="0.1 MB free; 2 loader processes hand batches through 0.") as caught:
-        Streamed(cache, names, quantizer, order, 2).batches(0, ranks)
+        StreamedData(cache, names, quantizer, order, 2).batches(0, ranks)
     assert "workers: 0" in caught.value.hint and "--shm-size" in caught.value.hint
-    batches = Streamed(cache, names, quantizer, order, 0).batches(0, ranks)  # threads need none
+    batches = StreamedData(cache, names, quantizer, order, 0).batches(0, ranks)  # threads need none
     assert len(next(batches).sample) == 8
     batches.close()
 
@@ -55,5 +55,5 @@ def test_each_process_makes_two_batches_ahead(
     free: int, short: bool, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    assert (shared_memory.lacking(200, 2) is not None) == short
-    assert shared_memory.lacking(10**9, 0) is None
+    assert (shared_memory.shortage(200, 2) is not None) == short
+    assert shared_memory.shortage(10**9, 0) is None

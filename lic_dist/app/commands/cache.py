@@ -25,7 +25,7 @@ from lic_dist.text import counted
 
 if TYPE_CHECKING:
     from lic_dist.building.build import BuildReport
-    from lic_dist.cache.place import Place
+    from lic_dist.cache.storage import Storage
     from lic_dist.config import Experiment
 
 NAMED_PHOTOS = 20  # photos set aside that a command names beside its work
@@ -55,7 +55,7 @@ def plan(config: ConfigFile, overrides: Overrides = None, out: JsonFile = None) 
     """Print samples, shards, bytes, free space and an estimate of the time; builds nothing."""
     from dataclasses import asdict
 
-    from lic_dist.building.base_line import base_line
+    from lic_dist.building.base_summary import base_summary
     from lic_dist.building.estimate import describe, estimate
     from lic_dist.building.job import prepare
 
@@ -64,12 +64,12 @@ def plan(config: ConfigFile, overrides: Overrides = None, out: JsonFile = None) 
         job = prepare(experiment)
         found = estimate(job)
         estimates.append(asdict(found))
-        typer.echo("\n".join([*describe(found), base_line(job)]).rstrip())
+        typer.echo("\n".join([*describe(found), base_summary(job)]).rstrip())
     write_json(out, estimates)
 
 
 @app.command("adapt")
-def adapt(
+def prepare_record(
     config: ConfigFile,
     out: Annotated[Path | None, typer.Option(help="The record's file; default: beside the store.")] = None,
     overrides: Overrides = None,
@@ -78,8 +78,8 @@ def adapt(
     from lic_dist.building.calibrate import describe
     from lic_dist.building.job import prepare
     from lic_dist.building.picture import calibration_plot
-    from lic_dist.building.pilot import adapt as run
-    from lic_dist.building.pilot import record_beside
+    from lic_dist.building.pilot import prepare_record as run
+    from lic_dist.building.pilot import record_location
     from lic_dist.cache.folder import Folder
     from lic_dist.cache.trials import Trials
 
@@ -89,7 +89,7 @@ def adapt(
     for experiment in chosen:
         job = prepare(experiment)
         record = run(job)
-        around, key = record_beside(job.place, job.quantizer.group)
+        around, key = record_location(job.storage, job.quantizer.group)
         plot = Path(out or key).with_suffix(".png")
         if out is not None:
             record.save(out)
@@ -97,7 +97,7 @@ def adapt(
             around.make()
             around.put(key, record.to_json().encode())
             plot = around.root / plot if isinstance(around, Folder) else plot
-        Trials.beside(job.place, job.quantizer.group).forget()
+        Trials.of_group(job.storage, job.quantizer.group).delete()
         calibration_plot(record.notes, plot, job.quantizer.group)
         typer.echo("\n".join([*describe(record), f"{out or f'{around}/{key}'}, {plot}"]))
 
@@ -155,9 +155,9 @@ def _show_build(report: BuildReport) -> dict[str, Any]:
 
 def _name(photos: Mapping[str, str]) -> None:
     """The first of the photos set aside, with their reasons."""
-    from lic_dist.cache.set_aside import lines
+    from lic_dist.cache.set_aside import photo_lines
 
-    for line in lines(photos, NAMED_PHOTOS):
+    for line in photo_lines(photos, NAMED_PHOTOS):
         typer.echo(f"set aside: {line}", err=True)
 
 
@@ -166,10 +166,10 @@ def _reasons(faults: Mapping[str, int]) -> str:
 
 
 def _ask_to_remove(experiment: Experiment) -> None:
-    from lic_dist.building.store_place import place
+    from lic_dist.building.storage import experiment_storage
     from lic_dist.cache.layout import group_folders, read_attributes
 
-    there = place(experiment)
+    there = experiment_storage(experiment)
     if read_attributes(there) is None:
         return
     size = sum(entry.bytes for entry in there.listing().values())
@@ -181,26 +181,26 @@ def _ask_to_remove(experiment: Experiment) -> None:
         raise typer.Exit(1)
 
 
-def _stores(target: str, overrides: list[str] | None) -> list[tuple[Place, Experiment | None]]:
+def _stores(target: str, overrides: list[str] | None) -> list[tuple[Storage, Experiment | None]]:
     """A store by its path or URL, or those of an experiment's YAML file."""
-    from lic_dist.building.store_place import place
-    from lic_dist.cache.places import place_of
+    from lic_dist.building.storage import experiment_storage
+    from lic_dist.cache.storages import open_storage
 
     if Path(target).suffix in (".yaml", ".yml"):
         return [
-            (place(experiment), experiment)
+            (experiment_storage(experiment), experiment)
             for experiment in _firsts(experiments(Path(target), overrides, section="cache"))
         ]
-    return [(place_of(target), None)]
+    return [(open_storage(target), None)]
 
 
 def _firsts(chosen: list[Experiment]) -> list[Experiment]:
     """The first combination of a sweep in each store."""
-    from lic_dist.building.store_place import place
+    from lic_dist.building.storage import experiment_storage
 
     found: dict[str, Experiment] = {}
     for experiment in chosen:
-        found.setdefault(str(place(experiment)), experiment)
+        found.setdefault(str(experiment_storage(experiment)), experiment)
     return list(found.values())
 
 
@@ -215,7 +215,7 @@ def inspect(
     from lic_dist.cache.inspect import describe
     from lic_dist.cache.inspect import inspect as look
 
-    reports = [look(place) for place, _ in _stores(target, overrides)]
+    reports = [look(storage) for storage, _ in _stores(target, overrides)]
     for report in reports:
         typer.echo("\n".join(describe(report)))
         if plot is not None:
@@ -236,27 +236,30 @@ def _plot(report: dict[str, Any], file: Path) -> None:
 def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) -> None:
     """Name every photo that is set aside, with its reason, every duplicate, and what is no photo in the folder."""
     from lic_dist.cache.layout import read_attributes
-    from lic_dist.cache.set_aside import lines, manifest_beside, set_aside
+    from lic_dist.cache.set_aside import photo_lines, read_manifest, set_aside
     from lic_dist.data import photo_files
 
     figures = []
-    for place, experiment in _stores(target, overrides):
-        photos = manifest_beside(place)
+    for storage, experiment in _stores(target, overrides):
+        photos = read_manifest(storage)
         section = experiment.images if experiment else None
-        if photos is None and read_attributes(place) is None:
-            raise LicError(f"nothing is known yet of the photos of {place}", hint="`lic-dist cache scan` reads them")
-        found = set_aside(place, photos, section.crop if section else None)
+        if photos is None and read_attributes(storage) is None:
+            raise LicError(f"nothing is known yet of the photos of {storage}", hint="`lic-dist cache scan` reads them")
+        found = set_aside(storage, photos, section.crop if section else None)
         duplicates = photos.duplicates if photos else {}
         there = photo_files.search(section.path) if section and section.path.is_dir() else None
-        for line in [*lines(found), *lines({name: f"the same as {one}" for name, one in duplicates.items()})]:
+        for line in [
+            *photo_lines(found),
+            *photo_lines({name: f"the same as {one}" for name, one in duplicates.items()}),
+        ]:
             typer.echo(line)
         passed_over = there.describe() if there else ""
         typer.echo(
-            f"{place}: {counted(len(found), 'photo')} set aside{_reasons(Counter(map(_kind, found.values())))}; "
+            f"{storage}: {counted(len(found), 'photo')} set aside{_reasons(Counter(map(_kind, found.values())))}; "
             f"{counted(len(duplicates), 'duplicate')}" + (f"; passed over {passed_over}" if passed_over else "")
         )
         kinds = dict(there.passed_over) if there else {}
-        figures.append({"path": str(place), "set_aside": found, "duplicates": duplicates, "passed_over": kinds})
+        figures.append({"path": str(storage), "set_aside": found, "duplicates": duplicates, "passed_over": kinds})
     write_json(out, figures[0] if len(figures) == 1 else figures)
 
 
@@ -279,8 +282,8 @@ def verify(
     from lic_dist.cache.verify import verify as check
 
     figures, left = [], 0
-    for place, experiment in _stores(target, overrides):
-        findings = check(place)
+    for storage, experiment in _stores(target, overrides):
+        findings = check(storage)
         unwritten = [one for one in findings if one.what == "missing" and one.array.startswith("_progress/")]
         for finding in findings:
             if finding not in unwritten:
@@ -293,11 +296,11 @@ def verify(
         if findings and repair:
             if experiment is None:
                 raise UsageError("--repair needs to know how the store is built", hint="give the experiment's YAML")
-            typer.echo(f"{place}: {counted(mend(experiment, findings), 'shard')} written again")
-            findings = check(place)
+            typer.echo(f"{storage}: {counted(mend(experiment, findings), 'shard')} written again")
+            findings = check(storage)
         left += len(findings)
-        figures.append({"path": str(place), "findings": [asdict(finding) for finding in findings]})
-        typer.echo(f"{place}: {counted(len(findings), 'fault') if findings else 'whole'}")
+        figures.append({"path": str(storage), "findings": [asdict(finding) for finding in findings]})
+        typer.echo(f"{storage}: {counted(len(findings), 'fault') if findings else 'whole'}")
     write_json(out, figures)
     if left:
         raise LicError(

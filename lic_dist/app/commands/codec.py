@@ -38,7 +38,7 @@ def encode(
 ) -> None:
     """Code one picture."""
     from lic_dist.codec.codec import ImageCodec
-    from lic_dist.codec.records import local_record, preferred
+    from lic_dist.codec.records import local_record, preferred_quantizer
     from lic_dist.data import images
     from lic_dist.models import checkpoint
 
@@ -48,7 +48,7 @@ def encode(
         pixels = images.read(image, keep_grey=True)
         loaded = checkpoint.load(model, architecture, lmbda)
         checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
-        name = quantizer or preferred(loaded)
+        name = quantizer or preferred_quantizer(loaded)
         codec = ImageCodec(loaded.model, local_record(loaded, name), deterministic)
         with _tiles(codec, "encoding", *pixels.shape[:2]):
             data = codec.encode(pixels).data

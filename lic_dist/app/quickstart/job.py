@@ -26,8 +26,8 @@ from lic_dist import config
 from lic_dist.app.quickstart.closing import closing
 from lic_dist.app.quickstart.photos import CROP, Split, lay_out, split
 from lic_dist.building.build import build
-from lic_dist.building.pilot import record_beside
-from lic_dist.building.store_place import place
+from lic_dist.building.pilot import record_location
+from lic_dist.building.storage import experiment_storage
 from lic_dist.data import photo_files
 from lic_dist.errors import LicError
 from lic_dist.evaluation.run import evaluate
@@ -138,7 +138,7 @@ def _control(experiment: config.Experiment, out: Path) -> config.Experiment:
 
 def _leave_record(experiment: config.Experiment, record: str) -> None:
     """Leave the record that the base carries where `cache adapt` leaves one, for the build to find."""
-    around, key = record_beside(place(experiment), GROUP)
+    around, key = record_location(experiment_storage(experiment), GROUP)
     around.make()
     around.put(key, record.encode())
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lic_dist.cache.bucket import Bucket
 from lic_dist.cache.folder import Folder
-from lic_dist.cache.place import Place
+from lic_dist.cache.storage import Storage
 from lic_dist.errors import UsageError
 
 
-def place_of(path: str | Path | Place, options: Mapping[str, str] | None = None) -> Place:
+def open_storage(path: str | Path | Storage, options: Mapping[str, str] | None = None) -> Storage:
     """A folder's path, or the URL of an object store (s3://bucket/prefix, gs://..., az://...).
 
     `options` are obstore's, by its names (endpoint, region, skip_signature ...); credentials come from the environment
@@ -20,7 +20,7 @@ def place_of(path: str | Path | Place, options: Mapping[str, str] | None = None)
     Raises:
         UsageError: a URL that no object store answers to.
     """
-    if isinstance(path, Place):
+    if isinstance(path, Storage):
         return path
     if str(path).startswith("file://"):
         raise UsageError(f"{path}: a folder is given as a plain path", hint=str(path).removeprefix("file://"))

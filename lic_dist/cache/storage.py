@@ -24,7 +24,7 @@ class Entry:
     modified: float
 
 
-class Place(ABC):
+class Storage(ABC):
     """A folder or a bucket's prefix. Picklable, compared by where it is.
 
     Every method raises LicError where the place refuses or fails; FileNotFoundError only where that is said.
@@ -63,15 +63,15 @@ class Place(ABC):
         """Remove everything below the place."""
 
     @abstractmethod
-    def beside(self, suffix: str) -> tuple[Place, str]:
+    def sibling(self, suffix: str) -> tuple[Storage, str]:
         """The place around this one, and a key in it named like this one without its `.zarr`, with `suffix`."""
 
     @abstractmethod
-    def absolute(self) -> Place:
+    def absolute(self) -> Storage:
         """The same place, as seen from any folder."""
 
     @abstractmethod
-    def free(self) -> int | None:
+    def free_bytes(self) -> int | None:
         """Bytes free, or None where that has no meaning."""
 
     @abstractmethod

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lic_dist.building.calibrate import measure, one_thread
 from lic_dist.building.job import Job
-from lic_dist.building.latents import encode, view
+from lic_dist.building.latents import encode, quantizer_input
 from lic_dist.building.records import analytic_record
 from lic_dist.codec.tiles import STRIDE
 from lic_dist.data import images
@@ -20,11 +20,11 @@ from lic_dist.data.photo import PhotoError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.text import counted
 
-LOOKED_AT, MIDDLE = 8, 256  # crops; pixels a side of the middle of a picture
+CROPS, MIDDLE = 8, 256  # crops; pixels a side of the middle of a picture
 LEAST_PSNR = 15.0  # dB; what is trained for photos lies above it at every lambda of CompressAI's
 
 
-def base_line(job: Job) -> str:
+def base_summary(job: Job) -> str:
     """Bits a pixel and PSNR in dB of SQ on the first crops, held-out ones if there are any; a warning if they are bad.
 
     Crops that cannot be read are left out: a build counts them. Empty where none can.
@@ -32,28 +32,28 @@ def base_line(job: Job) -> str:
     plan = job.plan
     training = plan.num_samples - plan.num_held_out
     first = training if plan.num_held_out else 0  # the plan's order: training samples first
-    crops = [plan.crops[number] for number in range(first, min(plan.num_samples, first + LOOKED_AT))]
+    crops = [plan.crops[number] for number in range(first, min(plan.num_samples, first + CROPS))]
     pixels, status = images.read_crops(job.images.path, crops, job.images.crop)
     readable = pixels[status == 0]
     what = counted(len(readable), "held-out crop" if plan.num_held_out else "crop")
-    return _line(job.parent, readable, what, plan.batch)
+    return _summary(job.parent, readable, what, plan.batch)
 
 
-def base_line_of_pictures(parent: Checkpoint, folder: Path, names: Sequence[str]) -> str:
+def base_summary_of_pictures(parent: Checkpoint, folder: Path, names: Sequence[str]) -> str:
     """The same on the middles of the first pictures of a folder: those that an evaluation is going to code."""
     pictures = []
-    for name in names[:LOOKED_AT]:
+    for name in names[:CROPS]:
         with suppress(PhotoError):  # the evaluation sets it aside, with its reason
             pictures.append(images.read(folder / name))
     side = min([MIDDLE, *(min(picture.shape[:2]) // STRIDE * STRIDE for picture in pictures)])
     if side < STRIDE:
         return ""
     pixels = [images.middle(picture, side, side).transpose(2, 0, 1) for picture in pictures]
-    return _line(parent, np.stack(pixels), f"the middle {side}x{side} of {counted(len(pixels), 'picture')}", 1)
+    return _summary(parent, np.stack(pixels), f"the middle {side}x{side} of {counted(len(pixels), 'picture')}", 1)
 
 
 @one_thread()
-def _line(parent: Checkpoint, pixels: NDArray[np.uint8], what: str, batch: int) -> str:
+def _summary(parent: Checkpoint, pixels: NDArray[np.uint8], what: str, batch: int) -> str:
     """Of pixels uint8 [n, 3, size, size]."""
     if not len(pixels):
         return ""
@@ -62,7 +62,7 @@ def _line(parent: Checkpoint, pixels: NDArray[np.uint8], what: str, batch: int) 
     if overflow.any():
         return f"{of}: latents that are not finite or overflow\nwarning: is this the checkpoint of a trained model?"
     record = analytic_record(parent, "sq", 1, 1.0, 1.0, np.ones(parent.spec.M, np.float32))
-    found = measure(parent, record, samples, view(parent.model, samples.y, samples.z, batch))
+    found = measure(parent, record, samples, quantizer_input(parent.model, samples.y, samples.z, batch))
     psnr = -10 * math.log10(found.mse)
     line = f"{of}: {found.bpp:.3f} bpp, {psnr:.2f} dB"
     if psnr < LEAST_PSNR:

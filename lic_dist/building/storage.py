@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lic_dist.cache.place import Place
-from lic_dist.cache.places import place_of
+from lic_dist.cache.storage import Storage
+from lic_dist.cache.storages import open_storage
 from lic_dist.config import Experiment, need
 
 
-def place(experiment: Experiment) -> Place:
+def experiment_storage(experiment: Experiment) -> Storage:
     """Where the experiment's store lies."""
     section = need(experiment.cache, "cache")
-    return place_of(section.path, section.options)
+    return open_storage(section.path, section.options)
