@@ -23,7 +23,7 @@ from lic_dist.quantization.record import QuantizerRecord
 from tests.conftest import picture
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "ray", "zarr", "numpy", "compressai", "numba", "pydantic", "matplotlib", "pyarrow")
+HEAVY = ("torch", "ray", "zarr", "numpy", "compressai", "numba", "pydantic", "altair", "pandas", "pyarrow")
 
 
 def lic_dist(*arguments: object) -> subprocess.CompletedProcess[str]:

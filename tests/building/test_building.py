@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lic_dist.reporting.plots import calibration_plot
 
 from lic_dist import config
 from lic_dist.building import build as building
@@ -16,6 +15,7 @@ from lic_dist.building.build import build
 from lic_dist.building.calibrate import calibrate, describe, measure, z_bits
 from lic_dist.building.job import check_cache, prepare
 from lic_dist.building.latents import encode, quantizer_input
+from lic_dist.building.picture import calibration_plot
 from lic_dist.building.pilot import calibration_samples, prepare_record, record_location
 from lic_dist.building.records import analytic_record, named_record
 from lic_dist.cache.reader import LatentCache

@@ -30,7 +30,7 @@ from lic_dist.quantization.record import QuantizerRecord
 from tests.conftest import picture
 
 _ROOMS = ("config", "building", "cache", "cluster", "engine", "evaluation", "training")
-FORBIDDEN = (*(f"lic_dist.{room}" for room in _ROOMS), "ray", "zarr", "obstore", "pyarrow", "matplotlib", "yaml")
+FORBIDDEN = (*(f"lic_dist.{room}" for room in _ROOMS), "ray", "zarr", "obstore", "pyarrow", "altair", "pandas", "yaml")
 
 
 @pytest.fixture(scope="module")

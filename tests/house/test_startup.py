@@ -137,7 +137,11 @@ def nobody() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
 
 
 def test_kernels_run_for_a_user_without_a_home_on_an_installation_he_cannot_write_to(nobody: Any) -> None:
-    code = "from lic_dist.quantization.kernels import largest_magnitude as most; import numpy as np; print(most(np.float32([-3, 2])))"
+    code = """
+import numpy as np
+from lic_dist.quantization.kernels import largest_magnitude
+print(largest_magnitude(np.float32([-3, 2])))
+"""
     done = nobody(code)
     assert done.stdout.strip() == "3.0", done.stderr
     assert list(nobody.scratch.rglob("*.nbc"))
@@ -177,7 +181,7 @@ import pickle, sys
 from lic_dist.models.compat import import_compressai
 found = import_compressai()
 model = found.models.MeanScaleHyperprior(N=8, M=8)
-unwanted = {"torchvision", "torch_geometric", "compressai.datasets", "matplotlib", "pandas", "scipy.stats"}
+unwanted = {"torchvision", "torch_geometric", "compressai.datasets", "matplotlib", "altair", "pandas", "scipy.stats"}
 assert not unwanted & set(sys.modules)
 import scipy.stats
 quantile = found.entropy_models.GaussianConditional._standardized_quantile
@@ -204,7 +208,7 @@ def test_compressai_is_imported_lightly_and_is_whole_for_whoever_asks(code: str)
     assert done.returncode == 0, done.stderr
 
 
-HEAVY = {"torch", "numba", "compressai", "ray", "matplotlib", "pandas", "zarr", "pyarrow", "scipy.stats", "torchvision"}
+HEAVY = {"torch", "numba", "compressai", "ray", "altair", "pandas", "zarr", "pyarrow", "scipy.stats", "torchvision"}
 
 
 def heavy_modules(*command: str) -> set[str]:
@@ -239,7 +243,7 @@ def test_a_command_loads_what_it_needs(command: tuple[str, ...], needed: set[str
     assert heavy_modules(*command) <= needed
 
 
-def test_inspect_loads_neither_torch_nor_matplotlib(built: Path) -> None:
+def test_inspect_loads_neither_torch_nor_altair(built: Path) -> None:
     assert heavy_modules("cache", "inspect", str(built)) <= {"zarr", "pyarrow"}
 
 
