@@ -36,3 +36,9 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The search beside its baselines, in half a minute."""
     session.run("lic-dist", "bench", "quantization", "--part", "speed", *session.posargs)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Faults put into copies of the kernels and the store, each of which some test has to notice."""
+    session.run("python", "-m", "tests.mutants", *session.posargs)
