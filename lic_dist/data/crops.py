@@ -64,7 +64,7 @@ class Crops(Sequence[Crop]):
             yield from self[first : first + ROWS]
 
     def __eq__(self, other: object) -> bool:
-        """Equal to a sequence of the same Crop, in columns or not."""
+        """Compare with another sequence of Crop, whether it is stored in columns or not."""
         if isinstance(other, Crops):
             numbers = zip(self._numbers, other._numbers, strict=True)
             return all(np.array_equal(mine, theirs) for mine, theirs in numbers) and self._strings() == other._strings()
@@ -76,12 +76,12 @@ class Crops(Sequence[Crop]):
 
     @property
     def num_held_out(self) -> int:
-        """Samples of the held-out part; they are the last ones."""
+        """Number of samples in the held-out part; they come last."""
         return int(self.held_out.sum())
 
     @cached_property
     def longest_source(self) -> int:
-        """Bytes of the longest source in UTF-8, 0 without samples."""
+        """Length in bytes of the longest source in UTF-8; 0 without samples."""
         return pc.max(pc.binary_length(self.paths)).as_py() or 0
 
     @property
@@ -93,10 +93,10 @@ class Crops(Sequence[Crop]):
 
 
 def plan_crops(manifest: Manifest, crop: int, variations: int, seed: int, held_out: float | str) -> Crops:
-    """The samples of a manifest: `variations` crops of each usable photo that is large enough.
+    """Return the samples of a manifest: `variations` crops of each usable photo that is large enough.
 
-    Training samples come first, in an order shuffled by the seed, then the held-out ones: any first part of either
-    is a fair sample of it. Copies of one photo (equal digests) count once, by the first path.
+    Training samples come first, in an order shuffled by the seed, then the held-out samples, so that any leading part
+    of either is a fair sample of it. Copies of one photo (equal digests) count once, under the first path.
     """
     width, height = manifest.column("width"), manifest.column("height")
     rows = np.flatnonzero(manifest.usable & (np.minimum(width, height) >= crop))
@@ -126,13 +126,13 @@ def plan_crops(manifest: Manifest, crop: int, variations: int, seed: int, held_o
 
 
 def uniform(*key: object) -> float:
-    """A number in [0, 1) that is a pure function of the key (53 bits of sha256)."""
+    """Return a number in [0, 1) that depends on the key alone: 53 bits of its sha256."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def _uniforms(head: str, digests: pa.LargeStringArray, tails: tuple[str, ...]) -> NDArray[np.float64]:
-    """`uniform` of the keys head + digest + tail, tails fastest: float64 [digests * tails]."""
+    """Return `uniform` of every key head + digest + tail, the tails varying fastest: float64 [digests * tails]."""
     sha256, start, ends = hashlib.sha256, head.encode(), [tail.encode() for tail in tails]
     drawn = bytearray()
     for first in range(0, len(digests), ROWS):
@@ -144,10 +144,10 @@ def _uniforms(head: str, digests: pa.LargeStringArray, tails: tuple[str, ...]) -
 
 
 def is_held_out(photo: Photo, held_out: float | str) -> bool:
-    """Whether a photo belongs to the held-out part.
+    """Return whether a photo belongs to the held-out part.
 
-    A fraction chooses by the photo's digest alone, so that it is held out in every folder and job; a name holds out
-    the photos of that subfolder.
+    A fraction chooses by the photo's digest alone, so that a photo is held out in every folder and job or in none. A
+    name holds out the photos of that subfolder.
     """
     if isinstance(held_out, str):
         return photo.path.startswith(_folder_prefix(held_out))
@@ -155,7 +155,11 @@ def is_held_out(photo: Photo, held_out: float | str) -> bool:
 
 
 def require_held_out(manifest: Manifest, held_out: float | str) -> None:
-    """Raise UsageError, naming the subfolders that are there, where the one to be held out has no photo."""
+    """Refuse a held-out subfolder without photos.
+
+    Raises:
+        UsageError: there is no photo in it; the message names the subfolders that there are.
+    """
     if not isinstance(held_out, str):
         return
     paths = manifest.table["path"]
@@ -172,11 +176,11 @@ def require_held_out(manifest: Manifest, held_out: float | str) -> None:
 
 
 def _folders(path: str) -> list[str]:
-    """All folders above a photo, below the scanned one."""
+    """Return all folders above a photo, up to the scanned one, which is left out."""
     parts = path.split("/")[:-1]
     return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
 
 
 def _folder_prefix(folder: str) -> str:
-    """What the path of every photo in a subfolder starts with."""
+    """Return what the path of every photo in a subfolder starts with."""
     return f"{posixpath.normpath(folder)}/"

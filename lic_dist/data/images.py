@@ -1,10 +1,11 @@
-"""Photos: check, decode, cut.
+"""Check photos, decode them, and cut crops out of them.
 
-What a photo becomes: RGB of 8 bits a channel, upright by its EXIF orientation. Alpha is dropped, not composited: the
-colours below it are what is coded. Grey is repeated, a palette looked up, CMYK converted without a profile (of a JPEG
-by Adobe's inverted convention), 16 bits are reduced to 8; of a multi-picture JPEG the first picture is taken, of a TIFF
-the first page, of layers the flattened picture. Metadata that is damaged or beyond a reader's bounds never loses a
-picture whose pixels decode. Whatever has no such reading is set aside with its reason, one of FAULTS.
+A photo becomes RGB of 8 bits a channel, turned upright by its EXIF orientation. Alpha is dropped without compositing:
+the colours below it are coded. Grey is repeated over the channels, a palette is looked up, CMYK is converted without a
+profile (a JPEG's by Adobe's inverted convention), and 16 bits are reduced to 8. Of a multi-picture JPEG the first
+picture is taken, of a TIFF the first page, of a layered file the flattened picture. A picture whose pixels decode is
+never lost to metadata that is damaged or beyond a reader's bounds. A file that cannot be read like this is set aside
+with its reason, one of FAULTS.
 """
 
 from __future__ import annotations
@@ -51,12 +52,14 @@ Result = TypeVar("Result")
 
 
 def decode(data: bytes, name: str = "image", keep_grey: bool = False) -> NDArray[np.uint8]:
-    """Decode one photo to RGB: uint8 [H, W, 3], as the module says; with keep_grey a grey one to uint8 [H, W].
+    """Decode one photo to RGB uint8 [H, W, 3], as the module's text says; with `keep_grey` a grey photo to uint8 [H,
+    W].
 
-    The content tells the format; the suffix of `name` does where a format's first bytes prove nothing (TGA, PCX, ...).
+    The content tells the format. The suffix of `name` tells it for formats whose first bytes prove nothing (TGA, PCX
+    ...).
 
     Raises:
-        PhotoError: not an image, truncated, damaged, animated, larger than LARGEST pixels, or without such a reading.
+        PhotoError: not an image, truncated, damaged, animated, larger than LARGEST pixels, or of unsupported pixels.
     """
 
     def pixels_of(image: Image.Image, _: bytes) -> NDArray[np.uint8]:
@@ -74,11 +77,11 @@ def decode(data: bytes, name: str = "image", keep_grey: bool = False) -> NDArray
 
 
 def measure(data: bytes, name: str = "image") -> tuple[int, int]:
-    """(width, height) of what `decode` makes of a photo, without its full price.
+    """Return the (width, height) that `decode` would give for a photo, at a lower cost.
 
-    A JPEG is decoded to an eighth of its size, which still reads every bit of it; a PNG whose chunks are whole by their
-    checksums is not decoded; all others are decoded. Only a PNG written with a wrong stream under right checksums
-    passes unnoticed, until its crops are read.
+    A JPEG is decoded at an eighth of its size, which still reads every bit of it. A PNG whose chunks all have their
+    checksums is not decoded. All other formats are decoded. The one fault that passes unnoticed until the crops are
+    read is a PNG with a wrong stream under right checksums.
 
     Raises:
         PhotoError: as `decode`.
@@ -98,7 +101,11 @@ def measure(data: bytes, name: str = "image") -> tuple[int, int]:
 
 
 def _open_image(data: bytes, name: str, act: Callable[[Image.Image, bytes], Result]) -> Result:
-    """What `act` makes of a photo whose header is sound, and of its bytes: with all metadata, else with less of it."""
+    """Call `act` on an opened photo and its bytes; retry with less metadata where a reader fails.
+
+    Raises:
+        PhotoError: the header is refused, or no attempt succeeds.
+    """
     if _webp_canvas(data) > LARGEST:
         raise PhotoError(name, "too large")
     formats = (*FORMATS, *UNSIGNED_SUFFIXES.get(os.path.splitext(name)[1].lower(), "").split())
@@ -131,7 +138,7 @@ def _heif_formats(name: str) -> tuple[str, ...]:
 
 
 def _require_readable(image: Image.Image, name: str) -> None:
-    """Raise PhotoError for what decoding would take too much memory for, or make no photo of."""
+    """Refuse an image that would take too much memory to decode, or that is no still photo. Raises PhotoError."""
     if image.width * image.height > LARGEST:
         raise PhotoError(name, "too large")
     if image.format in MOVING and getattr(image, "n_frames", 1) > 1:
@@ -142,7 +149,7 @@ def _require_readable(image: Image.Image, name: str) -> None:
 
 
 def _fault(data: bytes, error: Exception) -> str:
-    """The fault of a file that raised this error, told from its bytes: errors are not alike in every reader."""
+    """Return the fault of a file whose reader raised `error`. The bytes decide, because readers raise different errors."""
     unsupported = metadata.unsupported(data, isinstance(error, UnidentifiedImageError))
     if not unsupported and UNSUPPORTED.search(f"{type(error).__name__} {error}"):
         return "unsupported coding"
@@ -150,7 +157,7 @@ def _fault(data: bytes, error: Exception) -> str:
 
 
 def _webp_canvas(data: bytes) -> int:
-    """Pixels of the canvas that an extended WebP claims, else 0: Pillow allots it as it opens the file."""
+    """Return the canvas size in pixels that an extended WebP claims, else 0. Pillow allocates it on opening the file."""
     if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X":
         return 0
     width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
@@ -158,7 +165,7 @@ def _webp_canvas(data: bytes) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none, or none that can be read."""
+    """Return the EXIF orientation, 1 to 8; 1 where there is none that can be read."""
     try:
         found = Image.Image.getexif(image).get(ORIENTATION, 1)  # PngImageFile's own would decode the pixels
     except Exception:  # damaged EXIF: Pillow raises SyntaxError, struct.error, ...
@@ -178,15 +185,15 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def read(path: Path | str, keep_grey: bool = False) -> NDArray[np.uint8]:
-    """Decode a file: see `decode`. Raises PhotoError, "unreadable" where the file cannot be read."""
+    """Decode a file as `decode` does. Raises PhotoError, "unreadable" where the file cannot be read."""
     return decode(contents(Path(path), str(path)), str(path), keep_grey)
 
 
 def files_digest(folder: Path, names: Sequence[str]) -> str:
-    """sha256 over names and contents of a folder's images; those that are there twice are named on standard error.
+    """Return the sha256 over names and contents of a folder's images; name duplicates on standard error.
 
     Raises:
-        LicError: some cannot be read; the first of them are named with their reasons.
+        LicError: some images cannot be read; the first of them are named with their reasons.
     """
     total, seen, faults = hashlib.sha256(), dict[str, str](), []
     for name in names:
@@ -207,7 +214,7 @@ def files_digest(folder: Path, names: Sequence[str]) -> str:
 
 
 def contents(path: Path, name: str) -> bytes:
-    """All of a file. Raises PhotoError: "unreadable", or "too large" above LARGEST_FILE bytes."""
+    """Return all bytes of a file. Raises PhotoError: "unreadable", or "too large" above LARGEST_FILE bytes."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
@@ -220,7 +227,7 @@ def contents(path: Path, name: str) -> bytes:
 
 
 def cut(pixels: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
-    """The crop's window of a decoded photo: uint8 [3, size, size]."""
+    """Return the crop's window of a decoded photo: uint8 [3, size, size]."""
     window = pixels[crop.crop_y : crop.crop_y + size, crop.crop_x : crop.crop_x + size]
     if crop.flip:
         window = window[:, ::-1]
@@ -228,16 +235,16 @@ def cut(pixels: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
 
 
 def middle(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """The middle of a picture [H, W, 3], of no more than this height and width."""
+    """Return the middle of a picture [H, W, 3], at most `height` x `width`."""
     top, left = (max(0, length - most) // 2 for length, most in zip(pixels.shape, (height, width), strict=False))
     return pixels[top : top + height, left : left + width]
 
 
 def read_crops(folder: Path, crops: Sequence[Crop], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read the samples' pixels: uint8 [n, 3, size, size] and their status, uint8 [n], an index into FAULTS.
+    """Read the pixels of samples, uint8 [n, 3, size, size], and their status, uint8 [n], an index into FAULTS.
 
-    A photo whose bytes are not those of the scan is set aside as "changed", a window that reaches beyond its photo as
-    "smaller than a crop"; a faulty sample is left zero.
+    A photo whose bytes differ from the scan's gets the status "changed", a window that reaches beyond its photo
+    "smaller than a crop". The pixels of a faulty sample are zero.
     """
     pixels = np.zeros((len(crops), 3, size, size), np.uint8)
     status = np.zeros(len(crops), np.uint8)

@@ -1,9 +1,10 @@
-"""The manifest: what a scan knows of each photo, in columns, so that a million photos are a table and not objects.
+"""The manifest: what a scan knows of each photo, in columns, so that a million photos are one table.
 
-A scan reads each photo once, in parallel, and says of each why it cannot be used, if so. What an earlier manifest
-says of a good file of the same path, size and time of change is taken over unread: a scan that was stopped, or that
-finds some new photos, reads only what is left. One that was set aside is read again: it may be mended, or what reads it
-installed. A photo replaced by one of equal size and time is noticed by its digest, when its crops are read.
+A scan reads each photo once, in parallel, and records why a photo cannot be used. Rows of an earlier manifest are
+reused, without reading the file, for good photos of the same path, size and modification time: a scan that was stopped,
+or that finds some new photos, reads only what is left. A photo that was set aside is read again, since it may have been
+mended, or its reader installed. A photo that was replaced by one of equal size and time is noticed by its digest when
+its crops are read.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ Result = TypeVar("Result")
 
 
 class Manifest:
-    """The photos of a folder, sorted by path: a table with one row a photo, `manifest[i]` and iteration give Photo."""
+    """The photos of a folder, sorted by path: a table with one row a photo; indexing and iteration give Photo."""
 
     def __init__(self, table: pa.Table) -> None:
         """Take a table of SCHEMA."""
@@ -68,7 +69,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """What `to_bytes` wrote.
+        """Return the manifest that `to_bytes` wrote.
 
         Raises:
             LicError: not a manifest, a damaged one, or one of another version.
@@ -111,20 +112,20 @@ class Manifest:
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
-        """bool [photos]: without fault."""
+        """Mask of the photos without a fault: bool [photos]."""
         faults = self.table["fault"].combine_chunks()
         ends = np.frombuffer(faults.buffers()[1], np.int64)[faults.offset :][: len(faults) + 1]
         return np.diff(ends) == 0
 
     @property
     def faults(self) -> Counter[str]:
-        """How many photos are set aside, by reason."""
+        """Number of photos that are set aside, by reason."""
         counts = self.table["fault"].value_counts().to_pylist()
         return Counter({row["values"]: row["counts"] for row in counts if row["values"]})
 
     @cached_property
     def duplicates(self) -> dict[str, str]:
-        """The usable photos that have the bytes of one before them, which stands for them: path to its path."""
+        """Usable photos whose bytes an earlier photo has, which is used instead: {path: path of the earlier photo}."""
         table = self.table.filter(self.usable)
         copies = table["digest"].combine_chunks().dictionary_encode().indices.to_numpy()
         _, firsts, which = np.unique(copies, return_index=True, return_inverse=True)
@@ -133,12 +134,12 @@ class Manifest:
         return dict(zip(paths, originals, strict=True))
 
     def set_aside(self, crop: int) -> Counter[str]:
-        """`faults`, with the photos that are smaller than a crop of this size."""
+        """Return `faults` with the photos added that are smaller than a crop of this size."""
         small = self.usable & (np.minimum(self.column("width"), self.column("height")) < crop)
         return self.faults + Counter({"smaller than a crop": int(small.sum())})
 
     def reasons(self, crop: int) -> dict[str, str]:
-        """Why each photo is set aside that is, by its path: `set_aside` by name."""
+        """Return why each photo is set aside, by its path: `set_aside` with names."""
         small = np.minimum(self.column("width"), self.column("height")) < crop
         photos = (self[row] for row in np.flatnonzero(~self.usable | small).tolist())
         return {
@@ -168,15 +169,15 @@ def scan(
     threads: int | None = None,
     strict: bool = False,
 ) -> Manifest:
-    """The manifest of a folder, every photo that `known` does not have read once, in parallel.
+    """Scan a folder; each photo that `known` does not have is read once, in parallel.
 
-    What the folder holds besides photos, and how many of them are duplicates, is said on standard error.
-    `save` is given the manifest so far now and then, and the whole at the end where it differs from `known`. Memory: a
-    few hundred bytes a photo, and one photo a thread (two threads a core, at most 16). `strict` stops at the first
-    photo with a fault.
+    Standard error says what the folder holds besides photos, and how many photos are duplicates. `save` is called with
+    the manifest so far from time to time, and at the end with the whole one if it differs from `known`. Memory: a few
+    hundred bytes a photo, and one photo a thread (two threads a core, at most 16). `strict` stops at the first photo
+    with a fault.
 
     Raises:
-        LicError: no such folder, an empty one, not one usable photo in it, or, if strict, one that is not.
+        LicError: no such folder, an empty one, or one without a usable photo; with `strict`, a photo that has a fault.
     """
     found = photo_files.search(folder)
     found.tell()
@@ -215,7 +216,7 @@ def scan(
 
 
 class _Rows:
-    """The manifest as it grows: rows taken over from a known one, and those read now, in the order of `names`."""
+    """The growing manifest: rows reused from a known one and rows read now, in the order of `names`."""
 
     def __init__(self, names: Sequence[str], known: Manifest) -> None:
         self.names, self.known = names, known
@@ -226,7 +227,7 @@ class _Rows:
         self.photos: list[Photo] = []
 
     def take_over(self, stamps: NDArray[np.int64]) -> None:
-        """Take from the known manifest what is unchanged by its size and time: int64 [names, 2]."""
+        """Reuse the rows of the known manifest whose size and time are unchanged; `stamps` int64 [names, 2]."""
         paths = pa.array([photo_files.readable(name) for name in self.names], pa.large_string())
         import pyarrow.compute as pc
 
@@ -260,7 +261,7 @@ class _Rows:
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Numbers without nulls, not through `to_numpy`, which loads pandas."""
+    """Return a column without nulls as an array, avoiding `to_numpy`, which loads pandas."""
     return np.from_dlpack(column.combine_chunks())
 
 
@@ -276,14 +277,14 @@ def _duplicates(manifest: Manifest) -> str:
 
 
 def _refuse_faulty(folder: Path, manifest: Manifest) -> None:
-    """Raise LicError for the first photo with a fault."""
+    """Raise LicError for the first photo with a fault, if there is one."""
     for row in np.flatnonzero(~manifest.usable)[:1].tolist():
         photo = manifest[row]
         raise LicError(f"{folder / photo.path}: {photo.fault}", hint="mend or remove it, or scan without --strict")
 
 
 def _examine(folder: Path, name: str) -> Photo:
-    """Read one photo: its row, whatever is wrong with it."""
+    """Read one photo and return its row, with the fault if it has one."""
     path, file, digest = photo_files.readable(name), folder / name, ""
     stamp = _stamp(file)
     try:
@@ -300,7 +301,7 @@ def _examine(folder: Path, name: str) -> Photo:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """(size in bytes, time of change in ns) of a file; zeros where there is none."""
+    """Return (size in bytes, modification time in ns) of a file; zeros where there is no regular file."""
     try:
         status = file.stat()
     except OSError:
@@ -309,7 +310,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 def _stamps(pool: ThreadPoolExecutor, folder: Path, names: Sequence[str]) -> NDArray[np.int64]:
-    """`_stamp` of every photo: int64 [names, 2]."""
+    """Return `_stamp` of every photo: int64 [names, 2]."""
     stamps = np.zeros((len(names), 2), np.int64)
     parts = (names[first : first + STAMPED] for first in range(0, len(names), STAMPED))
     done = 0
@@ -324,7 +325,7 @@ def _stamps(pool: ThreadPoolExecutor, folder: Path, names: Sequence[str]) -> NDA
 def _prefetch(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], depth: int
 ) -> Generator[Result, None, None]:
-    """`work` of each item, in order, at most `depth` of them begun before the first is taken."""
+    """Yield `work` of each item in order, with at most `depth` items begun ahead."""
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:

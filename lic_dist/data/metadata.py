@@ -1,7 +1,7 @@
-"""Picture files without their metadata, and what is wrong with files that have no pixels to show.
+"""Strip metadata from picture files, and tell why a file without readable pixels is refused.
 
-Readers refuse a file for text, profiles or EXIF that is damaged or beyond their bounds, though its pixels are whole.
-What is written here keeps the bytes that the pixels are coded in, and as little else as it can.
+Readers refuse a file for damaged or oversized text, profiles or EXIF although its pixels are whole. What is written
+here keeps the bytes that the pixels are coded in, and as little else as possible.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ UNSUPPORTED_SIGNATURES = (
 
 
 def without_metadata(data: bytes) -> Iterator[bytes]:
-    """The same picture with less metadata each time, where it can be taken apart: the first keep its orientation."""
+    """Yield the same picture with less metadata each time, if its format is known; the first ones keep its orientation."""
     if data.startswith(PNG_SIGNATURE):
         yield _strip_png(data, orientation=True)
         yield _strip_png(data, orientation=False)
@@ -59,15 +59,16 @@ def without_metadata(data: bytes) -> Iterator[bytes]:
 
 
 def is_heif(data: bytes) -> bool:
-    """Whether the first bytes are those of HEIF; an AVIF, which may name the same brands, is none."""
+    """Return whether the first bytes are HEIF's. An AVIF may name the same brands and does not count."""
     brands = _brands(data)
     return bool(brands & HEIF_BRANDS) and not brands & AVIF_BRANDS
 
 
 def unsupported(data: bytes, unknown: bool = True) -> str:
-    """Why a file is not read: "unsupported pixels", "unsupported coding", "not an image"; "" where it is broken.
+    """Return why no reader reads a file: "unsupported pixels", "unsupported coding", "not an image"; "" where it is
+    broken.
 
-    `unknown`: no reader knows it; else one of them has failed.
+    `unknown` says that no reader recognised it; otherwise one of them failed.
     """
     if data.startswith(UNSUPPORTED_SIGNATURES):
         return "unsupported coding"
@@ -88,7 +89,7 @@ def unsupported(data: bytes, unknown: bool = True) -> str:
 
 
 def ends_early(data: bytes) -> bool:
-    """Whether a file that does not decode lacks its end, as far as its format shows; else it is damaged inside."""
+    """Return whether the end of an undecodable file is missing, as far as its format shows; else it is damaged inside."""
     if data.startswith(PNG_SIGNATURE):
         chunks = list(_png_chunks(data))
         return not chunks or (chunks[-1][0] != b"IEND" and chunks[-1][2] >= len(data))
@@ -106,9 +107,9 @@ def ends_early(data: bytes) -> bool:
 
 
 def _png_chunks(data: bytes, mend: bool = False) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of every chunk; the last may end beyond the file.
+    """Yield (kind, start, end) of every chunk; the last may end beyond the file.
 
-    With `mend`, what follows a chunk of damaged length is found by name: the next sound one that pixels depend on.
+    With `mend`, a chunk of damaged length ends where the next sound chunk that pixels depend on is found by its name.
     """
     position = len(PNG_SIGNATURE)
     while position < len(data):
@@ -126,17 +127,17 @@ def _png_chunks(data: bytes, mend: bool = False) -> Iterator[tuple[bytes, int, i
 
 
 def _is_chunk_at(data: bytes, start: int) -> bool:
-    """Whether a PNG chunk that begins here has its checksum."""
+    """Return whether a PNG chunk with a right checksum begins at `start`."""
     return _is_sound(data, start, start + 12 + int.from_bytes(data[start : start + 4], "big"))
 
 
 def _is_sound(data: bytes, start: int, end: int) -> bool:
-    """Whether a PNG chunk has its checksum."""
+    """Return whether the checksum of a PNG chunk is right."""
     return end <= len(data) and zlib.crc32(data[start + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
 
 
 def is_whole_png(data: bytes) -> bool:
-    """Whether every chunk up to the end mark has its checksum, and none that may turn the photo follows the pixels."""
+    """Return whether every chunk has its checksum up to the end mark, and nothing after the pixels may turn the photo."""
     pixels = False
     for kind, start, end in _png_chunks(data):
         if not _is_sound(data, start, end) or (pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt")):
@@ -160,7 +161,7 @@ def _strip_png(data: bytes, orientation: bool) -> bytes:
 
 
 def _jpeg_segments(data: bytes, position: int = 2, mend: bool = False) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of every segment up to the first scan, which comes last and reaches the end of the file.
+    """Yield (marker, start, end) of every segment up to the first scan, which extends to the end of the file.
 
     With `mend`, what follows metadata of damaged length is found by its size: see `_jpeg_picture`.
     """
@@ -184,7 +185,9 @@ def _is_jpeg_metadata(marker: int) -> bool:
 
 
 def _jpeg_picture(data: bytes, position: int) -> int:
-    """Where the headers of the largest picture begin, the first of these, behind a position: previews are smaller."""
+    """Return where the headers of the largest picture after a position begin (the first of equals): previews are
+    smaller.
+    """
     largest, at = 0, data.find(b"\xff\xdb\0", position)
     found = len(data)
     while at >= 0:
@@ -223,7 +226,7 @@ def _is_webp(data: bytes) -> bool:
 
 
 def _strip_webp(data: bytes) -> bytes:
-    """Pixels and alpha alone; as it is where a chunk of pixels is cut or in frames."""
+    """Return pixels and alpha alone; the data unchanged where a chunk of pixels is cut or there are frames."""
     kept, position = [b""], 12
     while position + 8 <= len(data):
         kind, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
@@ -249,12 +252,12 @@ def _byte_order(data: bytes) -> str:
 
 
 def _tiff_directory(data: bytes) -> int:
-    """Where the first directory of tags begins."""
+    """Return where the first directory of tags begins."""
     return int(struct.unpack(_byte_order(data) + "I", data[4:8].ljust(4, b"\xff"))[0])
 
 
 def _tiff_entries(data: bytes) -> list[tuple[int, int, int, bytes]]:
-    """(tag, type, count, the twelve bytes) of every entry in the first directory of a classic TIFF."""
+    """Return (tag, type, count, the twelve bytes) of every entry in the first directory of a classic TIFF."""
     order, start = _byte_order(data), _tiff_directory(data)
     (count,) = struct.unpack(order + "H", data[start : start + 2].ljust(2, b"\0"))
     rows = (data[at : at + 12] for at in range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12))
@@ -262,7 +265,7 @@ def _tiff_entries(data: bytes) -> list[tuple[int, int, int, bytes]]:
 
 
 def _tiff_values(data: bytes, entry: tuple[int, int, int, bytes]) -> tuple[int, ...]:
-    """The whole numbers of an entry; none where they lie beyond the file."""
+    """Return the integers of an entry; none where they lie beyond the file."""
     _, kind, count, row = entry
     size = TIFF_SIZES.get(kind, 0) * count
     order, code = _byte_order(data), {1: "B", 3: "H", 4: "I"}.get(kind)
@@ -272,7 +275,7 @@ def _tiff_values(data: bytes, entry: tuple[int, int, int, bytes]) -> tuple[int, 
 
 
 def _tiff_end(data: bytes) -> int:
-    """Where the last strip or tile of a TIFF's first page ends; beyond the file where its tags do."""
+    """Return where the last strip or tile of a TIFF's first page ends; beyond the file where its tags do."""
     entries = {entry[0]: entry for entry in _tiff_entries(data)}
     for starts, sizes in ((273, 279), (324, 325)):
         if starts in entries and sizes in entries:
@@ -282,7 +285,7 @@ def _tiff_end(data: bytes) -> int:
 
 
 def _strip_tiff(data: bytes) -> bytes:
-    """The same bytes with another directory behind them: of the first page, its tags of pixels alone."""
+    """Return the same bytes with a new directory appended: the first page's, with only the tags that pixels depend on."""
     rows = [row for tag, _, _, row in _tiff_entries(data) if tag in TIFF_PIXELS]
     order, padded = _byte_order(data), data + b"\0" * (len(data) % 2)
     directory = struct.pack(order + "H", len(rows)) + b"".join(rows) + bytes(4)
@@ -298,7 +301,7 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of the outermost boxes of an ISO media file or JPEG 2000; the last may end beyond it."""
+    """Yield (kind, start, end) of the outermost boxes of an ISO media file or JPEG 2000; the last may end beyond it."""
     position = 0
     while position + 8 <= len(data):
         size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
@@ -310,7 +313,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _strip_media(data: bytes) -> bytes:
-    """The same bytes, in whose catalogue of items nothing is called EXIF: the picture's own turns stay."""
+    """Return the same bytes with the EXIF item renamed in the item catalogue; the picture's own rotation stays."""
     for kind, start, end in _boxes(data):
         if kind == b"meta":
             return data[:start] + data[start:end].replace(b"\0\0Exif", b"\0\0skip") + data[end:]
@@ -318,7 +321,7 @@ def _strip_media(data: bytes) -> bytes:
 
 
 def _strip_psd(data: bytes) -> bytes:
-    """Header, palette and the flattened picture: without resources and layers."""
+    """Return header, palette and flattened picture, without resources and layers."""
     kept, position = [data[:26]], 26
     for keep in (True, False, False):
         end = position + 4 + int.from_bytes(data[position : position + 4], "big")

@@ -1,4 +1,4 @@
-"""What a photo and a sample are to the rest of the house, and the reasons why one is set aside. Loads no library."""
+"""A photo, a sample, and the reasons why one is set aside, for all rooms. Loads no library."""
 
 from __future__ import annotations
 

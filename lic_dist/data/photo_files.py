@@ -1,6 +1,6 @@
-"""Which files of a folder are photos, and what is passed over: counted by kind, with the way to have it read.
+"""Tell photos from the other files of a folder, which are counted by kind, with a way to have them read.
 
-A photo is a file with a suffix of a still picture that Pillow reads. Hidden and system files and folders are none,
+A photo is a file with the suffix of a still picture that Pillow reads. Hidden and system files and folders never count,
 whatever their suffix: AppleDouble files (`._x.png`), `.ipynb_checkpoints`, `__MACOSX`, thumbnails of file managers.
 """
 
@@ -54,10 +54,10 @@ NAMED_KINDS = 8  # kinds of files passed over that one line names
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """What lies below a folder.
+    """The files below a folder.
 
-    `names` are the photos' relative posix paths, as `os.fsdecode` gives them, sorted as `readable` shows; `passed_over`
-    counts everything else by kind: a suffix in lower case, "without a suffix", or HIDDEN (a hidden folder counts once).
+    `names` are the photos' relative posix paths, as `os.fsdecode` gives them, sorted by `readable`. `passed_over`
+    counts all other files by kind: a suffix in lower case, "without a suffix", or HIDDEN (a hidden folder counts once).
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class PhotoFiles:
     passed_over: Counter[str] = field(default_factory=Counter)
 
     def describe(self) -> str:
-        """What is passed over, in one line, those first that could be read; empty where nothing is."""
+        """Return one line of what is passed over, readable kinds first; empty where nothing is."""
         kinds = sorted(self.passed_over.items(), key=lambda kind: (kind[0] not in HINTS, -kind[1], kind[0]))
         parts = [f"{count} {kind}{f' ({HINTS[kind]})' if kind in HINTS else ''}" for kind, count in kinds[:NAMED_KINDS]]
         if rest := sum(count for _, count in kinds[NAMED_KINDS:]):
@@ -73,22 +73,23 @@ class PhotoFiles:
         return ", ".join(parts)
 
     def tell(self) -> None:
-        """Say once a process, on standard error, what is passed over."""
+        """Print once a process, on standard error, what is passed over."""
         if self.passed_over:
             tell(f"{self.folder}: {counted(len(self.names), 'photo')}; passed over {self.describe()}")
 
 
 @cache
 def tell(line: str) -> None:
-    """Say a line on standard error, once a process."""
+    """Print a line on standard error, once a process."""
     if os.environ.get("RANK", "0") == "0":  # of the ranks that torchrun starts, the first speaks
         print(line, file=sys.stderr)
 
 
 def search(folder: Path) -> PhotoFiles:
-    """All photos below the folder, and what is passed over.
+    """Find all photos below a folder, and what is passed over.
 
-    Links to folders are followed once, so that a loop ends. A folder that cannot be listed stands for its photos.
+    Links to folders are followed once, so that a loop ends. A folder that cannot be listed is recorded in place of its
+    photos.
 
     Raises:
         LicError: no such folder, or no photo in it.
@@ -132,12 +133,12 @@ def search(folder: Path) -> PhotoFiles:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or of the system: no photo, and holding none."""
+    """Return whether this name is that of a hidden or system file or folder, which is no photo and holds none."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def _passed_over(name: str) -> str:
-    """The kind that a file which is no photo counts as, else ""."""
+    """Return the kind under which a file that is no photo is counted, else ""."""
     if is_hidden(name):
         return HIDDEN
     suffix = os.path.splitext(name)[1].lower()
@@ -153,15 +154,15 @@ def reads_heif() -> bool:
 
 
 def readable(name: str) -> str:
-    """A path that can be recorded: one that is not UTF-8 is escaped, and then opens no file."""
+    """Return a path that can be recorded: a name that is not UTF-8 is escaped, and then opens no file."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def printable(name: str) -> str:
-    """A path for a terminal: what would break the line or the terminal is escaped."""
+    """Return a path for a terminal, with characters escaped that would break the line."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def find(folder: Path) -> list[str]:
-    """The names of `search` as `readable` shows them."""
+    """Return the photos' names below a folder, as `readable` shows them."""
     return [readable(name) for name in search(folder).names]

@@ -13,7 +13,7 @@ The definition. Every value is an integer; round() is to the nearest, a half to 
                     X = clamp(floor((B + 2^(f-1) + sum of W X) / 2^f)), with X = 0 outside of the picture
     ReLU        max(X, 0)
     LeakyReLU   X where X > 0, else floor((S X + 2^18) / 2^19) with S = round(2^19 slope), 5243 for a slope of 0.01
-    FromDeviations, the last layer of `block-transform`, on a log scale or a mean X with the float32 deviation d:
+    DenormalizeGaussians, the last layer of `block-transform`, on a log scale or a mean X with the float32 deviation d:
                     scale X = clamp(floor((2^12 d) (e^(i/64) e^(j/4096)) + 1/2)), 64 i + j = X within -9 2^12 .. 5 2^12
                     and 0 <= j < 64; the powers of e and every result are rounded to float64
                     mean X = clamp(floor(d X + 1/2)), X within -6 2^12 .. 6 2^12
