@@ -73,7 +73,7 @@ MUTANTS = (
     mutant("codec/rans.py", "if position != len(words):\n        return 4", "", RANS),
     mutant("cache/store.py", "        storage.put_all(objects)\n        markers.write_marker(storage, marker)",
            "        markers.write_marker(storage, marker)\n        storage.put_all(objects)", STORE),
-    mutant("cache/store.py", "        markers.remove_marker(storage, key, shard)\n        storage", "        storage", STORE),
+    mutant("cache/store.py", "        markers.remove_marker(storage, key, shard)\n", "", STORE),
     mutant("cache/store.py", "    with markers.shard_lock(storage, key, shard):", "    if True:", STORE),
     mutant("cache/store.py", "    _put_documents(storage, layout.arrays_of(header, name), header)\n", "", STORE,
            ("does not parse\n    _require_same",
