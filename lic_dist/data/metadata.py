@@ -38,7 +38,7 @@ UNSUPPORTED_SIGNATURES = (
 
 
 def without_metadata(data: bytes) -> Iterator[bytes]:
-    """Yield the same picture with less metadata each time, if its format is known; the first ones keep its orientation."""
+    """Yield the same picture with ever less metadata, if its format is known; the first ones keep its orientation."""
     if data.startswith(PNG_SIGNATURE):
         yield _strip_png(data, orientation=True)
         yield _strip_png(data, orientation=False)
@@ -89,7 +89,7 @@ def unsupported(data: bytes, unknown: bool = True) -> str:
 
 
 def ends_early(data: bytes) -> bool:
-    """Return whether the end of an undecodable file is missing, as far as its format shows; else it is damaged inside."""
+    """Return whether an undecodable file lacks its end, as far as its format shows; else it is damaged inside."""
     if data.startswith(PNG_SIGNATURE):
         chunks = list(_png_chunks(data))
         return not chunks or (chunks[-1][0] != b"IEND" and chunks[-1][2] >= len(data))
@@ -137,7 +137,7 @@ def _is_sound(data: bytes, start: int, end: int) -> bool:
 
 
 def is_whole_png(data: bytes) -> bool:
-    """Return whether every chunk has its checksum up to the end mark, and nothing after the pixels may turn the photo."""
+    """Return whether every chunk up to the end mark has its checksum, and nothing after the pixels turns the photo."""
     pixels = False
     for kind, start, end in _png_chunks(data):
         if not _is_sound(data, start, end) or (pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt")):
@@ -285,7 +285,7 @@ def _tiff_end(data: bytes) -> int:
 
 
 def _strip_tiff(data: bytes) -> bytes:
-    """Return the same bytes with a new directory appended: the first page's, with only the tags that pixels depend on."""
+    """Return the bytes with a new directory appended: the first page's, with only the tags that pixels depend on."""
     rows = [row for tag, _, _, row in _tiff_entries(data) if tag in TIFF_PIXELS]
     order, padded = _byte_order(data), data + b"\0" * (len(data) % 2)
     directory = struct.pack(order + "H", len(rows)) + b"".join(rows) + bytes(4)
