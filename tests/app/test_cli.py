@@ -97,6 +97,7 @@ def test_what_no_room_foresaw_is_one_line_too(tmp_path: Path, monkeypatch: pytes
     refused(lic_dist("config", "show", write(tmp_path / "a.yaml", name="x"), "--set", "images.path=[a"), 2, "YAML")
 
 
+@pytest.mark.slow
 def test_a_cache_of_another_encoder_is_refused_with_the_field(base: Path, photos: Path, tmp_path: Path) -> None:
     sections = {
         "images": {"path": str(photos), "crop": 64, "held_out": "valid"},
@@ -151,6 +152,7 @@ def test_a_grey_picture_stays_grey(base: Path, tmp_path: Path) -> None:
             assert (image.mode, image.size, image.format) == ("L", (50, 40), kind)
 
 
+@pytest.mark.slow
 def test_outputs_are_refused_before_the_work_and_written_whole(base: Path, photos: Path, tmp_path: Path) -> None:
     photo, file, shown = photos / "train" / "0.png", tmp_path / "a.lic", tmp_path / "a.png"
     assert lic_dist("encode", photo, file, "--model", base).returncode == 0
@@ -191,6 +193,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert len(commands) == 2 and commands[1] in (ROOT / ".ci" / "run").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["build_cache", "evaluate", "finetune"])
 def test_job_scripts_run_their_command(script: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.yaml", name="x")

@@ -112,6 +112,7 @@ def test_a_study_is_the_same_from_one_process_and_from_two_and_goes_on(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_unit_that_fails_does_not_stop_its_stage_but_the_next(
     jobs: int, tmp_path: Path, base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any

@@ -19,6 +19,7 @@ from lic_dist.quantization.quantize import search
 from lic_dist.quantization.trellis import CODE16, ECM8, VVC4, Trellis
 
 
+@pytest.mark.slow
 def test_the_gap_of_rounding_at_a_high_rate_is_that_of_theory() -> None:
     """pi e / 6 (1 + Delta^2 / 12): 1.53 dB in the limit. Trellises close part of it, more with more states."""
     sources = data.gaussian(64, 1024)
@@ -46,6 +47,7 @@ def test_hull_between_two_points_is_their_mixture() -> None:
     assert theory._hull_rate(points[:1], 0.3) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", [VVC4, ECM8])
 @pytest.mark.parametrize("price", [0.25, 1.0])
 def test_the_candidates_lose_nothing_at_matched_statistics(machine: Trellis, price: float) -> None:
@@ -143,6 +145,7 @@ def test_training_from_a_cache_is_measured_against_memory_and_against_the_loop(
         assert one["bound"] > 1 and min(one.values()) > 0 and one["in_loop"] > one["encode"] + one["search"]
 
 
+@pytest.mark.slow
 def test_a_plan_is_measured_in_a_process_of_its_own() -> None:
     found = building.planning(20_000)
     assert found["photos"] == 20_000 and 100 < found["bytes_a_photo"] < 20_000 and found["seconds_a_shard"] < 0.1

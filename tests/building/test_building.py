@@ -66,6 +66,7 @@ def test_building_again_builds_nothing(store: Path, base: Path, photos: Path) ->
     assert before == {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_build_cut_short_and_resumed_has_the_same_bytes(
     store: Path, base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +178,7 @@ def test_a_cache_of_another_encoder_or_entropy_model_is_refused_by_field(store: 
         check_cache(cache, checkpoint.load(str(base)), "sq")
 
 
+@pytest.mark.slow
 def test_faulty_photos_are_counted_and_tolerated_up_to_a_limit(base: Path, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
@@ -188,6 +190,7 @@ def test_faulty_photos_are_counted_and_tolerated_up_to_a_limit(base: Path, photo
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.slow
 def test_a_photo_that_changes_after_the_scan_is_set_aside(
     base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +218,7 @@ def test_a_photo_replaced_between_two_builds_is_noticed(base: Path, photos: Path
     assert after.fingerprint != before.fingerprint and after.num_samples == before.num_samples - 3
 
 
+@pytest.mark.slow
 def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store: Path, base: Path) -> None:
     cache, loaded = LatentCache.open(store), checkpoint.load(str(base))
     section = config.Quantizer(name="tcq", pilot=8, calibration=4)
@@ -237,6 +241,7 @@ def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store:
     )  # the other axis is searched all the same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deadzone", "rdoq", "tcq"])
 def test_calibration_reports_its_rounds_and_its_prediction(store: Path, base: Path, name: str, tmp_path: Path) -> None:
     cache, loaded = LatentCache.open(store), checkpoint.load(str(base))

@@ -132,6 +132,7 @@ def test_a_rebuild_killed_while_it_removes_leaves_no_half_store(
     assert build(asked).shards_built == 3
 
 
+@pytest.mark.slow
 def test_a_linked_store_is_rebuilt_where_it_lies(mine: Path, base: Path, photos: Path, tmp_path: Path) -> None:
     link = tmp_path / "elsewhere" / "link.zarr"
     link.parent.mkdir()
@@ -147,6 +148,7 @@ def test_a_linked_store_is_rebuilt_where_it_lies(mine: Path, base: Path, photos:
         build(experiment(base, photos, tmp_path / "file.zarr", quantizer=FIXED))
 
 
+@pytest.mark.slow
 def test_a_sweep_of_quantizers_and_learning_rates_rebuilds_one_store_once(
     base: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -103,6 +103,7 @@ def test_a_record_keeps_its_steps_and_its_digest_names_them(record: QuantizerRec
         replace(record, refine=-1)
 
 
+@pytest.mark.slow
 def test_a_refined_store_knows_its_steps_and_its_whole_model(base: Path, photos: Path, tmp_path: Path) -> None:
     asked = {**FIXED, "refine": 2}
     plain, store = tmp_path / "plain.zarr", tmp_path / "refined.zarr"

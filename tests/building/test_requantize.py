@@ -21,6 +21,7 @@ from lic_dist.quantization.record import QuantizerRecord
 from tests.stores import FIXED, contents, damage, experiment, no_photos
 
 
+@pytest.mark.slow
 def test_requantizing_needs_neither_photos_nor_encoder_and_equals_building(
     mine: Path, base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +87,7 @@ def test_requantizing_does_not_read_pixels(mine: Path, base: Path) -> None:
     assert requantize(no_photos(base, mine, name="sq", group="again")).shards_built == 3
 
 
+@pytest.mark.slow
 def test_a_second_group_without_y_comes_from_the_stored_pixels(
     base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Dying:
     return at
 
 
+@pytest.mark.slow
 def test_a_build_killed_in_calibration_goes_on_to_the_same_record(
     base: Path, photos: Path, tmp_path: Path, dying: Dying
 ) -> None:
@@ -89,6 +90,7 @@ def test_trials_of_other_settings_or_another_model_count_for_nothing(
     assert inspect(mine)["calibrating"]["new"]["trial"] == 3
 
 
+@pytest.mark.slow
 def test_a_finetuning_killed_in_calibration_goes_on_to_the_same_checkpoint(
     base: Path, photos: Path, made: Path, tmp_path: Path, dying: Dying
 ) -> None:
@@ -109,6 +111,7 @@ def test_a_finetuning_killed_in_calibration_goes_on_to_the_same_checkpoint(
     assert not (tmp_path / "cut" / "calibration.trials").exists()
 
 
+@pytest.mark.slow
 def test_inspect_says_at_which_trial_a_build_is(
     base: Path, photos: Path, mine: Path, tmp_path: Path, dying: Dying
 ) -> None:

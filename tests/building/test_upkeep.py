@@ -21,6 +21,7 @@ from tests.app.test_cli import lic_dist, refused, write
 from tests.stores import FIXED, contents, damage, experiment, no_photos
 
 
+@pytest.mark.slow
 def test_repair_writes_just_what_is_damaged(mine: Path, base: Path, photos: Path) -> None:
     asked = experiment(base, photos, mine, quantizer=FIXED)
     requantize(no_photos(base, mine, states=16, group="tcq16"))
@@ -49,6 +50,7 @@ def test_repair_writes_just_what_is_damaged(mine: Path, base: Path, photos: Path
     assert repair(asked, verify(mine)) == 0
 
 
+@pytest.mark.slow
 def test_repair_of_a_store_without_y_encodes_again(base: Path, photos: Path, tmp_path: Path) -> None:
     asked = experiment(base, photos, tmp_path / "a.zarr", quantizer=FIXED, cache={"store_y": False})
     build(asked)
@@ -107,6 +109,7 @@ def test_what_lies_beside_a_store_is_its_own(base: Path, photos: Path, tmp_path:
     assert len(keys) == 6 and "y.tcq8.json" in keys
 
 
+@pytest.mark.slow
 def test_too_many_bad_photos_stop_no_sweep_and_lose_no_figures(base: Path, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
@@ -119,6 +122,7 @@ def test_too_many_bad_photos_stop_no_sweep_and_lose_no_figures(base: Path, photo
     assert [one["shards_built"] for one in json.loads((tmp_path / "figures.json").read_text())] == [3, 3]
 
 
+@pytest.mark.slow
 def test_strict_stops_at_the_first_bad_photo_and_loses_nothing(
     base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +156,7 @@ def test_the_estimate_is_near_what_the_build_then_takes(made: Path, base: Path, 
     assert "24 samples (6 held out) in 3 shards" in text and "free:" in text and "time, about" in text
 
 
+@pytest.mark.slow
 def test_the_commands_plan_quantize_inspect_and_verify(mine: Path, base: Path, photos: Path, tmp_path: Path) -> None:
     asked = experiment(base, photos, mine, quantizer=FIXED)
     file = write(tmp_path / "x.yaml", **asked.model_dump(mode="json", exclude_none=True, exclude={"sweep"}))

@@ -30,6 +30,7 @@ from tests.stores import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_same_bytes_from_every_way_of_building(tmp_path, monkeypatch):
     planned = make_plan(18)
     paths = {name: tmp_path / f"{name}.zarr" for name in ("local", "ray", "resumed", "killed")}
@@ -178,6 +179,7 @@ def forged(text: str) -> list[str]:
     return [json.dumps({**marker, **change}) for change in changes]
 
 
+@pytest.mark.slow
 def test_forged_markers_count_as_not_written(built):
     file = built / markers.marker_key(make_plan().fingerprint, 1)
     text = file.read_text()

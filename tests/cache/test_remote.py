@@ -254,6 +254,7 @@ def test_a_build_survives_errors_dropped_and_slow_answers(s3, monkeypatch):
     bucket._object_store.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_build_that_lost_the_store_for_good_goes_on_later(s3, monkeypatch):
     url = "s3://photos/outage/a.zarr"
     create(url)
@@ -273,6 +274,7 @@ def test_a_build_that_lost_the_store_for_good_goes_on_later(s3, monkeypatch):
     bucket._object_store.cache_clear()
 
 
+@pytest.mark.slow
 def test_damage_in_a_bucket_is_found():
     url = "s3://photos/damage/a.zarr"
     create(url)
@@ -287,6 +289,7 @@ def test_damage_in_a_bucket_is_found():
         LatentCache.open(url).shard(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["zarr", "zarrs"])
 def test_streams_and_views_read_a_bucket_as_they_read_a_folder(tmp_path, pipeline):
     pytest.importorskip("xarray")

@@ -127,6 +127,7 @@ def test_numbers_of_streams():
     assert [(order.streams, order.buffer) for order in orders] == [(16, 1), (8, 2), (1, 16)]
 
 
+@pytest.mark.slow
 def test_few_shards_have_few_streams_and_say_so_to_many_ranks(tmp_path):
     small = LatentCache.open(make_store(tmp_path / "a.zarr", samples=11))
     stream = open_stream(small, (), batch=8)
@@ -204,6 +205,7 @@ def test_resuming_reads_only_the_buffers_it_begins_in(cache, monkeypatch):
     assert 4 <= len(reads) <= 8
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(step=st.integers(0, 60), batch=st.sampled_from([1, 4, 6, 12]), seed=st.integers(0, 2))
 def test_resumed_equals_uninterrupted(cache, step, batch, seed):
@@ -219,6 +221,7 @@ def test_seeds_differ_and_epochs_differ(cache):
     assert not np.array_equal(one[:47], one[47:])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 0), (4, 0), (1, 2), (2, 2), (1, 3)])
 def test_ranks_and_workers_change_nothing(cache, world, workers):
@@ -263,6 +266,7 @@ def test_a_damaged_shard_is_named(tmp_path, workers):
 # torch, xarray, zarrs
 
 
+@pytest.mark.slow
 def test_the_dataset_gives_any_sample_and_keeps_few_blocks(cache):
     dataset = cache.dataset([*ARRAYS, "quantized/tcq8/bits"])
     training = cache.indices(held_out=False)
@@ -329,6 +333,7 @@ def zarrs_digest(path: str) -> list[int]:
     return [int(rows.astype(np.int64).sum()) for shard in range(3) for rows in cache.shard(shard, ARRAYS).values()]
 
 
+@pytest.mark.slow
 def test_zarrs_reads_what_zarr_reads(tmp_path, cache, path):
     pytest.importorskip("zarrs")
     import multiprocessing

@@ -96,6 +96,7 @@ def dashboard() -> Iterator[Dashboard]:
     thread.join()
 
 
+@pytest.mark.slow
 def test_the_file_alone_is_sent_with_the_cluster_as_its_engine(dashboard: Dashboard, tmp_path: Path) -> None:
     address, sent, _ = dashboard
     (tmp_path / "photos").mkdir()
@@ -160,12 +161,14 @@ def test_the_entrypoint_survives_a_shell(tmp_path: Path) -> None:
     assert done.returncode == 2 and "--folder" in done.stderr and not done.stdout
 
 
+@pytest.mark.slow
 def test_a_faulty_experiment_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     for kind in ("cache", "finetune", "evaluate"):
         refused(submit(kind, experiment(tmp_path / "x.yaml")), 2, f"no section '{kind}'")
     refused(submit("cache", experiment(tmp_path / "x.yaml", cahce={})), 2, "cahce", "did you mean 'cache'")
 
 
+@pytest.mark.slow
 def test_what_is_no_dashboard_is_one_line(dashboard: Dashboard) -> None:
     address, _, answers = dashboard
     refused(submit("status", "--address", f"http://127.0.0.1:{free_port()}"), 1, "no answer", "ray start --head")

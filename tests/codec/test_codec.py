@@ -76,6 +76,7 @@ def codec(request: pytest.FixtureRequest, either: Checkpoint) -> ImageCodec:
     return codec_of(either, request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (64, 64), (65, 63), (30, 200), (130, 97)])
 def test_decoded_indices_and_pixels_equal_the_encoders(codec: ImageCodec, height: int, width: int) -> None:
     image = picture(3, height, width)
@@ -158,6 +159,7 @@ def test_padding_is_compressais() -> None:
         assert padding(height, width) == compute_padding(height, width, min_div=64)[0]
 
 
+@pytest.mark.slow
 def test_files_are_written_and_read_by_processes_that_know_nothing_of_caches(
     hyperprior: Checkpoint, tmp_path: Path
 ) -> None:

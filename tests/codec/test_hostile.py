@@ -24,6 +24,7 @@ def test_seeds_decode() -> None:
     assert all(fuzz.one_input(seed) is not None for seed in fuzz.seeds())
 
 
+@pytest.mark.slow
 def test_mutations_are_refused_or_decode_to_what_the_header_claims() -> None:
     generator = random.Random(0)
     decoded = sum(fuzz.one_input(fuzz.mutated(generator)) is not None for _ in range(20_000))

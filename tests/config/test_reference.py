@@ -37,6 +37,7 @@ def test_the_page_is_current() -> None:
     assert written == config_reference.markdown(), "lic-dist config explain --markdown > docs/configuration.md"
 
 
+@pytest.mark.slow
 def test_the_schema_is_current_and_every_config_names_it_and_fits() -> None:
     schema = json.loads((ROOT / "configs/schema.json").read_text())
     assert schema == config_reference.schema(), "lic-dist config schema > configs/schema.json"

@@ -56,6 +56,7 @@ photo_rows = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(photo_rows, max_size=30),
     st.integers(1, 40),

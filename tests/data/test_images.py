@@ -43,6 +43,7 @@ def test_a_photo_is_converted_or_recorded(name: str, tmp_path: Path) -> None:
     assert np.array_equal(np.repeat(kept[:, :, None], 3, 2) if kept.ndim == 2 else kept, pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_the_cheap_look_sees_what_decoding_sees(name: str) -> None:
     suffix, data = KINDS[name][:2]

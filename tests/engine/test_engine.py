@@ -196,6 +196,7 @@ def test_wrong_use_is_refused():
         Stage("square", make_square, workers=0)
 
 
+@pytest.mark.slow
 def test_ray_gives_every_unit_once_from_pools_larger_than_the_machine(cluster):
     stages = [Stage("square", make_square, 3), Stage("pid", make_process_id, 3)]  # six actors on four CPUs
     results = list(run(stages, range(20), engine="ray"))
@@ -203,11 +204,13 @@ def test_ray_gives_every_unit_once_from_pools_larger_than_the_machine(cluster):
     assert os.getpid() not in {process for _, process in results}
 
 
+@pytest.mark.slow
 def test_ray_hands_large_results_between_stages(cluster):
     results = dict(run([Stage("wide", make_wide, 1), Stage("narrow", make_narrow, 1)], range(6), engine="ray"))
     assert results == {n: (n, float(n)) for n in range(6)}
 
 
+@pytest.mark.slow
 def test_ray_bounds_units_in_flight(cluster, tmp_path):
     delays = {"fast": 0.0, "slow": 0.1}
     stages = [Stage(name, partial(make_log, tmp_path, name, seconds)) for name, seconds in delays.items()]
@@ -219,6 +222,7 @@ def test_ray_bounds_units_in_flight(cluster, tmp_path):
         assert fast[n] >= slow[n - 2]
 
 
+@pytest.mark.slow
 def test_ray_replaces_a_dead_worker_and_repeats_its_unit(cluster, tmp_path):
     stages = [Stage("add", partial(make_add, 10)), Stage("dies", partial(make_dies_once, tmp_path, 12))]
     assert sorted(run(stages, range(5), engine="ray")) == [(n, n + 10) for n in range(5)]
@@ -239,6 +243,7 @@ def fail_to_load():
     raise ModuleNotFoundError("no module of this name on the node")
 
 
+@pytest.mark.slow
 def test_ray_gives_up_on_workers_that_do_not_start(cluster):
     with pytest.raises(LicError, match="workers of stage 'strange' do not start") as caught:
         list(run([Stage("strange", Unloadable(), 1)], [1], engine="ray"))
@@ -260,6 +265,7 @@ def load_slowly():
     return SlowToLoad()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 4])  # with CPUs to spare, and with none: then it shares one, once
 def test_ray_waits_for_workers_that_are_slow_to_start(cluster, monkeypatch, workers):
     from lic_dist.engine import on_ray
@@ -269,6 +275,7 @@ def test_ray_waits_for_workers_that_are_slow_to_start(cluster, monkeypatch, work
     assert sorted(unit for unit, _ in results) == list(range(6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_none_ends_a_unit_before_the_later_stages(cluster, engine):
     stages = [Stage("half", make_half, 1), Stage("fails", partial(make_fail, ValueError("seen")), 1)]
@@ -281,6 +288,7 @@ def make_half():
     return lambda value: None if value % 2 else value
 
 
+@pytest.mark.slow
 def test_ray_gives_up_on_a_unit_that_kills_its_workers(cluster, tmp_path, monkeypatch):
     from lic_dist.engine import on_ray
 
@@ -291,6 +299,7 @@ def test_ray_gives_up_on_a_unit_that_kills_its_workers(cluster, tmp_path, monkey
     assert (tmp_path / "attempts").read_text() == "xx"
 
 
+@pytest.mark.slow
 def test_ray_raises_the_works_own_exception(cluster):
     failing = Stage("fails", partial(make_fail, LicError("no such checkpoint", hint="train one")))
     with pytest.raises(LicError) as caught:

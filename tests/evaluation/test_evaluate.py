@@ -39,6 +39,7 @@ def experiment(base: Path, photos: Path, out: Path, *quantizers: str) -> config.
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_resumed_and_reported(
     base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

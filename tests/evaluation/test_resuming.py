@@ -146,6 +146,7 @@ def levels(codec: ImageCodec, image: np.ndarray) -> np.ndarray:
     return found[0]
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_no_image_that_is_coded(base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = timeless(read_points(evaluate(experiment(base, folder, "whole.json"))))
     journal, out = folder / "r.rows.jsonl", folder / "r.json"
@@ -215,6 +216,7 @@ def test_two_runs_on_one_file_are_refused(base: Path, folder: Path) -> None:
     assert len(read_points(evaluate(experiment(base, folder)))) == 2
 
 
+@pytest.mark.slow
 def test_shown_pictures_are_kept_and_come_again_when_lost(
     base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +346,7 @@ def test_what_is_wrong_is_told_before_anything_is_coded(
     refused(lic_dist("evaluate", file), code, *words)
 
 
+@pytest.mark.slow
 def test_generations_code_the_decoded_picture_again(base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         counting(patch, die_at=6)  # the second image in its third generation

@@ -105,6 +105,7 @@ def test_every_other_page_runs_after_the_first_hour(
         assert names["rows"]["quantized/tcq8/k"].shape == (16, 72, 4, 4) and names["rates"].sizes == {"held_out": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_parse_and_name_what_is_there(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lay_out(tmp_path))

@@ -136,6 +136,7 @@ def nobody() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
         yield run
 
 
+@pytest.mark.slow
 def test_kernels_run_for_a_user_without_a_home_on_an_installation_he_cannot_write_to(nobody: Any) -> None:
     code = """
 import numpy as np
@@ -202,6 +203,7 @@ assert import_compressai() is compressai and compressai.models.MeanScaleHyperpri
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [LIGHT, WHOLE], ids=["lightly first", "whole first"])
 def test_compressai_is_imported_lightly_and_is_whole_for_whoever_asks(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
@@ -230,6 +232,7 @@ def test_importing_the_package_loads_nothing() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "needed"),
     [
@@ -247,6 +250,7 @@ def test_inspect_loads_neither_torch_nor_altair(built: Path) -> None:
     assert heavy_modules("cache", "inspect", str(built)) <= {"zarr", "pyarrow"}
 
 
+@pytest.mark.slow
 def test_encode_and_decode_load_torch_and_the_search_alone(base: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), (9, 99, 200)).save(tmp_path / "a.png")
     files = [str(tmp_path / name) for name in ("a.png", "a.bin", "b.png")]

@@ -228,6 +228,7 @@ print("the same")
 """
 
 
+@pytest.mark.slow
 def test_tritons_interpreter_gives_the_reference() -> None:
     """In a process of its own: Triton decides at import whether it interprets."""
     pytest.importorskip("triton")

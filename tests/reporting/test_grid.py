@@ -132,6 +132,7 @@ def test_without_retraining_or_arms_there_is_no_grid() -> None:
         assert (found.grids, found.notes) == ((), ())
 
 
+@pytest.mark.slow
 def test_no_pair_is_compared_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[tuple[str, str]] = []
 
@@ -147,6 +148,7 @@ def test_no_pair_is_compared_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert of(SQ, TCQ) is of(SQ, TCQ) and of(TCQ, SQ).name == "base sq"
 
 
+@pytest.mark.slow
 def test_the_report_has_the_grid_on_the_terminal_in_markdown_and_in_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +169,7 @@ def test_the_report_has_the_grid_on_the_terminal_in_markdown_and_in_the_page(
     assert page.index(">Quantizers and arms</h2>") < page.index(">Rate and distortion</h2>")
 
 
+@pytest.mark.slow
 def test_names_in_a_grid_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arm, quantizer = "<script>|[/red]", "<img src=x>|[b]"
     curves = [SQ, curve("base", quantizer), curve(arm, quantizer, 0.9), curve(arm, "x"), curve(arm, "x", 0.9, name="y")]

@@ -42,6 +42,7 @@ def found(file: Path) -> Findings:
     return Findings.of(collection.curves, [collection.named("base sq")])
 
 
+@pytest.mark.slow
 def test_without_an_anchor_it_is_the_base_with_sq(tmp_path: Path) -> None:
     file = written(tmp_path)
     done = CliRunner().invoke(app, ["report", str(file), "--out", str(tmp_path / "out")])
@@ -56,6 +57,7 @@ def test_the_control_is_named_as_such_and_never_the_headline(tmp_path: Path) -> 
     assert lead.best is not None and lead.best.name == "decoder tcq8"
 
 
+@pytest.mark.slow
 def test_of_one_lambda_there_are_no_bd_rates_and_no_empty_grids(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = CliRunner().invoke(app, ["report", str(written(tmp_path)), "--out", str(out)])
@@ -64,6 +66,7 @@ def test_of_one_lambda_there_are_no_bd_rates_and_no_empty_grids(tmp_path: Path) 
         assert "L = lambda 255^2 MSE + bpp" in " ".join(text.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "said"), [(1, "one picture: that proves nothing"), (3, "few pictures prove little")]
 )
@@ -74,6 +77,7 @@ def test_a_headline_of_few_pictures_says_so(images: int, said: str, tmp_path: Pa
     assert said in cards[cards.index('class="cards"') : cards.index("<nav")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["decoder+hyper+bottleneck round 2, all-but-encoder noise", "a" * 70])
 def test_tables_fit_80_columns_with_the_longest_names(arm: str, tmp_path: Path) -> None:
     file = written(tmp_path, *points(rates={**RATES, (arm, "tcq32-adapted-again"): 0.96}))
@@ -91,6 +95,7 @@ def test_an_anchor_that_is_several_curves_names_those_alone(tmp_path: Path) -> N
     assert caught.value.hint == "give one as the anchor: base sq (a), base sq (b)"
 
 
+@pytest.mark.slow
 def test_the_page_has_contents_that_lead_to_its_sections(tmp_path: Path) -> None:
     CliRunner().invoke(app, ["report", str(written(tmp_path)), "--out", str(tmp_path / "out")])
     page = markup((tmp_path / "out/report.html").read_text())

@@ -232,6 +232,7 @@ def test_a_report_without_pictures_has_no_viewer(chromium: Browser, tmp_path: Pa
     assert chromium.said == [] and not chromium.value("document.getElementById('viewer')")
 
 
+@pytest.mark.slow
 def test_names_from_files_do_not_run(chromium: Browser, tmp_path: Path) -> None:
     file = write_results(tmp_path / "results", *ATTACKS)
     content = file.read_text().replace('"run"', json.dumps(ATTACKS[0]))

@@ -150,6 +150,7 @@ def test_the_best_curve_and_times() -> None:
     assert (found.encode, found.decode, found.megapixels) == (1.0, 0.25, pytest.approx(0.393216))
 
 
+@pytest.mark.slow
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_points(tmp_path / "a.json", "run", detailed(of_arm([*measured("sq"), *measured("tcq8", 0.9)], "base")))
     write_points(tmp_path / "b.json", "run", of_arm(measured("sq", lambdas=3), "short"))
@@ -300,6 +301,7 @@ ODD = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

@@ -42,6 +42,7 @@ def test_training_lowers_the_loss_and_closes_the_quantiles(base: Path) -> None:
     assert int(tables.max()) < 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relaxation", ["noise", "mixed"])
 def test_a_killed_job_goes_on_to_the_same_weights(
     relaxation: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -59,6 +60,7 @@ def test_a_killed_job_goes_on_to_the_same_weights(
     assert [row["step"] for row in read_log(tmp_path / "cut" / "log.jsonl")] == [4, 8, 12]
 
 
+@pytest.mark.slow
 def test_a_warm_start_keeps_its_history_and_fits(photos: Path, tmp_path: Path) -> None:
     folder = config.Images(path=photos, held_out="valid")
     first = job.train(section(tmp_path / "first"), folder)
@@ -78,6 +80,7 @@ def test_held_out_figures_leave_the_mode_alone(photos: Path) -> None:
     assert model.training and model.gaussian_conditional.training
 
 
+@pytest.mark.slow
 def test_another_job_in_the_same_folder_is_refused(photos: Path, tmp_path: Path) -> None:
     folder = config.Images(path=photos, held_out="valid")
     job.train(section(tmp_path), folder)

@@ -86,6 +86,7 @@ def bits(model: nn.Module) -> list[bytes]:
     return [value.numpy().tobytes() for value in model.state_dict().values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -71,6 +71,7 @@ def prefixes(recipe: str) -> tuple[str, ...]:
     return (*parts, "entropy_bottleneck.quantiles") if "prior" in RECIPES[recipe] else parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "latents"),
     [
@@ -102,6 +103,7 @@ def test_only_the_recipes_part_changes(
     assert entry["held_out_best"]["L"] <= entry["held_out_before"]["L"]
 
 
+@pytest.mark.slow
 def test_really_quantized_training_lowers_the_training_loss(
     base: Path, photos: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -110,6 +112,7 @@ def test_really_quantized_training_lowers_the_training_loss(
     assert entry["best_step"] > 0 and entry["held_out_best"]["L"] < 0.98 * entry["held_out_before"]["L"]
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_to_the_same_weights(
     base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +125,7 @@ def test_a_killed_job_goes_on_to_the_same_weights(
     assert checkpoint.digest(resumed.model.state_dict()) == checkpoint.digest(whole.model.state_dict())
 
 
+@pytest.mark.slow
 def test_phases_and_lists_of_parts_train_what_they_name(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
     phases = [
         {"recipe": ["g_s.6"], "steps": 4, "lr": 1e-4},
@@ -140,6 +144,7 @@ def test_phases_and_lists_of_parts_train_what_they_name(base: Path, photos: Path
         run(base, photos, store, tmp_path / "x", recipe=["g_a.0"])
 
 
+@pytest.mark.slow
 def test_a_finished_job_is_left_as_it_is(
     base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +156,7 @@ def test_a_finished_job_is_left_as_it_is(
     assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_rounds_search_again_with_the_new_model_and_keep_all(
     base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +182,7 @@ def test_rounds_search_again_with_the_new_model_and_keep_all(
     )
 
 
+@pytest.mark.slow
 def test_a_cache_without_y_serves_the_decoder(base: Path, photos: Path, tmp_path: Path) -> None:
     without_y = document(base, photos, tmp_path / "a.zarr", tmp_path / "out")
     without_y["cache"]["store_y"] = False
@@ -192,6 +199,7 @@ def test_a_cache_without_y_serves_the_decoder(base: Path, photos: Path, tmp_path
             job.finetune(config.Experiment.model_validate(without_y))
 
 
+@pytest.mark.slow
 def test_the_means_are_moved_by_what_the_search_minimized(base: Path, store: Path) -> None:
     """Gradients of h_s are those of bits + lmbda 255^2 / (3 g) sum S_c (y - means - level)^2, written out here."""
     cache = LatentCache.open(store)
@@ -232,6 +240,7 @@ def test_the_means_are_moved_by_what_the_search_minimized(base: Path, store: Pat
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()), msg=name)
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_the_entropy_model_in_float32(
     base: Path, photos: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -257,6 +266,7 @@ def test_a_compiled_decoder_trains_and_is_saved_as_any(base: Path, photos: Path,
         torch.testing.assert_close(made.model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_compressais_own_evaluation_loads_the_result(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
     """The same bits and the same 8-bit PSNR as ours with its tables, for SQ."""
     run(base, photos, store, tmp_path / "out", recipe="all-but-encoder")
@@ -312,6 +322,7 @@ def test_batches_are_functions_of_the_step_and_cover_an_epoch(store: Path) -> No
     assert np.array_equal(batch.level.numpy().reshape(24, -1), quantizer.dequantize(lanes))
 
 
+@pytest.mark.slow
 def test_streamed_batches_hold_what_is_stored_and_are_the_same_for_any_ranks_and_workers(store: Path) -> None:
     cache = LatentCache.open(store)
     quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
@@ -344,6 +355,7 @@ def joined(parts: tuple[Batch, ...]) -> Batch:
     return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
 
+@pytest.mark.slow
 def test_bytes_alone_choose_the_stream_and_a_job_keeps_its_order(
     base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,6 +374,7 @@ def test_bytes_alone_choose_the_stream_and_a_job_keeps_its_order(
     assert checkpoint.digest(resumed.model.state_dict()) == checkpoint.digest(whole.model.state_dict())
 
 
+@pytest.mark.slow
 def test_a_wrong_cache_and_a_wrong_batch_are_refused(
     base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
