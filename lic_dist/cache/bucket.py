@@ -1,4 +1,4 @@
-"""A place that is a prefix in an object store, through obstore: requests that fail are repeated with back-off."""
+"""Storage in an object store, through obstore: the keys below a prefix. Failed requests are retried with back-off."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Bucket(Storage):
-    """A prefix in an object store, through obstore: requests that fail are repeated with back-off."""
+    """The keys below a prefix of an object store, through obstore. Failed requests are retried with back-off."""
 
     url: str
     options: tuple[tuple[str, str], ...] = ()
@@ -82,7 +82,7 @@ class Bucket(Storage):
         return sorted(PurePosixPath(path).name for path in paths)
 
     def clear(self) -> None:
-        """The root's zarr.json goes last: a store that is half removed is still known for one of ours."""
+        """Remove all keys, the root's `zarr.json` last: a store that is half removed is still recognised as a cache."""
         keys = [key for key in self.listing() if key != "zarr.json"]
         self._request(lambda obstore, remote: obstore.delete(remote, keys), writing=True)
         self.delete("zarr.json")
@@ -105,7 +105,7 @@ class Bucket(Storage):
         return _RetryingStore(_object_store(self.url, self.options), read_only=True)
 
     def _request(self, call: Callable[[Any, Any], T], writing: bool = False) -> T:
-        """`call(obstore, store)`, again where a transfer broke off; errors in one line.
+        """Return `call(obstore, store)`; repeat it where a transfer broke off, and turn other errors into one line.
 
         Raises:
             FileNotFoundError: no such key, when reading.
@@ -133,7 +133,7 @@ def _entry(meta: Any) -> Entry:
 
 
 class _RetryingStore(ObjectStore[Any]):
-    """Zarr's store over obstore, that asks again for an object whose transfer broke off."""
+    """Zarr's store over obstore, which requests an object again when its transfer broke off."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         from obstore.exceptions import GenericError
@@ -148,7 +148,7 @@ class _RetryingStore(ObjectStore[Any]):
 
 
 def _broke_off(error: Exception) -> bool:
-    """Whether a transfer broke off in its body: what obstore does not repeat by itself, and names in words only."""
+    """Return whether a transfer broke off in its body. obstore neither retries that nor has an error class for it."""
     return "body error" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""A place that is a folder: written beside and renamed, brought to disk first; locked by flock."""
+"""Storage in a folder: objects are written to a temporary file, synced to disk and renamed; locks are flocks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ABANDONED = 3600.0  # seconds after which another host's unfinished file is take
 
 @dataclass(frozen=True)
 class Folder(Storage):
-    """A folder of a local or shared file system."""
+    """The files below a folder of a local or shared file system."""
 
     root: Path
 
@@ -109,7 +109,7 @@ class Folder(Storage):
             return []
 
     def clear(self) -> None:
-        """Moved aside first, so that whoever is killed here leaves no half of a store in its place."""
+        """Remove the folder; it is renamed first, so that a kill leaves no half of a store under its name."""
         root = self.root.resolve()
         aside = root.with_name(f".{root.name}.removed.{os.getpid()}.{token_hex(4)}")
         with _writing(self):
@@ -150,7 +150,7 @@ class Folder(Storage):
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """By flock, which the kernel frees when its holder dies. On a file system without locks: nothing."""
+        """Hold an flock, which the kernel releases when its holder dies. A file system without locks gives none."""
         path = self.root / key
         with _writing(self):
             self.root.stat()  # a store that vanished is not made again by its writers
@@ -191,7 +191,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _remove_if_stale(part: Path) -> None:
-    """Remove what a killed writer left: its process is gone or, on another host, it has not written for an hour."""
+    """Remove a killed writer's temporary file: its process is gone or, on another host, it is older than an hour."""
     parsed = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.part", part.name)
     if parsed is None:
         return
@@ -207,7 +207,7 @@ def _remove_if_stale(part: Path) -> None:
 
 
 def _remove_if_free(lock: Path) -> None:
-    """Remove the file of a lock that nobody holds: its owner was killed after the work, before it could."""
+    """Remove the file of a lock that nobody holds: its owner was killed after the work, before it could remove it."""
     try:
         handle = os.open(lock, os.O_RDWR)
     except FileNotFoundError:
@@ -233,7 +233,7 @@ def _alive(pid: int) -> bool:
 
 
 def _locked(path: Path) -> int:
-    """A handle of the locked file; once more where the former owner has unlinked it meanwhile."""
+    """Return a handle of the locked file; retries where the former owner has unlinked the file meanwhile."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -1,4 +1,4 @@
-"""What a store holds and how far it is, as plain JSON, from its markers and one listing: also while it is built."""
+"""Report as plain JSON what a store holds and how far it is, from its markers and one listing, also during a build."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ PAUSE = 60.0  # seconds, and twenty times the usual: a longer gap between two sh
 
 
 def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Progress with rate and ETA, bytes, rates and distortions with histograms, faults, identity, provenance.
+    """Report a store's progress with rate and ETA, bytes, rates and distortions with histograms, faults and identity.
 
-    Bits per pixel are sums over the good samples of the written shards; `distortion` is the mean over samples of the
+    Bits per pixel are sums over the good samples of the written shards. `distortion` is the mean over samples of the
     squared error that the sensitivities predict (summed over pixels and colours, of values in [0, 1]). Of a store with
-    many shards the histograms take evenly spaced ones: `histogram_samples` says how many samples.
+    many shards the histograms use evenly spaced ones; `histogram_samples` is the number of samples in them.
 
-    `calibrating` says of each group whose quantizer is being calibrated at which trial it is: before the first one's,
-    there is no store, and the report has nothing else but the path. `set_aside` has the photos left out, with reasons.
+    `calibrating` maps each group whose quantizer is being calibrated to its trial. Before the first group exists there
+    is no store yet, and the report holds only this and the path. `set_aside` maps the photos left out to their reasons.
 
     Raises:
-        LicError: no store there, or not one of ours.
+        LicError: no store there, or another kind of Zarr group.
     """
     there = open_storage(path, options).absolute()
     at_work = running_calibrations(there)
@@ -98,7 +98,7 @@ def _set_aside(storage: Storage) -> dict[str, str]:
 def _progress(
     cache: LatentCache, group: str | None, done: Mapping[int, Marker], listing: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Shards written, seconds of work, and the pace of the run that wrote the last ones."""
+    """Return the shards written, the seconds of work, and the pace of the run that wrote the last shards."""
     key = cache._fingerprint_of(group)
     times = sorted(listing[name].modified for shard in done if (name := markers.marker_key(key, shard)) in listing)
     left = cache.num_samples - sum(marker.samples for marker in done.values())
@@ -110,10 +110,10 @@ def _progress(
 
 
 def pace(times: list[float], now: float, left: int, shard: int) -> dict[str, Any]:
-    """Samples a second of the latest run, its ETA, and how long ago it wrote, from the times of its markers.
+    """Return samples a second and ETA of the latest run, and how long ago it wrote, from the times of its markers.
 
-    `times` ascending, in seconds; `left` samples to write, `shard` samples a shard. A run ends where nothing was
-    written for long; `eta_seconds` is None where nothing is left, nothing can be told, or the run has stopped.
+    `times` ascend, in seconds; `left` samples are to be written, `shard` samples a shard. A run ends where nothing was
+    written for long. `eta_seconds` is None where nothing is left, too little is known, or the run has stopped.
     """
     nothing = {
         "samples_per_second": None,
@@ -158,7 +158,7 @@ def _histogram(values: NDArray[np.float32]) -> dict[str, Any]:
 
 
 def describe(report: Mapping[str, Any]) -> list[str]:
-    """The report in lines for a terminal."""
+    """Return the report in lines for a terminal."""
 
     def progress(part: Mapping[str, Any]) -> str:
         text = f"{part['shards_written']} of {counted(report['num_shards'], 'shard')}"

@@ -55,7 +55,9 @@ Pipeline = Literal["zarr", "zarrs"]
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array: its path in the store, numpy type, the shape of one sample and its names, and what zstd is given."""
+    """One array: its path in the store, numpy type, shape and dimension names of one sample, fill value, and Blosc's
+    shuffle.
+    """
 
     name: str
     dtype: str
@@ -90,12 +92,12 @@ class Header:
         return num_shards(self.num_samples, self.shard)
 
     def count(self, shard: int) -> int:
-        """Samples in a shard, padding not counted."""
+        """Return the number of samples in a shard, without padding."""
         return min(self.shard, self.num_samples - shard * self.shard)
 
 
 def sample_arrays(source_bytes: int) -> tuple[ArraySpec, ...]:
-    """What the plan knows of each sample."""
+    """Return the arrays of what the plan knows of each sample."""
     return (
         ArraySpec("samples/source", "uint8", (source_bytes,), ("byte",)),
         ArraySpec("samples/digest", "uint8", (DIGEST_BYTES,), ("digit",)),
@@ -107,7 +109,7 @@ def sample_arrays(source_bytes: int) -> tuple[ArraySpec, ...]:
 
 
 def base_arrays(geometry: Geometry, store_y: bool) -> tuple[ArraySpec, ...]:
-    """What building a shard makes: pixels, latents and the samples' status."""
+    """Return the arrays that building a shard fills: pixels, latents and the samples' status."""
     crop, m, h, nz, hz = (
         geometry.crop,
         geometry.y_channels,
@@ -125,7 +127,7 @@ def base_arrays(geometry: Geometry, store_y: bool) -> tuple[ArraySpec, ...]:
 
 
 def group_arrays(group: str, geometry: Geometry) -> tuple[ArraySpec, ...]:
-    """What quantizing a shard makes."""
+    """Return the arrays that quantizing a shard fills."""
     shape = (geometry.y_channels, geometry.y_size, geometry.y_size)
     return (
         ArraySpec(f"quantized/{group}/k", "int16", shape, ("channel", "row", "column")),
@@ -135,14 +137,15 @@ def group_arrays(group: str, geometry: Geometry) -> tuple[ArraySpec, ...]:
 
 
 def arrays_of(header: Header, group: str | None = None) -> tuple[ArraySpec, ...]:
-    """All arrays that a shard of the base, or of a group, writes."""
+    """Return all arrays that a shard writes, of the base or of a group."""
     if group is not None:
         return group_arrays(group, header.geometry)
     return (*sample_arrays(header.source_bytes), *base_arrays(header.geometry, header.store_y))
 
 
 def inner_chunk(shard: int, sample_bytes: int) -> int:
-    """Samples in an inner chunk: a whole shard of small samples, else the largest divisor of it up to INNER.
+    """Return the samples in an inner chunk: all of a shard of small samples, else the largest divisor up to
+    INNER_SAMPLES.
 
     inner_chunk(64, 98304) => 8; inner_chunk(64, 4) => 64
     """
@@ -152,17 +155,17 @@ def inner_chunk(shard: int, sample_bytes: int) -> int:
 
 
 def object_key(spec: ArraySpec, shard: int) -> str:
-    """The key of one shard of one array."""
+    """Return the key of one shard of one array."""
     return f"{spec.name}/{chunk_key(shard, 1 + len(spec.shape))}"
 
 
 def chunk_key(shard: int, dimensions: int) -> str:
-    """Where an array of so many dimensions, samples among them, has a shard (Zarr v3 default: c/<shard>/0/0/0)."""
+    """Return the key of a shard in an array of so many dimensions, samples included (Zarr v3: c/<shard>/0/0/0)."""
     return "/".join(["c", str(shard), *("0" for _ in range(dimensions - 1))])
 
 
 def array_document(spec: ArraySpec, shards: int, shard: int, attributes: dict[str, Any] | None = None) -> bytes:
-    """The `zarr.json` of an array of `shards` shards."""
+    """Return the `zarr.json` of an array of `shards` shards."""
     store = MemoryStore()
     zarr.create_array(
         store,
@@ -179,14 +182,14 @@ def array_document(spec: ArraySpec, shards: int, shard: int, attributes: dict[st
 
 
 def group_document(attributes: dict[str, Any] | None = None) -> bytes:
-    """The `zarr.json` of a group."""
+    """Return the `zarr.json` of a group."""
     store = MemoryStore()
     zarr.create_group(store, attributes=attributes or {})
     return store._store_dict["zarr.json"].to_bytes()
 
 
 def encode(document: bytes, shard: int, rows: NDArray[Any]) -> bytes:
-    """The object of one shard, as Zarr writes it for the array of this `zarr.json`; `rows` are the whole shard's.
+    """Return one shard's object as Zarr writes it for the array of this `zarr.json`; `rows` are all of the shard's.
 
     Zarr drops all-zero chunks unless `write_empty_chunks` is set when an array is opened.
     """
@@ -210,16 +213,16 @@ def open_array(storage: Storage, name: str, pipeline: Pipeline = "zarr") -> zarr
 
 
 def read_attributes(storage: Storage, group: str = "") -> dict[str, Any] | None:
-    """The attributes of a Zarr group, or None where there is none that can be read."""
+    """Return the attributes of a Zarr group; None where there is none that can be read."""
     document = storage.get_json(f"{group}/zarr.json" if group else "zarr.json")
     return document.get("attributes", {}) if isinstance(document, dict) else None
 
 
 def read_header(storage: Storage) -> Header:
-    """The header of a store.
+    """Return the header of a store.
 
     Raises:
-        LicError: no store there, not one of ours, of another format, or one whose attributes make no sense.
+        LicError: no store there, no cache of lic_dist, one of another format, or invalid attributes.
     """
     attributes = read_attributes(storage)
     if attributes is None:
@@ -240,7 +243,7 @@ def read_header(storage: Storage) -> Header:
 
 
 def require_cache(storage: Storage, attributes: dict[str, Any]) -> None:
-    """Refuse a Zarr group that is no store of ours, whole or not. Raises LicError."""
+    """Refuse a Zarr group that is no cache of lic_dist, complete or not. Raises LicError."""
     if "fingerprint" not in attributes or "format" not in attributes:
         raise LicError(f"{storage} is not a cache of lic_dist", hint="give cache.path a path of its own")
 
@@ -249,24 +252,24 @@ _HEADER = TypeAdapter(Header)
 
 
 def read_group(storage: Storage, group: str) -> dict[str, Any] | None:
-    """The attributes of a quantized group; None where there is none, or none that says whose it is."""
+    """Return the attributes of a quantized group; None where there is none, or its identity is missing or wrong."""
     attributes = read_attributes(storage, f"quantized/{group}") or {}
     whole = isinstance(attributes.get("identity"), dict) and isinstance(attributes.get("fingerprint"), str)
     return attributes if whole and fingerprint(attributes["identity"]) == attributes["fingerprint"] else None
 
 
 def group_names(storage: Storage) -> tuple[str, ...]:
-    """The quantized groups of a store, sorted."""
+    """Return the names of a store's quantized groups, sorted."""
     return tuple(name for name in storage.names("quantized") if read_group(storage, name) is not None)
 
 
 def group_folders(storage: Storage) -> list[str]:
-    """Names of whatever lies under `quantized/` and holds something: groups whose `zarr.json` is lost or torn too."""
+    """Return the names below `quantized/` that hold anything, including groups whose `zarr.json` is lost or torn."""
     return [name for name in storage.names("quantized") if storage.names(f"quantized/{name}")]
 
 
 def same_array(found: Any, document: bytes) -> bool:
-    """Whether a parsed `zarr.json` is of the array of `document`; its codecs and attributes may be its own."""
+    """Return whether a parsed `zarr.json` describes the array of `document`; codecs and attributes may differ."""
     free = ("codecs", "attributes", "storage_transformers")
     if not isinstance(found, dict) or "codecs" not in found:
         return False

@@ -1,7 +1,7 @@
-"""Markers: a shard is done when its marker says so and its objects have the recorded sizes.
+"""Markers: a shard is finished when it has a marker and its objects have the sizes that the marker records.
 
-The order makes it safe to stop at any point: the old marker is removed, the objects are put whole, and the new marker
-is put last. Whatever is killed in between leaves a shard without a marker, which the next job writes again.
+The order of writing makes it safe to stop at any point: the old marker is removed, each object is put whole, and the
+new marker is put last. A kill in between leaves a shard without a marker, which the next job writes again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FOLDER = "_progress"
 class Marker:
     """What is known of a finished shard.
 
-    `objects` maps the key of each object in the store to {"bytes", "sha256"}. `samples` counts without
-    padding, `faulty` those of them with a status other than 0, `faults` these by reason (of the base arrays). `bits`
-    and `distortion` are sums over the good samples, and `base` is the digest of the latents that they were made from
-    (of a group; see `latents_digest`). `seconds` is what the builder measured, by stage, and, alone here, may differ
-    between equal stores.
+    `objects` maps the key of each object in the store to {"bytes", "sha256"}. `samples` counts without padding,
+    `faulty` those with a status other than 0, and `faults` counts these by reason (base arrays only). `bits` and
+    `distortion` are sums over the good samples, and `base` is the digest of the latents that they were made from
+    (groups only; see `latents_digest`). `seconds` is the time by stage that the builder measured; it is the only field
+    that may differ between equal stores.
     """
 
     fingerprint: str
@@ -49,12 +49,12 @@ _MARKER = TypeAdapter(Marker)
 
 
 def marker_key(fingerprint: str, shard: int) -> str:
-    """_progress/<first 8 digits of the fingerprint>/<shard>.json"""
+    """Return _progress/<first 8 digits of the fingerprint>/<shard>.json"""
     return f"{FOLDER}/{fingerprint[:8]}/{shard}.json"
 
 
 def read_marker(storage: Storage, fingerprint: str, shard: int) -> Marker | None:
-    """The marker of a shard; None where none is there that parses and names this fingerprint and shard."""
+    """Return the marker of a shard; None where there is none that parses and names this fingerprint and shard."""
     try:
         marker = _MARKER.validate_json(storage.get(marker_key(fingerprint, shard)), strict=True)
     except (FileNotFoundError, NotADirectoryError, ValidationError):
@@ -63,20 +63,20 @@ def read_marker(storage: Storage, fingerprint: str, shard: int) -> Marker | None
 
 
 def marked_shards(storage: Storage, fingerprint: str) -> list[int]:
-    """The shards that have a marker of some kind, ascending."""
+    """Return the shards that have a marker file, valid or not, ascending."""
     names = storage.names(f"{FOLDER}/{fingerprint[:8]}")
     return sorted(int(name[:-5]) for name in names if re.fullmatch(r"[0-9]{1,12}\.json", name))
 
 
 def latents_digest(marker: Marker) -> str:
-    """sha256 over the digests of y, z and status in a shard's base marker: what a group's indices depend on."""
+    """Return the sha256 over the digests of y, z and status in a base marker: what a group's indices depend on."""
     used = ("latents/", "samples/status/")
     lines = [f"{key} {entry['sha256']}" for key, entry in sorted(marker.objects.items()) if key.startswith(used)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def fault_counts(found: Iterable[Marker]) -> dict[str, int]:
-    """Samples set aside by reason, over base markers."""
+    """Return the number of samples set aside by reason, over base markers."""
     counts: Counter[str] = Counter()
     for marker in found:
         counts.update(marker.faults)
@@ -84,7 +84,7 @@ def fault_counts(found: Iterable[Marker]) -> dict[str, int]:
 
 
 def is_whole(marker: Marker, keys: Collection[str], entry: Callable[[str], Entry | None]) -> bool:
-    """Whether a marker names just these objects, and each of them has the recorded size."""
+    """Return whether a marker names exactly these objects, and each has the recorded size."""
     if set(keys) != marker.objects.keys():
         return False
     found = ((entry(key), recorded.get("bytes")) for key, recorded in marker.objects.items())
@@ -92,26 +92,26 @@ def is_whole(marker: Marker, keys: Collection[str], entry: Callable[[str], Entry
 
 
 def write_marker(storage: Storage, marker: Marker) -> None:
-    """Publish a marker: whole, on disk, or not at all."""
+    """Put a marker, whole and durably."""
     text = json.dumps(asdict(marker), sort_keys=True, indent=1)
     storage.put(marker_key(marker.fingerprint, marker.shard), text.encode())
 
 
 def remove_marker(storage: Storage, fingerprint: str, shard: int) -> None:
-    """Declare a shard not done."""
+    """Remove a shard's marker, so that the shard is no longer finished."""
     storage.delete(marker_key(fingerprint, shard))
 
 
 def size_and_digest(data: bytes) -> dict[str, Any]:
-    """What a marker records of an object: {"bytes", "sha256"}."""
+    """Return what a marker records of an object: {"bytes", "sha256"}."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def shard_lock(storage: Storage, fingerprint: str, shard: int) -> AbstractContextManager[None]:
-    """Be the only writer of a shard: waits for another process that writes it.
+    """Hold the lock of a shard as its only writer; waits for another process that writes it.
 
-    An engine gives each shard to one worker; this guards against two jobs on one store, and against a worker that was
-    given up but still writes. On a place without locks the engine's rule stands alone, and two writers of one shard
-    put the same bytes.
+    An engine gives each shard to one worker. The lock guards against two jobs on one store, and against a worker that
+    was given up but still writes. Storage without locks relies on the engine alone; two writers of one shard put the
+    same bytes.
     """
     return storage.lock(f"{FOLDER}/{fingerprint[:8]}/{shard}.lock")

@@ -1,24 +1,24 @@
-"""The order of streamed samples: which of them make global batch `step`, by arithmetic alone.
+"""The order of streamed samples: which of them make up global batch `step`, by arithmetic alone.
 
     epoch    the shards that hold samples of the part, permuted by (seed, epoch)
-    deal     the shards of all epochs, laid end to end, go one by one to V virtual streams in turn
+    deal     the shards of all epochs, end to end, go one by one to V virtual streams in turn
     buffer   a stream takes its shards of an epoch up to `buffer` at a time, and permutes their samples together by
              (seed, epoch, stream, number of the buffer)
     batch    global batch `step` is the next batch / V samples of each stream, in the order of the streams
 
-So a batch is a pure function of (part, seed, batch, V, buffer, step); ranks and workers own streams, and change nothing
-of it.
+So a batch is a pure function of (part, seed, batch, V, buffer, step). Ranks and workers own streams and do not change
+the batches.
 
-Guaranteed: in an epoch of its stream a sample comes exactly once, and before any of the stream's next epoch; over the
-streams an epoch is every sample exactly once. The deal goes on where the last epoch left it, so after any number of
-epochs the streams have had equal numbers of shards, or one more. No stream waits for another: where shards hold unequal
-numbers of samples (faults, the shard that the held-out part begins in), a stream that had the smaller ones is ahead by
-as much, and begins its next epoch earlier.
+Guaranteed: within an epoch of its stream a sample comes exactly once, before any sample of the stream's next epoch;
+over all streams an epoch has every sample exactly once. The deal continues where the last epoch ended, so after any
+number of epochs the streams differ by at most one shard. No stream waits for another: where shards hold unequal numbers
+of samples (faults, or the shard in which the held-out part begins), a stream with smaller shards runs ahead by the
+difference and begins its next epoch earlier.
 
-How well it shuffles: the samples of a batch come from V shards (where V is no more than the batch), each drawn from
-`buffer` of them, out of a pool of V * buffer shards. The default is the largest V up to 16 that divides the batch, and
-as many shards a buffer as make the pool 16: at 64 samples a shard, 1,024 samples. A cache of fewer shards has fewer
-streams: V is then the largest divisor of the batch up to their number. Memory grows with the pool, see stream.py.
+Shuffling quality: the samples of a batch come from V shards (if V is at most the batch), each drawn from `buffer`
+shards, out of a pool of V * buffer shards. The default V is the largest divisor of the batch up to 16, with buffers
+that make the pool 16 shards: 1,024 samples at 64 a shard. A cache with fewer shards has fewer streams: the largest
+divisor of the batch up to that number. Memory grows with the pool, see stream.py.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ POOL = 16  # shards that the streams' buffers hold together by default
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """Samples that a stream serves next: `samples` int64, in order; the first is number `start` of the stream."""
+    """The samples that a stream serves next: int64, in order; the first is sample number `start` of the stream."""
 
     stream: int
     start: int
@@ -50,7 +50,8 @@ class Buffer:
 
 
 class Order:
-    """The order of a part: `part` int64, ascending, its sample numbers; `length` samples a shard, padding included.
+    """The order of a part of the cache: `part` int64 are its sample numbers, ascending; `length` samples a shard with
+    padding.
 
     Attributes: streams (V), buffer (shards), share (samples of each stream in a batch).
 
@@ -88,7 +89,8 @@ class Order:
         self.share = batch // self.streams
 
     def streams_of_rank(self, rank: int, world: int) -> range:
-        """The streams that one of `world` ranks owns: contiguous, so that the ranks' parts in order are the batch.
+        """Return the streams that one of `world` ranks owns. They are contiguous: the ranks' parts in order are the
+        batch.
 
         Raises:
             UsageError: the streams do not divide among the ranks.
@@ -104,7 +106,7 @@ class Order:
         return range(rank * size, (rank + 1) * size)
 
     def buffers(self, stream: int, first: int = 0) -> Iterator[Buffer]:
-        """The buffers of a stream without end, from that which holds its sample number `first`."""
+        """Yield the buffers of a stream without end, from the one that holds its sample number `first`."""
         start = 0
         for epoch in count():
             dealt_from = (stream - epoch * len(self.shards)) % self.streams
@@ -123,7 +125,7 @@ class Order:
                 start += size
 
     def schedule(self, owned: range, step: int = 0) -> Iterator[Buffer]:
-        """The buffers of some streams without end, in the order in which the batches from `step` on need them."""
+        """Yield the buffers of some streams without end, in the order in which the batches from `step` on need them."""
 
         def needed(buffer: Buffer) -> tuple[int, int, int]:
             return max(step, buffer.start // self.share), buffer.stream, buffer.start
@@ -132,7 +134,7 @@ class Order:
 
 
 def default_streams(batch: int, shards: int) -> int:
-    """The largest divisor of the batch up to 16 and to the number of shards.
+    """Return the largest divisor of the batch up to 16 and to the number of shards.
 
     default_streams(16, 1000) => 16; default_streams(24, 1000) => 12; default_streams(16, 5) => 4
     """

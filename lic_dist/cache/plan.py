@@ -1,7 +1,7 @@
-"""The plan of a store: a pure function of the experiment that every worker computes alike.
+"""The plan of a store, which every worker computes alike from the experiment.
 
-Samples in a fixed order, cut into shards of equal length; the identity that says which latents these are,
-and how two identities differ.
+It holds the samples in a fixed order, cut into shards of equal length, and the identity of the latents; `differences`
+says how two identities differ.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Geometry:
 class Plan:
     """What a store is to hold.
 
-    `crops` in the order of the store (training first, then held out); `shard` samples a shard; `batch`
-    crops that the encoder sees at once (it changes the last bits of float results, so it is part of the
-    plan); `identity` a plain JSON record of everything that the latents depend on.
+    `crops` are in the order of the store (training first, then held out). `shard` is the number of samples a shard.
+    `batch` is the number of crops that the encoder takes at once; it changes the last bits of float results, so it is
+    part of the plan. `identity` is a plain JSON record of everything that the latents depend on.
 
     Raises:
         LicError: no crops.
@@ -64,7 +64,7 @@ class Plan:
 
     @cached_property
     def num_held_out(self) -> int:
-        """Samples of the held-out part: the last ones."""
+        """Number of samples in the held-out part, which comes last."""
         from lic_dist.data.crops import Crops  # loads Arrow
 
         if isinstance(self.crops, Crops):
@@ -78,7 +78,7 @@ class Plan:
 
     @cached_property
     def source_bytes(self) -> int:
-        """Bytes of the longest source in UTF-8."""
+        """Length in bytes of the longest source in UTF-8."""
         from lic_dist.data.crops import Crops
 
         if isinstance(self.crops, Crops):
@@ -86,19 +86,19 @@ class Plan:
         return max(1, max(len(crop.source.encode()) for crop in self.crops))
 
     def crops_of(self, shard: int) -> Sequence[Crop]:
-        """The samples of a shard; the last shard may hold fewer than `shard`."""
+        """Return the samples of a shard; the last shard may hold fewer than `shard`."""
         if not 0 <= shard < self.num_shards:
             raise ValueError(f"shard {shard} is not one of {self.num_shards}")
         return self.crops[shard * self.shard : (shard + 1) * self.shard]
 
 
 def num_shards(num_samples: int, shard: int) -> int:
-    """Shards that hold the samples: num_shards(130, 64) => 3."""
+    """Return the number of shards that hold the samples: num_shards(130, 64) => 3."""
     return -(-num_samples // shard)
 
 
 def canonical_json(record: Any) -> str:
-    """One text for equal records: sorted keys, no spaces, ASCII. ValueError for what is not plain JSON."""
+    """Return one text for equal records: sorted keys, no spaces, ASCII. ValueError for what is not plain JSON."""
     try:
         return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except TypeError as error:
@@ -106,12 +106,12 @@ def canonical_json(record: Any) -> str:
 
 
 def fingerprint(record: Any) -> str:
-    """sha256 of the canonical JSON, in hex."""
+    """Return the sha256 of the canonical JSON, in hex."""
     return hashlib.sha256(canonical_json(record).encode()).hexdigest()
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """One line for each field that differs, nested keys dotted, sorted; none where the records are equal.
+    """Return one line for each field that differs, nested keys dotted, sorted; an empty list for equal records.
 
     differences({"model": {"N": 48}}, {"model": {"N": 64}}) => ["model.N: store has 48, this job has 64"]
     """
@@ -135,7 +135,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _short(value: str, other: str) -> str:
-    """A value for a message: long ones (digests, mostly) cut where the other shows that they differ."""
+    """Return a value for a message; a long one (mostly digests) is cut where its beginning shows the difference."""
     text = value.strip('"')
     if len(text) <= 32 or text[:8] == other.strip('"')[:8]:
         return text

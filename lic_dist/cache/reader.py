@@ -1,4 +1,4 @@
-"""An open store, as people use it: numpy arrays, datasets of torch, an xarray view."""
+"""An open store: numpy arrays, torch datasets, an xarray view."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class LatentCache(ShardReader):
-    """An open store: `cache = LatentCache.open(path)`. Picklable; samples are not read until asked for.
+    """An open store: `cache = LatentCache.open(path)`. Picklable; samples are read on demand.
 
-    Reading is by whole shards (`shard`, `load`: fast) or one sample (`cache[i]`: milliseconds); `stream` and `dataset`
-    serve torch, `to_xarray` analysis. Array names are those of layout.py. Samples of unwritten shards and faulty ones
-    are not `usable`; their rows are zero. What cannot be read (a missing, cut or altered object) is an error that
-    names shard and array, never zeros.
+    Read whole shards (`shard`, `load`: fast) or one sample (`cache[i]`: milliseconds); `stream` and `dataset` serve
+    torch, `to_xarray` serves analysis. Array names are those of layout.py. Samples that are faulty or in unwritten
+    shards are not `usable`; their rows are zero. An object that is missing, cut or altered raises an error that names
+    shard and array; it never reads as zeros.
     """
 
     def dataset(self, arrays: Sequence[str], held_out: bool = False) -> CachedSamples:
-        """The usable samples of a part as a map-style dataset of torch: see torch_data.py."""
+        """Return the usable samples of a part as a map-style torch dataset: see torch_data.py."""
         from lic_dist.cache.torch_data import CachedSamples
 
         return CachedSamples(self, arrays, held_out)
@@ -40,9 +40,11 @@ class LatentCache(ShardReader):
         streams: int | None = None,
         buffer: int | None = None,
     ) -> StreamedBatches:
-        """Shuffled batches of a part from `step` on, without end, as an iterable dataset of torch: see order.py.
+        """Return an endless stream of shuffled batches of a part, from `step` on, as an iterable torch dataset: see
+        order.py.
 
-        `batch` is the global one; a rank gets its part of it. `streams` and `buffer` are best left alone.
+        `batch` is the global batch, of which a rank gets its part. The defaults of `streams` and `buffer` suit most
+        uses.
 
         Raises:
             LicError: the part is empty, or no such array.
@@ -56,7 +58,9 @@ class LatentCache(ShardReader):
         return StreamedBatches(ShardStream(self, arrays, order, step, rank, world))
 
     def to_xarray(self) -> xarray.Dataset:
-        """The whole cache as one lazily read dataset: see xarray_view.py. UsageError where xarray is not installed."""
+        """Return the whole cache as a lazily read dataset: see xarray_view.py. UsageError where xarray is not
+        installed.
+        """
         from lic_dist.cache import xarray_view
 
         return xarray_view.dataset(self)

@@ -1,4 +1,4 @@
-"""The photos that a store goes without, by name and reason: those of the scan's manifest, those that shards record."""
+"""Photos that a store leaves out, by name and reason, from the scan's manifest and from the written shards."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MANIFEST = ".manifest.parquet"  # what the manifest beside a store is called, be
 
 
 def read_manifest(storage: Storage) -> Manifest | None:
-    """What the last scan for a store found; None where there was none.
+    """Return the manifest of the last scan for a store; None where there was none.
 
     Raises:
-        LicError: a damaged manifest, one of another version, or a place that has nothing beside it.
+        LicError: a damaged manifest, one of another version, or storage without a place for one.
     """
     from lic_dist.data.manifest import Manifest  # loads Arrow
 
@@ -32,9 +32,9 @@ def read_manifest(storage: Storage) -> Manifest | None:
 
 
 def set_aside(storage: Storage, photos: Manifest | None, crop: int | None = None) -> dict[str, str]:
-    """Reasons by photo, sorted by name: of the manifest, and of samples in the shards that are written.
+    """Return {photo: reason}, sorted by name, from a manifest and from the samples of the written shards.
 
-    `crop` is the side in pixels that photos must have; where a store is, its own.
+    `crop` is the side in pixels that photos must have; an existing store's own crop size replaces it.
 
     Raises:
         LicError: a shard that does not decode.
@@ -55,7 +55,7 @@ def set_aside(storage: Storage, photos: Manifest | None, crop: int | None = None
 
 
 def photo_lines(found: Mapping[str, str], most: int | None = None) -> list[str]:
-    """`name: reason` of each photo; of more than `most`, so many and how many are left."""
+    """Return `name: reason` for each photo, up to `most` of them, and the number of those left."""
     named = [f"{printable(name)}: {reason}" for name, reason in list(found.items())[:most]]
     left = len(found) - len(named)
     return [*named, f"and {left} more: `lic-dist cache faults` names all"] if left else named

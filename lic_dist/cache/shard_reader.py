@@ -1,4 +1,4 @@
-"""Reading a store as numpy arrays: whole shards, single samples, everything into memory."""
+"""Read a store as numpy arrays: whole shards, single samples, everything into memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLAIN_COLUMNS = ("crop_y", "crop_x", "flip", "held_out", "status")
 
 
 class ShardReader:
-    """What a `LatentCache` reads by itself: see there."""
+    """The part of `LatentCache` that reads numpy arrays: see there."""
 
     def __init__(self, storage: Storage, pipeline: Pipeline = "zarr") -> None:
         self.storage, self.pipeline = storage, pipeline
@@ -41,11 +41,11 @@ class ShardReader:
     ) -> Self:
         """Open the store of a path or URL (`options`: see `open_storage`), decoded by Zarr or by the package zarrs.
 
-        With `zarrs` let loader processes start by `spawn` or `forkserver`: its threads do not survive a fork.
+        With `zarrs` start loader processes by `spawn` or `forkserver`: its threads do not survive a fork.
 
         Raises:
-            LicError: no store there, or not one of ours.
-            UsageError: zarrs is wanted and not installed.
+            LicError: no store there, or another kind of Zarr group.
+            UsageError: zarrs is asked for and not installed.
         """
         if pipeline == "zarrs" and find_spec("zarrs") is None:
             raise UsageError("pipeline zarrs needs the package zarrs", hint="pip install zarrs")
@@ -83,9 +83,9 @@ class ShardReader:
     def samples(self) -> dict[str, NDArray[Any]]:
         """What is known of each sample, by name, each [num_samples].
 
-        source, digest (text), crop_y, crop_x (int32), flip, held_out (bool), status (uint8): an index into the names of
-        lic_dist.data.photo.FAULTS, 255 where the shard is not written. Read once: of a store that is still being
-        written, open it again to see more.
+        source, digest (text), crop_y, crop_x (int32), flip, held_out (bool), status (uint8): an index into
+        lic_dist.data.photo.FAULTS, 255 where the shard is not written. It is read once: open a store that is still
+        being written again to see more.
         """
         return {
             "source": _text(self._whole_column("samples/source")),
@@ -95,20 +95,20 @@ class ShardReader:
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """bool [num_samples]: written, and without fault."""
+        """Mask of the samples that are written and have no fault: bool [num_samples]."""
         usable: NDArray[np.bool_] = self._whole_column("samples/status") == 0
         return usable
 
     def indices(self, held_out: bool) -> NDArray[np.int64]:
-        """The usable samples of the held-out or of the training part, ascending."""
+        """Return the usable samples of the held-out or of the training part, ascending."""
         return np.flatnonzero(self.usable & (self._whole_column("samples/held_out") == held_out))
 
     def group_attributes(self, group: str) -> dict[str, Any]:
-        """{"identity", "fingerprint", "provenance"} of a group. Raises LicError for no such group."""
+        """Return {"identity", "fingerprint", "provenance"} of a group. Raises LicError for no such group."""
         return store.group_attributes(self.storage, group)
 
     def record_json(self, group: str) -> str:
-        """The quantizer record of a group, as text. Raises LicError for no such group, or one without its record."""
+        """Return the quantizer record of a group as text. Raises LicError where group or record are missing."""
         self.group_attributes(group)
         try:
             return self.storage.get(f"quantized/{group}/record.json").decode()
@@ -116,13 +116,13 @@ class ShardReader:
             raise LicError(f"group '{group}' of {self.storage} has lost its record.json", hint="see `verify`") from None
 
     def written(self, group: str | None = None) -> list[int]:
-        """The shards that are done, of the base arrays or of a group."""
+        """Return the finished shards, of the base arrays or of a group."""
         done = store.finished_markers(self.storage, self.header, group)
         self._done[self._fingerprint_of(group)] = set(done)
         return list(done)
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """The Zarr array itself, rows beyond `num_samples` included."""
+        """Return the Zarr array itself, with its rows beyond `num_samples`."""
         if name not in self._arrays:
             if self.storage.entry(f"{name}/zarr.json") is None:
                 raise LicError(f"no array '{name}' in {self.storage}", hint="was it left out, or its group not made?")
@@ -130,7 +130,7 @@ class ShardReader:
         return self._arrays[name]
 
     def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
-        """What a shard holds of one sample (`names`), by name; negative indices count from the end."""
+        """Return the arrays of one sample (`names`), by name; negative indices count from the end."""
         if not isinstance(index, (int, np.integer)):
             raise TypeError(f"a sample has a number, not {index!r}: `load` takes slices and lists")
         position = index + len(self) if index < 0 else index
@@ -139,7 +139,7 @@ class ShardReader:
         return {name: rows[0] for name, rows in self.rows(position, position + 1, self.names).items()}
 
     def shard(self, shard: int, arrays: Sequence[str] = ("pixels", "latents/z")) -> dict[str, NDArray[Any]]:
-        """Whole arrays of one shard, padding cut off: name -> [samples in the shard, ...].
+        """Return arrays of one shard without padding: name -> [samples in the shard, ...].
 
         Raises:
             LicError: no such array, or the shard is not written.
@@ -151,7 +151,7 @@ class ShardReader:
         return self.rows(first, first + self.header.count(shard), arrays)
 
     def rows(self, first: int, end: int, arrays: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Samples `first` to `end` (excluded) of one and the same shard, only the inner chunks they lie in decoded.
+        """Return samples `first` to `end` (exclusive), all of one shard; only the inner chunks they lie in are decoded.
 
         Raises:
             LicError: no such array, or the shard is not written or cannot be read.
@@ -160,13 +160,13 @@ class ShardReader:
         return {name: self._read(name, first, end) for name in arrays}
 
     def load(self, arrays: Sequence[str], indices: Indices = None) -> dict[str, NDArray[Any]]:
-        """Samples into memory, in the order of `indices` (default all), each shard read once.
+        """Load samples into memory in the order of `indices` (default all); each shard is read once.
 
         `indices` are numbers, a slice, or a mask of all samples (`cache.usable`).
 
         Raises:
             LicError: no such array, or a sample whose shard is not written.
-            IndexError: no such sample, a mask of another length.
+            IndexError: no such sample, or a mask of another length.
             TypeError: indices that are no integers.
         """
         wanted = self._sample_numbers(indices)
@@ -195,13 +195,13 @@ class ShardReader:
 
     @property
     def names(self) -> list[str]:
-        """The arrays that building makes: pixels, latents, status, and those of every group."""
+        """Names of the arrays that building fills: pixels, latents, status, and those of every group."""
         specs: list[ArraySpec] = list(layout.base_arrays(self.geometry, self.header.store_y))
         specs += [spec for group in self.groups for spec in layout.group_arrays(group, self.geometry)]
         return [spec.name for spec in specs]
 
     def _fingerprint_of(self, group: str | None) -> str:
-        """Looked up once a group: every read of a shard asks for it."""
+        """Return the fingerprint of the base or a group, cached because every read of a shard needs it."""
         if group not in self._fingerprints:
             self._fingerprints[group] = store.fingerprint_of(self.storage, self.header, group)
         return self._fingerprints[group]
@@ -217,7 +217,7 @@ class ShardReader:
                 known.add(shard)
 
     def _read(self, name: str, first: int, end: int) -> NDArray[Any]:
-        """Rows of one shard. Zarr reads a missing object as fill values in silence: these are looked at twice."""
+        """Read rows of one shard. Zarr silently reads a missing object as fill values, so rows of these are checked."""
         shard = first // self.header.shard
         where = f"shard {shard} of {self.storage}, array {name},"
         array = self.array(name)
@@ -232,7 +232,7 @@ class ShardReader:
         return values
 
     def column(self, name: str, shards: Sequence[int]) -> NDArray[Any]:
-        """A small array's samples in some of the shards, in their order: many shards are read side by side.
+        """Return a small array's samples in some of the shards, in their order; many shards are read in parallel.
 
         Raises:
             LicError: no such array, a shard that is not written, or one that does not decode.
@@ -258,10 +258,10 @@ class ShardReader:
             ) from error
 
     def _whole_column(self, name: str) -> NDArray[Any]:
-        """A small array whole; fill values where a shard is not written.
+        """Return a small array whole, with fill values where a shard is not written.
 
         Raises:
-            LicError: a shard that has a marker has lost its object, or does not decode.
+            LicError: a shard with a marker has lost its object, or does not decode.
         """
         array = self.array(name)
         values = self._decode_rows(name, slice(0, len(self)))
@@ -277,6 +277,6 @@ class ShardReader:
 
 
 def _text(rows: NDArray[np.uint8]) -> NDArray[Any]:
-    """Rows of bytes as text: [n, L] -> str [n]."""
+    """Decode rows of bytes as text: [n, L] -> str [n]."""
     rows = np.ascontiguousarray(rows)
     return np.char.decode(rows.view(f"S{rows.shape[1]}").reshape(len(rows)), "utf-8")

@@ -1,7 +1,7 @@
-"""Where a store lies: a folder, or a prefix in an object store (S3, GCS, Azure). Keys are posix paths below it.
+"""Storage of a store: a folder, or a prefix in an object store (S3, GCS, Azure). Keys are posix paths below it.
 
-A key is seen whole or not at all, on both: a folder writes beside and renames, brought to disk first; an object store
-puts whole objects. Failures of either are one line, and say that finished shards are kept.
+Both write a key whole or not at all: a folder writes a temporary file, syncs and renames it; an object store puts whole
+objects. A failure is reported in one line, which says that finished shards are kept.
 """
 
 from __future__ import annotations
@@ -18,89 +18,91 @@ KEPT = "every shard that has a marker is kept; build again to go on"
 
 @dataclass(frozen=True)
 class Entry:
-    """What a listing tells of an object: its size in bytes and when it was written, in seconds since 1970."""
+    """One object in a listing: its size in bytes, and when it was written, in seconds since 1970."""
 
     bytes: int
     modified: float
 
 
 class Storage(ABC):
-    """A folder or a bucket's prefix. Picklable, compared by where it is.
+    """A folder, or a prefix in a bucket, as a map from keys to bytes. Picklable; equal if the location is equal.
 
-    Every method raises LicError where the place refuses or fails; FileNotFoundError only where that is said.
+    Every method raises LicError where the storage refuses or fails, and FileNotFoundError only where it says so.
     """
 
     @abstractmethod
     def get(self, key: str) -> bytes:
-        """The bytes of a key. FileNotFoundError where there is none."""
+        """Return the bytes of a key. Raises FileNotFoundError where there is none."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
-        """Write a key, whole and durably; one that is there is replaced."""
+        """Write a key, whole and durably, replacing an existing one."""
 
     @abstractmethod
     def put_new(self, key: str, data: bytes) -> bool:
-        """Write a key that is not there, once for many callers; True where it now holds this data by this call."""
+        """Write a key unless it exists, for one of many callers; return True if this call's data is now stored."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove a key; nothing happens where there is none."""
+        """Remove a key, if it exists."""
 
     @abstractmethod
     def entry(self, key: str) -> Entry | None:
-        """Size and time of one key; None where there is none."""
+        """Return size and time of one key; None where there is none."""
 
     @abstractmethod
     def listing(self, prefix: str = "") -> dict[str, Entry]:
-        """All keys below a prefix (a folder's name, or "" for the whole place)."""
+        """Return all keys below a prefix (a folder's name, or "" for everything)."""
 
     @abstractmethod
     def names(self, prefix: str = "") -> list[str]:
-        """Names of what lies right below a prefix, folders and objects, sorted."""
+        """Return the names right below a prefix, of folders and objects, sorted."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Remove everything below the place."""
+        """Remove everything."""
 
     @abstractmethod
     def sibling(self, suffix: str) -> tuple[Storage, str]:
-        """The place around this one, and a key in it named like this one without its `.zarr`, with `suffix`."""
+        """Return the storage around this one, and a key in it: this one's name without `.zarr`, plus `suffix`."""
 
     @abstractmethod
     def absolute(self) -> Storage:
-        """The same place, as seen from any folder."""
+        """Return the same storage, independent of the working directory."""
 
     @abstractmethod
     def free_bytes(self) -> int | None:
-        """Bytes free, or None where that has no meaning."""
+        """Return the free space in bytes; None where that has no meaning."""
 
     @abstractmethod
     def zarr_store(self) -> Any:
-        """The place as a read-only store for Zarr."""
+        """Return a read-only Zarr store of this storage."""
 
     def make(self) -> None:
-        """Make the place itself, where that has a meaning: nothing else does."""
+        """Create the folder itself, where there is one. No other method does."""
         return
 
     def require_folder(self) -> None:
-        """Refuse a place that can hold nothing: a file. Raises LicError."""
+        """Refuse a path that cannot become a folder, such as a file. Raises LicError."""
         return
 
     def sweep(self) -> None:
-        """Remove what writers that were killed have left unfinished."""
+        """Remove the unfinished files of killed writers."""
         return
 
     @abstractmethod
     def put_all(self, objects: Mapping[str, bytes]) -> None:
-        """`put` many."""
+        """Write many keys, each as `put` does."""
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Be alone under this name; where the place has no locks the engine's rule (one owner a shard) stands alone."""
+        """Hold an exclusive lock of this name. Storage without locks gives none: the engine's one owner a shard must
+        do.
+        """
         yield
 
     def get_json(self, key: str) -> Any:
-        """The parsed content of a key; None where there is none, or none that parses."""
+        """Return the parsed content of a key; None where there is none that parses."""
         try:
             return json.loads(self.get(key))
         except (FileNotFoundError, NotADirectoryError, ValueError):

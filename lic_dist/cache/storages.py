@@ -1,4 +1,4 @@
-"""Places by their paths and URLs."""
+"""Open a storage by its path or URL."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lic_dist.errors import UsageError
 
 
 def open_storage(path: str | Path | Storage, options: Mapping[str, str] | None = None) -> Storage:
-    """A folder's path, or the URL of an object store (s3://bucket/prefix, gs://..., az://...).
+    """Return the storage of a folder's path, or of an object store's URL (s3://bucket/prefix, gs://..., az://...).
 
-    `options` are obstore's, by its names (endpoint, region, skip_signature ...); credentials come from the environment
-    or the machine's role, as for every tool of that store.
+    `options` are obstore's, by its names (endpoint, region, skip_signature ...). Credentials come from the environment
+    or the machine's role, as for every tool of that object store.
 
     Raises:
         UsageError: a URL that no object store answers to.

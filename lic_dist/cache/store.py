@@ -1,10 +1,10 @@
-"""Writing a store: create it, add groups, write one shard, list what is still to do.
+"""Write a store: create it, add groups, write one shard, list what is left to do.
 
     create -> (create_group) -> write_shard for every shard that `pending` lists -> LatentCache
 
-The first planner to put the root's `zarr.json` decides what a store is; everything else in it follows from that, so
-that whoever comes next, or comes again after a kill, completes the same store or is refused. After that only whole
-shards are written, each by one owner: encoded in memory, put whole, hashed, and the marker last.
+The first planner that puts the root's `zarr.json` decides what the store is. All other documents follow from that one,
+so another planner, or the same one after a kill, completes the same store or is refused. From then on only whole shards
+are written, each by one owner: encoded in memory, hashed, put whole, and its marker last.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 def create(
     path: Path | str | Storage, plan: Plan, store_y: bool = True, provenance: Mapping[str, Any] | None = None
 ) -> None:
-    """Make the store of a plan, its arrays empty; completes one that is there already, or does nothing.
+    """Create the store of a plan with empty arrays; complete it where it exists already.
 
-    `provenance` (versions, host, argv ...) is kept as it is and never compared.
+    `provenance` (versions, host, argv ...) is stored as given and never compared.
 
     Raises:
-        LicError: something else lies at `path`, or a store of another identity or plan; each differing
-        field is named.
+        LicError: something else lies at `path`, or a store of another identity or plan; each differing field is named.
     """
     storage = open_storage(path)
     if layout.read_attributes(storage) is None:
@@ -63,12 +62,12 @@ def create(
 
 
 def require_usable(storage: Storage, fingerprint: str = "") -> None:
-    """Refuse a place that holds something else than a cache; that of a planner who was killed, or is at work, will do.
+    """Refuse storage that holds something else than a cache. What a killed or concurrent planner has left is accepted.
 
-    A store that has lost its root is known by markers that name the plan's `fingerprint`.
+    A store that has lost its root is recognised by markers that name the plan's `fingerprint`.
 
     Raises:
-        LicError: a file, or a folder that is not empty; what it holds is named.
+        LicError: a file, or a folder that is not empty; one of its entries is named.
     """
     storage.require_folder()
     ours = (markers.FOLDER, "zarr.json.lock", ".zarr.json.")  # also of a planner at work, or killed
@@ -90,10 +89,10 @@ def create_group(
     identity: Mapping[str, Any],
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add the group `quantized/<name>` with its quantizer record; completes one that is there, or does nothing.
+    """Add the group `quantized/<name>` with its quantizer record; complete it where it exists already.
 
-    `identity` names what its numbers depend on beyond the store's own identity (the record's digest, the
-    sha256 of the entropy-side tensors). The record's text is put first, as `record.json`, the group's `zarr.json` last.
+    `identity` names what the group's numbers depend on beyond the store's own identity (the record's digest, the sha256
+    of the entropy-side tensors). The record's text is put first, as `record.json`, and the group's `zarr.json` last.
 
     Raises:
         LicError: a bad name, or a group of another identity or record under this name; each differing field is named.
@@ -134,14 +133,14 @@ def write_shard(
 ) -> None:
     """Write one whole shard and then its marker: the base arrays, the arrays of groups, or both at once.
 
-    `key` is the fingerprint of the store that the caller means. `arrays` maps names as in layout.py ("pixels",
+    `key` is the fingerprint of the store that the caller expects. `arrays` maps names as in layout.py ("pixels",
     "latents/y", "latents/z", "samples/status"; "quantized/<group>/k", "bits", "distortion") to arrays of the shard's
-    samples, without padding and of the exact type. The arrays of the base, and of each group, come all or none; with
-    the base come the `crops` of its samples. Samples whose status is not 0 are written as zeros.
+    samples, without padding and of the exact type. All arrays of the base, or of a group, must be given, or none of
+    them. `crops` are the samples of the base. Samples whose status is not 0 are written as zeros.
 
     Raises:
-        ValueError: an array that is missing, unknown, not finite, or of another shape or type; crops of another number.
-        LicError: another store, a group's shard whose base shard is not written, a place that cannot be written to.
+        ValueError: an array that is missing, unknown, not finite, or of another shape or type; a wrong number of crops.
+        LicError: another store, a group's shard whose base shard is not written, or storage that cannot be written.
     """
     storage = open_storage(path)
     header = layout.read_header(storage)
@@ -171,7 +170,7 @@ def write_shard(
 
 
 def pending(path: Path | str | Storage, group: str | None = None) -> list[int]:
-    """The shards to do, of the base or of a group: those without a marker that parses and whose objects have its sizes.
+    """Return the unfinished shards, of the base or of a group (see `finished_markers`).
 
     Raises:
         LicError: no store, or no such group.
@@ -183,7 +182,7 @@ def pending(path: Path | str | Storage, group: str | None = None) -> list[int]:
 
 
 def finished_marker(storage: Storage, header: Header, shard: int, group: str | None = None) -> markers.Marker | None:
-    """The marker of one shard, of the base or of a group, if it is done: see `finished_markers`."""
+    """Return the marker of one shard, of the base or of a group, if it is finished: see `finished_markers`."""
     found = _finished_marker(storage, header, shard, group, fingerprint_of(storage, header, group), storage.entry)
     if found is None or group is None:
         return found
@@ -194,10 +193,11 @@ def finished_marker(storage: Storage, header: Header, shard: int, group: str | N
 def finished_markers(
     storage: Storage, header: Header, group: str | None = None, listing: Mapping[str, Entry] | None = None
 ) -> dict[int, markers.Marker]:
-    """The markers of the shards that are done, of the base arrays or of a group, by number.
+    """Return the markers of the finished shards, of the base arrays or of a group, by shard number.
 
-    Done is a shard whose marker names just its objects, each of the recorded size; of a group, only over latents that
-    are done and are those that its indices were made from. `listing` is of the whole place, for a caller who has it.
+    A shard is finished if its marker names exactly its objects, each of the recorded size. A group's shard also needs
+    finished latents that are the ones its indices were made from. `listing` is of the whole storage, for a caller that
+    has it.
     """
     if listing is None:
         listing = storage.listing()
@@ -229,19 +229,19 @@ def _finished_marker(
 
 
 def fingerprint_of(storage: Storage, header: Header, group: str | None) -> str:
-    """The fingerprint of the store itself, or of a group: what its markers name. LicError for no such group."""
+    """Return the fingerprint of the store or of a group, which its markers name. LicError for no such group."""
     return header.fingerprint if group is None else str(group_attributes(storage, group)["fingerprint"])
 
 
 def invalidate_shard(path: Path | str | Storage, shard: int, group: str | None = None) -> None:
-    """Remove a shard's marker, so that the next job writes it again (what `verify` found damaged, say)."""
+    """Remove a shard's marker, so that the next job writes the shard again (after `verify` found damage, say)."""
     storage = open_storage(path)
     header = layout.read_header(storage)
     markers.remove_marker(storage, fingerprint_of(storage, header, group), shard)
 
 
 def sample_rows(crops: Sequence[Crop], source_bytes: int) -> dict[str, NDArray[Any]]:
-    """The rows of `samples/*` that the plan knows, one a crop."""
+    """Return the rows of `samples/*` that the plan knows, one for each crop."""
 
     def text(values: list[str], width: int) -> NDArray[np.uint8]:
         encoded = np.array([value.encode() for value in values], dtype=f"S{width}")
@@ -271,7 +271,7 @@ def _plan_attributes(plan: Plan, store_y: bool) -> dict[str, Any]:
 
 
 def _put_documents(storage: Storage, specs: Sequence[ArraySpec], header: Header) -> None:
-    """Put every array's `zarr.json` that is missing, does not parse, or is of another array."""
+    """Put every array's `zarr.json` that is missing, does not parse, or describes another array."""
     for spec in specs:
         key = f"{spec.name}/zarr.json"
         document = array_document(spec, header)
@@ -280,14 +280,14 @@ def _put_documents(storage: Storage, specs: Sequence[ArraySpec], header: Header)
 
 
 def array_document(spec: ArraySpec, header: Header) -> bytes:
-    """The `zarr.json` that an array of the store has."""
+    """Return the `zarr.json` that an array of the store must have."""
     names = {"names": FAULTS, "unwritten": layout.UNWRITTEN} if spec.name == "samples/status" else {}
     return layout.array_document(spec, header.num_shards, header.shard, names)
 
 
 @lru_cache(maxsize=64)
 def _stored_document(storage: Storage, array: str, key: str) -> bytes:
-    """An array's `zarr.json` as the store of this fingerprint has it: what its shards must be encoded by."""
+    """Return an array's stored `zarr.json`, by which its shards are encoded; `key` keys the lru_cache."""
     try:
         return storage.get(f"{array}/zarr.json")
     except FileNotFoundError:
@@ -300,7 +300,7 @@ def _require_same(refusal: str, found: Mapping[str, Any], expected: Mapping[str,
 
 
 def group_attributes(storage: Storage, name: str) -> dict[str, Any]:
-    """{"identity", "fingerprint", "provenance" ...} of a group. Raises LicError for no such group."""
+    """Return {"identity", "fingerprint", "provenance" ...} of a group. Raises LicError for no such group."""
     attributes = layout.read_group(storage, name)
     if attributes is None:
         known = ", ".join(layout.group_names(storage)) or "none"
@@ -332,7 +332,7 @@ def _write(
     seconds: Mapping[str, float],
     base: str = "",
 ) -> markers.Marker:
-    """Write the arrays of the base or of a group; leaves a shard alone that is done and has the same bytes."""
+    """Write the arrays of the base or of a group. A finished shard of the same bytes is left untouched."""
     faulty, key = status != 0, fingerprint_of(storage, header, group)
     specs = layout.arrays_of(header, group)
     objects: dict[str, bytes] = {}

@@ -1,17 +1,17 @@
-"""Batches in exact, shuffled order from a cache that is read by whole shards: `cache.stream(...)` is this in torch.
+"""Batches in exact, shuffled order from a cache, read by whole shards. `cache.stream(...)` wraps this for torch.
 
-What a batch holds, and what an epoch is, says order.py. Here the shards are read: while a stream serves one buffer, its
-next one is decoded by threads, in the order in which buffers will be needed, so that a training step waits only where
-reading is slower than training over a whole buffer. Each shard is decoded once an epoch, by the one rank and worker
-that owns its stream; resuming at a step decodes just the buffers that it begins in.
+order.py defines what a batch and an epoch hold; this module reads the shards. While a stream serves one buffer, threads
+decode the next one, in the order in which the buffers will be needed. So a training step waits only if reading a whole
+buffer takes longer than training over it. Each shard is decoded once an epoch, by the rank and worker that owns its
+stream. Resuming at a step decodes only the buffers that the step begins in.
 
 Memory: two buffers a stream, the served and the next one, of whole decoded shards:
 
     2 * (V / ranks / workers) * buffer * shard * (bytes of a sample in the arrays read)
 
 With the defaults (V * buffer = 16) and shards of 64 crops of 256x256 with M = 192, in MB: pixels, z and k 610 on one
-rank, with y 820; on four ranks, or with four workers, a quarter of that each. Up to 180 more were measured on the way,
-for the shards being decoded.
+rank, with y 820; on four ranks, or with four workers, a quarter of that each. Up to 180 more were measured for the
+shards that are being decoded.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Rows = dict[str, NDArray[Any]]
 
 @dataclass
 class _OpenBuffer:
-    """A buffer with its decoded shards, and how many of its samples are served."""
+    """A buffer with its decoded shards, and the number of its samples that are served."""
 
     buffer: Buffer
     shards: dict[int, Rows]
@@ -54,10 +54,10 @@ class ShardStream:
 
     A batch maps each array's name to the rows of this rank's samples, [batch / world, ...], and "sample" to their
     numbers, int64. Every iteration begins at `step` again. `reads` counts the shards decoded for what the latest
-    iteration has served; those read ahead are not yet counted.
+    iteration has served, without those read ahead.
 
     Raises:
-        LicError: no such array; while iterating: a shard that cannot be read (it is named).
+        LicError: no such array; while iterating, a shard that cannot be read (it is named).
         UsageError: streams that do not divide among the ranks.
     """
 
@@ -82,7 +82,8 @@ class ShardStream:
         return 2 * len(self.owned) * self.order.buffer * self.cache.header.shard * sample
 
     def for_worker(self, worker: int, workers: int) -> ShardStream:
-        """The part of this stream that one of its loader's workers reads; their batches in order make this one's.
+        """Return the part of this stream that one loader worker reads; the workers' batches in order make up this
+        stream's.
 
         Raises:
             UsageError: more workers than streams.

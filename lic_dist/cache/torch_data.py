@@ -1,4 +1,4 @@
-"""A cache as datasets of torch: any sample by number, or the exact stream, in this process or in loader workers.
+"""A cache as torch datasets: any sample by number, or the exact stream, in this process or in loader workers.
 
 loader = DataLoader(cache.dataset(["pixels"]), batch_size=16, shuffle=True)
 loader = DataLoader(cache.stream(["pixels"], batch=16), batch_size=None, num_workers=2,
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 class CachedSamples(Dataset[dict[str, Tensor]]):
     """The usable samples of a part, by number: {array name: tensor, "sample": its number in the cache}.
 
-    Read in blocks as long as the arrays' inner chunks (8 samples as a rule), of which the latest `keep` stay decoded:
-    scattered access decodes at most 8 times what it asks for, access in order nothing twice. For shuffled training the
-    stream reads far less. `reads` counts the blocks decoded.
+    Samples are read in blocks as long as the arrays' inner chunks (usually 8 samples), of which the latest `keep` stay
+    decoded: random access decodes at most 8 times what it needs, sequential access nothing twice. For shuffled training
+    the stream reads far less. `reads` counts the blocks decoded.
 
     Raises:
-        LicError: no such array; on access: a shard that is not written or cannot be read.
+        LicError: no such array; on access, a shard that is not written or cannot be read.
         IndexError: no such sample.
     """
 
@@ -51,7 +51,7 @@ class CachedSamples(Dataset[dict[str, Tensor]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Many samples at once, in the order asked for; each block is read once."""
+        """Return many samples in the given order; each block is read once."""
         samples = [int(self.part[index]) for index in indices]
         found: dict[int, dict[str, Tensor]] = {}
         for sample in sorted(set(samples)):
@@ -88,7 +88,7 @@ class StreamedBatches(IterableDataset[dict[str, Tensor]]):
 
 
 def merge_workers(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The batches of a `DataLoader(cache.stream(...), batch_size=None)`, the workers' parts of each put together."""
+    """Yield the batches of a `DataLoader(cache.stream(...), batch_size=None)`, each merged from its workers' parts."""
     parts, workers = iter(loader), max(1, loader.num_workers)
     while group := list(islice(parts, workers)):
         yield {name: torch.cat([part[name] for part in group]) for name in group[0]} if workers > 1 else group[0]

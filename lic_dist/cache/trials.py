@@ -1,8 +1,9 @@
-"""The trials of a calibration that is not over: kept beside the store, or with what a job writes, until its record is.
+"""The trials of an unfinished calibration, in a file beside the store or in a job's output folder.
 
-One small JSON file, written whole after each trial: `identity` is a digest of all that a trial's figures depend on,
-`expected` about how many there will be, `trials` rows of {strength, step, shift, L, bpp, mse, predicted}. A calibration
-that was stopped takes them from there and ends with the same record; rows of another identity count for nothing.
+The file is small JSON, written whole after each trial: `identity` is a digest of all that a trial's figures depend on,
+`expected` about how many trials there will be, `trials` rows of {strength, step, shift, L, bpp, mse, predicted}. A
+calibration that was stopped resumes from these rows and ends with the same record. Rows of another identity are
+ignored.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Trials:
-    """The file of one calibration. Every method raises LicError where the place refuses."""
+    """The file of one calibration. Every method raises LicError where the storage refuses."""
 
     storage: Storage
     key: str
 
     @classmethod
     def of_group(cls, store: Storage, group: str) -> Trials:
-        """Those of a store's group."""
+        """Return the trials of a store's group."""
         return cls(*store.sibling(f".{group}{SUFFIX}"))
 
     def begin(self, identity: str, expected: int) -> list[Row]:
-        """The rows of this identity, in the order of their making; from here on the file says that one calibrates."""
+        """Return the rows of this identity, in order, and write the file, which marks that a calibration is running."""
         found = self.storage.get_json(self.key)
         rows = found["trials"] if isinstance(found, dict) and found.get("identity") == identity else []
         self.storage.make()
@@ -40,20 +41,20 @@ class Trials:
         return list(rows)
 
     def write(self, identity: str, expected: int, rows: list[Row]) -> None:
-        """Keep these rows."""
+        """Write these rows."""
         content = {"identity": identity, "expected": expected, "trials": rows}
         self.storage.put(self.key, json.dumps(content, indent=1).encode())
 
     def delete(self) -> None:
-        """Remove the file: the record is where it belongs."""
+        """Remove the file, once the record is saved."""
         self.storage.delete(self.key)
 
 
 def running_calibrations(store: Storage) -> dict[str, dict[str, Any]]:
-    """The calibrations of a store that are not over, by group: {trial, expected, idle_seconds, L}.
+    """Return the unfinished calibrations of a store, by group: {trial, expected, idle_seconds, L}.
 
-    `trial` is the one at work, counted from 1; `L` the least so far, None before the first; `idle_seconds` how long ago
-    one was finished, which tells a calibration that was stopped.
+    `trial` is the running one, counted from 1; `L` is the least so far, None before the first; `idle_seconds` is the
+    time since the last trial ended, by which a stopped calibration is recognised.
     """
     found: dict[str, dict[str, Any]] = {}
     try:

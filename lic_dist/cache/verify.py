@@ -1,4 +1,4 @@
-"""Verification: read every object of a store and compare it with its shard's marker."""
+"""Verify a store: read every object and compare it with its shard's marker."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ What = Literal["missing", "zero", "torn", "altered"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong with a store.
+    """One thing that is wrong with a store.
 
-    `array` is an array's path, "_progress/<fingerprint8>" for the marker itself, or the key of what belongs to no
-    shard (then `shard` is -1); `group` is the quantized group, "" for the base arrays.
-    `what`:
+    `array` is an array's path, "_progress/<fingerprint8>" for the marker itself, or the key of a document that belongs
+    to no shard (then `shard` is -1). `group` is the quantized group, "" for the base arrays. `what` is one of:
 
         missing   no object, or no marker: the shard is not written
-        zero      the object is there, but all zero bytes, or decodes to nothing but zeros
+        zero      the object exists, but is all zero bytes, or decodes to nothing but zeros
         torn      the object is cut or only partly written: it does not decode; or the marker does not parse
-        altered   a whole object with other contents than were written
+        altered   a whole object whose content is not what was written
     """
 
     shard: int
@@ -44,13 +43,13 @@ class Finding:
 
 
 def verify(path: Path | str | Storage, options: Mapping[str, str] | None = None) -> list[Finding]:
-    """Compare every object with the sha256 in its marker; empty when all shards are there and unharmed.
+    """Compare every object with the sha256 in its marker; return an empty list if all shards are written and intact.
 
-    Reads the whole store once, in parallel; findings are in order of group, shard and array. What belongs to no shard
-    (an array's or group's `zarr.json`, a group's record) has shard -1.
+    The whole store is read once, in parallel. Findings are in order of group, shard and array. Documents that belong to
+    no shard (an array's or group's `zarr.json`, a group's record) have shard -1.
 
     Raises:
-        LicError: no store, or not one of ours.
+        LicError: no store, or another kind of Zarr group.
     """
     storage = open_storage(path, options)
     header = layout.read_header(storage)
@@ -71,7 +70,7 @@ def verify(path: Path | str | Storage, options: Mapping[str, str] | None = None)
 
 
 def _verify_group(storage: Storage, group: str) -> list[Finding]:
-    """The group's own document and its record."""
+    """Return the findings on a group's `zarr.json` and its record."""
     node = f"quantized/{group}"
     attributes = layout.read_group(storage, group)
     if attributes is None:
@@ -86,7 +85,7 @@ def _verify_group(storage: Storage, group: str) -> list[Finding]:
 
 
 def _verify_documents(storage: Storage, header: Header, group: str | None) -> list[Finding]:
-    """The `zarr.json` of every array and, for the base, of the groups around them."""
+    """Return the findings on the `zarr.json` of every array and, for the base, of the groups that hold them."""
     findings = []
     for spec in layout.arrays_of(header, group):
         key = f"{spec.name}/zarr.json"
@@ -106,7 +105,7 @@ def _document_fault(storage: Storage, key: str) -> What:
 
 
 def verify_shard(storage: Storage, header: Header, group: str | None, shard: int) -> list[Finding]:
-    """What is wrong with one shard, of the base or of a group."""
+    """Return the findings on one shard, of the base or of a group."""
     key = store.fingerprint_of(storage, header, group)
     where = f"{markers.FOLDER}/{key[:8]}"
     marker = markers.read_marker(storage, key, shard)
@@ -148,5 +147,7 @@ def _compare(
 
 
 def _is_truncated(data: bytes, entry: dict[str, Any]) -> bool:
-    """Another length than was written, or zeros at the end, where a shard's index and its checksum belong."""
+    """Return whether the length differs from the recorded one, or zeros end the object, where index and checksum
+    belong.
+    """
     return len(data) != entry.get("bytes") or not any(data[-4:])

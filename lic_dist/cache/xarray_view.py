@@ -1,7 +1,7 @@
-"""A cache as one `xarray.Dataset`, each array read when it is indexed, through the reader and its errors.
+"""A cache as one `xarray.Dataset`; each array is read when it is indexed, through the reader and with its errors.
 
-Variables keep the store's names ("pixels", "latents/y", "quantized/<group>/k" ...); what is known of the samples
-("source", "digest", "crop_y", "crop_x", "flip", "held_out", "status") stands as coordinates along `sample`.
+Variables keep the store's names ("pixels", "latents/y", "quantized/<group>/k" ...). What is known of the samples
+("source", "digest", "crop_y", "crop_x", "flip", "held_out", "status") becomes coordinates along `sample`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SAMPLES_IN_COORDINATES = ("samples/status",)
 
 
 class _LazyArray(BackendArray):
-    """One array of a cache, cut to `num_samples`: only the shards that an index touches are read."""
+    """One array of a cache, cut to `num_samples`; an index reads only the shards that it touches."""
 
     def __init__(self, cache: ShardReader, name: str) -> None:
         self.cache, self.name = cache, name
@@ -43,7 +43,7 @@ class _LazyArray(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read_outer)
 
     def _read_outer(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        """Rows by an integer, slice or array of them; then each further axis by its own index."""
+        """Return rows by an integer, a slice or an array of integers; then each further axis by its own index."""
         plain = [axis for axis, index in enumerate(key) if isinstance(index, int | np.integer)]
         first, *rest = (slice(index, index + 1 or None) if axis in plain else index for axis, index in enumerate(key))
         if 0 in plain:
@@ -57,7 +57,7 @@ class _LazyArray(BackendArray):
 
 
 def dataset(cache: ShardReader) -> xarray.Dataset:
-    """The cache as a dataset; its attributes: `identity` (canonical JSON), `fingerprint`, `storage`."""
+    """Return the cache as a dataset with the attributes `identity` (canonical JSON), `fingerprint` and `place`."""
     variables = {}
     for name in cache.names:
         if name not in SAMPLES_IN_COORDINATES:
