@@ -1,5 +1,5 @@
-"""A cache from an experiment: scan, plan, calibration, then shards through an engine.
+"""Build a cache from an experiment: scan, plan, calibrate, then write shards through an engine.
 
-In: an `Experiment`. Out: a store with its groups, records, a `BuildReport`. Imports `config`, `data`, `models`,
-`quantization`, `cache`, `codec` and `engine`.
+In: an `Experiment`. Out: a store with its groups, quantizer records, a `BuildReport`. Imports `config`, `data`,
+`models`, `quantization`, `cache`, `codec` and `engine`.
 """

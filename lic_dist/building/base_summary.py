@@ -1,4 +1,6 @@
-"""How a base model codes as it is: one line before anything is built on it, so that a wrong checkpoint shows."""
+"""One line on how a base model codes as it is, printed before anything is built on it, so that a wrong checkpoint
+shows.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,10 @@ LEAST_PSNR = 15.0  # dB; what is trained for photos lies above it at every lambd
 
 
 def base_summary(job: Job) -> str:
-    """Bits a pixel and PSNR in dB of SQ on the first crops, held-out ones if there are any; a warning if they are bad.
+    """Return bits a pixel and PSNR in dB of SQ on the first crops (held-out ones if there are any), with a warning if
+    bad.
 
-    Crops that cannot be read are left out: a build counts them. Empty where none can.
+    Crops that cannot be read are left out; a build counts them. The line is empty where no crop can be read.
     """
     plan = job.plan
     training = plan.num_samples - plan.num_held_out
@@ -40,7 +43,7 @@ def base_summary(job: Job) -> str:
 
 
 def base_summary_of_pictures(parent: Checkpoint, folder: Path, names: Sequence[str]) -> str:
-    """The same on the middles of the first pictures of a folder: those that an evaluation is going to code."""
+    """Return the same for the middles of the first pictures of a folder, which an evaluation is going to code."""
     pictures = []
     for name in names[:CROPS]:
         with suppress(PhotoError):  # the evaluation sets it aside, with its reason
@@ -54,7 +57,7 @@ def base_summary_of_pictures(parent: Checkpoint, folder: Path, names: Sequence[s
 
 @one_thread()
 def _summary(parent: Checkpoint, pixels: NDArray[np.uint8], what: str, batch: int) -> str:
-    """Of pixels uint8 [n, 3, size, size]."""
+    """Return the line for pixels uint8 [n, 3, size, size]."""
     if not len(pixels):
         return ""
     samples, overflow = encode(parent.model, pixels, batch)

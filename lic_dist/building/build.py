@@ -1,4 +1,4 @@
-"""Building a store and looking after it: build or go on, add a quantizer from stored y, repair what is damaged."""
+"""Build a store and maintain it: build or resume, add a quantizer from the stored y, repair what is damaged."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ from lic_dist.text import counted
 
 @dataclass(frozen=True)
 class BuildReport:
-    """A finished build: samples in all, those set aside by reason, bits per pixel of the shards built now.
+    """The result of a build: samples, those set aside by reason, bits per pixel of the shards that this run wrote.
 
-    `photos` names the photos set aside with their reasons (of a build, not of a requantization); `excess` says so where
-    more samples were set aside than `images.tolerate` allows.
+    `photos` maps the photos set aside to their reasons (of a build, not of a requantization). `excess` is a message
+    where more samples were set aside than `images.tolerate` allows, else empty.
     """
 
     path: str
@@ -72,7 +72,7 @@ class BuildReport:
     photos: dict[str, str] = field(default_factory=dict)
 
     def require_tolerated(self) -> None:
-        """Raises ToleranceError where there is an excess: the store is whole all the same."""
+        """Raise ToleranceError where there is an excess; the store is complete all the same."""
         if self.excess:
             hint = "raise images.tolerate if that is expected; `lic-dist cache faults` names the photos"
             if "changed" in self.faults:
@@ -81,7 +81,7 @@ class BuildReport:
 
 
 class _Units(Sequence[Shard]):
-    """The shards of these numbers, each laid out when it is asked for: a plan may have millions of samples."""
+    """Shards by number. Each is laid out when it is asked for, because a plan may have millions of samples."""
 
     def __init__(self, numbers: Sequence[int], plan: Plan | None = None) -> None:
         self.numbers, self.plan = numbers, plan
@@ -95,10 +95,10 @@ class _Units(Sequence[Shard]):
 
 
 def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = False) -> BuildReport:
-    """Build a cache, or what is left of it: scan, plan, pilot, every shard without a verified marker.
+    """Build a cache, or what is left of it: scan, plan, pilot, and every unfinished shard.
 
-    Shards whose latents are there, but not this quantizer's indices, are quantized from the stored y. `strict` stops
-    at the first photo that cannot be used. `rebuild` removes the store that is there first.
+    Shards that have latents, but not this quantizer's indices, are quantized from the stored y. `strict` stops at the
+    first photo that cannot be used. `rebuild` removes an existing store first.
 
     Raises:
         LicError: the path holds a store of another identity; each differing field is named.
@@ -141,11 +141,12 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
 def requantize(
     experiment: config.Experiment, record: QuantizerRecord | None = None, share: tuple[int, int] = (0, 1)
 ) -> BuildReport:
-    """Add a group, or what is left of it, to a finished store from its stored y: no encoder runs, no photo is read.
+    """Add a group, or what is left of it, to a finished store from its stored y, without encoder or photos.
 
-    The quantizer is `record`, else calibrated on the store's own samples unless `cache adapt` left one beside it. The
-    model may be a finetuned one: its encoder must be the store's, its entropy model is the group's. `share` (i, n) is
-    the i-th of n jobs that do it together: every n-th shard; what the others do is then not waited for.
+    The quantizer is `record`, or the record that `cache adapt` left beside the store, or it is calibrated on the
+    store's own samples. The model may be a finetuned one: it must have the store's encoder, and the group takes its
+    entropy model. `share` (i, n) does every n-th shard from the i-th on, as one of n jobs, and does not wait for the
+    others.
 
     Raises:
         LicError: another encoder, a group of another identity, or latents that are not all written.
@@ -186,13 +187,14 @@ def requantize(
 
 
 def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
-    """Write again what `verify` found damaged, and nothing else; returns the number of shards written.
+    """Write again what `verify` found damaged, and nothing else; return the number of shards written.
 
-    Latents come from the photos, indices of every group from y with the group's own record and this experiment's model.
+    Latents are made from the photos. Indices of each group are made from y, by the group's own record and this
+    experiment's model.
 
     Raises:
         LicError: another job's store, a group of another entropy model, or a group whose record is lost or altered and
-        not to be had beside the store.
+            has no copy beside the store.
     """
     job = prepare(experiment)
     storage, workers = job.storage, job.workers
@@ -222,7 +224,7 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
 
 
 def _invalidate(storage: Storage, header: Header, finding: Finding) -> None:
-    """Have a damaged shard written again, unless it is being written just now, or was."""
+    """Mark a damaged shard as unfinished, unless another job is writing it or has just written it."""
     group = finding.group or None
     key = store.fingerprint_of(storage, header, group)
     marker = markers.read_marker(storage, key, finding.shard)
@@ -231,7 +233,7 @@ def _invalidate(storage: Storage, header: Header, finding: Finding) -> None:
 
 
 def _require_whole(storage: Storage, group: str) -> None:
-    """What was built is there, all of it. Raises LicError where another job has taken it away meanwhile."""
+    """Raise LicError where a shard that was just built is missing, because another job has removed it."""
     if left := store.pending(storage, group):  # a group's shard is done only over latents that are
         raise LicError(
             f"{counted(len(left), 'shard')} of {storage} {'is' if len(left) == 1 else 'are'} gone again",
@@ -254,7 +256,7 @@ def _restore_record(job: Job, group: str) -> None:
 
 
 def _build_stages(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> list[Stage]:
-    """From photos: read, encode, search and write; without a quantizer the latents alone."""
+    """Return the stages from photos: read, encode, search and write. Without a quantizer only latents are written."""
     engine, folder = job.workers.engine, str(job.images.path.resolve())
     target = _target(job.storage, quantizer)
     return [
@@ -265,7 +267,9 @@ def _build_stages(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> li
 
 
 def _requantize_stages(storage: Storage, workers: Workers, group: str, record: QuantizerRecord) -> list[Stage]:
-    """From what is stored: the hyper-decoder over y, or the encoder over the pixels; then search and write."""
+    """Return the stages from the store: the hyper-decoder over y, or the encoder over the pixels; then search and
+    write.
+    """
     engine, target = workers.engine, _target(storage, (group, record))
     header = layout.read_header(target.storage)
     hyper_decoder = partial(make_hyper_decoder, target, *workers.model, header.batch)
@@ -293,7 +297,7 @@ def _target(storage: Storage, quantizer: tuple[str, QuantizerRecord] | None) -> 
 
 @dataclass(frozen=True)
 class _RunTotals:
-    """What a run has written: shards, bits and pixels of their good samples."""
+    """What a run has written: shards, and bits and pixels of their good samples."""
 
     shards: int = 0
     bits: float = 0.0

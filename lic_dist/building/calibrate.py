@@ -1,14 +1,14 @@
-"""Calibration: the strength, the step and the shift of least measured L on held-out training crops.
+"""Calibration: find the strength, step and shift of least measured L on held-out crops.
 
-The search weighs squared errors of the latents by S_c and bits by lambda_q = g * 3 / (lmbda * 255^2). Errors chosen
-by rate-distortion optimization are not independent, so that g = 1 is not the optimum, and a coarser step with a
-milder search can win (METHOD.md section 1). Each trial adapts its tables on the pilot, quantizes the held-out crops
-and runs the decoder on them: a pattern search in (log strength, log step, shift) whose moves are halved where no
-neighbour is better. The strength is g for RDOQ and TCQ, the rounding offset xi for the dead zone; the shift moves the
-decoder's levels away from zero, which costs nothing.
+The search weighs squared errors of the latents by S_c, and bits by lambda_q = g * 3 / (lmbda * 255^2). Errors that
+rate-distortion optimization chooses are not independent, so g = 1 is not the optimum, and a coarser step with a milder
+search can win (METHOD.md section 1). Each trial adapts its tables on the pilot, quantizes the held-out crops and
+decodes them. Trials follow a pattern search in (log strength, log step, shift) whose moves are halved where no
+neighbour is better. The strength is g for RDOQ and TCQ, and the rounding offset xi for the dead zone. The shift moves
+the decoder's levels away from zero, which costs no bits.
 
-The record's notes keep what was measured: every trial, the rounds of adaptation at the chosen place, and how the
-change of the picture's MSE that the sensitivities predict compares with the real one.
+The record's notes keep what was measured: every trial, each round of adaptation at the chosen point, and the ratio of
+the predicted change of the picture's MSE to the real one.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ Fixed = tuple[float | None, float | None, float | None]  # of a triple; None: se
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Where the search of a quantizer starts, how far strength and step may go, and its moves: coarse, then fine.
+    """The search space of a quantizer: the start, the bounds of strength and step, and the coarse and the fine moves.
 
-    A move is a factor of the strength, one of the step, and a summand of the shift.
+    A move is a factor of the strength, a factor of the step, and a summand of the shift.
     """
 
     start: Point
@@ -71,9 +71,9 @@ LEAST_GAIN = 1e-4  # of L, below which a move is none: the last hundredths of a 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Means over crops: L = lmbda * 255^2 * mse + bpp, bpp of y and z by the integer tables.
+    """Means over crops: L = lmbda * 255^2 * mse + bpp, with the bpp of y and z by the integer tables.
 
-    `predicted` is the change of the mse against latents that are not quantized, as the weights S_c foresee it.
+    `predicted` is the change of the mse against unquantized latents that the weights S_c predict.
     """
 
     L: float
@@ -83,7 +83,7 @@ class Measurement:
 
 
 def measure(checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, inputs: QuantizerInput) -> Measurement:
-    """Quantize, count bits, decode: what a quantizer costs on these samples."""
+    """Quantize samples, count their bits and decode them; return what the quantizer costs on them."""
     quantizer = Quantizer(record)
     k = quantizer.quantize(inputs.residual, inputs.level)
     level = quantizer.dequantize(k)
@@ -96,7 +96,7 @@ def measure(checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, i
 
 
 def z_bits(record: QuantizerRecord, z: np.ndarray) -> np.ndarray:
-    """Estimated bits of z, float64 [n], from int16 [n, Nz, hz, wz]."""
+    """Return the estimated bits of z, float64 [n], from int16 [n, Nz, hz, wz]."""
     rows = np.broadcast_to(np.arange(z.shape[1], dtype=np.int32)[None, :, None, None], z.shape)
     return record.z_tables.bits(z.astype(np.int32), rows).sum(axis=(1, 2, 3))
 
@@ -104,7 +104,7 @@ def z_bits(record: QuantizerRecord, z: np.ndarray) -> np.ndarray:
 def channel_weights(
     checkpoint: Checkpoint, section: config.Quantizer, inputs: QuantizerInput
 ) -> tuple[Any, dict[str, Any]]:
-    """(S_c float32 [M], notes): the decoder's squared gain of each channel with its standard error, or ones."""
+    """Return (S_c float32 [M], notes): the decoder's squared gain of each channel with its standard error, or ones."""
     if section.weights == "uniform":
         return np.ones(checkpoint.spec.M, np.float32), {}
     y_hat = torch.from_numpy((np.rint(inputs.residual).reshape(inputs.means.shape) + inputs.means)[:PROBED])
@@ -115,7 +115,7 @@ def channel_weights(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one torch thread: a record's bytes are to repeat, sums over several threads would not."""
+    """Compute on one torch thread, because sums over several threads would not give the same bytes each time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -125,7 +125,7 @@ def one_thread() -> Iterator[None]:
 
 
 def settings_of(section: config.Quantizer) -> dict[str, Any]:
-    """What a record's making depended on beside the fields that it has itself: kept in its notes as `settings`."""
+    """Return the settings that a record's making depended on and that it has no field for: its note `settings`."""
     return {
         "weights": section.weights,
         "pilot": section.pilot,
@@ -144,11 +144,11 @@ def calibrate(
     warm_start: QuantizerRecord | None = None,
     trials_file: Trials | None = None,
 ) -> QuantizerRecord:
-    """Make the quantizer record of a checkpoint: sensitivities, adapted tables; strength, step and shift where `auto`.
+    """Make the quantizer record of a checkpoint: sensitivities, adapted tables, and the settings that are `auto`.
 
-    `warm_start` is the record of a model that this one was made from: the search starts from it, with its fine moves.
-    `trials_file` keeps each trial, so that a calibration that is stopped goes on to the same record; the caller deletes
-    the file once the record is saved.
+    The settings are strength, step and shift. `warm_start` is the record of a model that this one was made from: the
+    search starts there, with the fine moves. `trials_file` keeps each trial, so that a calibration that is stopped
+    resumes and makes the same record; the caller deletes the file once the record is saved.
 
     Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the
     analytic tables on; `mse_unquantized`; `weights_standard_error`.
@@ -163,7 +163,7 @@ def calibrate(
 
     @cache
     def records(strength: float, step: float) -> list[QuantizerRecord]:
-        """With the analytic tables, then after each round of adaptation."""
+        """Return the record with the analytic tables, and then that of each round of adaptation."""
         first = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
         rounds = section.adapt_rounds if section.rates == "adapted" else 0
         return [first, *adaptation_rounds(first, [part], rounds)]
@@ -221,7 +221,7 @@ def _identity(
     held_inputs: QuantizerInput,
     held_out: Latents,
 ) -> str:
-    """A digest of all that decides which trials are made, and what they measure."""
+    """Return a digest of all that decides which trials are made and what they measure."""
     total = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     versions = __version__, torch.__version__, np.__version__
     total.update(f"{versions} {checkpoint.spec} {digest(checkpoint.model.state_dict())}".encode())
@@ -232,7 +232,7 @@ def _identity(
 
 
 def describe(record: QuantizerRecord) -> list[str]:
-    """What a calibrated record's notes say, in plain lines: the pair chosen, the gain of each round, the prediction."""
+    """Return lines about a calibrated record's notes: the chosen point, the gain of each round, the prediction."""
     notes = record.notes
     strength = _strength(record)
     symbols = {"sq": "", "deadzone": f", xi {strength:.4g}"}.get(record.name, f", g {strength:.4g}")
@@ -264,12 +264,14 @@ def _strength(record: QuantizerRecord) -> float:
 
 
 def is_fixed(section: config.Quantizer) -> bool:
-    """Whether a section leaves nothing of strength, step and shift to be searched."""
+    """Return whether a section fixes strength, step and shift, so that nothing is left to search."""
     return None not in _fixed(section)
 
 
 def _fixed(section: config.Quantizer) -> Fixed:
-    """What the section fixes of a triple. SQ has no strength; its `auto` is CompressAI's: step 1, no shift."""
+    """Return the values that the section fixes. SQ has no strength; its `auto` means CompressAI's step 1 without
+    shift.
+    """
     step, shift = (None if value == "auto" else float(value) for value in (section.step, section.shift))
     if section.name == "sq":
         return 1.0, step or 1.0, shift or 0.0
@@ -284,7 +286,9 @@ def _search(
     fixed: Fixed,
     moves: Sequence[Point],
 ) -> None:
-    """Pattern search: the first neighbour that is better, until none is, by each size of moves in turn."""
+    """Run a pattern search: move to the first better neighbour until none is better, with each size of moves in
+    turn.
+    """
     lowest = trial(best)
     for size in moves:
         moved = True
@@ -299,7 +303,7 @@ def _search(
 
 
 def _neighbours(best: Point, size: Point, space: SearchSpace, fixed: Fixed) -> Iterator[Point]:
-    """One move along each free axis, both ways, inside the bounds; what is searched has six decimals."""
+    """Yield the points one move away along each free axis, both ways, inside the bounds, rounded to six decimals."""
     bounds = space.strengths, space.steps, (-LARGEST_SHIFT, LARGEST_SHIFT)
     for axis in (1, 2, 0):
         if fixed[axis] is None:

@@ -1,4 +1,4 @@
-"""What a build will take, from one batch of its own crops: bytes of each array, seconds of each stage."""
+"""Estimate what a build will take from one batch of its own crops: bytes of each array, seconds of each stage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEAST_CROPS = 8  # crops, at the least
 
 @dataclass(frozen=True)
 class Estimate:
-    """A plan in figures. `bytes` of the store by array; `seconds` of one worker a stage, for all samples."""
+    """A plan in figures: `bytes` of the store by array; `seconds` that one worker of a stage takes for all samples."""
 
     path: str
     fingerprint: str
@@ -40,9 +40,10 @@ class Estimate:
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds that the build runs: those of the slowest stage, or of all work on all cores where these are few.
+        """Seconds that the build takes: those of the slowest stage, or all work divided by the cores if these are too
+        few.
 
-        `cores` is None for a cluster elsewhere.
+        `cores` is None for a remote cluster.
         """
         slowest = max(seconds / self.workers[name] for name, seconds in self.seconds.items())
         return max(slowest, sum(self.seconds.values()) / self.cores) if self.cores else slowest
@@ -50,10 +51,10 @@ class Estimate:
 
 @one_thread()
 def estimate(job: Job) -> Estimate:
-    """Read, encode, search and compress one batch of the plan's first crops, and scale up.
+    """Read, encode, search and compress one batch of the plan's first crops, and scale up the figures.
 
     Raises:
-        LicError: none of them can be read.
+        LicError: none of the crops can be read.
     """
     plan, engine = job.plan, job.workers.engine
     count = min(plan.num_samples, max(LEAST_CROPS, plan.batch))
@@ -109,7 +110,7 @@ def _workers(engine: config.Engine) -> tuple[dict[str, int], int | None]:
 
 
 def describe(found: Estimate) -> list[str]:
-    """The estimate in lines for a terminal."""
+    """Return the estimate in lines for a terminal."""
     total = sum(found.bytes.values())
     lines = [
         f"{found.path}: {counted(found.samples, 'sample')} ({found.held_out} held out) "

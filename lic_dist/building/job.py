@@ -1,7 +1,7 @@
-"""A cache job: the experiment's model, photos and plan, and the identities that a store is compared by.
+"""A cache job: the experiment's model, photos and plan, and the identities by which stores are compared.
 
-A job is a pure function of the experiment and the photos: every command computes it alike, and the store's identity
-says whether it is the same job.
+A job depends on the experiment and the photos alone. Every command computes it alike, and the store's identity says
+whether it was built by the same job.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ Y_STRIDE, Z_STRIDE = 16, 64
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the work on shards: how many and where, with which model, and by how many steps they move y.
+    """How many workers process shards, on which engine and model, and with how many refinement steps of y.
 
-    `model` is what a worker on any node loads: a checkpoint's absolute path or a shipped name, with the architecture
-    and lmbda of one that does not say its own.
+    `model` is what a worker on any node loads: a checkpoint's absolute path or a shipped name, and the architecture and
+    lmbda of a checkpoint that does not state them.
     """
 
     engine: config.Engine
@@ -50,7 +50,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Job:
-    """What a cache build works on, resolved once from its experiment: nothing below sees that."""
+    """What a cache build works on, resolved once from its experiment, which the functions below do not see."""
 
     storage: Storage
     parent: Checkpoint
@@ -71,20 +71,20 @@ class Job:
 
 
 def workers_of(experiment: config.Experiment) -> Workers:
-    """The experiment's workers."""
+    """Return the experiment's workers."""
     section = config.need(experiment.model, "model")
     model = checkpoints.absolute(section.checkpoint), section.architecture, section.lmbda
     return Workers(experiment.engine, model, experiment.quantizer.refine if experiment.quantizer else 0)
 
 
 def open_cache(experiment: config.Experiment) -> LatentCache:
-    """The experiment's store, to read. Raises LicError where there is none."""
+    """Open the experiment's store for reading. Raises LicError where there is none."""
     section = config.need(experiment.cache, "cache")
     return LatentCache.open(section.path, section.options, section.pipeline)
 
 
 def load_parent(experiment: config.Experiment) -> Checkpoint:
-    """The experiment's base model."""
+    """Load the experiment's base model."""
     section = config.need(experiment.model, "model")
     loaded = checkpoints.load(section.checkpoint, section.architecture, section.lmbda)
     said = section.model_dump(include={"architecture", "N", "M", "lmbda"})
@@ -93,10 +93,10 @@ def load_parent(experiment: config.Experiment) -> Checkpoint:
 
 
 def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: bool = False) -> Manifest:
-    """The manifest of the experiment's photos, kept beside the store.
+    """Return the manifest of the experiment's photos, and keep it beside the store.
 
-    Photos that it already lists with the same size and time are not read again, unless `afresh`; a scan that was
-    killed goes on. `strict` stops at the first photo that cannot be used.
+    Photos that it already lists with the same size and time are not read again, unless `afresh`. A scan that was killed
+    resumes. `strict` stops at the first photo that cannot be used.
     """
     around, key = experiment_storage(experiment).sibling(MANIFEST)
     known = None
@@ -119,7 +119,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
     """Load the model, scan the photos and lay out the plan.
 
     Raises:
-        LicError: no photos, none large enough, a checkpoint that does not load.
+        LicError: no photos, none large enough, or a checkpoint that does not load.
         UsageError: no photos in the subfolder that is to be held out.
     """
     section, cache = config.need(experiment.images, "images"), config.need(experiment.cache, "cache")
@@ -152,7 +152,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
 
 
 def faults(job: Job) -> dict[str, int]:
-    """Samples set aside by reason: those of the store, and those of photos that the plan could not take."""
+    """Return the number of samples set aside by reason: the store's, and those of photos that the plan left out."""
     counts = fault_counts(finished_markers(job.storage, read_header(job.storage)).values())
     for reason, count in job.photos.set_aside(job.images.crop).items():
         counts[reason] = counts.get(reason, 0) + count * job.images.variations
@@ -160,7 +160,7 @@ def faults(job: Job) -> dict[str, int]:
 
 
 def model_identity(parent: Checkpoint) -> dict[str, Any]:
-    """What cached latents depend on of a model."""
+    """Return what cached latents depend on in a model."""
     spec = parent.spec
     return {
         "architecture": spec.architecture,
@@ -171,7 +171,7 @@ def model_identity(parent: Checkpoint) -> dict[str, Any]:
 
 
 def refined_identity(parent: Checkpoint, steps: int) -> dict[str, Any]:
-    """What cached latents depend on besides where they were refined; empty where they were not."""
+    """Return what refined latents depend on in addition; empty where nothing is refined."""
     if not steps:
         return {}
     digests = {"decoder_sha256": decoder_digest(parent.model), "entropy_sha256": entropy_digest(parent.model)}
@@ -179,12 +179,12 @@ def refined_identity(parent: Checkpoint, steps: int) -> dict[str, Any]:
 
 
 def group_identity(parent: Checkpoint, record: QuantizerRecord) -> dict[str, Any]:
-    """What cached indices depend on besides the latents."""
+    """Return what cached indices depend on in addition to the latents."""
     return {"record_sha256": record.digest, "entropy_sha256": entropy_digest(parent.model)}
 
 
 def check_refined(cache: LatentCache, steps: int) -> None:
-    """Refuse a cache whose y was refined by another number of steps than a quantizer's. Raises LicError."""
+    """Refuse a cache whose y had another number of refinement steps than the quantizer asks for. Raises LicError."""
     stored = cache.identity.get("refined", {}).get("steps", 0)
     if stored != steps:
         raise LicError(
@@ -194,14 +194,16 @@ def check_refined(cache: LatentCache, steps: int) -> None:
 
 
 def check_encoder(cache: LatentCache, parent: Checkpoint) -> None:
-    """Refuse a cache of another encoder. Raises LicError; each differing field is named."""
+    """Refuse a cache of another encoder. Raises LicError, which names each differing field."""
     found = differences({"model": cache.identity["model"]}, {"model": model_identity(parent)})
     if found:
         raise LicError(f"{cache.storage} holds latents of another model: {'; '.join(found)}", hint="build a new cache")
 
 
 def check_group(cache: LatentCache, parent: Checkpoint, group: str) -> None:
-    """Refuse a group of another quantizer record or entropy model. Raises LicError; each differing field is named."""
+    """Refuse a group of another quantizer record or entropy model. Raises LicError, which names each differing
+    field.
+    """
     expected = group_identity(parent, QuantizerRecord.from_json(cache.record_json(group)))
     identity = cache.group_attributes(group)["identity"]
     found = differences({key: identity.get(key) for key in expected}, expected)
@@ -226,7 +228,7 @@ def check_cache(cache: LatentCache, parent: Checkpoint, group: str) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Where and with what a store is made: kept beside the identity, never compared."""
+    """Return where and with what a store is made; it is stored beside the identity and never compared."""
     import platform
     import sys
     from importlib.metadata import version
@@ -245,12 +247,12 @@ def provenance() -> dict[str, Any]:
 
 
 def _masked(word: str) -> str:
-    """An argument without the value of an object store's option: that may be a key."""
+    """Return an argument with the value of an object store's option removed, since it may be a key."""
     return word.split("=")[0] + "=..." if "cache.options" in word else word
 
 
 def _commit() -> str | None:
-    """The git commit of a source checkout; None of an installed package."""
+    """Return the git commit of a source checkout; None for an installed package."""
     import subprocess
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Latents in memory, and the view of them that a quantizer works on: residuals and scale levels in lanes."""
+"""Latents in memory, and the residuals and scale levels in lanes that a quantizer works on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class QuantizerInput:
-    """What an entropy model makes of latents.
+    """What a quantizer takes: residuals and scale levels of latents, and the means that the residuals are about.
 
     residual float32 and level uint8, both [n*M, h*w] (lanes are image-major); means float32 [n, M, h, w].
     """
@@ -45,9 +45,8 @@ def encode(
 ) -> tuple[Latents, NDArray[np.bool_]]:
     """Run the frozen encoder over uint8 [n, 3, s, s] in batches of a fixed size, the last one padded with zeros.
 
-    A `refinement` moves y after it, for models of one stage.
-
-    Returns the latents and which samples overflowed their types (float16 y, int16 z); those are stored as zeros.
+    A `refinement` then moves y, for models of one stage. Returns the latents and which samples overflowed their types
+    (float16 y, int16 z); those are stored as zeros.
     """
     device = next(model.parameters()).device
     ys, zs = [], []
@@ -71,7 +70,7 @@ def encode(
 
 @torch.no_grad()
 def quantizer_input(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int16], batch: int) -> QuantizerInput:
-    """Means and scales of cached latents, in batches of a fixed size, and the residuals about them."""
+    """Compute means and scales of cached latents in batches of a fixed size, and the residuals about the means."""
     device = next(model.parameters()).device
     residuals, levels, means = [], [], []
 
@@ -94,7 +93,7 @@ def quantizer_input(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int1
 
 @torch.no_grad()
 def squared_error(model: nn.Module, y_hat: NDArray[np.float32], pixels: NDArray[np.uint8], batch: int = 8) -> float:
-    """Mean squared error of g_s(y_hat), clamped to [0, 1], against pixels/255."""
+    """Return the mean squared error of g_s(y_hat), clamped to [0, 1], against pixels/255."""
     device = next(model.parameters()).device
     total = 0.0
     for first in range(0, len(pixels), batch):

@@ -1,7 +1,7 @@
-"""The pilot: what a quantizer is calibrated on, and where its record comes from.
+"""The pilot: the samples that a quantizer is calibrated on, and where its record is found.
 
-Calibration and adapted tables are made once, on the plan's first training samples and its first held-out ones; all
-later steps take the record as frozen input.
+Calibration and adaptation of tables are done once, on the plan's first training samples and its first held-out samples.
+All later steps use the record unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lic_dist.quantization.record import SEARCHED, QuantizerRecord
 
 
 def pilot_latents(job: Job) -> tuple[Latents, Latents]:
-    """The pilot (the plan's first training samples) and the first held-out samples, encoded here and now.
+    """Encode the pilot (the plan's first training samples) and the first held-out samples in this process.
 
     Raises:
         LicError: no held-out samples to calibrate on.
@@ -64,7 +64,7 @@ def _encoded(job: Job, name: str, numbers: range) -> Latents:
 
 
 def calibration_samples(cache: LatentCache, section: config.Quantizer) -> tuple[Latents, Latents]:
-    """The pilot (first training samples) and the first held-out samples of a cache, as a build calibrates on them.
+    """Load the pilot (first training samples) and the first held-out samples of a cache, the same that a build encodes.
 
     Raises:
         UsageError: the cache does not keep y.
@@ -84,9 +84,9 @@ def calibration_samples(cache: LatentCache, section: config.Quantizer) -> tuple[
 
 
 def prepare_record(job: Job, afresh: bool = False) -> QuantizerRecord:
-    """The quantizer record of the job: the store's own, that of `cache adapt` beside it, else made on the pilot.
+    """Return the job's quantizer record: the store's own, or `cache adapt`'s beside it, or one calibrated on the pilot.
 
-    `afresh` passes over the store's own. Trials of a calibration stay beside the store until `Trials.forget`.
+    `afresh` ignores the store's own. Trials of a calibration stay beside the store until `Trials.delete`.
 
     Raises:
         LicError: the record found is not what the experiment asks for; each differing field is named.
@@ -101,7 +101,7 @@ def prepare_record(job: Job, afresh: bool = False) -> QuantizerRecord:
 def existing_record(
     storage: Storage, section: config.Quantizer, parent: Checkpoint, afresh: bool = False
 ) -> QuantizerRecord | None:
-    """The record in the store's group, or that which `cache adapt` left beside the store; None where neither is.
+    """Return the record in the store's group, or the one that `cache adapt` left beside the store; None without either.
 
     Raises:
         LicError: it is not what the experiment asks for; each differing field is named.
@@ -118,12 +118,14 @@ def existing_record(
 
 
 def record_location(storage: Storage, group: str) -> tuple[Storage, str]:
-    """Where `cache adapt` leaves the record of a group for its build."""
+    """Return where `cache adapt` leaves the record of a group for its build."""
     return storage.sibling(f".{group}.json")
 
 
 def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Checkpoint, where: str) -> None:
-    """Refuse a record that is not what the quantizer section and the checkpoint ask for; each field is named."""
+    """Refuse a record that the quantizer section and the checkpoint do not ask for. Raises LicError; each field is
+    named.
+    """
     expected: dict[str, Any] = {
         "name": section.name,
         "states": section.states if section.name == "tcq" else 1,

@@ -1,4 +1,4 @@
-"""The quantizer records that jobs start from, and those that lie in an object store."""
+"""The quantizer records that calibration starts from, and records that lie in an object store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lic_dist.quantization.trellis import SCALAR, trellis
 def analytic_record(
     checkpoint: Checkpoint, name: str, states: int, step: float, strength: float, weights: np.ndarray
 ) -> QuantizerRecord:
-    """A quantizer for this checkpoint with the Gaussian's own rates: what adaptation starts from.
+    """Return a quantizer for this checkpoint with the rates of the Gaussian itself, from which adaptation starts.
 
     `strength` is g of rdoq and tcq, the rounding offset xi of deadzone.
     """
@@ -32,7 +32,9 @@ def analytic_record(
 
 
 def named_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
-    """As `local_record`; also the URL of a record or of its group in a store. Raises as that does."""
+    """Return a record as `local_record` does, or by the URL of a record or of its group in a store. Raises as that
+    does.
+    """
     if "://" not in name or name in checkpoint.quantizers:
         return local_record(checkpoint, name)
     storage, _, key = name.rstrip("/").rpartition("/")

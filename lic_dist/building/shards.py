@@ -1,11 +1,11 @@
 """The work on one shard, as stages that an engine runs in one process or spread over a cluster:
 
     read and crop (CPU)      -> encode (GPU or CPU, the frozen g_a, h_a, h_s) -> search and write (CPU)
-    recall the stored pixels -> encode                                        -> search and write
-                                view (the stored y, z; h_s)                   -> search and write
+    read the stored pixels   -> encode                                        -> search and write
+                                read the stored y and z, run h_s              -> search and write
 
 Each stage is a factory, called once in a worker, that returns the function for one shard. The bytes written depend on
-the plan alone: encoder batches are the plan's, each worker computes on one thread.
+the plan alone: encoder batches are the plan's, and each worker computes on one thread.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shard:
-    """A unit of work: a shard's number and its samples; none where its latents are stored."""
+    """A unit of work: a shard's number and its samples, without samples where its latents are stored."""
 
     number: int
     crops: tuple[Crop, ...]
@@ -51,7 +51,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class ReadShard:
-    """A shard that was read: uint8 [n, 3, s, s], status uint8 [n]; seconds by stage; `stored`: the base is written."""
+    """A shard that was read: pixels uint8 [n, 3, s, s], status uint8 [n], seconds by stage; `stored`: the base is
+    written.
+    """
 
     shard: Shard
     pixels: NDArray[np.uint8]
@@ -62,7 +64,7 @@ class ReadShard:
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """A shard that was encoded, and what the search needs of its view; no pixels where the base is written already."""
+    """A shard that was encoded, with what the search needs; without pixels where the base is written already."""
 
     shard: Shard
     pixels: NDArray[np.uint8] | None
@@ -87,7 +89,7 @@ class ShardReport:
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be written where: a store by its place and fingerprint; a group with its record's JSON, or neither."""
+    """The store to write to, by its storage and fingerprint, and the group with its record's JSON, if any."""
 
     storage: Storage
     fingerprint: str
@@ -95,14 +97,14 @@ class Target:
     record_json: str = ""
 
     def header(self) -> Header:
-        """The store's header. LicError where it is another one's by now."""
+        """Return the store's header. Raises LicError where it has become another store's."""
         header = layout.read_header(self.storage)
         if header.fingerprint != self.fingerprint:
             raise LicError(f"{self.storage} has become another cache meanwhile", hint="was it rebuilt beside this job?")
         return header
 
     def skip_done(self, work: Callable[[Shard], T]) -> Callable[[Shard], T | None]:
-        """`work`, that passes over what another job has written meanwhile."""
+        """Return `work` for shards, wrapped to return None for those that another job has written meanwhile."""
         header = self.header()
 
         def pending(shard: Shard) -> T | None:
@@ -114,7 +116,7 @@ class Target:
 
 
 def make_reader(target: Target, folder: str, size: int) -> Callable[[Shard], ReadShard | None]:
-    """The first stage: decode the photos of a shard and cut its crops."""
+    """Make the first stage: decode the photos of a shard and cut its crops."""
 
     def work(shard: Shard) -> ReadShard:
         started = time.perf_counter()
@@ -125,7 +127,7 @@ def make_reader(target: Target, folder: str, size: int) -> Callable[[Shard], Rea
 
 
 def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
-    """Instead of the first stage, for a shard that keeps its pixels but not y: read them from the store."""
+    """Make the first stage for a store that keeps pixels but not y: read the pixels from the store."""
     cache = LatentCache.open(target.storage)
 
     def work(shard: Shard) -> ReadShard:
@@ -140,7 +142,7 @@ def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
 def make_encoder(
     source: str, architecture: str | None, lmbda: float | None, batch: int, refine: int
 ) -> Callable[[ReadShard], EncodedShard]:
-    """The second stage: the frozen encoder, `refine` steps of its y, and the hyper-decoder; float32 without TF32."""
+    """Make the second stage: the frozen encoder, `refine` steps of y, and the hyper-decoder; float32 without TF32."""
     loaded = _load(source, architecture, lmbda)
     model, refinement = loaded.model, Refinement(refine, loaded.spec.lmbda)
 
@@ -162,7 +164,7 @@ def make_encoder(
 def make_hyper_decoder(
     target: Target, source: str, architecture: str | None, lmbda: float | None, batch: int
 ) -> Callable[[Shard], EncodedShard | None]:
-    """Instead of the first two stages, for a shard whose y is stored: read it and run the hyper-decoder."""
+    """Make the stage that replaces the first two where y is stored: read it and run the hyper-decoder."""
     model = _load(source, architecture, lmbda).model
     cache = LatentCache.open(target.storage)
 
@@ -179,7 +181,7 @@ def make_hyper_decoder(
 
 @contextmanager
 def restore_torch_settings() -> Iterator[None]:
-    """Within one process, workers change its threads and TF32: after the block both are what they were."""
+    """Restore torch's thread count and TF32 settings after the block; workers in this process change them."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     threads, allowed = torch.get_num_threads(), (matmul.allow_tf32, cudnn.allow_tf32)
     try:
@@ -199,7 +201,7 @@ def _load(source: str, architecture: str | None, lmbda: float | None) -> checkpo
 
 
 def make_searcher(target: Target) -> Callable[[EncodedShard], ShardReport]:
-    """The last stage: the search, then the whole shard of every array, then its marker."""
+    """Make the last stage: search, then write every array of the shard, then its marker."""
     torch.set_num_threads(1)
     search = Quantizer(QuantizerRecord.from_json(target.record_json)) if target.group else None
     header = target.header()
@@ -235,10 +237,10 @@ def quantized_arrays(
     level: NDArray[np.uint8],
     faulty: NDArray[np.bool_],
 ) -> dict[str, NDArray[Any]]:
-    """k int16 [n, M, h, w], bits float32 [n] (y and z, by the integer tables), distortion float32 [n].
+    """Return k int16 [n, M, h, w], bits float32 [n] (y and z, by the integer tables) and distortion float32 [n].
 
-    The distortion is that of the levels: sum of S_c (r - level)^2, the predicted squared error of the picture's
-    values in [0, 1], summed over pixels and colours.
+    The distortion is the sum of S_c (r - level)^2: the predicted squared error of the picture's values in [0, 1],
+    summed over pixels and colours.
     """
     count, channels = y.shape[:2]
     k = quantizer.quantize(residual, level)

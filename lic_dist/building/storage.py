@@ -1,4 +1,4 @@
-"""Where an experiment's store lies; apart from the rest of the room, which loads torch."""
+"""The storage of an experiment's store. A module of its own, because the others of this room load torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from lic_dist.config import Experiment, need
 
 
 def experiment_storage(experiment: Experiment) -> Storage:
-    """Where the experiment's store lies."""
+    """Return the storage of the experiment's store."""
     section = need(experiment.cache, "cache")
     return open_storage(section.path, section.options)

@@ -149,7 +149,7 @@ def _require_readable(image: Image.Image, name: str) -> None:
 
 
 def _fault(data: bytes, error: Exception) -> str:
-    """Return the fault of a file whose reader raised `error`. The bytes decide: readers raise different errors."""
+    """Return the fault of a file whose reader raised `error`; the bytes decide, as readers raise different errors."""
     unsupported = metadata.unsupported(data, isinstance(error, UnidentifiedImageError))
     if not unsupported and UNSUPPORTED.search(f"{type(error).__name__} {error}"):
         return "unsupported coding"
@@ -157,7 +157,7 @@ def _fault(data: bytes, error: Exception) -> str:
 
 
 def _webp_canvas(data: bytes) -> int:
-    """Return the canvas size in pixels that an extended WebP claims, else 0. Pillow allocates it on opening."""
+    """Return the canvas size in pixels that an extended WebP claims, else 0. Pillow allocates it at once."""
     if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X":
         return 0
     width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))

@@ -1,5 +1,5 @@
-"""Training: a base model end to end, and the decoder side from a cache, under torch DDP, exact over any kill.
+"""Training under torch DDP: a base model end to end, and the decoder side from a cache. A killed job resumes exactly.
 
-In: an `Experiment` and a store. Out: a checkpoint that carries its quantizer, states to go on from. Imports what
-`building` does, and `building`.
+In: an `Experiment` and a store. Out: a checkpoint that carries its quantizer, and states to resume from. Imports
+`building` and what it imports.
 """

@@ -1,4 +1,4 @@
-"""The exponential moving average of weights (Polyak averaging): what is judged and kept where `ema` is set."""
+"""The exponential moving average of weights (Polyak averaging), which is evaluated and kept where `ema` is set."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Averages of parameters, of which `update` is called after each step.
+    """Averages of parameters; `update` is called after each step.
 
-    average <- decay' * average + (1 - decay') * weights, decay' = min(decay, (1 + n) / (10 + n)) at update n: the
-    first steps are forgotten soon. With decay 0 there is none, and the weights stand for it.
+    average <- decay' * average + (1 - decay') * weights, decay' = min(decay, (1 + n) / (10 + n)) at update n, so that
+    the first steps are forgotten soon. With decay 0 there are no averages, and the weights are used as they are.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
@@ -24,7 +24,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters as they are now."""
+        """Average in the present parameters."""
         if self.decay:
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
             torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
@@ -32,7 +32,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the parameters are the averages; after it what they were."""
+        """Replace the parameters by their averages within the block."""
         weights = [parameter.detach().clone() for parameter in self.parameters] if self.decay else []
         _set(self.parameters, self.averages)
         try:
@@ -41,11 +41,11 @@ class WeightAverage:
             _set(self.parameters, weights)
 
     def state_dict(self) -> dict[str, object]:
-        """Plain data and tensors."""
+        """Return the state as plain data and tensors."""
         return {"averages": self.averages, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """What `state_dict` gave."""
+        """Load what `state_dict` returned."""
         with torch.no_grad():
             _set(self.averages, state["averages"])  # type: ignore[arg-type]
         self.updates = int(state["updates"])  # type: ignore[call-overload]

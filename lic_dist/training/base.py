@@ -1,9 +1,10 @@
-"""Base training: a CompressAI architecture end to end, and the quantiles of z's prior alone at the end.
+"""Base training: a CompressAI architecture end to end, and at the end the quantiles of z's prior alone.
 
     lic-dist train CONFIG
     torchrun --nproc-per-node=8 -m lic_dist train CONFIG
 
-Alone or under torchrun, and resumable: the state on disk and the step's number determine all that follows.
+It runs alone or under torchrun and resumes exactly: the state on disk and the number of a step determine all later
+steps.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ HELD_OUT_MOST, HELD_OUT_CROP = 48, 256  # held-out crops that L is measured on, 
 
 
 class RelaxedModel(nn.Module):
-    """A model's forward with the relaxation of rounding that training uses; rounding itself in evaluation.
+    """A model's forward with training's relaxation of rounding; in evaluation mode it rounds.
 
-    noise: uniform noise for rate and decoder (Balle et al. 2017). mixed: noise for the rate, straight-through
-    rounding for what the decoders see (Minnen and Singh 2020). `bf16` runs g_a and g_s under autocast; the entropy
-    model is float32 always.
+    noise: uniform noise for rate and decoder (Balle et al. 2017). mixed: noise for the rate, straight-through rounding
+    for what the decoders see (Minnen and Singh 2020). `bf16` runs g_a and g_s under autocast; the entropy model is
+    always float32.
     """
 
     def __init__(self, model: nn.Module, relaxation: str, bf16: bool = False) -> None:
@@ -72,7 +73,7 @@ def _round_straight_through(values: Tensor) -> Tensor:
 
 
 def train(config: Train, photos: Images) -> Path:
-    """Train a base model; returns the path of the checkpoint it wrote.
+    """Train a base model; return the path of the checkpoint.
 
     Raises:
         LicError: no photos, photos smaller than a crop, a loss that is not finite.
@@ -149,7 +150,9 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
 
 
 def evaluate_held_out(model: nn.Module, pixels: Tensor, config: Train, ranks: Ranks) -> HeldOut:
-    """Figures of CompressAI's own evaluation forward over uint8 crops [n, 3, s, s]; the model's mode is left as is."""
+    """Evaluate CompressAI's own evaluation forward over uint8 crops [n, 3, s, s]; the model's mode is left
+    unchanged.
+    """
     was_training = model.training
     relaxed = RelaxedModel(model, "noise", config.precision == "bf16").eval()
     distortion = Distortion(config.distortion, pixels.shape[-1], ranks.device)
@@ -164,7 +167,7 @@ def evaluate_held_out(model: nn.Module, pixels: Tensor, config: Train, ranks: Ra
 
 
 def _initial_checkpoint(config: Train) -> Checkpoint:
-    """The model before the first step: fresh, or the checkpoint `train.start`, whose lambda may have been another."""
+    """Return the model before the first step: a new one, or the checkpoint `train.start`, whose lambda may differ."""
     spec = ModelSpec(config.architecture, config.N, config.M, config.lmbda)
     if config.start is None:
         torch.manual_seed(config.seed)

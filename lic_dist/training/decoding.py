@@ -1,18 +1,19 @@
-"""The trained part's forward: from cached z and latents to the picture and the bits, in the form a job trains on.
+"""The forward pass of the trained part: from cached z and latents to the picture and the bits, in one of four forms.
 
-    quantized           y_hat = means + level(k): k stays, y_hat moves with the means; bits of k by the record's tables.
-                        The envelope theorem gives the gradient of what the search minimized, so the means are moved by
-                        that: bits + lmbda 255^2 / (3 g) * sum S_c (y - y_hat)^2. With `pixels` they are moved by the
-                        picture's error instead, which the next search does not minimize, and undoes
-    likelihood          y_hat stays what the parent's means gave, and bits are CompressAI's likelihood: for SQ of that
-                        y_hat, since its k do not minimize a cost that would make their bits the loss (with `pixels` g_s
-                        sees k about the means as they move); for the others, with `means: likelihood`, of y + uniform
-                        noise: h_s learns what y is, as in base training, and g_s what the quantizer makes of it
+    quantized           y_hat = means + level(k): k is fixed, y_hat moves with the means; bits of k by the record's
+    tables.
+                        By the envelope theorem the gradient of the minimized search cost is its partial gradient at
+                        fixed k, so the means follow bits + lmbda 255^2 / (3 g) * sum S_c (y - y_hat)^2. With `pixels`
+                        they follow the picture's error instead, which the next search does not minimize and undoes
+    likelihood          y_hat stays what the parent's means gave; bits are CompressAI's likelihood. For SQ it is that of
+                        y_hat, since SQ's k minimize no cost that contains their bits (with `pixels` g_s sees k about
+                        the moving means). For the others, with `means: likelihood`, it is that of y + uniform noise:
+                        h_s learns the distribution of y, as in base training, and g_s what the quantizer makes of it
     noise               the first control: y + uniform noise for y_hat, and its likelihood
-    straight-through    the second: SQ of y about the means for y_hat, no gradient through the rounding to the means;
-                        the likelihood of y + uniform noise (Minnen and Singh 2020)
+    straight-through    the second control: SQ of y about the means for y_hat, without a gradient through the rounding
+                        to the means; the likelihood of y + uniform noise (Minnen and Singh 2020)
 
-METHOD.md section 3. z_hat is what is stored; its bits are CompressAI's likelihood.
+METHOD.md section 3. z_hat is the stored one; its bits are CompressAI's likelihood.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Form = Literal["quantized", "likelihood", "noise", "straight-through"]
 
 
 def form_of(section: Finetune, record: QuantizerRecord, hyper_trains: bool) -> Form:
-    """The form of a job: what it trains on, and for unit SQ under a moving h_s the section's `sq_rate`."""
+    """Return the form that a job trains on: the section's, where `sq_rate` decides for unit SQ under a trained h_s."""
     if section.latents != "quantized":
         return section.latents
     by_likelihood = section.means == "likelihood" or (unit_sq(record) and section.sq_rate == "likelihood")
@@ -43,14 +44,14 @@ def form_of(section: Finetune, record: QuantizerRecord, hyper_trains: bool) -> F
 
 
 def unit_sq(record: QuantizerRecord) -> bool:
-    """Whether a quantizer's cells are those of CompressAI's likelihood."""
+    """Return whether a quantizer's cells are those of CompressAI's likelihood."""
     return (record.name, record.step, record.shift) == ("sq", 1, 0)
 
 
 class Decoding(nn.Module):
-    """See the module's text. `bf16` runs g_s under autocast; means, scales and bits are float32 always.
+    """The forward pass of the module's text. `bf16` runs g_s under autocast; means, scales and bits are always float32.
 
-    The searched cost needs y in the batch; it adds to the gradient, not to the bits that are returned.
+    The search cost needs y in the batch. It adds to the gradient, not to the value of the bits returned.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Decoding(nn.Module):
         self.make_y_hat = forms[form]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """-> (x_hat float32 [b, 3, s, s], bits of y and z in the batch, float32)."""
+        """Return (x_hat float32 [b, 3, s, s], bits of y and z in the batch, float32)."""
         model: Any = self.model
         z_hat = dequantize_z(model, batch.z)
         _, z_likelihoods = model.entropy_bottleneck(z_hat, training=False)

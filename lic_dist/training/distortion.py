@@ -1,10 +1,10 @@
-"""What a picture's error costs: MSE, MS-SSIM, LPIPS, or a weighted sum of them.
+"""The distortion of a picture: MSE, MS-SSIM, LPIPS, or a weighted sum of them.
 
     D = w_mse * 255^2 * MSE + w_ms-ssim * (1 - MS-SSIM) + w_lpips * LPIPS,    L = lmbda * D + bpp
 
-MSE of pixels in [0, 1] and 1 - MS-SSIM with lmbda before them are CompressAI's losses; its models for MS-SSIM have
-lambdas of that scale. A weight is what one unit of a measure is worth beside the others: `{mse: 1, ms-ssim: 1000}`.
-The searches and their calibration weigh squared errors, whatever this is.
+CompressAI's losses are 255^2 MSE of pixels in [0, 1], and 1 - MS-SSIM, both weighted by lmbda; its MS-SSIM models have
+lambdas of another scale. A weight is the value of one unit of a measure beside the others: `{mse: 1, ms-ssim: 1000}`.
+Searches and calibration always weigh squared errors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 class Distortion:
-    """D of pictures x_hat against x, float32 [B, 3, s, s] in [0, 1]; a scalar, the mean over the pictures.
+    """D of pictures x_hat against x, float32 [B, 3, s, s] in [0, 1]: a scalar, the mean over the pictures.
 
     Raises:
         UsageError: crops too small for MS-SSIM, or LPIPS without its package.

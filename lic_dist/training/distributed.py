@@ -1,4 +1,4 @@
-"""Ranks: one process alone, one of those that torchrun started, or one of a group that its launcher joined already."""
+"""Ranks: one process alone, one of those that torchrun started, or one of a process group that its launcher joined."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ LONE_RANK_TIMEOUT = timedelta(
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place: its rank among `world`, and its device. `waiting` is a group of gloo, to wait in."""
+    """This process's rank among `world` ranks, and its device. `waiting` is a gloo group with a long timeout, for
+    `wait`.
+    """
 
     rank: int
     world: int
@@ -38,11 +40,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank speaks, logs and writes."""
+        """Whether this rank prints, logs and writes."""
         return self.rank == 0
 
     def share(self, batch: int) -> slice:
-        """This rank's part of a global batch.
+        """Return this rank's part of a global batch.
 
         Raises:
             UsageError: the batch does not divide.
@@ -53,26 +55,28 @@ class Ranks:
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module under DDP, or itself where there is one rank."""
+        """Return the module under DDP, or itself where there is one rank."""
         if self.world == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, **_BUFFERS)  # type: ignore[arg-type]
 
     def wait(self) -> None:
-        """Wait for all ranks, for as long as one of them works alone."""
+        """Wait for all ranks, however long one of them works alone."""
         if self.world > 1:
             dist.barrier(group=self.waiting)
 
     def mean(self, value: Tensor) -> float:
-        """The mean of a scalar over the ranks, the same on all: not finite where any rank's is not."""
+        """Return the mean of a scalar over the ranks, equal on all of them; not finite where any rank's value is
+        not.
+        """
         value = value.detach().double()
         if self.world > 1:
             dist.all_reduce(value)
         return float(value) / self.world
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank; small plain data."""
+        """Return every rank's value, by rank; for small plain data."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -82,10 +86,10 @@ class Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs); leave it at the end.
+    """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs), and leave it at the end.
 
-    A group that the launcher has joined, as Ray Train does, is used as it is and left to the launcher, which has set
-    this thread's GPU where the group has GPUs.
+    A group that the launcher has joined, as Ray Train does, is used and left to the launcher, which has also set this
+    thread's GPU.
     """
     joined = dist.is_initialized()
     if joined:
@@ -126,10 +130,10 @@ def joined() -> Iterator[Ranks]:
 
 
 def _fresh_store(store: dist.Store, rank: int, world: int) -> dist.Store:
-    """A part of the launcher's store that no earlier start of these ranks has written in.
+    """Return a part of the launcher's store in which no earlier start of these ranks has written.
 
-    When torchrun starts ranks again, they find the addresses that the dead ones left in its store, and hang or fail
-    (pytorch issue 167288). So each rank asks by a name that is new, and is told the name of this start by the first.
+    When torchrun restarts ranks, they find the addresses of the dead ones in its store, and hang or fail (pytorch issue
+    167288). So each rank asks under a new name, and the first rank answers with the name of this start.
     """
     mine, deadline = uuid.uuid4().hex, time.monotonic() + SILENCE_TIMEOUT.total_seconds()
     if rank > 0:

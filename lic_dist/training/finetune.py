@@ -4,10 +4,10 @@
     torchrun --nproc-per-node=8 -m lic_dist finetune CONFIG           DDP; elastic with --max-restarts
     lic-dist finetune CONFIG --engine ray                             DDP under Ray Train
 
-A round is calibrate, search, finetune, adapt: from the second on, the search over the whole cache is done again with
-the model and the calibrated quantizer of the round before, by all ranks together. Each round keeps its group in the
-cache (`tcq8-round2-`, and the model's digest), its folder in `out`, and its figures in `out/rounds.json`; `out` itself
-gets the checkpoint of the best.
+A round is calibrate, search, finetune, adapt. From the second round on, all ranks together repeat the search over the
+whole cache with the model and the calibrated quantizer of the round before. Each round has its group in the cache
+(`tcq8-round2-` and the model's digest), its folder in `out`, and its figures in `out/rounds.json`. `out` itself gets
+the checkpoint of the best round.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from lic_dist.training.retrain import Source, retrain
 
 
 def finetune(experiment: config.Experiment) -> Path:
-    """Finetune a base model on its cache; returns the path of the checkpoint it wrote.
+    """Finetune a base model on its cache; return the path of the checkpoint.
 
-    What is done already stays: a finished job is left as it is, an interrupted one goes on.
+    A finished job is left as it is, an interrupted one resumes.
 
     Raises:
         LicError, UsageError: see `retrain`.
@@ -54,7 +54,7 @@ def finetune(experiment: config.Experiment) -> Path:
 
 
 def _with_model(experiment: config.Experiment, path: Path) -> config.Experiment:
-    """The experiment with the model that a round made."""
+    """Return the experiment with the model of a finished round."""
     model = config.Model(checkpoint=str(path))
     return experiment.model_copy(update={"model": model})
 
@@ -74,7 +74,7 @@ def _run_round(experiment: config.Experiment, number: int, out: Path, ranks: Ran
 
 
 def _write_best_round(paths: list[Path], best: Path) -> None:
-    """Write rounds.json and the checkpoint of the round of least L, at its own calibrated quantizer."""
+    """Write rounds.json, and the checkpoint of the round of least L, each with its own calibrated quantizer."""
     rows: list[dict[str, Any]] = []
     for number, path in enumerate(paths, start=1):
         entry = checkpoints.read(path)["history"][-1]

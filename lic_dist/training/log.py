@@ -1,4 +1,4 @@
-"""What a job tells: one JSON object a line in log.jsonl, and TensorBoard's event files where they are asked for."""
+"""A job's log: one JSON object a line in log.jsonl, and TensorBoard's event files where they are asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lic_dist.errors import LicError, UsageError
 
 
 class Log:
-    """Rows with a `step`, appended; lines beyond the resumed step are cut off."""
+    """Rows with a `step`, appended to a file; on resuming, rows beyond the resumed step are removed."""
 
     def __init__(self, folder: Path, resumed_at: int, tensorboard: bool) -> None:
         self.path = folder / "log.jsonl"
@@ -52,7 +52,7 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a log."""
+    """Return all complete rows of a log."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

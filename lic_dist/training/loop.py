@@ -1,15 +1,15 @@
-"""The loop of a training job: phases of guarded steps, judged on held-out pictures, resumable at any of them.
+"""The loop of a training job: phases of guarded steps, evaluated on held-out pictures, resumable at any evaluation.
 
     loop = TrainingLoop(title, section, phases, module, model, identity, ranks)
-    for step in loop:                            # the learning rate is set, the step's noise seeded
-        loop.take(parts, loss, naming)           # gradients of the global batch, clipped; one step of Adam
-        if loop.due:                             # every `evaluate_every` steps, and at a phase's last
-            loop.judge(measure)                  # held-out figures, the best weights, a state on disk, a row of the log
-    loop.best                                    # what the model is left with
+    for step in loop:                                    # the learning rate is set, the step's noise seeded
+        loop.train_step(parts, loss, batch_name)         # gradients of the global batch, clipped; one step of Adam
+        if loop.evaluation_due:                          # every `evaluate_every` steps, and at a phase's last
+            loop.evaluate(measure)                       # held-out figures, best weights, a state on disk, a log row
+    loop.best                                            # the weights that the model is left with
 
-A phase trains its own parameters with an optimizer and a schedule of its own, from the best weights so far. What is
-judged and kept is the moving average of the weights where there is one. The state on disk and the number of a step
-determine all that follows: on CPUs, a job that is killed and started again ends with the same bits.
+Each phase trains its own parameters, with a new optimizer and schedule, from the best weights so far. Where there is a
+moving average of the weights, it is evaluated and kept. The state on disk and the number of a step determine all later
+steps: on CPUs, a job that is killed and restarted ends with the same bits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """A phase: the parameters that it trains, by name, for so many steps, up to a learning rate."""
+    """A phase: the names of the parameters that it trains, its number of steps, and its peak learning rate."""
 
     parameters: tuple[str, ...]
     steps: int
@@ -50,7 +50,9 @@ class PhasePlan:
 
 @dataclass
 class BestWeights:
-    """The weights of least held-out L, and the step after which they were met; figures None without held-out part."""
+    """The weights of least held-out L, and the step after which they were found; figures is None without a held-out
+    part.
+    """
 
     figures: HeldOut | None
     step: int
@@ -60,7 +62,9 @@ class BestWeights:
 def take_step(
     loss: float, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float
 ) -> tuple[float, bool]:
-    """Clip the gradients and step, unless the loss or their norm is not finite; returns the norm, and whether."""
+    """Clip the gradients and step, unless loss or gradient norm are not finite; return the norm, and whether it
+    stepped.
+    """
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
     finite = math.isfinite(norm + loss)
     if finite:
@@ -69,16 +73,16 @@ def take_step(
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed what a step draws on one rank: a function of the three alone, so that resuming is exact."""
+    """Seed a step's random numbers on one rank from the three arguments alone, so that resuming is exact."""
     torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
 
 
 class TrainingLoop:
-    """See the module's text. `module` holds `model` and is what is wrapped for the ranks; `identity` names the job.
+    """The loop of the module's text. `module` contains `model` and is wrapped for the ranks; `identity` names the job.
 
     Raises:
         UsageError: `section.out` holds states of a job with other settings, or the batch does not divide.
-        LicError: another job writes there, or a rank does not find the state that the first does.
+        LicError: another job writes there, or a rank does not find the state that the first rank found.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class TrainingLoop:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether the step just taken is one to judge after."""
+        """Whether an evaluation follows the step just taken."""
         return self.taken % self.section.evaluate_every == 0 or self.taken == self.phases[self.phase].steps
 
     def __iter__(self) -> Iterator[int]:
@@ -145,12 +149,12 @@ class TrainingLoop:
     def train_step(
         self, parts: Sequence[P], loss: Callable[[nn.Module, P], Tensor], batch_name: Callable[[], str]
     ) -> None:
-        """One step on this rank's share of a global batch, in `accumulate` parts of equal size.
+        """Take one step on this rank's share of a global batch, in `accumulate` parts of equal size.
 
-        `loss` is the mean over a part's samples, `batch_name` says what the batch is.
+        `loss` is the mean over a part's samples; `batch_name` describes the batch in an error.
 
         Raises:
-            LicError: a loss or gradient that is not finite, on any rank; the weights are as before the step.
+            LicError: a loss or gradient that is not finite, on any rank; the weights are those before the step.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.ranks.device)
@@ -169,10 +173,10 @@ class TrainingLoop:
         self.bar.advance(1, loss=mean)
 
     def evaluate(self, measure: Callable[[], HeldOut | None]) -> None:
-        """Measure, keep the weights if they are the best; the first rank writes the log's row and the state.
+        """Measure, and keep the weights if they are the best; the first rank writes the log's row and the state.
 
         Raises:
-            LicError: figures or weights that are not finite, or a disk that refuses the state; the last one stays.
+            LicError: figures or weights that are not finite, or a disk that refuses the state; the last state stays.
         """
         with self.average.applied():
             figures = measure()
@@ -191,7 +195,7 @@ class TrainingLoop:
             self.states.write(self.done, self._state())
 
     def record_start(self, figures: HeldOut) -> None:
-        """Take what was measured before the first step as the best so far, and log it."""
+        """Log the figures measured before the first step, and take them as the best so far."""
         if self.first == 0:
             self.best = BestWeights(figures, 0, self.best.weights)
             if self.log is not None:
@@ -223,20 +227,20 @@ class TrainingLoop:
         }
 
     def _load_state(self) -> dict[str, Any] | None:
-        """The state that the first rank finds, on every rank."""
+        """Return, on every rank, the state that the first rank finds."""
         state = self.states.latest() if self.ranks.first else None
         step = self.ranks.gather(state["done"] if state else None)[0]
         return self.states.wait_for(step) if step is not None and not self.ranks.first else state
 
     def _stop_not_finite(self, loss: float, norm: float, batch: str) -> None:
-        """End on a loss or gradient that is not finite: what each rank to blame had before it is named."""
+        """Stop on a loss or gradient that is not finite, naming the batch of each rank that had one."""
         told = self.ranks.gather((loss, batch))
         blamed = [one for one in told if not math.isfinite(one[0])] or told
         named = "; ".join(f"loss {value:.4g} of {batch}" for value, batch in blamed)
         self._fail(f"step {self.done + 1}: {named}; gradient norm {norm:.4g}: stopped before the step")
 
     def _fail(self, message: str) -> NoReturn:
-        """End every rank; the first says why."""
+        """Raise the same error on every rank; the first rank prints it."""
         raise SharedError(message, hint="the last state on disk is good; take a lower lr, with another 'out'")
 
 

@@ -16,7 +16,7 @@ P = TypeVar("P")
 
 
 def psnr(mse: float) -> float:
-    """dB from the mean squared error of [0, 1] pixels."""
+    """Return the PSNR in dB for a mean squared error of pixels in [0, 1]."""
     return -10 * math.log10(max(mse, 1e-12))
 
 
@@ -37,10 +37,10 @@ def held_out_figures(
     lmbda: float,
     ranks: Ranks,
 ) -> HeldOut:
-    """Figures over parts of the held-out pictures, of which every rank decodes its own.
+    """Compute figures over parts of the held-out pictures, which are divided among the ranks.
 
     `decode` gives x, x_hat (clamped here), float32 [B, 3, s, s], and the bits of a part. Sums are taken in the order of
-    the parts, so that the figures are the same on every rank, and for any number of ranks.
+    the parts, so that the figures are equal on every rank and for any number of ranks.
     """
     mine = []
     for part in parts[ranks.rank :: ranks.world]:

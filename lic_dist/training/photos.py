@@ -25,7 +25,7 @@ PROCESSES = 2  # that decode photos
 class RandomCrops(Dataset[Tensor]):
     """Sample n is a random crop of a random photo: uint8 [3, crop, crop], the same for equal (seed, n).
 
-    Photos are drawn in proportion to their area, so that every pixel is as likely.
+    Photos are drawn in proportion to their area, so that all pixels are equally likely.
     """
 
     def __init__(self, folder: Path, photos: list[Photo], crop: int, seed: int) -> None:
@@ -43,7 +43,7 @@ class RandomCrops(Dataset[Tensor]):
         return 2**62
 
     def source(self, number: int) -> str:
-        """The photo that a sample is taken from."""
+        """Return the photo that a sample is taken from."""
         return str(self.photos[self._index(np.random.default_rng((self.seed, number)))].path)
 
     def _index(self, generator: np.random.Generator) -> int:
@@ -76,9 +76,10 @@ class _BatchSampler:
 
 
 def batches(crops: RandomCrops, first: int, steps: int, batch: int, share: slice) -> DataLoader[Tensor]:
-    """A loader of uint8 [b, 3, crop, crop] for steps first..steps-1; processes decode where memory cannot hold all.
+    """Return a loader of uint8 [b, 3, crop, crop] for steps first..steps-1.
 
-    Where there is too little shared memory for them, this process decodes.
+    Loader processes decode where memory does not hold all photos. This process does where shared memory is too small
+    for them.
     """
     share_bytes = 3 * crops.crop**2 * len(range(batch)[share])
     workers = 0 if crops.decoded or shortage(share_bytes, PROCESSES) else PROCESSES
@@ -92,7 +93,7 @@ def batches(crops: RandomCrops, first: int, steps: int, batch: int, share: slice
 
 
 def centre_crops(folder: Path, photos: list[Photo], crop: int, most: int) -> Tensor:
-    """One centred crop of each photo that is large enough, at most `most`: uint8 [n, 3, crop, crop]."""
+    """Return one centred crop of each photo that is large enough, at most `most`: uint8 [n, 3, crop, crop]."""
     chosen = [photo for photo in photos if min(photo.width, photo.height) >= crop][:most]
     windows = []
     for photo in chosen:

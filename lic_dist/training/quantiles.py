@@ -1,4 +1,6 @@
-"""The quantiles of z's prior, which bound its integer tables: CompressAI's auxiliary loss, alone, on no data."""
+"""Train the quantiles of z's prior, which bound its integer tables, by CompressAI's auxiliary loss alone, without
+data.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,11 @@ QUANTILE_PHASES = 10
 
 
 def train_quantiles(model: Any, steps: int, with_medians: bool = True, rate: float = 1e-1) -> float:
-    """Train the quantiles of z's prior alone until the auxiliary loss is small; returns it. Uses no data.
+    """Train the quantiles of z's prior until the auxiliary loss is small; return the loss.
 
-    Without medians these stay where they are: a hyper-decoder that was trained on z rounded about them needs them so.
-
-    Runs phases of `steps` steps, each with its own cosine, until the loss is below AUXILIARY_SMALL a channel: priors
-    with long tails need quantiles far from where they start.
+    Runs phases of `steps` steps, each with its own cosine schedule, until the loss is below AUXILIARY_SMALL a channel:
+    priors with long tails need quantiles far from where they start. `with_medians` False keeps the medians, which a
+    hyper-decoder needs that was trained on z rounded about them.
     """
     quantiles = model.entropy_bottleneck.quantiles
     for parameter in model.parameters():

@@ -1,4 +1,6 @@
-"""The differentiable rate of fixed indices: a record's -log2 P(k | sigma, Q), linear in log sigma between levels."""
+"""The differentiable rate of fixed indices: a record's -log2 P(k | sigma, Q), interpolated in log sigma between
+levels.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ LARGEST = 1 << 15  # |k| of an int16: the table is 17 MB for TCQ, and no slower 
 
 
 class IndexRate(nn.Module):
-    """Bits of indices k under scales; agrees with the coder's tables where sigma is one of the 64 levels.
+    """Bits of indices k under scales; equal to the coder's tables where sigma is one of the 64 levels.
 
-    k is fixed, so the gradient is that of the searched cost (envelope theorem): it flows to the scales only.
+    k is fixed, so by the envelope theorem the gradient is that of the search cost. It flows to the scales only.
     """
 
     def __init__(self, record: QuantizerRecord, largest: int = LARGEST) -> None:
@@ -27,7 +29,9 @@ class IndexRate(nn.Module):
         self.table: Tensor
 
     def forward(self, scales: Tensor, k: Tensor, quantizer: Tensor) -> Tensor:
-        """scales float32, k int16, quantizer uint8, equal shapes -> bits of each element, float32."""
+        """Return the bits of each element, float32, from scales float32, k int16 and quantizer uint8 of equal
+        shapes.
+        """
         position = (scales.clamp_min(1e-6).log() - self.first) / self.spacing
         position = position.clamp(-1e-3, LEVELS - 1)  # at its bound a sigma may lie an ulp below
         below = position.detach().floor().clamp(0, LEVELS - 2)

@@ -1,9 +1,9 @@
-"""One retraining: the decoder side of a model, from one group of its cache; the encoder stays as it is.
+"""Retrain the decoder side of a model once, from one group of its cache; the encoder stays unchanged.
 
-What is judged, for whatever a job trains on, are really quantized held-out samples: the cache's own integers, or, where
-means and scales move, those that the same quantizer chooses under them. The checkpoint carries the quantizer calibrated
-for the new weights under the name of the group (METHOD.md section 3: every arm at its own (g, D)), and the record that
-the cache was made with as `<group>-cached`.
+Whatever latents a job trains on, it is evaluated on really quantized held-out samples: the cache's own integers or,
+where means and scales are trained, the integers that the same quantizer chooses with them. The checkpoint carries the
+quantizer calibrated for the new weights under the name of the group (METHOD.md section 3: every arm at its own (g, D)),
+and the record that the cache was made with as `<group>-cached`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ NOT_IDENTITY = {"out", "streams", "workers", "rounds", "keep", "tensorboard"}  #
 
 @dataclass(frozen=True)
 class Source:
-    """What a retraining starts from: a model, and a group of its cache.
+    """What retraining starts from: a model, and a group of its cache.
 
-    `section` says how the quantizer is calibrated, and as which group the result carries it.
+    `section` says how the quantizer is calibrated, and names the group under which the result carries it.
     """
 
     parent: Checkpoint
@@ -69,7 +69,7 @@ class Source:
 
 
 def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -> Path:
-    """Retrain, calibrate, save; returns the checkpoint's path. A job that is finished is left as it is.
+    """Retrain, calibrate, save; return the checkpoint's path. A finished job is left as it is.
 
     Raises:
         LicError: a cache of another encoder, quantizer or entropy model (each differing field is named); a loss that is
@@ -154,7 +154,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
 
 
 def _requantized(batch: Batch, model: nn.Module, quantizer: Quantizer) -> Batch:
-    """The batch with the indices that a quantizer chooses under a model's present means and scales."""
+    """Return the batch with the indices that a quantizer chooses under a model's present means and scales."""
     inputs = quantizer_input(model, batch.y.numpy(), batch.z.numpy(), HELD_OUT_BATCH)
     k = quantizer.quantize(inputs.residual, inputs.level).reshape(batch.k.shape)
     rows = {"sample": batch.sample, "pixels": batch.pixels, "z": batch.z, "k": torch.from_numpy(k), "y": batch.y}
@@ -202,7 +202,7 @@ def _calibrate_and_save(
 def _evaluate_calibrated(
     checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, batch: int, distortion: Distortion
 ) -> HeldOut:
-    """Quantize, count bits by the integer tables, decode: what a model and its quantizer cost on these samples."""
+    """Quantize samples, count bits by the integer tables and decode; return what a model and its quantizer cost."""
     model: Any = checkpoint.model
     inputs, quantizer = quantizer_input(model, samples.y, samples.z, batch), Quantizer(record)
     k = quantizer.quantize(inputs.residual, inputs.level)
@@ -218,12 +218,12 @@ def _evaluate_calibrated(
 
 
 def _held_out_batches(count: int) -> list[NDArray[np.int64]]:
-    """The numbers of held-out samples in batches."""
+    """Return the numbers of held-out samples in batches."""
     return np.array_split(np.arange(count), -(-count // HELD_OUT_BATCH))
 
 
 def _print_figures(rows: list[tuple[str, HeldOut]], step: int) -> None:
-    """The figures of all rows, over the same held-out crops."""
+    """Print a table of figures, all over the same held-out crops."""
     table = Table(title=f"held-out crops; best weights at step {step}")
     for column in ("", "bpp", "PSNR dB", "L", "change of L"):
         table.add_column(column, justify="right" if column else "left")

@@ -1,12 +1,12 @@
-"""Training samples of a cache in exact batches: decoded once to RAM where they fit, streamed by whole shards elsewhere.
+"""Training samples of a cache in exact batches: decoded once to RAM if they fit, otherwise streamed by whole shards.
 
-    training = training_samples(cache, "tcq8", quantizer, with_y=False, section)
+    training = training_data(cache, "tcq8", quantizer, with_y=False, section)
     with closing(training.batches(first, ranks)) as batches: ...
 
-Either way batch `step` is a pure function of the samples, the seed and the step, of which every rank takes its part;
-resuming at a step and changing the number of ranks keep the order. In RAM it is a permutation of all samples for each
-epoch; streamed, that of cache/order.py. Which of the two serves is decided by bytes alone, never by a machine's memory,
-and is part of the job's identity with all that its order depends on.
+Either way batch `step` depends on the samples, the seed and the step alone, and each rank takes its part of it.
+Resuming at a step and changing the number of ranks keep the order. In RAM the order is a permutation of all samples for
+each epoch; streamed, it is that of cache/order.py. The number of bytes alone decides between the two, never a machine's
+memory, and the decision is part of the job's identity with all that the order depends on.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of a cache, first axis b; those of `y` and `noise` are none where a job does not need them.
+    """Samples of a cache, first axis b; `y` and `noise` are empty where a job does not need them.
 
-    sample int64 [b], their numbers; pixels uint8 [b, 3, s, s]; z int16 [b, Nz, hz, wz]; and [b, M, h, w] each: y
-    float16, noise float32 in -0.5..0.5, k int16, level float32 (y_hat - means), quantizer uint8, the active one (0 or
-    1) of each index.
+    sample int64 [b], their numbers; pixels uint8 [b, 3, s, s]; z int16 [b, Nz, hz, wz]; and, [b, M, h, w] each, y
+    float16, noise float32 in -0.5..0.5, k int16, level float32 (y_hat - means), and quantizer uint8, the active
+    quantizer (0 or 1) of each index.
     """
 
     sample: Tensor
@@ -60,34 +60,36 @@ class Batch:
     quantizer: Tensor
 
     def split(self, parts: int) -> list[Batch]:
-        """The batch in parts of equal size."""
+        """Split the batch into parts of equal size."""
         columns = {name: value.tensor_split(parts) for name, value in vars(self).items()}
         return [Batch(**{name: column[part] for name, column in columns.items()}) for part in range(parts)]
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
+        """Return the batch on a device."""
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
 class TrainingData(Protocol):
-    """What a job trains on."""
+    """The data that a job trains on."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the order of the batches depends on beside the cache, the seed and the batch."""
+        """What the order of the batches depends on in addition to the cache, the seed and the batch."""
 
     def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
-        """This rank's part of each global batch from `first` on, without end; made ahead in a thread. Close it."""
+        """Yield this rank's part of each global batch from `first` on, without end, prefetched in a thread. Close it
+        after use.
+        """
 
 
 def training_data(
     cache: LatentCache, group: str, quantizer: Quantizer, with_y: bool, section: config.Finetune
 ) -> TrainingData:
-    """The training part: in RAM where its arrays take up to IN_MEMORY bytes, else (or where asked for) streamed.
+    """Return the training part: in RAM where its arrays take up to IN_MEMORY bytes, else (or where asked for) streamed.
 
     Raises:
         LicError: the cache has no training samples.
-        UsageError: `finetune.streams` are no divisor of the batch, or more than the shards.
+        UsageError: `finetune.streams` does not divide the batch, or exceeds the number of shards.
     """
     names, part = array_names(group, with_y), cache.indices(held_out=False)
     sample = sum(np.dtype(array.dtype).itemsize * int(np.prod(array.shape[1:])) for array in map(cache.array, names))
@@ -99,7 +101,7 @@ def training_data(
 
 
 def array_names(group: str, with_y: bool) -> tuple[str, ...]:
-    """The arrays that a batch is made of."""
+    """Return the names of the arrays that a batch is made of."""
     return ("pixels", "latents/z", f"quantized/{group}/k", *(("latents/y",) if with_y else ()))
 
 
@@ -130,18 +132,18 @@ class Samples:
                 bar.advance()
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """The permutation of an epoch."""
+        """Return the permutation of an epoch."""
         return np.random.default_rng((seed, epoch)).permutation(len(self))
 
     def numbers(self, seed: int, step: int, batch: int, share: slice) -> NDArray[np.int64]:
-        """This rank's sample numbers of global batch `step`."""
+        """Return this rank's sample numbers of global batch `step`."""
         wanted = np.arange(step * batch, (step + 1) * batch)[share]
         epochs = wanted // len(self)
         orders = {epoch: self.order(seed, int(epoch)) for epoch in np.unique(epochs)}
         return np.array([orders[epoch][index % len(self)] for epoch, index in zip(epochs, wanted, strict=True)])
 
     def batch(self, numbers: NDArray[np.int64], key: tuple[int, int] = (0, 0)) -> Batch:
-        """The samples of these numbers, counted within the part, with the noise of a key."""
+        """Return the samples of these numbers, counted within the part, with the noise of a key."""
         rows = {name: self.arrays[name][numbers] for name in self.names}
         return make_batch(self.quantizer, self.names, {"sample": self.part[numbers], **rows}, key)
 
@@ -168,9 +170,9 @@ class ShuffledData:
 
 @dataclass(frozen=True)
 class StreamedData:
-    """Samples read by whole shards through shuffle buffers, by cache/stream.py: see `TrainingData`.
+    """Samples read by whole shards through shuffle buffers (cache/stream.py): see `TrainingData`.
 
-    A rank's streams are read by so many `workers`, processes of their own, or by threads where that is 0.
+    `workers` processes read a rank's streams; with 0 workers threads do.
     """
 
     cache: LatentCache
@@ -184,7 +186,7 @@ class StreamedData:
         return {"samples": len(self.order.part), "streams": self.order.streams, "buffer": self.order.buffer}
 
     def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
-        """UsageError where the streams do not divide among the ranks, or are fewer than the workers."""
+        """Yield batches as `TrainingData` says. UsageError where the streams do not divide among ranks and workers."""
         stream = ShardStream(self.cache, self.names, self.order, first, ranks.rank, ranks.world)
         stream.for_worker(0, max(1, self.workers))  # refuses here what a worker would
         sample = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in map(self.cache.array, self.names))
@@ -201,10 +203,10 @@ class StreamedData:
 def make_batch(
     quantizer: Quantizer, names: tuple[str, ...], rows: Mapping[str, NDArray[Any]], key: tuple[int, int]
 ) -> Batch:
-    """A batch of the arrays' rows, which are named as by `array_names`, and "sample"; without the GIL.
+    """Make a batch from the arrays' rows, named as by `array_names`, and "sample"; most of it releases the GIL.
 
-    Levels and active quantizers come of walking the state machine; where there is y, noise is drawn for each sample by
-    (seed, step, number of the sample): whatever the rank, the split of the batch, or the device.
+    Levels and active quantizers follow from walking the state machine. Where there is y, noise is drawn for each sample
+    by (seed, step, number of the sample), so that it is independent of the rank, the split of the batch and the device.
     """
     pixels, z, k, *rest = (rows[name] for name in names)
     lanes = np.ascontiguousarray(k.reshape(k.shape[0] * k.shape[1], -1))
@@ -218,7 +220,8 @@ def make_batch(
 
 
 def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
-    """The items of a generator, made up to AHEAD before they are asked for, in a thread; what it raises is raised here.
+    """Yield the items of a generator, made in a thread up to AHEAD before they are asked for; its errors are raised
+    here.
 
     Closing it ends the thread and closes the generator.
     """

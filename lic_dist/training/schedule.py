@@ -11,11 +11,10 @@ HALVED = 0.5  # by a plateau
 
 
 def learning_rate(section: Steps, step: int, steps: int, peak: float, halvings: int = 0) -> float:
-    """The rate of step `step` (from 0) of a phase of `steps`.
+    """Return the learning rate of step `step` (from 0) in a phase of `steps`.
 
-    Linear warm-up to `peak`, over a fifth of a short phase at most; then for `cosine` a cosine to `floor * peak` over
-    the first `anneal` of the steps, flat from there; for `plateau` the peak, halved so many times, but not below the
-    floor.
+    A linear warm-up to `peak` takes at most a fifth of a short phase. Then `cosine` falls to `floor * peak` over the
+    first `anneal` of the steps and stays there; `plateau` is the peak halved `halvings` times, but not below the floor.
     """
     warmup = min(section.warmup, steps // 5)
     if step < warmup:
@@ -28,7 +27,7 @@ def learning_rate(section: Steps, step: int, steps: int, peak: float, halvings: 
 
 @dataclass
 class Patience:
-    """What a phase's held-out figures have said: evaluations since the last better L, and halvings by a plateau."""
+    """Counters over a phase's evaluations: evaluations since the last better L, and halvings by a plateau."""
 
     worse: int = 0
     since_halving: int = 0
@@ -42,5 +41,5 @@ class Patience:
             self.halvings, self.since_halving = self.halvings + 1, 0
 
     def over(self, section: Steps) -> bool:
-        """Whether early stopping ends the phase."""
+        """Return whether early stopping ends the phase."""
         return section.stop_after is not None and self.worse >= section.stop_after

@@ -1,4 +1,4 @@
-"""The memory that a loader's processes hand batches through: small containers have 64 kB to 64 MB of it."""
+"""Check the shared memory through which loader processes hand batches; small containers have 64 kB to 64 MB of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ AHEAD = 2  # batches that each process of a torch DataLoader makes ahead
 
 
 def shortage(batch: int, workers: int) -> tuple[int, int] | None:
-    """(free, needed) bytes where `workers` processes with batches of so many bytes ask for more than there is."""
+    """Return (free, needed) bytes where `workers` processes with batches of this size need more than is free, else
+    None.
+    """
     if not workers or not SHARED.is_dir():
         return None
     free, needed = shutil.disk_usage(SHARED).free, (AHEAD * workers + 1) * batch
@@ -20,7 +22,9 @@ def shortage(batch: int, workers: int) -> tuple[int, int] | None:
 
 
 def require(batch: int, workers: int) -> None:
-    """Raises LicError where there is too little: torch's processes would die one by one, and the job hang."""
+    """Raise LicError where shared memory is too small: torch's processes would die one by one, and the job would
+    hang.
+    """
     if short := shortage(batch, workers):
         free, needed = (f"{size / 1e6:.1f} MB" for size in short)
         raise LicError(

@@ -1,4 +1,6 @@
-"""States of a job on disk: the last few, each written whole or not at all; a job goes on from the newest that reads."""
+"""States of a job on disk: the last few, each written whole or not at all. A job resumes from the newest readable
+one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ SHARED_FOLDER_HINT = "every node needs the same 'out', on a file system that all
 
 
 def is_finished(path: Path, identity: dict[str, Any], ranks: Ranks) -> bool:
-    """Whether a checkpoint is this very job's result, for every rank.
+    """Return whether a checkpoint is the result of this very job, on every rank.
 
     Raises:
         SharedError: some ranks find it and others do not.
@@ -31,16 +33,16 @@ def is_finished(path: Path, identity: dict[str, Any], ranks: Ranks) -> bool:
 
 
 class ResumeStates:
-    """The files `<step>.pth` of a folder, of one job: `identity` is all that its weights depend on."""
+    """The files `<step>.pth` of one job in a folder; `identity` is all that the job's weights depend on."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], keep: int) -> None:
         self.folder, self.identity, self.keep = folder, identity, keep
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest state that can be read, or None where there is none.
+        """Return the newest state that can be read; None where there is none.
 
         Raises:
-            UsageError: it is of a job with other settings; each that differs is named.
+            UsageError: it belongs to a job with other settings; each differing one is named.
             LicError: there are states, and none can be read.
         """
         files = self._files()
@@ -63,10 +65,10 @@ class ResumeStates:
         return None
 
     def wait_for(self, step: int) -> dict[str, Any]:
-        """The state after `step` steps, waited for: on a shared file system what one node wrote others see later.
+        """Wait for the state after `step` steps and return it; on a shared file system other nodes see a file later.
 
         Raises:
-            LicError: it does not come.
+            LicError: it does not appear.
         """
         path, deadline = self._file(step), time.monotonic() + VISIBLE_SECONDS
         while not path.is_file():
@@ -77,10 +79,10 @@ class ResumeStates:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other jobs from the folder, until this one ends or dies.
+        """Keep other jobs from the folder until this one ends or dies.
 
         Raises:
-            LicError: another is at work there.
+            LicError: another job is at work there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
@@ -91,10 +93,10 @@ class ResumeStates:
             yield
 
     def write(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after `step` steps, then remove what is more than `keep` old, and leftovers of the killed.
+        """Write the state after `step` steps, then remove all but the newest `keep`, and leftovers of killed jobs.
 
         Raises:
-            LicError: the disk refuses it; the states before it are as they were.
+            LicError: the disk refuses it; the earlier states are unchanged.
         """
         checkpoint.write({"identity": self.identity, **state}, self._file(step))
         for path in [*self._files()[: -self.keep], *self.folder.glob("*.pth.*")]:
