@@ -1,7 +1,7 @@
 """lic_dist: a distributed dataset-caching finetuning system for learned image compression.
 
-`import lic_dist` loads nothing; the names below are loaded when they are first used. They are what users' code may rely
-on, with what their docstrings say: other names may move between versions.
+`import lic_dist` loads nothing; the names below are loaded when they are first used. Users' code may rely on them and
+on what their docstrings say; other names may move between versions.
 """
 
 from __future__ import annotations

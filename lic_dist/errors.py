@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class LicError(Exception):
-    """A failure with one clear line and, where there is one, a hint at the mend. Exit code 1."""
+    """A failure with one clear line and, where there is one, a hint at the remedy. Exit code 1."""
 
     exit_code = 1
 
@@ -30,8 +30,8 @@ class ToleranceError(LicError):
 
 
 class SharedError(LicError):
-    """What every rank of a training job raises alike: the first tells it. Exit code 1."""
+    """An error that every rank of a training job raises alike; the first rank prints it. Exit code 1."""
 
 
 class LostRank(LicError):
-    """Another rank of a training job died: the same job, started again, goes on. Exit code 1."""
+    """Another rank of a training job died; the job resumes when it is started again. Exit code 1."""

@@ -19,9 +19,8 @@ PLAIN_INTERVAL = 10.0  # seconds between two plain lines
 class Progress:
     """`with Progress("title", total=n, unit="shard") as bar: bar.advance(1, bpp=0.51)`.
 
-    Figures given to `advance` are shown beside the bar; the latest value of each name stands.
-    `done` starts the count where a resumed job left off: the rate counts only new work. Of the ranks that torchrun
-    starts, only the first speaks.
+    Figures given to `advance` are shown beside the bar, the latest value of each name. `done` is the count of a resumed
+    job; the rate counts only new work. Of the ranks that torchrun starts, only the first prints.
     """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
@@ -62,7 +61,7 @@ class Progress:
             self._line()
 
     def advance(self, count: int = 1, **figures: float) -> None:
-        """Count `count` more units as done and show the figures; more than were expected raise the total."""
+        """Count `count` more units as done and show the figures; a count beyond the total raises the total."""
         self.done += count
         self.total = max(self.total, self.done)
         self.figures.update(figures)
@@ -74,7 +73,7 @@ class Progress:
             self._line()
 
     def complete(self) -> None:
-        """Say that no more will come where `total` was an estimate."""
+        """Set the total to what is done, where `total` was an estimate."""
         self.total = self.done
         if self.rich is not None:
             self.rich.update(self.task, total=self.total)

@@ -1,4 +1,6 @@
-"""A folder for what can be made anew, where no other can be written: a read-only machine, a user without a home."""
+"""A folder for files that can be made again, where no other can be written: a read-only machine, a user without a
+home.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from pathlib import Path
 
 
 def own_folder(name: str) -> Path | None:
-    """A folder of this user's own among the temporary files, the same in every process; None where there is none.
+    """Return a folder of this user's own among the temporary files, the same in every process; None without one.
 
-    What lies in it is trusted: a folder of that name that another user made, or could write to, is not taken.
+    Its files are trusted, so a folder of that name which another user made or can write to is not used.
     """
     try:
         folder = Path(tempfile.gettempdir()) / f"lic-dist-{name}-{os.getuid()}"
@@ -24,6 +26,6 @@ def own_folder(name: str) -> Path | None:
 
 
 def can_write(folder: Path) -> bool:
-    """Whether this user can write to a folder, or make it; never one that is not absolute, such as "~" of nobody."""
+    """Return whether this user can write to a folder, or create it; False for a relative path, such as nobody's "~"."""
     there = next(one for one in (folder, *folder.parents) if one.exists())
     return folder.is_absolute() and os.access(there, os.W_OK | os.X_OK)

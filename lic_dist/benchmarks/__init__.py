@@ -1,4 +1,4 @@
-"""Measurements beside named baselines, each in one run.
+"""Measurements against named baselines, all in one run.
 
-In: a few options. Out: tables and figures as plain data. Imports every room but `app`; nothing imports it but `app`.
+In: a few options. Out: tables, and figures as plain data. Imports every room but `app`, and only `app` imports it.
 """

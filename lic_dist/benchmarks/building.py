@@ -1,4 +1,4 @@
-"""How fast a cache is built against the bare work, and how much memory its workers take however long the list."""
+"""Measure how fast a cache is built compared with the bare work, and the memory of its workers for long photo lists."""
 
 from __future__ import annotations
 
@@ -45,11 +45,12 @@ POLL = 0.1  # seconds between two looks at the workers' memory
 
 
 def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
-    """Crops a second of the bare loop (encode, search; crops in RAM), of a local build and of a build on Ray.
+    """Measure crops a second of the bare loop (encode, search; crops in RAM), of a local build and of a build on Ray.
 
-    An untrained mbt2018-mean of N = 128, M = 192; batches of 8 crops of 256x256, one thread a worker, one encoder. The
-    bare loop runs after each build, since machines drift; a build's steady rate is that of its shards' markers, its
-    start and end left out. `ratio_apart` leaves out reading and writing too: what encoding and searching reach in it.
+    The model is an untrained mbt2018-mean of N = 128, M = 192; batches of 8 crops of 256x256, one thread a worker, one
+    encoder. The bare loop runs after each build, since machines drift. A build's steady rate is that of its shards'
+    markers, without start and end. `ratio_apart` also leaves out reading and writing: it is the rate of encoding and
+    searching within the build.
     """
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
         work = Path(name)
@@ -93,13 +94,13 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
 
 
 def variations_for(source: Path, crops: int) -> int:
-    """Crops of each photo for so many in all."""
+    """Return the crops of each photo that make `crops` in all."""
     usable = sum(not photo.fault and min(photo.width, photo.height) >= CROP for photo in scan(source))
     return -(-crops // usable)
 
 
 def untrained(work: Path, n: int, m: int) -> Path:
-    """The checkpoint of an mbt2018-mean as it is initialized, written to a folder."""
+    """Write the checkpoint of a freshly initialized mbt2018-mean to a folder; return its path."""
     torch.manual_seed(0)
     path = work / f"untrained-{n}-{m}.pth.tar"
     checkpoints.save(Checkpoint(build_model("mbt2018-mean", n, m), ModelSpec("mbt2018-mean", n, m, 0.013)), path)
@@ -114,7 +115,7 @@ def _some_crops(experiment: config.Experiment, count: int) -> NDArray[np.uint8]:
 
 @one_thread()
 def _bare_loop_rate(parent: Checkpoint, record: QuantizerRecord, pixels: NDArray[np.uint8]) -> float:
-    """Crops a second of encoding and searching what lies in RAM, by the same functions, batches and thread."""
+    """Return crops a second of encoding and searching data in RAM, by the build's functions, batches and one thread."""
     quantizer = Quantizer(record)
 
     def work() -> None:
@@ -130,7 +131,9 @@ def _bare_loop_rate(parent: Checkpoint, record: QuantizerRecord, pixels: NDArray
 
 
 def _steady_rate(store: Path) -> dict[str, Any]:
-    """Crops a second from the first marker to the last one; seconds of a crop by stage, as the markers say."""
+    """Return crops a second between the first and the last marker, and the seconds of a crop by stage from the
+    markers.
+    """
     cache = LatentCache.open(store)
     done = finished_markers(open_storage(store), cache.header, "tcq8")
     folder = store / "_progress" / cache.group_attributes("tcq8")["fingerprint"][:8]
@@ -143,9 +146,9 @@ def _steady_rate(store: Path) -> dict[str, Any]:
 
 
 def memory(counts: tuple[int, ...]) -> dict[str, Any]:
-    """Peak resident MB of the heaviest worker of each stage on Ray, and of the driver, by the number of photos.
+    """Measure the peak resident MB of the heaviest worker on Ray, and of the driver, for each number of photos.
 
-    Small photos, a small model and shards of 64 crops of 64x64: what would grow with the list stands out.
+    Photos, model and shards (64 crops of 64x64) are small, so that whatever grows with the list shows.
     """
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
@@ -184,7 +187,7 @@ def _small_photos(folder: Path, count: int) -> None:
 
 @contextmanager
 def _record_peaks(peaks: dict[str, float]) -> Iterator[None]:
-    """Fill in peak resident MB, by Linux's VmHWM: of the heaviest actor below this process, and of this process."""
+    """Record peak resident MB, by Linux's VmHWM, of the heaviest actor below this process and of this process."""
     stop = threading.Event()
 
     def look() -> None:
@@ -203,7 +206,7 @@ def _record_peaks(peaks: dict[str, float]) -> Iterator[None]:
 
 
 def _actors() -> list[int]:
-    """Ray's actors of ours below this process."""
+    """Return the process ids of our Ray actors below this process."""
     parents, titles = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -230,7 +233,7 @@ def _peak(process: int) -> float:
 
 
 def planning(photos: int) -> dict[str, float]:
-    """Planning for so many photos, one crop each: seconds, and bytes a photo at the peak, manifest and all."""
+    """Measure the planning for so many photos, one crop each: seconds, and peak bytes a photo, manifest included."""
     done = subprocess.run(
         [sys.executable, "-c", _PLAN, str(photos)], capture_output=True, text=True, check=True, timeout=1800
     )

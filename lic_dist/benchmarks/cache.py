@@ -1,4 +1,4 @@
-"""`lic-dist bench cache`: what a cache costs to build, to keep and to read, in tables and JSON."""
+"""`lic-dist bench cache`: what a cache costs to build, to store and to read, in tables and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = ("build", "loader", "size", "memory", "plan")
 def bench(parts: Sequence[str], images: Path | None, crops: int, quick: bool) -> dict[str, Any]:
     """Run the parts (all of PARTS where none is named), print their tables, return their figures.
 
-    `quick` takes a tenth of everything. Raises UsageError for a part that is none.
+    `quick` takes a tenth of everything. Raises UsageError for an unknown part.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"no part '{unknown[0]}' of this benchmark", hint=f"there are {', '.join(PARTS)}")

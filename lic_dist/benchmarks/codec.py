@@ -1,8 +1,9 @@
-"""`lic-dist bench codec`: time to encode and to decode a picture against CompressAI's own, coder and networks included.
+"""`lic-dist bench codec`: time to encode and decode a picture against CompressAI's, coder and networks included.
 
-One process, one thread of torch. Every picture is coded by all arms in turn, in every round. Machines drift: seconds
-are medians over pictures and rounds, ratios medians of the ratios within one picture and round. CompressAI's times are
-of `compress` and `decompress` alone, on a padded tensor; ours run from uint8 pixels to a file's bytes and back.
+One process, one thread of torch. Every picture is coded by all arms in turn, in every round. Since machines drift,
+seconds are medians over pictures and rounds, and ratios are medians of the ratios within one picture and round.
+CompressAI's times are those of `compress` and `decompress` alone, on a padded tensor; ours run from uint8 pixels to a
+file's bytes and back.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Arm:
-    """A codec: `encode` gives what `decode` takes, `size` the bytes of it."""
+    """A codec to time: `encode` returns what `decode` takes, `size` its number of bytes."""
 
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any]
@@ -50,7 +51,7 @@ class Arm:
 def bench(models: Sequence[str], folder: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
     """Time every model (default: the shipped one) on a folder of pictures (default: scikit-image's).
 
-    `quick` takes two pictures. Raises UsageError for a model, LicError for a folder that is none.
+    `quick` takes two pictures. Raises UsageError for an unknown model, LicError for a missing folder.
     """
     taken = [images.read(path) for path in pictures(folder)[: 2 if quick else None]]
     console = Console()
@@ -64,7 +65,9 @@ def bench(models: Sequence[str], folder: Path | None, rounds: int, quick: bool) 
 
 @one_thread()
 def timed(loaded: Checkpoint, taken: Sequence[Image], rounds: int, name: str) -> dict[str, dict[str, float]]:
-    """Of each arm: seconds to encode and decode, both against CompressAI's, and bits a pixel of the streams."""
+    """Return for each arm seconds to encode and decode, their ratios to CompressAI's, and bits a pixel of the
+    streams.
+    """
     made = arms(loaded)
     seconds: dict[str, list[tuple[float, float]]] = {arm: [] for arm in made}
     sizes = dict.fromkeys(made, 0)
@@ -98,7 +101,7 @@ def timed(loaded: Checkpoint, taken: Sequence[Image], rounds: int, name: str) ->
 
 
 def arms(loaded: Checkpoint) -> dict[str, Arm]:
-    """CompressAI's codec and ours: SQ with its tables, TCQ-8, and TCQ-8 with h_s in integers."""
+    """Return CompressAI's codec and ours: SQ with its tables, TCQ-8, and TCQ-8 with h_s in integers."""
     model: Any = loaded.model
     weight = 3 / (loaded.spec.lmbda * 255**2 * REAL_STEP**2 * REAL_PRICE)
     tcq8 = analytic_record(loaded, "tcq", 8, REAL_STEP, 1.0, np.full(loaded.spec.M, weight, np.float32))

@@ -1,4 +1,4 @@
-"""What the quantizers are measured on: latents of a real model, a Gaussian, and a mixture of Gaussians."""
+"""The data on which quantizers are measured: latents of a real model, a Gaussian, and a mixture of Gaussians."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class LatentSamples:
     weights: NDArray[np.float32]
 
     def repeated(self, times: int) -> LatentSamples:
-        """The same lanes several times over."""
+        """Return the same lanes several times over."""
         return LatentSamples(np.tile(self.r, (times, 1)), np.tile(self.level, (times, 1)), self.weights)
 
     def cut(self, steps: int) -> LatentSamples:
-        """Lanes of so many steps: each lane in pieces, the rest left out."""
+        """Return lanes of `steps` steps: each lane cut into pieces, the remainder left out."""
         count = self.r.shape[1] // steps
         pieces = [slice(first * steps, (first + 1) * steps) for first in range(count)]
         channels = len(self.weights)
@@ -55,33 +55,33 @@ class LatentSamples:
 
 
 def label(name: str, machine: Trellis) -> str:
-    """The name a table shows."""
+    """Return the name that a table shows."""
     return machine.name if name == "tcq" else name
 
 
 def record_at_price(
     name: str, machine: Trellis, step: float, price: float, weights: NDArray[np.float32] | None = None
 ) -> QuantizerRecord:
-    """An analytic record whose bit costs `price` squared steps; the mean over the channels of `weights`, or of one."""
+    """Return an analytic record whose bit costs `price` squared steps, on average over the channels of `weights`."""
     shares = np.ones(1) if weights is None else weights / weights.mean()
     scaled = shares * 3 / (LMBDA * 255**2 * step**2 * price)
     return gaussian_record(name, step, scaled, LMBDA, trellis=machine, rounding=0.35 if name == "deadzone" else 0.5)
 
 
 def photographs() -> Path:
-    """The photographs that scikit-image ships."""
+    """Return the folder of the photographs that scikit-image ships."""
     import skimage
 
     return Path(skimage.__file__).parent / "data"
 
 
 def pictures(folder: Path | None) -> list[Path]:
-    """All of a folder, or PICTURES of scikit-image's."""
+    """Return all pictures of a folder, or PICTURES of scikit-image's."""
     return [photographs() / name for name in PICTURES] if folder is None else [folder / n for n in find(folder)]
 
 
 def real_latents(folder: Path | None) -> LatentSamples:
-    """Latents of the shipped model on photographs: those of scikit-image, or a folder's (the first twelve).
+    """Return latents of the shipped model on photographs: scikit-image's, or the first twelve of a folder.
 
     Raises:
         LicError: no picture of the folder is as large as the window.
@@ -106,7 +106,7 @@ def real_latents(folder: Path | None) -> LatentSamples:
 
 
 def gaussian(lanes: int, steps: int, sigma: float = 1.0, seed: int = 0) -> LatentSamples:
-    """Independent samples of one sigma (and just that power); one channel a lane of equal weight."""
+    """Return independent samples of one sigma, scaled to exactly that power, with one channel of weight 1."""
     drawn = np.random.default_rng(seed).standard_normal((lanes, steps))
     r = sigma * drawn / np.sqrt(np.square(drawn).mean())
     level = np.full((lanes, steps), int(level_index(np.float32(sigma))), np.uint8)
@@ -114,7 +114,7 @@ def gaussian(lanes: int, steps: int, sigma: float = 1.0, seed: int = 0) -> Laten
 
 
 def mixture(lanes: int, steps: int, seed: int = 0) -> tuple[LatentSamples, NDArray[np.float32]]:
-    """A mixture of Gaussians with many small sigmas, as latents have, and the sigma of each sample."""
+    """Return a mixture of Gaussians with many small sigmas, as latents have, and the sigma of each sample."""
     generator = np.random.default_rng(seed)
     sigma = generator.choice(SIGMAS, (lanes, steps), p=SHARES).astype(np.float32)
     r = (sigma * generator.standard_normal(sigma.shape)).astype(np.float32)

@@ -1,7 +1,7 @@
 """A plain scalar Viterbi search, compiled: one lane after another, no packing, no SIMD.
 
-With the candidates of the method it is the baseline "scalar reference"; with every union level on offer it says what
-the choice of candidates costs.
+With the candidates of the method it is the baseline "scalar reference"; with every union level as a candidate it
+measures what the choice of candidates costs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lic_dist.quantization.viterbi import UNREACHED
 def search(
     r: np.ndarray, level: np.ndarray, weight: np.ndarray, step: float, tables: CdfTables, trellis: Trellis, every: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `quantize.search`; `every` puts all union levels of the cost tables on offer, not four and zero."""
+    """Search as `quantize.search` does; `every` takes all union levels of the cost tables as candidates."""
     rates = search_rates(tables)
     if r.size and not np.abs(r).max() * inverse(step) <= 2 * rates.largest - 8:
         raise ValueError("the plain search has no escapes: its latents lie within the tables")

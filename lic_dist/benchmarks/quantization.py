@@ -25,8 +25,8 @@ GAUSSIAN_STEP, GAUSSIAN_PRICE = 0.49, 0.6  # two bits a sample
 def bench(parts: Sequence[str], images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
     """Run the parts (all of PARTS where none is named), print their tables, return their figures.
 
-    `quick` takes fewer samples: figures of quality are then a few hundredths off. Raises UsageError for a part that is
-    none.
+    `quick` takes fewer samples: figures of quality are then a few hundredths off. Raises UsageError for an unknown
+    part.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"no part '{unknown[0]}' of this benchmark", hint=f"there are {', '.join(PARTS)}")

@@ -1,4 +1,4 @@
-"""What a cache takes on disk, and how fast its shards are read."""
+"""Measure what a cache takes on disk, and how fast its shards are read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TRIES = 5  # of which the medians are reported
 
 
 def build_cache(folder: Path | None, work: Path, crops: int, model: str = "base-small") -> Path:
-    """A cache of a model, the shipped one by default, with TCQ-8, over so many crops of photographs."""
+    """Build a cache with TCQ-8 over so many crops of photographs, for the shipped model or another; return its path."""
     source = folder or photographs()
     experiment = config.Experiment.model_validate(
         {
@@ -63,10 +63,11 @@ def build_cache(folder: Path | None, work: Path, crops: int, model: str = "base-
 
 
 def size(folder: Path | None, crops: int) -> dict[str, Any]:
-    """Bytes of the arrays as stored, k and z against their entropy-coded size; other codecs, with read rates.
+    """Measure bytes of the arrays as stored, k and z against their entropy-coded size, and other codecs with read
+    rates.
 
-    The bits are those of the integer tables that the coder writes with. WebP is no codec of Zarr's core: it stands
-    here to show what the pixels could take.
+    The bits are those of the integer tables that the coder writes with. WebP is no codec of Zarr's core; it shows how
+    small the pixels could be.
     """
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
         store = build_cache(folder, Path(name), crops)
@@ -133,9 +134,10 @@ def _picture(file: bytes) -> NDArray[np.uint8]:
 
 
 def loading(folder: Path | None, crops: int) -> dict[str, Any]:
-    """Samples a second of whole shards by array and codec pipeline, one process, and the stream's amplification.
+    """Measure samples a second of whole shards by array and codec pipeline, one process, and the stream's
+    amplification.
 
-    Amplification: shards that a stream in batches of 8 decodes for each that an epoch needs.
+    Amplification is the number of shards that a stream in batches of 8 decodes for each one that an epoch needs.
     """
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name, one_thread():
         store = build_cache(folder, Path(name), crops)
@@ -149,7 +151,7 @@ def loading(folder: Path | None, crops: int) -> dict[str, Any]:
 
 
 def _amplification(cache: LatentCache, names: tuple[str, ...], order: Order) -> float:
-    """Shards decoded in one epoch of every stream, for each shard that holds samples of the part."""
+    """Return the shards decoded in one epoch of every stream, per shard that holds samples of the part."""
     stream = ShardStream(cache, names, order)
     steps = len(order.part) // order.batch
     for _ in itertools.islice(stream, steps):

@@ -1,6 +1,6 @@
-"""Latents per second of each quantizer, costs, search and traceback included, beside other searches of the same data.
+"""Latents per second of each quantizer (costs, search and traceback), compared with other searches of the same data.
 
-Every arm of a table runs once a round, in turn, so that ratios hold while the machine's speed drifts; figures are
+Every arm of a table runs once a round, in turn, so that ratios hold while the machine's speed drifts. Figures are
 medians over the rounds.
 """
 
@@ -35,7 +35,7 @@ NNCODEC_DENSITY = 2  # of its steps: four an octave
 
 @dataclass(frozen=True)
 class Arm:
-    """What is timed: a call that handles so many latents."""
+    """A search to time: a call that handles so many latents."""
 
     name: str
     latents: int
@@ -43,14 +43,14 @@ class Arm:
 
 
 def record(name: str, machine: Trellis, step: float, price: float, samples: LatentSamples) -> QuantizerRecord:
-    """An adapted quantizer whose bit costs `price` squared steps (the mean over channels)."""
+    """Return an adapted quantizer whose bit costs `price` squared steps (the mean over channels)."""
     start = record_at_price(name, machine, step, price, samples.weights)
     *_, last = adaptation_rounds(start, [(samples.r, samples.level)], rounds=2)
     return last
 
 
 def arms(samples: LatentSamples, step: float, price: float) -> list[Arm]:
-    """Every quantizer on one core, then the baselines of TCQ-8 on a part of the lanes."""
+    """Return every quantizer on one core, then the baselines of TCQ-8 on a part of the lanes."""
     made: list[Arm] = []
     for name, machine in [("sq", SCALAR), ("deadzone", SCALAR), ("rdoq", SCALAR), *(("tcq", one) for one in SEARCHES)]:
         scalar_step = step if name == "tcq" else 1.6 * step  # about the same rate
@@ -88,7 +88,7 @@ def _baselines(samples: LatentSamples, tcq8: QuantizerRecord) -> list[Arm]:
 
 
 def _nncodec(r: np.ndarray, step: float) -> Callable[[], Any]:
-    """NNCodec's search at the nearest of its steps, (4 + (qp & 3)) / 4 * 2^(qp >> 2), with its defaults."""
+    """Return NNCodec's search at its nearest step, (4 + (qp & 3)) / 4 * 2^(qp >> 2), with its default settings."""
     from nncodec.extensions import deepCABAC
 
     steps = {qp: (4 + (qp & 3)) / 4 * 2.0 ** (qp >> 2) for qp in range(-24, 9)}
@@ -105,7 +105,9 @@ def _nncodec(r: np.ndarray, step: float) -> Callable[[], Any]:
 
 
 def timed(made: list[Arm], rounds: int, title: str) -> dict[str, dict[str, float]]:
-    """By arm: ns a latent and M latents a second (medians), and the median ratio of its time to tcq8's in a round."""
+    """Return by arm ns a latent and M latents a second (medians), and the median ratio of its time to tcq8's in a
+    round.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     seconds: dict[str, list[float]] = {arm.name: [] for arm in made}
@@ -133,9 +135,10 @@ def timed(made: list[Arm], rounds: int, title: str) -> dict[str, dict[str, float
 
 
 def threads(samples: LatentSamples, step: float, price: float, rounds: int) -> dict[str, float]:
-    """How many times as fast TCQ-8 is on two cores, and on all: medians of ratios within a round.
+    """Return the speed-up of TCQ-8 on two cores, and on all: medians of ratios within a round.
 
-    On a tenth of a second's work: a scheduler takes up to ten milliseconds to give a new thread its own core.
+    A call takes a tenth of a second, because a scheduler needs up to ten milliseconds to give a new thread its own
+    core.
     """
     quantizer = Quantizer(record("tcq", ECM8, step, price, samples))
     samples = samples.repeated(max(1, THREADED // samples.r.size))

@@ -1,4 +1,4 @@
-"""What benchmarks print: tables, and the machine that they ran on."""
+"""Tables that benchmarks print, and the machine that they ran on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def machine() -> dict[str, Any]:
-    """The hardware and the packages that figures were measured with."""
+    """Return the hardware and the packages that figures were measured with."""
     from importlib.metadata import version
 
     model = platform.processor() or platform.machine()
@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The first column to the left, figures to the right."""
+    """Return a table with the first column to the left and figures to the right."""
     made = Table(title=title)
     for index, name in enumerate(names):
         made.add_column(name, justify="right" if index else "left")

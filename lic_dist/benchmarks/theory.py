@@ -40,14 +40,14 @@ QUANTIZERS: tuple[tuple[str, Trellis], ...] = (
 
 @dataclass(frozen=True)
 class Point:
-    """Bits a sample, mean squared error."""
+    """A point of a rate-distortion curve: bits a sample, mean squared error."""
 
     rate: float
     mse: float
 
 
 def gap(size: tuple[int, int]) -> dict[str, list[float]]:
-    """By quantizer: dB above R(D) at each of RATES, the least over c, between steps by interpolation."""
+    """Return by quantizer the dB above R(D) at each of RATES: the least over c, interpolated between steps."""
     samples = gaussian(*size)
     prices = {"sq": (1.0,), "rdoq": (0.05, 0.1, 0.2, 0.3, 0.4), "tcq": (0.25, 0.4, 0.5, 0.6, 0.75, 1.0)}
     widest = {"sq": (0.4, 7.0), "rdoq": (0.4, 3.0), "tcq": (0.22, 2.2)}
@@ -67,7 +67,7 @@ def gap(size: tuple[int, int]) -> dict[str, list[float]]:
 
 
 def _entropy_point(record: QuantizerRecord, samples: LatentSamples) -> Point:
-    """Adapt to the samples; the empirical entropy of k given the active quantizer."""
+    """Adapt to the samples; return the point of the empirical entropy of k given the active quantizer."""
     *_, record = adaptation_rounds(record, [(samples.r, samples.level)], ROUNDS)
     quantizer = Quantizer(record)
     k = quantizer.quantize(samples.r, samples.level)
@@ -84,7 +84,7 @@ def _mse(quantizer: Quantizer, k: NDArray[np.int16], samples: LatentSamples) -> 
 
 
 def _gap_at(curve: Sequence[Point], rate: float) -> float:
-    """dB above the bound 2^(-2R) where the curve has this rate; infinite where it does not reach it."""
+    """Return the dB above the bound 2^(-2R) where the curve has this rate; infinite where it does not reach it."""
     ordered = sorted(curve, key=lambda point: point.rate)
     rates = [point.rate for point in ordered]
     if not rates[0] <= rate <= rates[-1]:
@@ -94,7 +94,9 @@ def _gap_at(curve: Sequence[Point], rate: float) -> float:
 
 
 def mixture_rates(size: tuple[int, int]) -> dict[str, Any]:
-    """By quantizer: the rate against SQ at step 1 with CompressAI's tables and levels, at its mean squared error."""
+    """Return by quantizer the rate at the error of SQ with step 1 and CompressAI's tables and levels, against its
+    rate.
+    """
     samples, sigma = mixture(*size)
     half = size[0] // 2
     pilot, rest = (
@@ -132,7 +134,7 @@ def _compressai_point(samples: LatentSamples, sigma: NDArray[np.float32]) -> Poi
 
 
 def _hull_rate(points: Sequence[Point], mse: float) -> float:
-    """The rate of the points' lower convex hull at a mean squared error (a mixture of two of them has it)."""
+    """Return the rate of the points' lower convex hull at a mean squared error (a mixture of two points has it)."""
     if len(points) == 1:
         return points[0].rate
     slopes = np.geomspace(0.05, 500, 4000)
@@ -141,9 +143,10 @@ def _hull_rate(points: Sequence[Point], mse: float) -> float:
 
 
 def lanes(real: LatentSamples) -> dict[str, dict[str, float]]:
-    """By steps of a lane: the cost J = D + lambda_q R of TCQ-8 by lanes over that of one long trellis, less 1.
+    """Return by steps of a lane the cost J = D + lambda_q R of TCQ-8 by lanes over that of one long trellis, less 1.
 
-    Real latents; one weight for all channels, that a long lane may cross them. `bits` is the same of the rate alone.
+    Real latents, with one weight for all channels, so that a long lane may cross them. `bits` is the same for the rate
+    alone.
     """
     found = {}
     for steps in (real.r.shape[1], 256, 64):
@@ -161,9 +164,9 @@ def lanes(real: LatentSamples) -> dict[str, dict[str, float]]:
 
 
 def candidates(size: tuple[int, int]) -> dict[str, dict[str, float]]:
-    """By c: the cost of TCQ-8's search over that of a search of every union level, less 1; mixture, D = .56.
+    """Return by c the cost of TCQ-8's search over that of a search of every union level, less 1; mixture, D = .56.
 
-    With the tables of the Gaussians that the samples come from, and with adapted ones.
+    The tables are those of the Gaussians that the samples come from, and adapted ones.
     """
     samples, _ = mixture(*size)
     found = {}

@@ -1,8 +1,8 @@
 """`lic-dist bench training`: what a cache costs a training step, and what it saves, in tables and JSON.
 
-Every figure is of one process and one thread of torch. The arms of a comparison take sections of steps in turn, each
-from a reader begun anew, so that none reads ahead while another is timed. Machines drift: times are medians over the
-rounds, ratios are medians of the ratios within a round.
+Every figure is of one process and one thread of torch. The arms of a comparison run sections of steps in turn, each
+from a new reader, so that none reads ahead while another is timed. Since machines drift, times are medians over the
+rounds, and ratios are medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ Feed = Callable[[int], Generator[Batch, None, None]]  # the batches from a step 
 
 @dataclass(frozen=True)
 class Extent:
-    """Crops of the cache, and steps of a section: untimed (till reading is as far ahead as it gets), and timed.
+    """Crops of the cache, and steps of a section: untimed (until reading is as far ahead as it gets), and timed.
 
-    Trained on are no more samples than the timed steps take, so that these bear the reading of every shard.
+    Training uses no more samples than the timed steps take, so that these include the reading of every shard.
     """
 
     crops: int
@@ -65,7 +65,7 @@ class Extent:
     timed: int
 
     def part(self, cache: LatentCache) -> NDArray[np.int64]:
-        """The numbers of the samples that are trained on."""
+        """Return the numbers of the samples that are trained on."""
         return cache.indices(held_out=False)[: self.timed * BATCH]
 
 
@@ -75,7 +75,7 @@ FEEDING, IN_LOOP, QUICK = Extent(160, 4, 16), Extent(80, 2, 8), Extent(40, 1, 4)
 def bench(parts: Sequence[str], images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
     """Run the parts (all of PARTS where none is named), print their tables, return their figures.
 
-    `quick` takes fewer crops and steps. Raises UsageError for a part that is none.
+    `quick` takes fewer crops and steps. Raises UsageError for an unknown part.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"no part '{unknown[0]}' of this benchmark", hint=f"there are {', '.join(PARTS)}")
@@ -94,9 +94,9 @@ def bench(parts: Sequence[str], images: Path | None, rounds: int, quick: bool) -
 
 @one_thread()
 def feeding(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
-    """Steps a second of the shipped model from RAM-decoded samples and from the shard stream, by recipe.
+    """Measure steps a second of the shipped model from samples decoded to RAM and from the shard stream, by recipe.
 
-    `ratio` is to the steps a second from tensors already in memory.
+    `ratio` is relative to the steps a second from tensors already in memory.
     """
     figures: dict[str, Any] = {"batch": BATCH, "recipes": {}}
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
@@ -120,12 +120,12 @@ def feeding(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
 
 @one_thread()
 def in_loop(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
-    """A step from the shard stream against one that encodes and searches its crops first, by model.
+    """Compare a step from the shard stream with one that encodes and searches its crops first, by model.
 
-    The step of recipe `decoder`. Quantizing in the loop overlaps nothing; its crops lie in RAM, their decoding and
-    cropping left out. Seconds a step: `in_loop`, its parts `encode` (g_a, h_a and h_s, which training runs again for
-    its means), `search` and `step` (training alone), and `cache`. `speedup` is in_loop / cache, `bound` (encode +
-    search + step) / step: what a cache that costs nothing would reach. `of_bound` is their quotient.
+    The step is that of recipe `decoder`. Quantizing in the loop overlaps nothing; its crops are in RAM, so their
+    decoding and cropping are left out. Seconds a step: `in_loop`, its parts `encode` (g_a, h_a and h_s, which training
+    runs again for its means), `search` and `step` (training alone), and `cache`. `speedup` is in_loop / cache, `bound`
+    is (encode + search + step) / step, which a cache that costs nothing would reach, and `of_bound` is their quotient.
     """
     figures: dict[str, Any] = {"batch": BATCH, "recipe": "decoder", "models": {}}
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
@@ -163,7 +163,7 @@ def in_loop(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
 
 
 def _feeds(cache: LatentCache, quantizer: Quantizer, part: NDArray[np.int64]) -> dict[str, Feed]:
-    """The ways to the batches of some samples of a cache."""
+    """Return the ways to read batches of some samples of a cache."""
     alone = Ranks(0, 1, torch.device("cpu"))
     in_ram = ShuffledData(Samples(cache, "tcq8", quantizer, part, with_y=False), seed=0, batch=BATCH)
     order = Order(part, cache.header.shard, BATCH, seed=0)
@@ -178,7 +178,7 @@ def _feeds(cache: LatentCache, quantizer: Quantizer, part: NDArray[np.int64]) ->
 
 
 def _training_step(parent: Checkpoint, record: QuantizerRecord, recipe: str) -> Step:
-    """The step of `lic-dist finetune` on a model, which is laid out for it in place."""
+    """Return the step of `lic-dist finetune` on a model, whose memory layout is changed in place."""
     model: Any = parent.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     decoding = Decoding(model, record)
     trained = freeze_all_but(model, trainable(model, recipe))
@@ -197,7 +197,7 @@ def _training_step(parent: Checkpoint, record: QuantizerRecord, recipe: str) -> 
 
 
 class _QuantizeInLoop:
-    """A training step that encodes and searches the crops of its batch first; of the batch it takes pixels alone."""
+    """A training step that encodes and searches the crops of its batch first; of the batch it uses the pixels alone."""
 
     def __init__(self, model: nn.Module, quantizer: Quantizer, step: Step) -> None:
         self.model, self.quantizer, self.step = model, quantizer, step
@@ -217,7 +217,7 @@ class _QuantizeInLoop:
         self.laps.append((encoded - started, searched - encoded, time.perf_counter() - searched))
 
     def seconds(self, extent: Extent, rounds: int) -> NDArray[np.float64]:
-        """Mean seconds of a timed step's encoding, search and training in each round, [3, rounds]."""
+        """Return the mean seconds of a timed step's encoding, search and training in each round, [3, rounds]."""
         laps = np.array(self.laps).reshape(rounds, extent.warm + extent.timed, 3)
         means: NDArray[np.float64] = laps[:, extent.warm :].mean(axis=1).T
         return means
@@ -226,7 +226,7 @@ class _QuantizeInLoop:
 def _seconds(
     arms: dict[str, tuple[Feed, Step]], extent: Extent, rounds: int, title: str
 ) -> dict[str, NDArray[np.float64]]:
-    """Mean seconds of a timed step by arm in each round, [rounds]."""
+    """Return the mean seconds of a timed step by arm in each round, [rounds]."""
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     with Progress(title, rounds * len(arms), "section") as bar:
         for number in range(rounds):

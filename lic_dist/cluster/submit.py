@@ -1,16 +1,15 @@
 """Jobs on a Ray cluster, through the HTTP Jobs API of its dashboard.
 
-What travels is the experiment's YAML alone, as it is at that moment; never photos, stores or code. The nodes have
-lic_dist installed (jobs/Dockerfile) and see one file system. A job works in `folder`, a path on the cluster, and reads
-the relative paths of the YAML there, so that they mean what they mean to a command typed in that folder; by default it
-is the folder that the user is in, which suits a shared home. A folder that the head does not have ends the job with
-exit code 2.
+Only the experiment's YAML is sent, as it is at that moment, without photos, stores or code. The nodes have lic_dist
+installed (jobs/Dockerfile) and share one file system. A job works in `folder`, a path on the cluster, in which the
+relative paths of the YAML begin, as for a command typed there. By default it is the user's current folder, which suits
+a shared home. A folder that the head node does not have ends the job with exit code 2.
 
-The driver runs on the head node and reserves no CPU there: the engine and Ray Train share all CPUs of the cluster out
-among their workers, and what a driver held back would be missed by the last of them. Ray never starts a job again by
-itself; a job that is submitted again goes on where the last one stopped, because stores and checkpoints do.
+The driver runs on the head node and reserves no CPU there: the engine and Ray Train divide all CPUs of the cluster
+among their workers, and would lack one that the driver reserved. Ray never restarts a job by itself. A job that is
+submitted again goes on where the last one stopped, because stores and checkpoints do.
 
-ray is imported inside functions: this module costs nothing until a command needs it.
+ray is imported inside functions, so that importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -48,8 +47,10 @@ EXIT_CODES: dict[int, type[LicError]] = {error.exit_code: error for error in (Us
 
 @dataclass(frozen=True)
 class JobState:
-    """What the cluster says of a job: status is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; times are in seconds
-    (`started` of the Unix epoch, None before the start)."""
+    """The state of a job on the cluster: status is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+
+    Times are in seconds; `started` counts from the Unix epoch and is None before the start.
+    """
 
     job: str
     status: str
@@ -64,9 +65,9 @@ class JobState:
 
 
 def entrypoint(kind: Kind, file: str, overrides: Sequence[str], folder: str) -> str:
-    """The shell command of a job that starts where `file` (a bare name) lies and works in `folder`.
+    """Return the shell command of a job that starts in the folder of `file` (a bare name) and works in `folder`.
 
-    It is what a user types. PYTHONSAFEPATH keeps a checkout that may lie in `folder` from shadowing the installed
+    It runs the command that a user would type. PYTHONSAFEPATH keeps a checkout in `folder` from replacing the installed
     package in the driver but not in the workers.
     """
     command = ["python", "-m", "lic_dist", *(["cache", "build"] if kind == "cache" else [kind])]
@@ -81,10 +82,10 @@ def entrypoint(kind: Kind, file: str, overrides: Sequence[str], folder: str) -> 
 
 
 def submit(kind: Kind, path: Path, overrides: Sequence[str], address: str, folder: str = "") -> str:
-    """Submit one command over an experiment file and return the job's id (name, command, time, digest).
+    """Submit one command over an experiment file, and return the job's id (name, command, time, digest).
 
-    `folder`: where on the cluster relative paths begin; "" is the present folder. What runs on Ray, finetuning always
-    and the others where the experiment's engine is Ray, is given the cluster that it runs on, whatever its
+    `folder` is where relative paths begin on the cluster; "" is the current folder. Work that runs on Ray (finetuning
+    always, others where the experiment's engine is Ray) uses the cluster that the job runs on, whatever
     `engine.address` says.
 
     Raises:
@@ -112,7 +113,7 @@ def submit(kind: Kind, path: Path, overrides: Sequence[str], address: str, folde
 
 
 def status(address: str, job: str) -> JobState:
-    """The present state of a job.
+    """Return the present state of a job.
 
     Raises:
         LicError: no such job, or no Ray dashboard at the address.
@@ -122,17 +123,17 @@ def status(address: str, job: str) -> JobState:
 
 
 def jobs(address: str) -> list[JobState]:
-    """All jobs that were submitted to the cluster, oldest first."""
+    """Return all jobs that were submitted to the cluster, oldest first."""
     with _client(address) as client:
         found = [_state(details) for details in client.list_jobs() if details.submission_id]
     return sorted(found, key=lambda state: state.started or float("inf"))
 
 
 def logs(address: str, job: str, follow: bool = False) -> Iterator[str]:
-    """What the job's driver wrote, in chunks; `follow` goes on until the job ends.
+    """Yield what the job's driver wrote, in chunks; with `follow` until the job ends.
 
     Raises:
-        LicError: no such job, no Ray dashboard, or the connection broke; the job does not mind.
+        LicError: no such job, no Ray dashboard, or the connection broke; the job itself continues.
     """
     with _client(address, job) as client:
         client.get_job_info(job)  # the stream would hide what is wrong with the name
@@ -148,7 +149,7 @@ def logs(address: str, job: str, follow: bool = False) -> Iterator[str]:
 def stop(address: str, job: str) -> JobState:
     """Stop a job and wait until it has ended: its processes get SIGTERM, and SIGKILL three seconds later.
 
-    A job that has ended already is left as it is. What a stopped build has written stays, and is not built again.
+    A job that has ended is left as it is. What a stopped build has written stays and is not built again.
     """
     with _client(address, job) as client:
         client.stop_job(job)
@@ -156,7 +157,7 @@ def stop(address: str, job: str) -> JobState:
 
 
 def wait(address: str, job: str) -> JobState:
-    """The state of a job that has ended, waited for."""
+    """Wait for the end of a job and return its state."""
     with _client(address, job) as client:
         while (state := _state(client.get_job_info(job))).status not in ENDED:
             time.sleep(POLL_SECONDS)
@@ -164,7 +165,7 @@ def wait(address: str, job: str) -> JobState:
 
 
 def require_success(address: str, job: str) -> JobState:
-    """Wait for the end of a job and raise unless it succeeded.
+    """Wait for the end of a job, return its state, and raise unless it succeeded.
 
     Raises:
         LicError: it failed or was stopped. UsageError or ToleranceError where its command ended with their exit code.
@@ -198,7 +199,7 @@ def _state(details: JobDetails) -> JobState:
 
 @contextmanager
 def _client(address: str, job: str = "") -> Iterator[JobSubmissionClient]:
-    """A client of the cluster at `address`; whatever it raises, there or within the block, becomes one line."""
+    """Open a client of the cluster at `address`; every error of Ray, here or within the block, becomes one line."""
     if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).netloc:
         raise UsageError(f"'{address}' is no URL of a Ray dashboard", hint="--address http://HEAD:8265")
     import aiohttp

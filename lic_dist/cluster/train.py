@@ -1,14 +1,14 @@
 """Finetuning under Ray Train: the one training function, in `engine.trainers` workers of a Ray cluster.
 
-Ray Train places the workers and joins them in a process group, NCCL where they have GPUs, gloo otherwise. It keeps
-nothing: the state that a job goes on from is the job's own, in `finetune.out`, which all nodes see. What it wants a
-folder for lies in a temporary one on the driver's node and goes when the job does.
+Ray Train places the workers and joins them in a process group: NCCL where they have GPUs, gloo otherwise. It stores
+nothing: the state from which a job resumes is the job's own, in `finetune.out`, which all nodes see. The folder that
+Ray Train requires is a temporary one on the driver's node, and is removed with the job.
 
-A worker or node that dies takes the others down, and the driver starts the job again, from its last state. An exception
-of the training function itself is raised by the driver as it was in the worker; only a LostRank counts as a loss: it
-says that another is gone.
+A worker or node that dies takes the others down, and the driver restarts the job from its last state. The driver raises
+an exception of the training function as the worker raised it. Only a LostRank counts as a loss, since it says that
+another rank is gone.
 
-ray and torch are imported inside functions: this module costs nothing until it runs a job.
+ray and torch are imported inside functions, so that importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ SETTINGS = {
 
 
 class TrainersLost(Exception):
-    """A worker or node died, or did not start. Says how."""
+    """A worker or node died, or did not start; the message says how."""
 
 
 def finetune_on_ray(experiment: config.Experiment) -> Path:
-    """Finetune under Ray Train; returns the path of the checkpoint, as `training.finetune.finetune` does.
+    """Finetune under Ray Train; return the path of the checkpoint, as `training.finetune.finetune` does.
 
-    The cluster is that of `engine.address`, else one started here. Relative paths begin in the present folder, on every
+    The cluster is that of `engine.address`, else one started here. Relative paths begin in the current folder, on every
     node.
 
     Raises:
-        LicError, UsageError: as of `training.finetune.finetune`; a node has no such folder as this; no cluster, or one
-            with too few GPUs; workers were lost once more than RESTARTS times.
+        LicError, UsageError: as `training.finetune.finetune`; a node lacks the current folder; no cluster, or one with
+            too few GPUs; workers were lost more than RESTARTS times.
     """
     config.need(experiment.finetune, "finetune")
     os.environ.update(SETTINGS)
@@ -85,10 +85,10 @@ def _run(experiment: config.Experiment) -> Path:
 
     class Trainer(ray_train.torch.TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
-            """None: Ctrl-C is ours, and ends the driver, whose workers end with it."""
+            """Register no handler: Ctrl-C ends the driver, and its workers end with it."""
 
         def _create_default_callbacks(self) -> list[Any]:
-            """Without the actor that clears up after a controller: it needs a dashboard, and takes 12 s to end."""
+            """Leave out the actor that cleans up after a controller: it needs a dashboard, and takes 12 s to end."""
             made = super()._create_default_callbacks()
             return [one for one in made if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
@@ -135,7 +135,7 @@ def _one_line(*failures: Exception) -> str:
 
 
 def _finetune(job: dict[str, Any]) -> str:
-    """What a worker runs; the checkpoint's path."""
+    """Run the training function in a worker; return the checkpoint's path."""
     try:
         os.chdir(job["folder"])
     except OSError:

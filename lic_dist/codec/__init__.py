@@ -23,10 +23,10 @@ def open_codec(
     lmbda: float | None = None,
     integer: bool = False,
 ) -> ImageCodec:
-    """The codec of a checkpoint and one of its quantizers, on the CPU.
+    """Return the codec of a checkpoint and one of its quantizers, on the CPU.
 
-    model is a checkpoint's path or a name of `lic-dist models`; quantizer is `sq`, a name that the checkpoint carries,
-    or a record's file or folder; architecture and lmbda are for a checkpoint that does not say its own;
+    `model` is a checkpoint's path or a name of `lic-dist models`. `quantizer` is `sq`, a name that the checkpoint
+    carries, or a record's file or folder. `architecture` and `lmbda` are for a checkpoint that does not state them;
     `integer` is ImageCodec's.
 
     Raises:
@@ -43,7 +43,7 @@ def open_codec(
 
 
 def open_decoder(data: bytes, model: str, architecture: str | None = None, lmbda: float | None = None) -> ImageCodec:
-    """The codec that decodes a file's bytes: a checkpoint, with the quantizer among its own that the file states.
+    """Return the codec that decodes a file's bytes: a checkpoint, with the one of its quantizers that the file states.
 
     Raises:
         UsageError: there is no such checkpoint.

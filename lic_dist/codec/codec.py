@@ -1,11 +1,11 @@
-"""Images to bytes and back, with any quantizer record.
+"""Code images to bytes and back, with any quantizer record.
 
     image -> pad -> g_a -> y -> h_a -> z -> rANS
                            |           h_s -> means, scales -> search -> k -> rANS -> container
 
-The decoder repeats h_s on the same z and gets the same levels; a checksum of the level planes turns a model that
-computes differently on another machine into one clear error. Large images go through the networks in tiles. Imports
-no cache, training or engine.
+The decoder repeats h_s on the same z and gets the same levels. A checksum of the level planes detects a model that
+computes differently on another machine, and gives one clear error. Large images go through the networks in tiles.
+Imports no cache, training or engine.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class EncodedImage:
 
     @property
     def container_bits(self) -> int:
-        """Bits of header and checks around the streams."""
+        """Bits of header and checksum around the streams."""
         return 8 * OVERHEAD
 
 
 @dataclass(frozen=True)
 class DecodedLatents:
-    """The latents of a bitstream; the fields as `EncodedImage` has them."""
+    """The latents of a bitstream; the fields are those of `EncodedImage`."""
 
     shape: tuple[int, ...]
     k: NDArray[np.int16]
@@ -73,18 +73,18 @@ class DecodedLatents:
 
 
 def padding(height: int, width: int) -> tuple[int, int, int, int]:
-    """CompressAI's centred padding to multiples of 64: (left, right, top, bottom)."""
+    """Return CompressAI's centred padding to multiples of 64: (left, right, top, bottom)."""
     tall, wide = -height % STRIDE, -width % STRIDE
     return wide // 2, wide - wide // 2, tall // 2, tall - tall // 2
 
 
 def model_id(model: nn.Module) -> bytes:
-    """The four bytes by which a file knows its model: of the entropy model and the decoder."""
+    """Return the four bytes by which a file identifies its model: of the entropy model and the decoder."""
     return hashlib.sha256(f"{entropy_digest(model)} {decoder_digest(model)}".encode()).digest()[:4]
 
 
 def require_model(container: Container, expected: bytes) -> None:
-    """Raises BitstreamError where a file is of another model than the one of this `model_id`."""
+    """Raise BitstreamError where a file was made with another model than the one of this `model_id`."""
     if container.model != expected:
         raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
 
@@ -92,8 +92,8 @@ def require_model(container: Container, expected: bytes) -> None:
 class ImageCodec:
     """A model in eval mode and a quantizer record, ready to code images of any size, RGB or grey.
 
-    `integer`: encode with h_s in integers (models/integer.py), so that the file decodes on any machine. A decoder does
-    as the file says. `advance` is called for each tile that g_a reads or g_s has made.
+    `integer` encodes with h_s in integers (models/integer.py), so that the file decodes on any machine; a decoder
+    follows the file's flag. `advance` is called for each tile that g_a reads or g_s has made.
 
     Raises:
         LicError: the record has another number of channels than the model.
@@ -146,17 +146,17 @@ class ImageCodec:
 
     @torch.no_grad()
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """The picture of a bitstream, of the encoder's image's shape: uint8 [H, W, 3], or [H, W] of a grey one.
+        """Decode a bitstream to the shape of the encoder's image: uint8 [H, W, 3], or [H, W] of a grey one.
 
         Raises:
-            BitstreamError: cut, altered, of another model or quantizer, or decoded on a machine that computes the
-                scales differently.
+            BitstreamError: cut, altered, of another model or quantizer, or decoded on a machine that computes other
+                scales.
         """
         return self.picture(self.decode_latents(data))
 
     @torch.no_grad()
     def decode_latents(self, data: bytes) -> DecodedLatents:
-        """What entropy decoding gives, before g_s. Raises BitstreamError: see `decode`."""
+        """Return the result of entropy decoding, before g_s. Raises BitstreamError: see `decode`."""
         container = Container.unpack(data)
         require_model(container, self.model_id)
         if container.record != self.record_id:
@@ -178,27 +178,29 @@ class ImageCodec:
         return DecodedLatents(shape, k, y_hat)
 
     def picture(self, latents: EncodedImage | DecodedLatents) -> NDArray[np.uint8]:
-        """g_s of y_hat: the decoder's picture or, of the encoder's latents, the one that it expects; image's shape."""
+        """Return g_s of y_hat in the image's shape: the decoded picture or, for an encoder's latents, the expected
+        one.
+        """
         return self._picture(latents.y_hat, latents.shape)
 
     def estimated_bits(self, encoded: EncodedImage) -> float:
-        """The sum of -log2 over the integer tables, for z and y."""
+        """Return the sum of -log2 over the integer tables, for z and y."""
         return self.z_bits(encoded) + float(self.lane_bits(encoded).sum())
 
     def z_bits(self, encoded: EncodedImage) -> float:
-        """The part of z in `estimated_bits`."""
+        """Return the part of z in `estimated_bits`."""
         return float(self.record.z_tables.bits(encoded.z, _channel_rows(encoded.z.shape)).sum())
 
     def lane_bits(self, encoded: EncodedImage) -> NDArray[np.float64]:
-        """The part of each lane of y in `estimated_bits`, [lanes]."""
+        """Return the part of each lane of y in `estimated_bits`, [lanes]."""
         bits: NDArray[np.float64] = self.quantizer.bits(encoded.k, encoded.level)
         return bits
 
     @torch.no_grad()
     def likelihood_bits(self, encoded: EncodedImage) -> float:
-        """The sum of -log2 of the continuous model's likelihoods, with cells of step 1 about the means.
+        """Return the sum of -log2 of the continuous model's likelihoods, with cells of step 1 about the means.
 
-        nan for quantizers of other cells.
+        nan for quantizers with other cells.
         """
         if (self.record.name, self.record.step, self.record.shift) != ("sq", 1, 0):
             return math.nan
@@ -214,7 +216,7 @@ class ImageCodec:
         return torch.from_numpy(z_lanes.astype(np.int32)).reshape(1, -1, grid.high, grid.wide).to(self.device)
 
     def _stage(self, z_lanes: NDArray[np.int16], grid: Grid, integer: bool) -> GaussianStage:
-        """Means and scales that follow from z int16 [Nz, positions]."""
+        """Return the means and scales that follow from z int16 [Nz, positions]."""
         z = self._z_tensor(z_lanes, grid)
         if integer:
             return entropy_parameters(self.model, z, self._integer_h_s)
@@ -225,7 +227,9 @@ class ImageCodec:
         return IntegerHyperDecoder(self.model)
 
     def _window(self, image: NDArray[np.uint8], rows: slice, columns: slice) -> Tensor:
-        """A window of the padded image as g_a reads it: float32 [1, 3, ., .]; a grey image has three equal colours."""
+        """Return a window of the padded image as g_a reads it: float32 [1, 3, ., .]; grey is repeated to three
+        colours.
+        """
         self.advance()
         height, width = image.shape[:2]
         left, _, top, _ = padding(height, width)
@@ -240,7 +244,9 @@ class ImageCodec:
 
     @torch.no_grad()
     def _picture(self, y_hat: Tensor, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """g_s of y_hat, cropped to the image, to 8 bits; of a grey image the mean of the colours, rounded once."""
+        """Return g_s of y_hat in 8 bits, cropped to the image; a grey image is the mean of the colours, rounded
+        once.
+        """
         height, width = shape[:2]
         left, right, top, bottom = padding(height, width)
         padded = np.empty((height + top + bottom, width + left + right, *shape[2:]), np.uint8)

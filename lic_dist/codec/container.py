@@ -40,7 +40,7 @@ OVERHEAD = _HEADER.size + _CHECK.size  # bytes
 
 
 def check_sides(height: int, width: int) -> None:
-    """LicError for a picture larger than the format holds, ValueError for one without pixels."""
+    """Raise LicError for a picture larger than the format holds, ValueError for one without pixels."""
     if max(height, width) > LARGEST_SIDE or height * width > LARGEST_AREA:
         raise LicError(
             f"a picture of {width}x{height} is too large for this format",
@@ -76,7 +76,7 @@ class Container:
             raise ValueError("streams are whole 32-bit words")
 
     def pack(self) -> bytes:
-        """The file's bytes."""
+        """Return the file's bytes."""
         flags = _GREY * self.grey | _INTEGER * self.integer
         sizes = self.height, self.width
         header = _HEADER.pack(MAGIC, FORMAT, flags, *sizes, self.model, self.record, self.planes, len(self.z))
@@ -85,7 +85,7 @@ class Container:
 
     @classmethod
     def unpack(cls, data: bytes) -> Container:
-        """The container of a file's bytes.
+        """Return the container of a file's bytes.
 
         Raises:
             BitstreamError: not this format, cut, altered or extended.

@@ -75,15 +75,15 @@ def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables) -> 
 
 
 def decode(stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, trellis: Trellis) -> NDArray[np.int16]:
-    """Indices k, int16 [lanes, steps], of a plane whose scale levels (integers, same shape) are known.
+    """Decode indices k, int16 [lanes, steps], of a plane whose scale levels (integers, same shape) are known.
 
-    The row of an index is q * 64 + level, q the quantizer that is active in its lane's state. With the trellis
-    SCALAR the row is the level itself: so for z, whose levels are channels. Raises ValueError where a row that
-    the levels and the trellis can ask for is not in the tables.
+    The row of an index is q * 64 + level, where q is the active quantizer of its lane's state. With the trellis SCALAR
+    the row is the level itself; z is coded so, with its channels as levels. Raises ValueError where levels and trellis
+    can ask for a row that is not in the tables.
 
     Raises:
-        BitstreamError: the stream is cut, altered or extended. Nearly all damage moves the coder's last state;
-            what hits only the raw bits of an escape does not, and is left to the container's checksum.
+        BitstreamError: the stream is cut, altered or extended. Nearly all damage changes the coder's last state; damage
+            to the raw bits of an escape does not, and is left to the container's checksum.
     """
     if level.ndim != 2 or level.size == 0:
         raise ValueError(f"levels have shape {level.shape}, not [lanes, steps]")
@@ -110,21 +110,21 @@ def decode(stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, tr
 
 @lru_cache(maxsize=16)
 def _compressai_tables(tables: CdfTables) -> tuple[list[list[int]], list[int], list[int]]:
-    """Tables as CompressAI's encoder takes them, without the zeros behind each row."""
+    """Return tables as CompressAI's encoder takes them, without the zeros behind each row."""
     size: list[int] = tables.size.tolist()
     return [row[:length].tolist() for row, length in zip(tables.cdf, size, strict=True)], size, tables.offset.tolist()
 
 
 @lru_cache(maxsize=16)
 def _cached_first_symbols(tables: CdfTables) -> NDArray[Any]:
-    """`_first_symbols` of tables."""
+    """Return `_first_symbols` of tables, cached."""
     first: NDArray[Any] = _first_symbols(tables.cdf, tables.size)
     return first
 
 
 @kernel
 def _first_symbols(cdf: NDArray[Any], size: NDArray[Any]) -> NDArray[Any]:
-    """For each row and high byte b of a 16-bit value, the symbol that holds b << 8: uint16 [rows, 257]."""
+    """Return for each row and high byte b of a 16-bit value the symbol that holds b << 8: uint16 [rows, 257]."""
     first = np.empty((len(size), 257), np.uint16)
     for row in range(len(size)):
         symbol = 0
@@ -148,7 +148,7 @@ def _decode_plane(
     next_state: NDArray[Any],
     k: NDArray[Any],
 ) -> int:
-    """Fill k, int16 [steps, lanes], from words and level of that layout; returns 0 or the number of a fault.
+    """Fill k, int16 [steps, lanes], from words and level of that layout; return 0 or the number of a fault.
 
     first_row is the first row of a state's quantizer. x stays below 2^63: int64 holds it.
     """

@@ -1,4 +1,4 @@
-"""Which quantizer a bitstream is made with: CompressAI's own tables, a record that the checkpoint carries, a file."""
+"""Choose the quantizer of a bitstream: CompressAI's own tables, a record that the checkpoint carries, or a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lic_dist.quantization.record import QuantizerRecord
 
 
 def coder_tables(entropy_model: Any) -> CdfTables:
-    """The integer tables of one of CompressAI's entropy models, after `update(force=True)`."""
+    """Return the integer tables of one of CompressAI's entropy models, after `update(force=True)`."""
     return CdfTables(
         entropy_model._quantized_cdf.cpu().numpy().astype(np.int32),
         entropy_model._cdf_length.cpu().numpy().astype(np.int32).reshape(-1),
@@ -25,7 +25,7 @@ def coder_tables(entropy_model: Any) -> CdfTables:
 
 
 def compressai_record(checkpoint: Checkpoint) -> QuantizerRecord:
-    """SQ as CompressAI codes it: step 1, its Gaussian tables, the scale level next above."""
+    """Return SQ as CompressAI codes it: step 1, its Gaussian tables, the next scale level above."""
     model: Any = checkpoint.model
     return QuantizerRecord(
         name="sq",
@@ -41,7 +41,7 @@ def compressai_record(checkpoint: Checkpoint) -> QuantizerRecord:
 
 
 def local_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
-    """`sq` (CompressAI's tables), a record that the checkpoint carries, or a record's file or its folder.
+    """Return `sq` (CompressAI's tables), a record that the checkpoint carries, or the record of a file or folder.
 
     Raises:
         UsageError: none of these, or a record of another prior of z, number of channels or lambda.
@@ -59,7 +59,7 @@ def local_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
 
 
 def preferred_quantizer(checkpoint: Checkpoint) -> str:
-    """The quantizer to encode with where none is named: the carried TCQ of most states, else `sq`.
+    """Return the quantizer to encode with where none is named: the carried TCQ with the most states, else `sq`.
 
     Records of the caches that a model was trained from (`...-cached`) are for decoding alone.
     """
@@ -69,7 +69,7 @@ def preferred_quantizer(checkpoint: Checkpoint) -> str:
 
 
 def record_by_id(checkpoint: Checkpoint, record_id: bytes) -> QuantizerRecord:
-    """The record that a file states by the first bytes of its `decoding_digest`: CompressAI's, or one that is carried.
+    """Return CompressAI's record or a carried one, by the first bytes of its `decoding_digest`, which a file states.
 
     Raises:
         BitstreamError: the checkpoint carries none of this digest.
@@ -87,13 +87,13 @@ def record_by_id(checkpoint: Checkpoint, record_id: bytes) -> QuantizerRecord:
 
 
 def unknown_quantizer(checkpoint: Checkpoint, name: str) -> UsageError:
-    """That there is no quantizer of this name, and which there are."""
+    """Return the error that there is no quantizer of this name, with the names that there are."""
     known = ", ".join(["sq", *checkpoint.quantizers])
     return UsageError(f"no quantizer '{name}' with {checkpoint.source}", hint=f"one of: {known}; or a record.json")
 
 
 def require_fit(record: QuantizerRecord, checkpoint: Checkpoint, name: str) -> QuantizerRecord:
-    """The record, if it was made for this checkpoint.
+    """Return the record, if it was made for this checkpoint.
 
     Raises:
         UsageError: it has another prior of z, number of channels or lambda.
@@ -107,7 +107,7 @@ def require_fit(record: QuantizerRecord, checkpoint: Checkpoint, name: str) -> Q
 
 
 def fits(record: QuantizerRecord, model: nn.Module) -> bool:
-    """Whether a record was made for this model's prior of z and number of channels."""
+    """Return whether a record was made for this model's prior of z and number of channels."""
     z = coder_tables(model.entropy_bottleneck)
     same = all(np.array_equal(getattr(z, name), getattr(record.z_tables, name)) for name in ("cdf", "size", "offset"))
     return same and len(record.weights) == model.M

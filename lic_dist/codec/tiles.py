@@ -1,10 +1,10 @@
-"""The networks over large images, tile by tile: no seams, and memory for activations that does not grow.
+"""Run the networks over large images tile by tile, without seams, and with bounded memory for activations.
 
-A fixed grid cuts the image into equal shares of at most TILE pixels a side, the last one smaller. Each network makes
-each share of its output from just those inputs that it depends on, which follow from the kernels and strides of its
-layers; what lies further out cannot change it. So the result is that of the whole image, but for the last bits:
-convolutions of other shapes take other orders of summation. Encoder and decoder walk the same grid, which is thus part
-of the format: h_s sees the same shapes on both sides. An image of one tile goes through the networks whole.
+A fixed grid cuts the image into equal shares of at most TILE pixels a side, the last one smaller. Each network computes
+each share of its output from its receptive field, which follows from the kernels and strides of its layers; inputs
+further out cannot change it. So the result is that of the whole image, except for the last bits: convolutions of other
+shapes sum in another order. Encoder and decoder use the same grid, which is therefore part of the format: h_s sees the
+same shapes on both sides. An image of one tile goes through the networks whole.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OUT_OF_RANGE = 2.0**30  # stands for a z that no integer is, on every device
 
 @dataclass(frozen=True)
 class Span:
-    """Along one axis: the inputs that a share reads, where it lies in what they give, and where in the whole."""
+    """One share along an axis: the inputs it reads, its place in their outputs, and its place in the whole output."""
 
     source: slice
     kept: slice
@@ -36,14 +36,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of an image whose z has so many positions."""
+    """The tiles of an image whose z is `high` x `wide`."""
 
     high: int
     wide: int
 
     @classmethod
     def of(cls, height: int, width: int) -> Grid:
-        """The grid of an image of so many pixels."""
+        """Return the grid of an image of this size in pixels."""
         return cls(-(-height // STRIDE), -(-width // STRIDE))
 
     @property
@@ -52,14 +52,16 @@ class Grid:
         return LATENT * self.high, LATENT * self.wide
 
     def tiles(self, network: nn.Module, reads: int, writes: int) -> Iterator[tuple[Span, Span]]:
-        """The tiles of a network as rows and columns; reads, writes: its inputs and outputs a position of z."""
+        """Yield a network's tiles as rows and columns; `reads` and `writes` are its inputs and outputs a position of
+        z.
+        """
         for rows in spans(network, self.high, reads, writes):
             for columns in spans(network, self.wide, reads, writes):
                 yield rows, columns
 
 
 def spans(network: nn.Module, length: int, reads: int, writes: int) -> list[Span]:
-    """The shares of one axis of `length` positions of z."""
+    """Return the shares of one axis of `length` positions of z."""
     count = -(-length * STRIDE // TILE)
     share = -(-length // count)
     step = max(1, reads // writes)  # a source begins where the whole image's strides do
@@ -74,9 +76,10 @@ def spans(network: nn.Module, length: int, reads: int, writes: int) -> list[Span
 
 
 def receptive_field(network: nn.Module, first: int, last: int) -> tuple[int, int]:
-    """The inputs, first up to last, that outputs first up to last depend on along one axis, beyond borders too.
+    """Return the inputs first..last-1 on which outputs first..last-1 depend along one axis; they may exceed the
+    borders.
 
-    What has layers of its own is a chain of them, or adds such a chain to its input; every other layer is pointwise.
+    A module with children is a chain of them, or adds such a chain to its input; every other layer is pointwise.
     """
     for layer in reversed(list(network.children())):
         if isinstance(layer, nn.PixelUnshuffle):
@@ -95,14 +98,14 @@ def receptive_field(network: nn.Module, first: int, last: int) -> tuple[int, int
 
 
 def _axis(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int, int]:
-    """Kernel, stride and padding, the same along both axes in every model served."""
+    """Return kernel, stride and padding, which are the same along both axes in every model served."""
     return layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
 
 
 def analyse(model: nn.Module, grid: Grid, pixels: Callable[[slice, slice], Tensor]) -> tuple[Tensor, Tensor]:
-    """`models.stages.analyse` in tiles: y float16 [1, M, h, w], z int32 [1, Nz, hz, wz].
+    """Run `models.stages.analyse` in tiles: y float16 [1, M, h, w], z int32 [1, Nz, hz, wz].
 
-    pixels gives a window of the padded image, float32 [1, 3, ., .] in [0, 1], channels last.
+    `pixels` returns a window of the padded image, float32 [1, 3, ., .] in [0, 1], channels last.
     """
     networks: Any = model
     y = z = torch.empty(0)
@@ -122,9 +125,9 @@ def analyse(model: nn.Module, grid: Grid, pixels: Callable[[slice, slice], Tenso
 
 
 def entropy_parameters(model: nn.Module, z: Tensor, h_s: Callable[[Tensor], GaussianStage]) -> GaussianStage:
-    """The stage of a model of one stage, in tiles: means and scales of the whole image.
+    """Compute means and scales of the whole image in tiles, for a model of one stage.
 
-    h_s makes them from a window of z, in whatever form of z it takes: [1, Nz, ., .].
+    `h_s` makes them from a window of z, in whatever form of z it takes: [1, Nz, ., .].
     """
     networks: Any = model
     grid = Grid(*z.shape[2:])
@@ -138,7 +141,7 @@ def entropy_parameters(model: nn.Module, z: Tensor, h_s: Callable[[Tensor], Gaus
 
 
 def synthesise(model: nn.Module, y_hat: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """g_s in tiles: rows and columns of the padded image, and x_hat float32 [1, 3, ., .] there."""
+    """Run g_s in tiles: yield rows and columns of the padded image, and x_hat float32 [1, 3, ., .] there."""
     networks: Any = model
     grid = Grid(*(side // LATENT for side in y_hat.shape[2:]))
     for rows, columns in grid.tiles(networks.g_s, LATENT, STRIDE):
@@ -149,9 +152,9 @@ def synthesise(model: nn.Module, y_hat: Tensor) -> Iterator[tuple[slice, slice, 
 def squared_error_gradient(
     model: nn.Module, pixels: Callable[[slice, slice], Tensor], inside: tuple[slice, slice], y: Tensor
 ) -> Tensor:
-    """`models.refine.squared_error_gradient` in tiles, of y float32 [1, M, h, w]; pixels as for `analyse`.
+    """Compute `models.refine.squared_error_gradient` in tiles, for y float32 [1, M, h, w]; `pixels` as for `analyse`.
 
-    What lies outside of these rows and columns of the padded image is no part of the picture, and no error.
+    `inside` are the rows and columns of the padded image that the picture covers; the padding outside causes no error.
     """
     networks: Any = model
     grid = Grid(*(side // LATENT for side in y.shape[2:]))
@@ -170,7 +173,7 @@ def squared_error_gradient(
 
 
 def _intersection(part: slice, inside: slice) -> slice:
-    """What two slices have in common, counted from the first one's start."""
+    """Return the intersection of two slices, counted from the first one's start."""
     return slice(max(inside.start - part.start, 0), max(min(inside.stop, part.stop) - part.start, 0))
 
 

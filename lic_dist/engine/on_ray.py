@@ -1,15 +1,15 @@
-"""Staged work on Ray: one pool of actors a stage, object references handed on from pool to pool.
+"""Staged work on Ray: one pool of actors a stage; results are passed from pool to pool by object reference.
 
-The driver waits for small tokens and moves references; what a stage returns stays in the object store until
-the next stage reads it, and only the last stage's results are fetched. At most twice the largest pool of
-units is in flight, so that memory is bounded however slow the last stage is. Each actor has one call at a
-time, and gets its first when it has been placed.
+The driver waits for small tokens and passes references. What a stage returns stays in the object store until the next
+stage reads it; only the last stage's results are fetched. At most twice as many units as the largest pool has workers
+are in flight, so that memory is bounded however slow the last stage is. Each actor has one call at a time, and gets its
+first when it has been placed.
 
-A worker or node that dies takes its units back to the first stage, and is replaced. Where the cluster that is left has
-no CPU free for a stage's only worker, it shares one: less machine is slower, never a halt. A driver that dies takes
-its actors with it.
+When a worker or node dies, its units start again at the first stage and the worker is replaced. If the remaining
+cluster has no CPU free for a stage's only worker, the worker shares one: fewer machines are slower, but work goes on.
+If the driver dies, so do its actors.
 
-Ray is handed nothing but pickles of `Stage.make` and the units: the workers import `lic_dist` as installed.
+Ray gets only pickles of `Stage.make` and the units; the workers import the `lic_dist` that is installed.
 """
 
 from __future__ import annotations
@@ -44,17 +44,19 @@ PLACEMENT_SECONDS = 60.0  # seconds that a stage without workers waits for a CPU
 
 
 class _Worker:
-    """What runs in an actor. `make` waits for the first call: its errors surface as errors of the work."""
+    """What runs in an actor. `make` is called at the first call, so that its errors appear as errors of the work."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.work: Work | None = None
 
     def placed(self) -> None:
-        """Answer, as soon as the actor runs."""
+        """Answer as soon as the actor runs."""
 
     def call(self, value: Any) -> tuple[bool, Any]:
-        """A token that tells the driver of success and whether there is a result, and the result, which it leaves."""
+        """Return a token that tells the driver whether there is a result, and the result, which the driver does not
+        fetch.
+        """
         if self.work is None:
             self.work = self.stage.make()
         result = self.work(value)
@@ -62,7 +64,7 @@ class _Worker:
 
 
 class _Pool:
-    """The actors of one stage and the units that wait for one."""
+    """The actors of one stage, and the units that wait for one."""
 
     def __init__(self, stage: Stage, cpus: float) -> None:
         self.stage, self.cpus = stage, cpus
@@ -81,7 +83,7 @@ class _Pool:
         self.placing[actor.placed.remote()] = (actor, time.monotonic())
 
     def settle(self, token: Any) -> None:
-        """An actor answered, or died before it could."""
+        """Register an actor that has answered, or replace one that died before it could."""
         actor, _ = self.placing.pop(token)
         try:
             ray.get(token)
@@ -100,15 +102,15 @@ class _Pool:
             self.free.append(actor)
 
     def replace(self, actor: Any) -> None:
-        """End an actor for good, should it still live, and ask for a new one in its place."""
+        """End an actor for good, if it still lives, and ask for a new one in its place."""
         ray.kill(actor, no_restart=True)
         self.placed.discard(actor)
         self.add()
 
     def share_cpu(self) -> None:
-        """Where no actor could be placed for long, ask for one that needs no CPU of its own, and so ever after.
+        """If no actor could be placed for long, ask for one that reserves no CPU, for this stage from now on.
 
-        Once a stage, so that workers which are slow to start are not ended for ever.
+        This happens once a stage, so that workers which are slow to start are not ended again and again.
         """
         if self.placed or not self.placing or not self.cpus or ray.available_resources().get("CPU", 0) >= self.cpus:
             return
@@ -220,13 +222,13 @@ class _Run:
 
 
 def cpu_share(workers: int) -> float:
-    """CPUs that each worker asks for: one, or the largest part of one by which all fit on the nodes together."""
+    """Return the CPUs that each worker asks for: one, or the largest fraction by which all workers fit on the nodes."""
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return 1 / max(1, -(-workers // sum(cpus))) if sum(cpus) else 1.0
 
 
 def require_gpus(wanted: float) -> None:
-    """Refuse before anything starts what would wait for ever.
+    """Refuse workers that would wait for GPUs for ever.
 
     Raises:
         LicError: the cluster has fewer GPUs.
@@ -238,8 +240,9 @@ def require_gpus(wanted: float) -> None:
 
 @contextmanager
 def connected(address: str | None, num_cpus: int | None, show_workers: bool = False) -> Iterator[None]:
-    """A Ray to work on, that of `address` or one started here. One that is already initialised is left alone; ours ends
-    with the block. `show_workers`: what they print is shown here too, but nothing that Ray logs in them below an error.
+    """Connect to the Ray cluster at `address`, or start one that ends with the block. An initialised Ray is left alone.
+
+    `show_workers` shows here what the workers print, and of Ray's own logs only errors.
 
     Raises:
         LicError: no cluster at the address.
@@ -269,7 +272,7 @@ def connected(address: str | None, num_cpus: int | None, show_workers: bool = Fa
 
 
 def _require_answer(address: str) -> None:
-    """Raises LicError where nothing answers at a host and port within ANSWER seconds: Ray would try for minutes."""
+    """Raise LicError where nothing answers at a host and port within ANSWER_SECONDS: Ray would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return  # "auto", or a form that Ray judges at once
@@ -286,7 +289,7 @@ def _require_answer(address: str) -> None:
 def run_on_ray(
     stages: Sequence[Stage], units: Sequence[Any], address: str | None, num_cpus: int | None
 ) -> Generator[tuple[Any, Any], None, None]:
-    """`stages.run` on Ray; see there."""
+    """Run `engine.run.run` on Ray; see there."""
     if not units:
         return
     with connected(address, num_cpus):

@@ -1,7 +1,7 @@
-"""One stage of work over a pool of processes of this machine.
+"""Run one stage in a pool of processes on this machine.
 
-Processes are spawned, not forked: threads of numba and zarrs do not outlive a fork. A process makes its work once, at
-its first unit. Units are handed out in order, few at a time, so that a long list costs nothing.
+Processes are spawned, not forked, because threads of numba and zarrs do not survive a fork. A process makes its work
+function once, at its first unit. Units are handed out in order, a few at a time, so that a long list costs nothing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _work: Work | None = None
 
 
 def run_in_processes(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any, Any], None, None]:
-    """`stages.run` of one stage in `stage.workers` processes; see there.
+    """Run `engine.run.run` for one stage in `stage.workers` processes; see there.
 
     Raises:
-        LicError: a process died; the units that it may have been at are named.
+        LicError: a process died; the units that it may have been working on are named.
     """
     workers = min(stage.workers, len(units))
     context = multiprocessing.get_context("spawn")
@@ -69,7 +69,7 @@ def run_in_processes(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any,
 
 
 def _start_process(make: Callable[[], Work]) -> None:
-    """A new process: Ctrl-C ends it in silence, and it ends with its parent, however that ends."""
+    """Set up a new process: Ctrl-C ends it silently, and it ends with its parent."""
     global _make
     _make = make
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Every unit through all stages, by the engine that is asked for."""
+"""Run every unit through all stages, on the chosen engine."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def run(
     address: str | None = None,
     num_cpus: int | None = None,
 ) -> Generator[tuple[Any, Any], None, None]:
-    """Run every unit through all stages; yields (unit, result) in order of completion.
+    """Run every unit through all stages; yield (unit, result) in order of completion.
 
-    `engine` is "local": a single stage of several workers has a process for each, else one unit after the other
-    is done in this process. Or "ray": then `address` is a running cluster's (default: RAY_ADDRESS, else a Ray of
-    our own with `num_cpus`, default all, which ends with the run). A Ray that is already initialised is used and
-    left alone. Results must be small on Ray: they are all that the driver fetches.
+    `engine` "local" runs a single stage of several workers in as many processes, and anything else unit by unit in this
+    process. "ray" runs on the cluster at `address` (default: RAY_ADDRESS, else a Ray of our own with `num_cpus`, by
+    default all, which ends with the run). A Ray that is already initialised is used and left alone. Results on Ray must
+    be small: the driver fetches them all.
 
     Raises:
         UsageError: an unknown engine.
-        LicError: the cluster lacks the GPUs asked for, or the workers of one unit died again and again; a process
-            of this machine died.
+        LicError: the cluster lacks the GPUs asked for, or the workers of one unit died repeatedly, or a process of this
+            machine died.
         Exception: whatever the work raises, unchanged; the first failure ends the run.
     """
     if not stages:

@@ -1,12 +1,12 @@
-"""Staged work over units: in this process, in processes of this machine, or on Ray.
+"""Stages of work over units, for any engine: this process, processes of this machine, or Ray.
 
-A unit (a shard number, say) flows through all stages; the result of one stage is the argument of the next:
+A unit (a shard number, say) passes through all stages; the result of one stage is the argument of the next:
 
     unit -> read -> encode -> search and write -> result
 
-A stage that finds nothing to do for a unit returns None: that is the unit's result then, and no later stage sees it.
-The engine knows nothing of what the work is. Work must be idempotent: a unit whose worker died starts again
-from its first stage.
+A stage that has nothing to do for a unit returns None: that is then the unit's result, and later stages are skipped.
+The engine does not know what the work is. Work must be idempotent, because a unit whose worker died starts again at its
+first stage.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ Work = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the work and the pool of workers that does it.
+    """One step of the work, and the number of its workers.
 
-    `make` is called once in each worker, before its first unit, and returns the function that does the
-    work; it must pickle (a module-level function, or a functools.partial of one). `gpus` is what one worker
-    holds.
+    `make` is called once in each worker, before its first unit, and returns the function that does the work. It must
+    pickle (a module-level function, or a functools.partial of one). `gpus` is what one worker holds.
     """
 
     name: str

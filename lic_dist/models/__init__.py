@@ -1,5 +1,5 @@
-"""Models: the families served, checkpoints as they are found, the stages of an entropy model, refinement.
+"""Models: the families served, loading checkpoints, the stages of an entropy model, refinement of latents.
 
-In: a checkpoint file or name. Out: a `Checkpoint` (module, spec, carried records); of a batch its latents, means and
-scales. The one place that imports compressai. Imports the ground.
+In: a checkpoint file or name. Out: a `Checkpoint` (module, spec, carried records), and a batch's latents, means and
+scales. The only room that imports compressai. Imports the ground.
 """

@@ -21,7 +21,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is needed to build a model again; lmbda is the loss's weight of distortion it was trained with."""
+    """What is needed to build a model again; lmbda is the weight of distortion in the loss that it was trained with."""
 
     architecture: str
     N: int
@@ -29,12 +29,12 @@ class ModelSpec:
     lmbda: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The spec as plain data, as checkpoints carry it."""
+        """Return the spec as plain data, as checkpoints carry it."""
         return asdict(self)
 
 
 def build(architecture: str, N: int, M: int) -> nn.Module:
-    """A freshly initialised model.
+    """Return a freshly initialised model.
 
     Raises:
         UsageError: an architecture that is not served.
@@ -48,7 +48,7 @@ def build(architecture: str, N: int, M: int) -> nn.Module:
 
 
 def sizes_of(state: dict[str, Tensor]) -> tuple[int, int]:
-    """(N, M) read off a hyperprior's weights, as CompressAI's `from_state_dict` does."""
+    """Return (N, M), read off a hyperprior's weights as CompressAI's `from_state_dict` does."""
     if "h_a.0.deviation" in state:
         return state["h_a.1.weight"].size(0), state["h_a.1.weight"].size(1)
     return state["g_a.0.weight"].size(0), state["g_a.6.weight"].size(0)

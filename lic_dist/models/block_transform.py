@@ -1,10 +1,11 @@
-"""A light codec of two block transforms, `block-transform`: level with bmshj2018-hyperprior at a quarter of its work.
+"""A light codec of two block transforms, `block-transform`: on a par with bmshj2018-hyperprior at a quarter of its
+work.
 
     x -> 8x8 blocks -> 1x1 -> blocks -> 2x2 of them -> 1x1 -> blocks -> gain -> y     g_a; g_s goes the same way back
     y -> in units of each channel's deviation -> h_a -> z -> h_s -> means, log scales in these units -> means, scales
 
 Both 1x1 layers begin as a two-step Karhunen-Loeve transform, which residual blocks of depthwise 5x5 convolutions then
-bend. It has the names of a CompressAI mean-scale hyperprior (g_a, h_a, h_s, g_s, entropy_bottleneck,
+modify. The model has the names of a CompressAI mean-scale hyperprior (g_a, h_a, h_s, g_s, entropy_bottleneck,
 gaussian_conditional), its strides of 16 and 64, and its `compress` and `decompress`.
 """
 
@@ -28,7 +29,7 @@ DEPTH = 3  # residual blocks on each grid, each way
 class BlockTransform(MeanScaleHyperprior):
     """The model: x float32 [B, 3, H, W] in [0, 1], sides multiples of 64 -> y [B, M, H/16, W/16], z [B, N, H/64, W/64].
 
-    The kernel of the first transform is C = 192, all that a block of 8x8 pixels holds.
+    The first transform has 192 channels, as many as a block of 8x8 pixels has values.
     """
 
     def __init__(self, N: int = 96, M: int = 192) -> None:
@@ -73,7 +74,7 @@ class BlockTransform(MeanScaleHyperprior):
 
     @classmethod
     def from_state_dict(cls, state_dict: OrderedDict[str, Tensor]) -> BlockTransform:
-        """A model of these tensors, as CompressAI's classes offer it."""
+        """Return a model of these tensors, as CompressAI's classes do."""
         model = cls(*sizes_of(state_dict))
         model.load_state_dict(state_dict)
         return model

@@ -34,7 +34,7 @@ CDF = ("._quantized_cdf", "._offset", "._cdf_length")  # CompressAI's tables, by
 
 @dataclass
 class Checkpoint:
-    """A loaded model in float32 on the CPU, in eval mode, its integer tables updated; and what it carries."""
+    """A loaded model in float32 on the CPU, in eval mode, with updated integer tables, and what its file carries."""
 
     model: nn.Module
     spec: ModelSpec
@@ -44,13 +44,13 @@ class Checkpoint:
 
 
 def zoo() -> dict[str, Path]:
-    """The checkpoints shipped in the package: name -> path."""
+    """Return the checkpoints shipped in the package: name -> path."""
     folder = Path(str(resources.files("lic_dist"))) / "zoo"
     return {path.name.removesuffix(SUFFIX): path for path in sorted(folder.glob(f"*{SUFFIX}"))}
 
 
 def locate(name_or_path: str) -> Path:
-    """The file of a zoo name or a path (a folder stands for its `checkpoint.pth.tar`).
+    """Return the file of a zoo name or a path (a folder stands for its `checkpoint.pth.tar`).
 
     Raises:
         UsageError: neither.
@@ -66,7 +66,9 @@ def locate(name_or_path: str) -> Path:
 
 
 def _fetch_compressai(name: str) -> Path:
-    """The file of `compressai:ARCHITECTURE/METRIC/QUALITY` in torch.hub's folder, fetched by CompressAI if missing."""
+    """Return the file of `compressai:ARCHITECTURE/METRIC/QUALITY` in torch.hub's folder, downloaded if it is
+    missing.
+    """
     from importlib import import_module
     from urllib.error import URLError
 
@@ -86,7 +88,7 @@ def _fetch_compressai(name: str) -> Path:
 
 
 def exists(path: str) -> bool:
-    """Whether a path is a file, or a folder with a `checkpoint.pth.tar`."""
+    """Return whether a path is a file, or a folder with a `checkpoint.pth.tar`."""
     return _file(path).is_file()
 
 
@@ -95,7 +97,7 @@ def _file(path: str) -> Path:
 
 
 def absolute(name_or_path: str) -> str:
-    """A path that workers in other folders find too; other names stay names."""
+    """Return a path as an absolute one, which workers in other folders find; other names are returned unchanged."""
     return str(Path(name_or_path).resolve()) if Path(name_or_path).exists() else name_or_path
 
 
@@ -104,7 +106,7 @@ def load(
     architecture: str | None = None,
     lmbda: float | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint of ours, or a plain one of CompressAI's (then give lmbda, unless the file's name tells it).
+    """Load a checkpoint of lic_dist or a plain one of CompressAI's (give its lmbda, unless the file's name tells it).
 
     Raises:
         UsageError: no such file, or a lmbda that neither the file nor the caller gives.
@@ -141,7 +143,9 @@ def load(
 
 
 def _published_lmbda(path: Path) -> float | None:
-    """The lmbda that a file name of CompressAI's tells; that of an MS-SSIM model weighs something else: an error."""
+    """Return the lmbda that a file name of CompressAI's tells. UsageError for MS-SSIM models, whose lambda weighs
+    that.
+    """
     told = parse_published_name(path.name)
     if told is None:
         return None
@@ -156,10 +160,10 @@ def _published_lmbda(path: Path) -> float | None:
 
 
 def check_agrees(spec: ModelSpec, **said: str | float | None) -> None:
-    """Refuse a configuration or command that says another architecture, N, M or lmbda than the checkpoint.
+    """Refuse an architecture, N, M or lmbda, given by a configuration or command, that differs from the checkpoint's.
 
     Raises:
-        UsageError: a contradiction; both values are named.
+        UsageError: they differ; both values are named.
     """
     for key, value in said.items():
         held = getattr(spec, key)
@@ -170,7 +174,9 @@ def check_agrees(spec: ModelSpec, **said: str | float | None) -> None:
 
 
 def is_result_of(path: Path, identity: dict[str, Any]) -> bool:
-    """Whether a checkpoint is there whose last entry of history has all of these fields: a finished job's own."""
+    """Return whether the last history entry of an existing checkpoint has all fields of `identity`, a finished job's
+    own.
+    """
     if not path.is_file():
         return False
     last = (read(path).get("history") or [{}])[-1]
@@ -180,8 +186,9 @@ def is_result_of(path: Path, identity: dict[str, Any]) -> bool:
 def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint whole or not at all; `dtype` float16 is for shipping.
 
-    It halves the parameters, and leaves CompressAI's CDF tables empty, as they are before its `update()`: `load` makes
-    them anew. Other buffers stay as they are: CompressAI's bounds, 1e-9 among them, are nothing in float16.
+    float16 halves the parameters and leaves CompressAI's CDF tables empty, as they are before its `update()`; `load`
+    makes them again. Other buffers keep their type, because CompressAI's bounds, such as 1e-9, would be zero in
+    float16.
     """
     update_tables(checkpoint.model)
     state = {name: value.detach().cpu() for name, value in checkpoint.model.state_dict().items()}
@@ -201,7 +208,7 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Save atomically: a temporary file beside, synced, then renamed."""
+    """Save atomically: write a temporary file in the same folder, sync it, and rename it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +230,7 @@ def update_tables(model: nn.Module) -> None:
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes of tensors, in the order of names."""
+    """Return the sha256 over names, dtypes, shapes and bytes of tensors, in the order of names."""
     import hashlib
 
     total = hashlib.sha256()

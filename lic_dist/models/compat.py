@@ -1,4 +1,4 @@
-"""The one place that imports compressai, its heavy parts put off, and mends torchvision beside a CPU build of torch."""
+"""Import compressai without its slow imports, and torchvision beside a CPU build of torch. No other module does."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _DEFERRED: dict[str, Container[str] | None] = {  # submodules that a package's _
 def import_compressai() -> ModuleType:
     """Import and return `compressai` with its submodules `ans`, `models` and `entropy_models`.
 
-    compressai's own `__init__` imports everything it has, with torchvision, torch_geometric and point-cloud code:
-    longer than torch. Here it runs without those imports; what they would have brought is imported when it is first
-    asked for, so that whoever uses the package in this process still finds all of it, and the very same classes. Where
-    compressai has been imported already it is left as it is.
+    compressai's own `__init__` imports everything, including torchvision, torch_geometric and point-cloud code, which
+    takes longer than torch. Here it runs without those imports. What they would have brought is imported when it is
+    first used, so that other code in this process finds all of the package, and the same classes. If compressai has
+    been imported already it is left as it is.
     """
     if "compressai" not in sys.modules:
         if find_spec("compressai") is None:
@@ -49,18 +49,18 @@ def import_compressai() -> ModuleType:
 
 
 def standardized_quantile(probability: float) -> float:
-    """`scipy.stats.norm.ppf`, by torch's float64 `ndtri`, which is of the same source (Cephes)."""
+    """Return `scipy.stats.norm.ppf`, computed by torch's float64 `ndtri`, which has the same source (Cephes)."""
     import torch
 
     return float(torch.special.ndtri(torch.tensor(probability, dtype=torch.float64)))
 
 
 def import_torchvision() -> None:
-    """Import torchvision, beside a CPU build of torch too.
+    """Import torchvision, also beside a CPU build of torch.
 
-    PyPI's torchvision is linked against CUDA: beside a CPU torch its compiled part stays out and the import fails with
-    "operator torchvision::nms does not exist". Where it does, the two operators are declared (never defined: nothing
-    here calls them).
+    PyPI's torchvision is linked against CUDA. Beside a CPU torch its compiled part is missing, and the import fails
+    with "operator torchvision::nms does not exist". In that case the two operators are declared, but not defined,
+    because nothing here calls them.
     """
     try:
         importlib.import_module("torchvision")
@@ -73,7 +73,7 @@ def import_torchvision() -> None:
 
 @contextmanager
 def _stubbed(name: str) -> Iterator[None]:
-    """Have `import package.module` import the package alone meanwhile; scipy's finds its modules when they are used."""
+    """Put an empty module in place of `name` within the block, so that importing it is quick."""
     if name in sys.modules:
         yield
         return
@@ -85,7 +85,7 @@ def _stubbed(name: str) -> Iterator[None]:
 
 
 def _import_without(name: str, deferred: Container[str] | None) -> None:
-    """Import a package, but without what its `__init__` imports of the submodules `deferred`, until that is needed."""
+    """Import a package whose `__init__` leaves out the imports of the submodules `deferred`, until they are needed."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
@@ -107,7 +107,9 @@ def _import_without(name: str, deferred: Container[str] | None) -> None:
 def _remove_imports(
     tree: ast.Module, package: str, deferred: Container[str] | None
 ) -> tuple[dict[str, str], list[str]]:
-    """Take imports of submodules out of an `__init__`: {name: submodule that has it}, submodules of `import *`."""
+    """Remove imports of submodules from an `__init__`; return {name: its submodule}, and the submodules of `import
+    *`.
+    """
     names, stars, kept = dict[str, str](), list[str](), list[ast.stmt]()
     for statement in tree.body:
         if not isinstance(statement, ast.ImportFrom):
@@ -126,7 +128,7 @@ def _remove_imports(
 
 
 def _defer_names(module: ModuleType, spec: ModuleSpec, names: dict[str, str], stars: list[str]) -> None:
-    """Give a module the `__getattr__` and `__dir__` (PEP 562) that import what was taken out of it."""
+    """Give a module the `__getattr__` and `__dir__` (PEP 562) that import the names removed from it."""
 
     def import_all() -> None:
         for submodule in stars:

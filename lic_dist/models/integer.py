@@ -53,7 +53,7 @@ class IntegerHyperDecoder:
     """The integer form of a hyperprior model's h_s, on the model's device; see the module's text.
 
     Raises:
-        LicError: a layer that has no such form, or sums that float64 may not hold exactly.
+        LicError: a layer without an integer form, or sums that float64 may not hold exactly.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,7 +64,9 @@ class IntegerHyperDecoder:
 
     @torch.no_grad()
     def __call__(self, z: Tensor) -> GaussianStage:
-        """Means and scales, float32 [B, M, h, w], multiples of 2^-12; z: integers about the medians [B, Nz, hz, wz]."""
+        """Return means and scales, float32 [B, M, h, w], multiples of 2^-12; z: integers about the medians [B, Nz,
+        hz, wz].
+        """
         x = _clamp(z.double() * 2.0**UNIT_BITS + self._medians).transpose(0, 1)
         for layer in self._layers:
             x = layer(x)
@@ -72,7 +74,9 @@ class IntegerHyperDecoder:
 
 
 class _Convolution:
-    """On float64 [channels, B, h, w]: output s i + r takes the input i - n times the weight at padding + r + s n."""
+    """A convolution on float64 [channels, B, h, w]; output s i + r adds input i - n times the weight at padding + r
+    + s n.
+    """
 
     def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
         given = layer.weight.detach().cpu().numpy()
@@ -115,7 +119,7 @@ class _Convolution:
 
 
 class _DenormalizeGaussians:
-    """On float64 [2M, B, h, w]: log scales and means in deviations -> scales and means."""
+    """Turn log scales and means in units of the deviation into scales and means: float64 [2M, B, h, w]."""
 
     def __init__(self, layer: DenormalizeGaussians) -> None:
         self._deviation = layer.deviation.double()[:, None, None, None]
@@ -138,7 +142,7 @@ class _DenormalizeGaussians:
 
 
 def _exponentials(numerators: range, denominator: int, device: torch.device) -> Tensor:
-    """e^(n / denominator), correctly rounded to float64."""
+    """Return e^(n / denominator) for each numerator n, correctly rounded to float64."""
     with localcontext(prec=40):
         values = [float((Decimal(n) / denominator).exp()) for n in numerators]
     return torch.tensor(values, dtype=torch.float64, device=device)

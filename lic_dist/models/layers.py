@@ -1,4 +1,4 @@
-"""Layers of our own that models are made of, beside those of torch and CompressAI."""
+"""Layers that models of lic_dist have in addition to those of torch and CompressAI."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LEAST_LOG_SCALE, MOST_LOG_SCALE = -9.0, 5.0  # of a scale in deviations, natural
 
 
 class Residual(nn.Module):
-    """x + a small network of x, [B, C, h, w]: depthwise 5x5, 1x1 to 2 C, GELU, 1x1 to C; nothing at its start."""
+    """x + a small network of x, [B, C, h, w]: depthwise 5x5, 1x1 to 2 C, GELU, 1x1 to C; it starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Residual(nn.Module):
 
 
 class Gain(nn.Module):
-    """A trained factor for each channel of [B, M, h, w]; its size is the step that lambda asks for."""
+    """A trained factor for each channel of [B, M, h, w]; its size sets the quantization step that lambda asks for."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Gain(nn.Module):
 
 
 class NormalizeChannels(nn.Module):
-    """y [B, M, h, w] in units of `deviation` float32 [M], the standard deviation of each channel of y."""
+    """Divide y [B, M, h, w] by `deviation` float32 [M], the standard deviation of each channel of y."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ class NormalizeChannels(nn.Module):
 
 
 class DenormalizeGaussians(NormalizeChannels):
-    """What h_s's last layer says, log scales and means in deviations [B, 2M, h, w] -> scales and means of y."""
+    """Turn h_s's output, log scales and means in units of the deviation [B, 2M, h, w], into scales and means of y."""
 
     def forward(self, said: Tensor) -> Tensor:
-        """[B, 2M, h, w] -> the same shape, CompressAI's order: scales first."""
+        """[B, 2M, h, w] -> the same shape, in CompressAI's order: scales first."""
         log_scales, means = said.chunk(2, 1)
         deviation = self.deviation[:, None, None]
         scales = log_scales.clamp(LEAST_LOG_SCALE, MOST_LOG_SCALE).exp() * deviation

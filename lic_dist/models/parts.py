@@ -1,6 +1,6 @@
-"""Parts of a hyperprior model: which parameters belong to the encoder, the decoder, the hyper-decoder, the prior.
+"""Parts of a hyperprior model: which parameters belong to encoder, decoder, hyper-decoder and z's prior.
 
-The medians of z's prior belong to the encoder: stored z counts from them.
+The medians of z's prior belong to the encoder, because stored z are relative to them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TABLES = (*CDF, ".scale_table", ".target")  # follow from the parameters
 
 
 def tensors(model: nn.Module, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors of a part by name; buffers that follow from others are left out."""
+    """Return the tensors of a part by name, without buffers that are computed from others."""
     return {
         name: value
         for name, value in model.state_dict().items()
@@ -41,34 +41,34 @@ def tensors(model: nn.Module, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def medians(model: nn.Module) -> Tensor:
-    """Medians of z's prior: float32 [1, Nz, 1, 1]."""
+    """Return the medians of z's prior: float32 [1, Nz, 1, 1]."""
     quantiles: Tensor = model.entropy_bottleneck.quantiles  # type: ignore[union-attr,assignment]
     return quantiles.detach()[:, 0, 1].reshape(1, -1, 1, 1)
 
 
 def encoder_digest(model: nn.Module) -> str:
-    """sha256 of what cached y and z depend on: g_a, h_a and the medians of z."""
+    """Return the sha256 of what cached y and z depend on: g_a, h_a and the medians of z."""
     part = tensors(model, ("g_a.", "h_a."))
     return digest({**part, "medians": medians(model)})
 
 
 def entropy_digest(model: nn.Module) -> str:
-    """sha256 of what cached indices depend on besides y: h_s and z's prior."""
+    """Return the sha256 of what cached indices depend on besides y: h_s and z's prior."""
     return digest(tensors(model, ENTROPY))
 
 
 def decoder_digest(model: nn.Module) -> str:
-    """sha256 of g_s."""
+    """Return the sha256 of g_s."""
     return digest(tensors(model, ("g_s.",)))
 
 
 def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of the parameters that a recipe trains: one of RECIPES, or a list of PARTS and of parameters.
+    """Return the names of the parameters that a recipe trains: one of RECIPES, or a list of PARTS and of parameters.
 
     A parameter's name may be cut at a dot: "g_s.6" stands for its weight and bias.
 
     Raises:
-        UsageError: an unknown recipe or name, or one of the encoder, which cached latents depend on.
+        UsageError: an unknown recipe or name, or a parameter of the encoder, on which cached latents depend.
     """
     wanted = RECIPES.get(recipe, (recipe,)) if isinstance(recipe, str) else tuple(recipe)
     names = [name for name, _ in model.named_parameters()]

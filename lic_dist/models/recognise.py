@@ -1,4 +1,4 @@
-"""A state_dict as found: out of its wrappers, under the present names, and which model it is of."""
+"""Recognise a state_dict: unwrap it, rename its tensors to the present names, and tell which model it belongs to."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Sizes = tuple[str, int, int]
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under the installed CompressAI's names, through up to three wrappers.
+    """Return the tensors of a checkpoint under the installed CompressAI's names, through up to three wrappers.
 
-    Prefixes of DataParallel, DDP and torch.compile are taken off; float tensors become float32.
+    Prefixes of DataParallel, DDP and torch.compile are removed; float tensors become float32.
 
     Raises:
-        LicError: no image codec's tensors, or a tensor with NaN or infinity, which is named.
+        LicError: a tensor with NaN or infinity, which is named.
     """
     for _ in range(3):
         inner = next((content[key] for key in WRAPPERS if _may_wrap(content.get(key))), None)
@@ -62,7 +62,7 @@ def _renamed(name: str) -> str:
 
 
 def _hyperprior(factor: int) -> Callable[[_Names], bool]:
-    """Whether h_s ends in `factor` channels for each of y's."""
+    """Return a test for h_s ending in `factor` channels for each channel of y."""
 
     def fits(state: _Names) -> bool:
         last, y = state.get("h_s.4.weight"), state.get("g_a.6.weight")
@@ -104,10 +104,10 @@ OTHERS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (
 
 
 def recognise(state: Mapping[str, Tensor]) -> Sizes:
-    """(architecture, N, M), read off names and shapes.
+    """Return (architecture, N, M), read off names and shapes.
 
     Raises:
-        LicError: a family that is not served, named as what it is, or no image codec.
+        LicError: a family that is not served, which is named, or no image codec.
     """
     for name, fits in OTHERS:
         if fits(state):
@@ -120,6 +120,6 @@ def recognise(state: Mapping[str, Tensor]) -> Sizes:
 
 
 def parse_published_name(name: str) -> tuple[str, str, int] | None:
-    """(architecture, metric, quality) of a file name that CompressAI publishes, else None."""
+    """Return (architecture, metric, quality) for a file name that CompressAI publishes, else None."""
     found = _PUBLISHED.match(name)
     return (found[1], found[2] or "mse", int(found[3])) if found else None

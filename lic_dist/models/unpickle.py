@@ -1,4 +1,4 @@
-"""Files of tensors, read without running what is in them: PyTorch's archives and safetensors."""
+"""Read files of tensors (PyTorch's archives, safetensors) without running code that they contain."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _BEGINNINGS = (
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file, on the CPU; of a pickle only tensors, plain data and `HARMLESS` objects.
+    """Read a checkpoint file to the CPU; from a pickle only tensors, plain data and `HARMLESS` objects.
 
     Raises:
-        LicError: another kind of file, a damaged one, or one that holds objects whose making could run code.
+        LicError: another kind of file, a damaged one, or one that holds objects whose creation could run code.
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -78,7 +78,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _diagnose(path: Path, reason: str) -> tuple[str, str]:
-    """What a file is that could not be read, and what to do."""
+    """Return what an unreadable file is, and what to do about it."""
     start = path.read_bytes()[:512]
     if not start:
         return f"{path} is not a checkpoint: it is empty", "copy it again"

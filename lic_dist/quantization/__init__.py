@@ -1,5 +1,5 @@
-"""Quantizers: rate tables, trellises, the exact search on CPU and GPU, and the record that says all of one.
+"""Quantizers: rate tables, trellises, the exact search on CPU and GPU, and the record that describes a quantizer.
 
-In: scaled latents, levels of scales, a `QuantizerRecord`. Out: integers k, the decoder's levels, bits. Exact: the same
-k on every device. Imports the ground.
+In: residuals, scale levels, a `QuantizerRecord`. Out: integers k, the decoder's levels, bits. k is the same on every
+device. Imports the ground.
 """

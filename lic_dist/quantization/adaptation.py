@@ -1,9 +1,9 @@
-"""Rate tables re-estimated from what a quantizer chose on real latents: count, tables, search again.
+"""Re-estimate rate tables from what a quantizer chose on real latents: count, make tables, search again.
 
     record --search every shard--> counts, added up --> P(k | level, Q) --> tables --> the next record
 
-Counts of shards add up, wherever they were made. Every adaptation makes zeros cheaper, so watch the loss L on latents
-that were not counted, never the bits.
+Counts of shards add up, wherever they were made. Every adaptation makes zeros cheaper, so judge it by the loss L on
+latents that were not counted, never by the bits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def gaussian_record(
     rounding: float = 0.5,
     z_tables: CdfTables | None = None,
 ) -> QuantizerRecord:
-    """A quantizer with the Gaussian's own index distributions, which adaptation starts from; see `QuantizerRecord`."""
+    """Return a quantizer with the Gaussian's own index distributions, where adaptation starts; see
+    `QuantizerRecord`.
+    """
     record = QuantizerRecord(
         name=name,
         step=step,
@@ -50,14 +52,16 @@ def gaussian_record(
 
 
 def count_indices(quantizer: Quantizer, part: Part, threads: int = 1) -> NDArray[Any]:
-    """How often a quantizer chooses each |k| in each row on a shard: int64 [rows, K+1]. Counts of shards add up."""
+    """Count how often a quantizer chooses each |k| in each row on a shard: int64 [rows, K+1]. Counts of shards add
+    up.
+    """
     record, (r, level) = quantizer.record, part
     k = quantizer.quantize(r, level, threads)
     return count(k, quantizer.rows(k, level), pmf_shape(record.step, record.trellis))
 
 
 def record_from_counts(record: QuantizerRecord, counts: NDArray[Any]) -> QuantizerRecord:
-    """The record with tables re-estimated from counts, shrunk towards the analytic ones (`adapted_pmf`)."""
+    """Return the record with tables re-estimated from counts, shrunk towards the analytic ones (`adapted_pmf`)."""
     prior = analytic_pmf(record.step, record.trellis, record.rounding)
     tables = tables_from_pmf(adapted_pmf(counts, prior))
     rounds = int(record.notes.get("rounds", 0)) + 1
@@ -67,7 +71,9 @@ def record_from_counts(record: QuantizerRecord, counts: NDArray[Any]) -> Quantiz
 def adaptation_rounds(
     record: QuantizerRecord, parts: Sequence[Part], rounds: int, threads: int = 1
 ) -> Iterator[QuantizerRecord]:
-    """Yield the record of each round. Quantizers that do not search choose the same at any rates: one round."""
+    """Yield the record of each round. Quantizers without a search choose the same k at any rates, so they have one
+    round.
+    """
     for _ in range(rounds if record.name in SEARCHED else min(rounds, 1)):
         quantizer = Quantizer(record)
         record = record_from_counts(record, sum_counts(count_indices(quantizer, part, threads) for part in parts))
@@ -75,6 +81,6 @@ def adaptation_rounds(
 
 
 def sum_counts(counts: Iterable[NDArray[Any]]) -> NDArray[Any]:
-    """The sum of the counts of one or more shards."""
+    """Return the sum of the counts of one or more shards."""
     first, *others = counts
     return sum(others, first)

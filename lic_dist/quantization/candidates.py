@@ -1,10 +1,11 @@
-"""What a step of the trellis search costs: candidates, their rates, branch costs; compiled, SIMD along the lanes.
+"""The costs of one step of the trellis search: candidates, their rates, branch costs; compiled, SIMD along the lanes.
 
-An element's candidates are the union levels m0..m0+3, m0 = max(1, floor(|r|/D) - 1), and zero. The four fall into the
-four branch classes, m modulo 4: the quantizer and the parity of the index. Zero competes in the classes 0 and 3.
+An element's candidates are the union levels m0..m0+3, m0 = max(1, floor(|r|/D) - 1), and zero. The four levels fall
+into the four branch classes, m modulo 4: the quantizer and the parity of the index. Zero competes in the classes 0 and
+3.
 
-    r, level [lane, step] --tile_candidates--> |r|/D, where the rates stand --look_up, transposed--> [step, lane]
-                          --branch_costs--> costs [class, lane] of two steps, and what took zero
+    r, level [lane, step] --tile_candidates--> |r|/D, position of the rates --look_up, transposed--> [step, lane]
+                          --branch_costs--> costs [class, lane] of two steps, and which classes took zero
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def tile_candidates(
     index: NDArray[Any],
     row: NDArray[Any],
 ) -> np.int32:
-    """Of a tile, [lane, step]: |r|/D, where the rates of its candidates stand in quads, and the level.
+    """Fill in for a tile, [lane, step]: |r|/D, the index of its candidates' rates in quads, and the level.
 
     Returns the largest |r|/D as its bits, which sort as the numbers do, infinity and NaN last. Candidates beyond the
-    table have the index of its last column.
+    table get the index of its last column.
     """
     columns = _I(quads.shape[1])
     last = _I(columns - 1)
@@ -77,9 +78,10 @@ def look_up(
     high: NDArray[Any],
     zero: NDArray[Any],
 ) -> None:
-    """Transpose a panel of a tile into [step, lane]: |r|/D, the rates of its candidates by class, those of zero.
+    """Transpose a panel of a tile into [step, lane]: |r|/D, its candidates' rates by class, and the rates of zero.
 
-    Two lanes a turn, whose 32-bit values are stored as one word: stores to many lines are what this costs.
+    Two lanes are handled at once, their 32-bit values stored as one word, because stores to many cache lines dominate
+    the time.
     """
     flat_position, flat_index = position.view(np.int32).ravel(), index.ravel()
     flat_row, flat_quads = row.ravel(), quads.ravel()
@@ -99,7 +101,7 @@ def look_up(
 
 @njit(nogil=True)
 def _pack_word(lower: np.int32, upper: np.int32) -> np.int64:
-    """Two 32-bit values in one word, little end first."""
+    """Pack two 32-bit values into one word, the lower one first."""
     return np.int64(np.uint32(lower)) | (np.int64(upper) << 32)
 
 
@@ -115,7 +117,7 @@ def look_up_escapes(
     low: NDArray[Any],
     high: NDArray[Any],
 ) -> None:
-    """Put right the rates of candidates beyond the table, all four of them escapes."""
+    """Correct the rates of candidates beyond the table, all four of which are escapes."""
     for lane in range(size):
         for offset in range(PANEL):
             smallest = smallest_level(position[lane, start + offset])
@@ -126,19 +128,19 @@ def look_up_escapes(
 
 @njit(nogil=True)
 def smallest_level(position: np.float32) -> np.int32:
-    """The smallest union level of the candidates, m0."""
+    """Return the smallest union level of the candidates, m0."""
     return max(_I(_I(position) - _I(1)), _I(1))
 
 
 @njit(nogil=True)
 def candidate_level(smallest: np.int32, number: np.int32) -> np.int32:
-    """The union level of a branch class among m0..m0+3."""
+    """Return the union level of a branch class among m0..m0+3."""
     return _I(_I(_I(smallest + _I(3) - number) & _I(-4)) + number)
 
 
 @njit(nogil=True)
 def _escaped(smallest: np.int32, level: int, levels: int, reach: NDArray[Any], flag: NDArray[Any]) -> np.int64:
-    """Rates of four escapes, packed by class: the flag's cost, and the nibbles after their number."""
+    """Return the rates of four escapes, packed by class: the cost of the flag, and of the nibbles."""
     packed = np.int64(0)
     for number in range(4):
         m = candidate_level(_I(smallest), _I(number))
@@ -149,7 +151,7 @@ def _escaped(smallest: np.int32, level: int, levels: int, reach: NDArray[Any], f
 
 @njit(nogil=True)
 def bypass_cost(beyond: int) -> int:
-    """The bypass bits of an escape by beyond >= 1, in 1/256 bit."""
+    """Return the bypass bits of an escape by beyond >= 1, in 1/256 bit."""
     value, nibbles = 2 * beyond, 0
     while value > 0:  # NaN may come this far as a negative number, which the search's caller refuses afterwards
         nibbles += 1
@@ -158,7 +160,7 @@ def bypass_cost(beyond: int) -> int:
 
 
 def _rint(typing: Any, value: Any) -> Any:
-    """Round half to even, as one instruction: numba's own `np.rint` is a call, which keeps loops from being SIMD."""
+    """Round half to even in one instruction. numba's own `np.rint` is a call, which keeps loops from being SIMD."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         function = builder.module.declare_intrinsic("llvm.rint", [ir.FloatType()])
@@ -172,7 +174,7 @@ rint: Any = intrinsic(_rint)
 
 @njit(nogil=True)
 def distortion(difference: np.float32, weight: np.float32) -> np.int32:
-    """Rounded distortion in 1/256 bit of a difference in steps D."""
+    """Return the rounded distortion in 1/256 bit of a difference in steps D."""
     distortion = difference * difference * weight
     return _I(rint(distortion if distortion < SATURATION else SATURATION))
 
@@ -181,7 +183,7 @@ def distortion(difference: np.float32, weight: np.float32) -> np.int32:
 def _step_costs(
     position: np.float32, weight: np.float32, low: np.int32, high: np.int32, zero: np.int32
 ) -> tuple[np.int32, np.int32, np.int32, np.int32, np.uint8]:
-    """Costs of the four branch classes of one latent, and a nibble: which of them take zero (0 and 3 can)."""
+    """Return the costs of one latent's four branch classes, and a nibble of which of them take zero (0 and 3 can)."""
     smallest = smallest_level(position)
     cost0 = _I(distortion(position - np.float32(candidate_level(smallest, _I(0))), weight) + _I(low & _I(0xFFFF)))
     cost1 = _I(distortion(position - np.float32(candidate_level(smallest, _I(1))), weight) + _I(low >> _I(16)))
@@ -203,7 +205,9 @@ def branch_costs(
     branch: NDArray[Any],
     zeros: NDArray[Any],
 ) -> None:
-    """Branch costs of two steps, [2, 4, lane], and the two nibbles of what took zero, in a byte."""
+    """Fill in the branch costs of two steps, [2, 4, lane], and in a byte the two nibbles of the classes that took
+    zero.
+    """
     width = len(weight)
     first_low, second_low, first_high, second_high = low[0], low[1], high[0], high[1]
     first_scaled, second_scaled, first_zero, second_zero = scaled[0], scaled[1], zero[0], zero[1]

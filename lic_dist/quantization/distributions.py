@@ -1,7 +1,7 @@
-"""P(k | sigma, Q): what a Gaussian gives, and what counts of real indices say.
+"""P(k | sigma, Q): as a Gaussian gives it, and as counts of real indices give it.
 
-Both are by |k|, of one sign each, a row for each active quantizer and scale level; `rates.tables_from_pmf` makes the
-coder's integers of them.
+Both are by |k|, for one sign, with a row for each active quantizer and scale level. `rates.tables_from_pmf` turns them
+into the coder's integers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _TAIL_SIGMAS = 6.2  # |r| beyond this many sigmas has a probability below 1e-9
 
 
 def pmf_shape(step: float, trellis: Trellis) -> tuple[int, int]:
-    """Rows and columns of `analytic_pmf`, [Q * LEVELS, K+1], and so of counts."""
+    """Return the rows and columns of `analytic_pmf`, [Q * LEVELS, K+1], which counts share."""
     spacing = step * trellis.quantizers
     largest = min(int(np.ceil(_TAIL_SIGMAS * float(SCALES[-1]) / spacing)) + 2, 2 * WIDEST_REACH)
     return trellis.quantizers * LEVELS, largest + 1
 
 
 def analytic_pmf(step: float, trellis: Trellis, rounding: float = 0.5) -> NDArray[Any]:
-    """P(k | sigma, Q) of a zero-mean Gaussian by |k|, of one sign each: float64 [Q * LEVELS, K+1].
+    """Return P(k | sigma, Q) of a zero-mean Gaussian by |k|, for one sign: float64 [Q * LEVELS, K+1].
 
     A row's first entry plus twice the others is 1 (up to 1e-9). The density is integrated over the cell of the active
     quantizer, in steps: scalar from |k| - xi to |k| + 1 - xi (xi = `rounding`); Q0 2|k| -+ 1; Q1: 0 in -+1/2, |k| = 1
@@ -48,10 +48,9 @@ def analytic_pmf(step: float, trellis: Trellis, rounding: float = 0.5) -> NDArra
 
 
 def count(k: NDArray[Any], rows: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
-    """How often |k| occurred in each row, both signs together: int64 [rows, K+1]; the last column is "K or
-    more".
+    """Count how often |k| occurred in each row, both signs together: int64 [rows, K+1]; the last column is K or more.
 
-    `k` int16 and `rows` int32 of one shape; `shape` is (rows, K+1). Counts of shards add up.
+    `k` int16 and `rows` int32 have one shape; `shape` is (rows, K+1). Counts of shards add up.
     """
     k16, rows32 = np.ascontiguousarray(k, np.int16), np.ascontiguousarray(rows, np.int32)
     if k16.shape != rows32.shape:
@@ -63,10 +62,10 @@ def count(k: NDArray[Any], rows: NDArray[Any], shape: tuple[int, int]) -> NDArra
 
 
 def adapted_pmf(counts: NDArray[Any], prior: NDArray[Any], strength: float = 1.0) -> NDArray[Any]:
-    """P by |k| of one sign from counts, shrunk towards a prior: float64 of the counts' shape, never zero.
+    """Return P by |k|, for one sign, from counts shrunk towards a prior: float64 of the counts' shape, never zero.
 
-    The prior row weighs as much as `strength` observations for each of its effective symbols (2 to the
-    entropy): a wide row has more to learn from its counts than a narrow one.
+    The prior row weighs as much as `strength` observations for each of its effective symbols (2 to the entropy): a wide
+    row has more to learn from its counts than a narrow one.
     """
     if counts.shape != prior.shape:
         raise ValueError(f"counts have shape {counts.shape}, the prior {prior.shape}")

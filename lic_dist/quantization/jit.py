@@ -1,4 +1,4 @@
-"""numba's compiler with its cache on disk, wherever there is a place for one."""
+"""numba's compiler with its cache on disk, in whatever folder can be written."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _config: Any = numba.config
 
 
 class _Cache(FunctionCache):
-    """numba's cache of a function; what is found there runs without all that only the compiler needs: a third of a
-    second, with scipy's BLAS."""
+    """numba's cache of a function. Loading from it skips what only the compiler needs, scipy's BLAS among it: a
+    third of a second.
+    """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         rtsys.initialize(target_context)
@@ -28,11 +29,11 @@ class _Cache(FunctionCache):
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile at the first call, without the GIL, and keep the machine code on disk.
+    """Compile a function at its first call, without the GIL, and keep the machine code on disk.
 
-    numba keeps it in NUMBA_CACHE_DIR, beside the source, or in the user's cache folder. Where none of them can be
-    written (a read-only installation, a user without a home) it is kept in the folder for temporary files; where that
-    too is refused, the code is compiled anew in each process.
+    numba keeps it in NUMBA_CACHE_DIR, beside the source, or in the user's cache folder. If none of these can be written
+    (a read-only installation, a user without a home) it is kept in the folder for temporary files; if that fails too,
+    each process compiles again.
     """
     compiled: Any = njit(nogil=True)(function)
     try:

@@ -1,4 +1,4 @@
-"""Compiled loops over [lanes, steps] beside the trellis search: the state machine walked, bits, counts.
+"""Compiled loops over [lanes, steps] other than the trellis search: walking the state machine, bits, counts.
 
 All release the GIL and take their tables as arrays.
 """
@@ -15,7 +15,9 @@ from lic_dist.quantization.jit import kernel
 
 @kernel
 def _peak_bits(bits: NDArray[Any]) -> np.int32:
-    """The largest |x| of float32 given as int32, as int32: magnitudes sort as integers, infinity and NaN last."""
+    """Return the largest |x| of float32 given as int32, as int32: magnitudes sort as integers, infinity and NaN
+    last.
+    """
     largest = np.int32(0)
     for position in range(len(bits)):
         largest = max(largest, np.int32(bits[position] & np.int32(0x7FFFFFFF)))
@@ -23,13 +25,13 @@ def _peak_bits(bits: NDArray[Any]) -> np.int32:
 
 
 def largest_magnitude(x: NDArray[Any]) -> float:
-    """The largest |x| of float32 [n]; infinite or NaN where one is."""
+    """Return the largest |x| of float32 [n]; infinite or NaN where one is."""
     return float(np.array(_peak_bits(x.view(np.int32)), np.int32).view(np.float32))
 
 
 @kernel
 def active_quantizers(k: NDArray[Any], quantizer: NDArray[Any], next_state: NDArray[Any]) -> NDArray[Any]:
-    """The active quantizers, uint8, along each lane of k int16 [lanes, steps]."""
+    """Return the active quantizers, uint8, along each lane of k int16 [lanes, steps]."""
     lanes, steps = k.shape
     active = np.empty((lanes, steps), np.uint8)
     for lane in range(lanes):
@@ -44,7 +46,7 @@ def active_quantizers(k: NDArray[Any], quantizer: NDArray[Any], next_state: NDAr
 def symbol_bits(
     k: NDArray[Any], rows: NDArray[Any], bits: NDArray[Any], size: NDArray[Any], offset: NDArray[Any]
 ) -> NDArray[Any]:
-    """Bits, float64, of indices k in rows, int32 [n] each; bits [rows, width-1] by symbol, escapes last."""
+    """Return the bits, float64, of indices k in rows, int32 [n] each; bits [rows, width-1] by symbol, escapes last."""
     result = np.empty(len(k), np.float64)
     for position in range(len(k)):
         row = rows[position]
@@ -64,7 +66,7 @@ def symbol_bits(
 
 @kernel
 def count_magnitudes(k: NDArray[Any], rows: NDArray[Any], row_count: int, width: int) -> NDArray[Any]:
-    """Counts int64 [row_count, width] of |k| by row; the last column takes every larger |k|."""
+    """Count |k| by row: int64 [row_count, width]; the last column takes every larger |k|."""
     counts = np.zeros((row_count, width), np.int64)
     for position in range(len(k)):
         magnitude = abs(np.int32(k[position]))
@@ -75,7 +77,8 @@ def count_magnitudes(k: NDArray[Any], rows: NDArray[Any], row_count: int, width:
 
 @kernel
 def proportional_frequencies(shares: NDArray[Any], weight: NDArray[Any], total: int) -> NDArray[Any]:
-    """max(1, round(factor shares)), int64 [n], at the largest factor (64 bisections) whose weighted sum is <= total.
+    """Return max(1, round(factor shares)), int64 [n], for the largest factor with a weighted sum <= total (64
+    bisections).
 
     shares float64 [n] and weight int64 [n]; halves are rounded up.
     """

@@ -1,13 +1,13 @@
-"""Quantizers at work: searches, the state machine walked, levels, bits.
+"""Apply quantizers: search, walk the state machine, reconstruct levels, count bits.
 
     r = y - means --quantize--> k --dequantize--> level, y_hat = means + level
                                  \\--rows--> table rows --> bits, or the entropy coder
 
-Layout everywhere: [lanes, steps]. A lane is one channel of one image (image-major), its steps are the positions in
+The layout is always [lanes, steps]. A lane is one channel of one image (image-major), its steps are the positions in
 raster order, and every lane starts in state 0.
 
-Arrays and tensors are served alike, and the same kind comes back. Arrays and tensors of the CPU go through the
-compiled kernels; tensors of a GPU stay there (Triton where it is installed, else torch). All give the same integers.
+Arrays and tensors are both accepted, and the same kind is returned. Arrays and CPU tensors go through the compiled
+kernels; tensors of a GPU stay there (Triton where it is installed, else torch). All give the same integers.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ PIECES = 2  # of the lanes, for each thread
 def search(
     r: Any, level: Any, weight: Any, step: float, tables: CdfTables | SearchRates, trellis: Trellis, threads: int = 1
 ) -> tuple[Any, Any]:
-    """The path of least cost through a trellis: indices int16 [lanes, steps], costs int64 [lanes] in 1/256 bit.
+    """Find the path of least cost through a trellis: indices int16 [lanes, steps], costs int64 [lanes] in 1/256 bit.
 
     r float32 [lanes, steps]; level, unsigned, [lanes, steps], the scale level; weight float32 [lanes], the cost in
     1/256 bit of a squared error of one step D (`QuantizerRecord.lane_weights`); step D; tables of rows Q * levels +
-    level. The lanes are shared out over `threads` of the CPU. Bit-identical to `reference.search`. LicError where r is
-    not finite or an index would not fit; ValueError for a machine without a trellis, or arguments that do not fit.
+    level. The lanes are divided among `threads` of the CPU. The result equals that of `reference.search` bit for bit.
+    LicError where r is not finite or an index would not fit; ValueError for a machine without a trellis, or arguments
+    that do not fit.
     """
     if trellis.quantizers != 2:
         raise ValueError(f"{trellis.name} has no trellis to search: it has one quantizer")
@@ -69,7 +70,9 @@ def search(
 def rdoq(
     r: Any, level: Any, weight: Any, step: float, tables: CdfTables | SearchRates, threads: int = 1
 ) -> tuple[Any, Any]:
-    """Rate-distortion optimized scalar quantization: arguments, results and errors as `search`, rows = levels."""
+    """Quantize by rate-distortion optimized scalar quantization; arguments, results and errors as `search`, rows =
+    levels.
+    """
     rates = tables if isinstance(tables, SearchRates) else search_rates(tables)
 
     def on_cpu(r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], k: NDArray[Any], cost: NDArray[Any]) -> None:
@@ -94,7 +97,7 @@ def _run_search(
     on_cpu: Callable[..., None],
     on_device: Callable[..., tuple[Any, Any]],
 ) -> tuple[Any, Any]:
-    """Check the arguments of a search and run it where r lives."""
+    """Check the arguments of a search and run it on the device of r."""
     if not _on_cpu(r):
         r, weight = r.float(), torch.as_tensor(weight, dtype=torch.float32, device=r.device).contiguous()
     else:
@@ -131,7 +134,7 @@ def _contiguous(values: Any, dtype: Any) -> NDArray[Any]:
 
 
 def _checked_levels(level: Any, shape: Any, count: int) -> Any:
-    """Levels beside values of this shape, unsigned, below `count`: contiguous on the CPU; ValueError otherwise."""
+    """Return levels of this shape, unsigned and below `count`, contiguous on the CPU; ValueError for others."""
     if _on_cpu(level):
         level = _contiguous(level, None)
     if str(level.dtype).removeprefix("torch.") not in ("uint8", "uint16"):
@@ -144,7 +147,7 @@ def _checked_levels(level: Any, shape: Any, count: int) -> Any:
 
 
 def _check_range(r: Any, step: float, limit: int) -> None:
-    """LicError unless |r| / step is finite and at most `limit`."""
+    """Raise LicError unless |r| / step is finite and at most `limit`."""
     if 0 in r.shape:
         return
     peak = kernels.largest_magnitude(_contiguous(r, np.float32).ravel()) if _on_cpu(r) else float(r.abs().max())
@@ -158,7 +161,7 @@ def _check_range(r: Any, step: float, limit: int) -> None:
 
 
 class Quantizer:
-    """A quantizer record put to work: stateless, safe to share between threads.
+    """A quantizer record, ready for use: stateless, safe to share between threads.
 
     Every method takes arrays or tensors [lanes, steps] and returns the same kind.
     """
@@ -172,9 +175,9 @@ class Quantizer:
         return search_rates(self.record.y_tables)
 
     def quantize(self, r: Any, level: Any, threads: int = 1) -> Any:
-        """Indices int16 of residuals r = y - means, float32 [lanes, steps]; level uint8, the same shape.
+        """Return indices int16 of residuals r = y - means, float32 [lanes, steps]; level uint8, the same shape.
 
-        SQ and the dead zone round; RDOQ and TCQ search (`threads` of the CPU). The lanes are whole images of the
+        SQ and the dead zone round; RDOQ and TCQ search (on `threads` of the CPU). The lanes are whole images of the
         record's M channels. LicError where r is not finite or an index does not fit 16 bits.
         """
         record = self.record
@@ -194,19 +197,19 @@ class Quantizer:
         return search(r, level, weight, record.step, self._rates, self.trellis, threads)[0]
 
     def active(self, k: Any) -> Any:
-        """The active quantizer of each index, uint8 [lanes, steps]."""
+        """Return the active quantizer of each index, uint8 [lanes, steps]."""
         return active(k, self.trellis)
 
     def rows(self, k: Any, level: Any) -> Any:
-        """The table row of each index, int32 [lanes, steps]: Q * 64 + level."""
+        """Return the table row of each index, int32 [lanes, steps]: Q * 64 + level."""
         return table_rows(k, level, self.trellis, LEVELS)
 
     def dequantize(self, k: Any) -> Any:
-        """Reconstruction levels, float32 [lanes, steps]: y_hat = means + level."""
+        """Return reconstruction levels, float32 [lanes, steps]: y_hat = means + level."""
         return levels(k, self.active(k), self.record.step, self.trellis, self.record.shift)
 
     def bits(self, k: Any, level: Any) -> Any:
-        """Estimated bits of each lane, float64 [lanes], escapes included."""
+        """Return the estimated bits of each lane, float64 [lanes], escapes included."""
         lanes: Any = self.record.y_tables.bits(_to_numpy(k), _to_numpy(self.rows(k, level))).sum(axis=1)
         return torch.from_numpy(lanes).to(k.device) if isinstance(k, torch.Tensor) else lanes
 
@@ -220,7 +223,7 @@ def _to_numpy(values: Any) -> NDArray[Any]:
 
 
 def active(k: Any, trellis: Trellis) -> Any:
-    """The active quantizer of each index k int16 [lanes, steps]: uint8, same shape and kind."""
+    """Return the active quantizer of each index k int16 [lanes, steps]: uint8, same shape and kind."""
     if not _on_cpu(k):
         return tensors.active(k, trellis)
     if trellis.states == 1:
@@ -233,7 +236,9 @@ def active(k: Any, trellis: Trellis) -> Any:
 
 
 def table_rows(k: Any, level: Any, trellis: Trellis, count: int) -> Any:
-    """The table row of each index of so many levels, int32 [lanes, steps]: Q * count + level; array or tensor."""
+    """Return the table row of each index with `count` levels, int32 [lanes, steps]: Q * count + level; array or
+    tensor.
+    """
     level = _checked_levels(level, k.shape, count)
     q = active(k, trellis)
     if not _on_cpu(k):

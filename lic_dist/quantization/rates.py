@@ -1,11 +1,11 @@
-"""Integer rate tables: what an index costs, exactly as the entropy coder will charge it.
+"""Integer rate tables: what an index costs, exactly as the entropy coder charges it.
 
 A table row is the distribution of an index k given the active quantizer Q and the scale level:
 
     row = Q * LEVELS + level                (for y; for z a row is a channel)
 
-Tables have CompressAI's own form (`_quantized_cdf`, `_cdf_length`, `_offset`; 16 bit; the last symbol is an
-escape), so its coder takes them as they are. What the search minimizes is read off the same integers.
+Tables have CompressAI's form (`_quantized_cdf`, `_cdf_length`, `_offset`; 16 bit; the last symbol is an escape), so
+that its coder takes them unchanged. The search minimizes costs that are read off the same integers.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ _LEAST_COUNT = 0.25
 
 
 def level_index(scales: Any, rule: str = "nearest") -> Any:
-    """The scale level, uint8, of scales (float32, array or tensor; the same kind comes back, same shape).
+    """Return the scale level, uint8, of scales (float32, array or tensor; same kind and shape).
 
-    "nearest" is the nearest in log sigma. "above" is CompressAI's `build_indexes`: the next one up, scales
-    below 0.11 raised to it; it costs 1.17 % rate and serves only rows that must equal `eval_model`.
+    "nearest" is the nearest in log sigma. "above" is CompressAI's `build_indexes`: the next one up, scales below 0.11
+    raised to it; it costs 1.17 % rate and serves only rows that must equal `eval_model`.
     """
     if rule not in _THRESHOLDS:
         raise ValueError(f"no level rule {rule!r}: there are {', '.join(LEVEL_RULES)}")
@@ -109,7 +109,7 @@ class CdfTables:
 
     @property
     def symmetric(self) -> bool:
-        """Whether every row charges k and -k alike (but for the escapes' sign, see `bypass_bits`)."""
+        """Whether every row charges k and -k alike (except for the escapes' sign, see `magnitude_bypass_bits`)."""
         centre = self.size - 3 + 2 * self.offset
         if (centre != 0).any():
             return False
@@ -121,13 +121,13 @@ class CdfTables:
 
     @cached_property
     def symbol_bits(self) -> NDArray[Any]:
-        """Float64 [rows, width-1]: -log2 of each symbol's share, the escape's flag included."""
+        """-log2 of each symbol's probability, the escape's flag included: float64 [rows, width-1]."""
         frequencies = np.where(np.arange(1, self.cdf.shape[1]) < self.size[:, None], np.diff(self.cdf), TOTAL)
         bits: NDArray[Any] = np.log2(TOTAL) - np.log2(frequencies)
         return bits
 
     def bits(self, k: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-        """Bits, float64, of each index k coded with its row (same shape); escapes with their bypass bits."""
+        """Return the bits, float64, of each index k coded with its row (same shape); escapes with their bypass bits."""
         k32, rows32 = np.ascontiguousarray(k, np.int32), np.ascontiguousarray(rows, np.int32)
         if k32.shape != rows32.shape:
             raise ValueError(f"k has shape {k32.shape}, rows {rows32.shape}")
@@ -138,7 +138,7 @@ class CdfTables:
         return found
 
     def _magnitude_bits(self, largest: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """By |k| = 0..largest: bits of the symbol or the escape's flag, and bypass bits: float64."""
+        """Return for |k| = 0..largest the bits of the symbol or of the escape's flag, and the bypass bits: float64."""
         if not self.symmetric:
             raise ValueError("costs by |k| need symmetric tables")
         table, reach = self.symbol_bits, self.reach()[:, None]
@@ -148,29 +148,28 @@ class CdfTables:
         return np.take_along_axis(table, symbol, axis=1), magnitude_bypass_bits(beyond)
 
     def reach(self) -> NDArray[Any]:
-        """Int32 [rows]: the largest |k| of a symmetric row that is not escaped."""
+        """Return the largest |k| of each symmetric row that is not escaped: int32 [rows]."""
         return (self.size - 3) // 2
 
     def costs(self, largest: int) -> NDArray[Any]:
-        """Costs by |k| in 1/256 bit, int32 [rows, largest+1]; ValueError for asymmetric tables."""
+        """Return costs by |k| in 1/256 bit, int32 [rows, largest+1]; ValueError for asymmetric tables."""
         symbol, bypass = self._magnitude_bits(largest)
         costs: NDArray[Any] = (np.rint(COST_UNIT * symbol) + COST_UNIT * bypass).astype(np.int32)
         return costs
 
 
 def magnitude_bypass_bits(beyond: NDArray[Any]) -> NDArray[Any]:
-    """Bypass bits of an escape by |k| = reach + 1 + beyond, the mean over both signs; 0 where beyond is
-    negative.
+    """Return the bypass bits of an escape by |k| = reach + 1 + beyond, the mean over signs; 0 where beyond is negative.
 
-    CompressAI's coder writes the escaped value v as nibbles after their number: v = 2 beyond for k > 0 and
-    2 beyond + 1 for k < 0. Only for beyond = 0 do the signs differ: 4 and 8 bits.
+    CompressAI's coder writes the number of nibbles and then the escaped value v in nibbles: v = 2 beyond for k > 0 and
+    2 beyond + 1 for k < 0. The signs differ only for beyond = 0: 4 and 8 bits.
     """
     nibbles = sum((2 * np.maximum(beyond, 0) >= 16**power).astype(np.int64) for power in range(5))
     return np.where(beyond < 0, 0, np.where(beyond == 0, 6, 4 + 4 * nibbles)).astype(np.float64)
 
 
 def bits_table(tables: CdfTables, largest: int) -> NDArray[Any]:
-    """-log2 P by |k| = 0..largest, float32 [Q, LEVELS, largest+1], escapes included: the rate of training."""
+    """Return -log2 P by |k| = 0..largest, float32 [Q, LEVELS, largest+1], escapes included: the rate for training."""
     symbol, bypass = tables._magnitude_bits(largest)
     bits: NDArray[Any] = (symbol + bypass).astype(np.float32).reshape(-1, LEVELS, largest + 1)
     return bits
@@ -178,10 +177,11 @@ def bits_table(tables: CdfTables, largest: int) -> NDArray[Any]:
 
 @dataclass(frozen=True, eq=False)
 class SearchRates:
-    """What a search reads: costs in 1/256 bit by |k| up to `largest`, and what continues them without an end.
+    """What a search reads: costs in 1/256 bit by |k| up to `largest`, and what extends them to any |k|.
 
     costs int32 [rows, largest+1]; reach int32 [rows]; flag int32 [rows], the cost of the escape's flag. The table ends
-    past every row's reach, so beyond it an index costs `flag` and its bypass bits. No cost exceeds 15 bits.
+    beyond every row's reach; further out an index costs `flag` and its bypass bits. No cost in the table exceeds 15
+    bits.
     """
 
     costs: NDArray[Any]
@@ -220,7 +220,7 @@ class SearchRates:
         return np.ascontiguousarray(in_q0 | in_q1 << 16)
 
     def cost(self, row: int, magnitude: int) -> int:
-        """Cost of |k| = magnitude in a row, whatever its size."""
+        """Return the cost of |k| = magnitude in a row, for any magnitude."""
         if magnitude <= self.largest:
             return int(self.costs[row, magnitude])
         bypass = magnitude_bypass_bits(np.array(magnitude - int(self.reach[row]) - 1))
@@ -228,7 +228,7 @@ class SearchRates:
 
 
 def search_rates(tables: CdfTables) -> SearchRates:
-    """The rates of a search from the coder's tables (symmetric ones; ValueError otherwise)."""
+    """Return the rates of a search from the coder's tables (symmetric ones; ValueError otherwise)."""
     reach = tables.reach()
     largest = int(reach.max()) + 3  # whole candidate sets of the table's edge
     flag_bits = np.take_along_axis(tables.symbol_bits, tables.size[:, None] - 2, axis=1)[:, 0]
@@ -240,12 +240,11 @@ def search_rates(tables: CdfTables) -> SearchRates:
 
 
 def tables_from_pmf(pmf: NDArray[Any]) -> CdfTables:
-    """Symmetric integer tables from P by |k| of one sign, float64 [rows, K+1].
+    """Return symmetric integer tables from P by |k| of one sign, float64 [rows, K+1].
 
-    What a row lacks to 1 is its escape's. Rows are cut where the tail no longer earns a symbol, and always
-    before K (whose count is "K or more"). Every symbol and the escape get at least 1; a row sums to 65536.
-    Frequencies minimize the expected code length: proportional ones by bisection, what is left to the
-    symbols that gain most.
+    The escape gets what a row lacks to 1. A row is cut where its tail is not worth a symbol, and always before K (whose
+    count is "K or more"). Every symbol and the escape get at least 1; a row sums to 65536. Frequencies minimize the
+    expected code length: proportional ones by bisection, and the remainder for the symbols that gain most.
     """
     if pmf.ndim != 2 or pmf.shape[1] < 3 or not ((pmf >= 0) & (pmf <= 1)).all():
         raise ValueError("pmf is [rows, K+1] with K >= 2, each between 0 and 1")
@@ -260,7 +259,7 @@ def tables_from_pmf(pmf: NDArray[Any]) -> CdfTables:
 
 
 def _row_frequencies(pmf: NDArray[Any]) -> NDArray[Any]:
-    """Integers [f_0, f_1, .., f_reach, f_escape], f_0 + 2 (f_1 + .. + f_reach) + f_escape = 65536."""
+    """Return integers [f_0, f_1, .., f_reach, f_escape], f_0 + 2 (f_1 + .. + f_reach) + f_escape = 65536."""
     worthwhile = np.flatnonzero(pmf[1:] * TOTAL >= _LEAST_COUNT) + 1
     reach = int(worthwhile[-1]) if len(worthwhile) else 0
     reach = min(max(reach, _SMALLEST_REACH), WIDEST_REACH, len(pmf) - 2)

@@ -1,4 +1,4 @@
-"""The quantizer record: everything a quantizer needs, as data, stored and hashed, never recomputed."""
+"""The quantizer record: all data of a quantizer, stored and hashed, never recomputed."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _UNIFORM = CdfTables(np.array([[0, 1 << 15, 1 << 16]]), np.array([3]), np.array(
 
 @dataclass(frozen=True, eq=False)
 class QuantizerRecord:
-    """A quantizer, and the rates it counts with. Two records with the same digest write the same bits.
+    """A quantizer and its rate tables. Two records with the same digest write the same bits.
 
-    name          "sq", "deadzone", "rdoq" or "tcq"
-    step          Delta of the scalar quantizers, D of TCQ's union lattice, in units of the latent
-    lmbda         lambda of the loss lmbda 255^2 MSE + bpp
-    lambda_scale  g of the price of a bit, lambda_q = g 3 / (lmbda 255^2); the searches' alone
-    weights       float32 [M]: S_c, squared change of the picture for a unit change of a latent of channel c
-    level_rule    "nearest" or "above": how a scale becomes a level
-    y_tables      rows Q * 64 + level
-    trellis       TCQ's state machine; SCALAR for the others
-    rounding      xi of the dead zone, up to 1/2
-    shift         delta of the reconstruction: levels lie so many steps further from zero than the search has them
-    refine        steps that move y before the search (models/refine.py)
-    z_tables      rows are channels of z; a quantizer that codes no z may leave them out
-    notes         provenance, plain JSON: standard errors, calibration curve; not part of the digest
+        name          "sq", "deadzone", "rdoq" or "tcq"
+        step          Delta of the scalar quantizers, D of TCQ's union lattice, in units of the latent
+        lmbda         lambda of the loss lmbda 255^2 MSE + bpp
+        lambda_scale  g in the price of a bit, lambda_q = g 3 / (lmbda 255^2); only searches use it
+        weights       float32 [M]: S_c, squared change of the picture for a unit change of a latent of channel c
+        level_rule    "nearest" or "above": how a scale becomes a level
+        y_tables      rows Q * 64 + level
+        trellis       TCQ's state machine; SCALAR for the others
+        rounding      xi of the dead zone, up to 1/2
+        shift         delta of the reconstruction: levels lie so many steps further from zero than in the search
+        refine        gradient steps of y before the search (models/refine.py)
+        z_tables      rows are channels of z; a quantizer that codes no z may leave them out
+        notes         provenance, plain JSON: standard errors, calibration curve; not part of the digest
 
-    Raises ValueError where a field cannot be.
+    Raises ValueError for an invalid field.
     """
 
     name: str
@@ -105,33 +105,33 @@ class QuantizerRecord:
 
     @property
     def lambda_q(self) -> float:
-        """The price of a bit in squared error summed over the pixels and colours: g 3 / (lmbda 255^2)."""
+        """The price of a bit, as a squared error summed over the pixels and colours: g 3 / (lmbda 255^2)."""
         return self.lambda_scale * 3.0 / (self.lmbda * 255.0**2)
 
     def lane_weights(self, images: int) -> NDArray[Any]:
-        """Cost in 1/256 bit of a squared error of one step, 256 S_c D^2 / lambda_q: float32 [images * M]."""
+        """Return the cost in 1/256 bit of a squared error of one step, 256 S_c D^2 / lambda_q: float32 [images * M]."""
         one_image = 256.0 * self.weights.astype(np.float64) * self.step**2 / self.lambda_q
         return np.tile(one_image.astype(np.float32), images)
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 of the canonical JSON of everything but the notes; arrays enter by their bytes' sha256."""
+        """sha256 of the canonical JSON of everything but the notes; arrays enter by the sha256 of their bytes."""
         return hashlib.sha256(_canonical(self._plain(_array_digest)).encode()).hexdigest()
 
     @cached_property
     def decoding_digest(self) -> str:
-        """The digest of what a decoder reads: equal for quantizers that differ in their search alone."""
+        """Digest of what a decoder reads, equal for quantizers that differ only in their search."""
         plain = self._plain(_array_digest)
         read = {key: plain[key] for key in ("format", "trellis", "step", "level_rule", "shift", "y_tables", "z_tables")}
         return hashlib.sha256(_canonical(read).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The record as JSON; arrays as zlib and base64 with dtype and shape."""
+        """Return the record as JSON; arrays as zlib and base64 with dtype and shape."""
         return json.dumps({**self._plain(_pack), "digest": self.digest, "notes": self.notes}, indent=1, allow_nan=False)
 
     @staticmethod
     def from_json(text: str) -> QuantizerRecord:
-        """The record of `to_json`; LicError where the text is none, or has not the digest it states."""
+        """Return the record of `to_json`; LicError for another text, or one whose digest is not the one it states."""
         try:
             plain = json.loads(text, parse_constant=_refuse_constant)
             if not isinstance(plain, dict) or plain.get("format") != FORMAT:
@@ -179,7 +179,7 @@ class QuantizerRecord:
         return QuantizerRecord.from_json(text)
 
     def _plain(self, array: Any) -> dict[str, Any]:
-        """Every field but the notes as plain JSON, arrays through `array`."""
+        """Return every field but the notes as plain JSON, arrays converted by `array`."""
 
         def tables(value: CdfTables) -> dict[str, Any]:
             return {"cdf": array(value.cdf), "size": array(value.size), "offset": array(value.offset)}
@@ -229,7 +229,7 @@ def _pack(array: NDArray[Any]) -> dict[str, Any]:
 
 
 def _unpack(plain: dict[str, Any]) -> NDArray[Any]:
-    """The array of `_pack`; ValueError or zlib.error where it is none. Inflates no more than its shape."""
+    """Return the array of `_pack`; ValueError or zlib.error where it is none. Inflates no more than its shape needs."""
     name, shape = _typed(plain, "dtype", str), _typed(plain, "shape", list)
     if name not in _DTYPES or not all(type(side) is int and 0 <= side <= _MOST_BYTES for side in shape):
         raise ValueError(f"no array of a record has dtype {name} and shape {shape}")
@@ -264,7 +264,7 @@ def _unpack_trellis(plain: dict[str, Any]) -> Trellis:
 
 
 def _typed(plain: dict[str, Any], key: str, kind: type) -> Any:
-    """The entry `key` if it is of this kind (an integer serves as a float); ValueError otherwise."""
+    """Return the entry `key` if it is of this kind (an integer serves as a float); ValueError otherwise."""
     value = plain.get(key)
     if kind is float and type(value) is int:
         value = float(value)

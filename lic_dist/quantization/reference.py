@@ -1,7 +1,6 @@
-"""The searches in plain numpy and python: the definition that every engine must meet bit for bit.
+"""The searches in plain numpy and python: the definition that every engine must reproduce bit for bit.
 
-Costs are integers in 1/256 bit: the coder's rate table plus one rounded float32 distortion. See METHOD,
-"Search".
+Costs are integers in 1/256 bit: the coder's rate table plus one rounded float32 distortion. See METHOD, "Search".
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Candidate = tuple[int, int]  # cost, |k|
 def search(
     r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables, trellis: Trellis
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Viterbi search: indices int16 [lanes, steps], costs int64 [lanes]; arguments as `quantize.search`."""
+    """Run a Viterbi search: indices int16 [lanes, steps], costs int64 [lanes]; arguments as `quantize.search`."""
     rates = search_rates(tables)
     inverse_step = inverse(step)
     k = np.zeros(r.shape, np.int16)
@@ -43,7 +42,9 @@ def search(
 def rdoq(
     r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """RDOQ: of round(|r| / Delta), one less, and 0 the cheapest, the smallest on a tie; as `quantize.rdoq`."""
+    """Choose the cheapest of round(|r| / Delta), one less, and 0, the smallest on a tie; arguments as
+    `quantize.rdoq`.
+    """
     rates = search_rates(tables)
     k, cost = np.zeros(r.shape, np.int16), np.zeros(len(r), np.int64)
     for (lane, at), value in np.ndenumerate(r):
@@ -59,14 +60,14 @@ def rdoq(
 
 
 def inverse(step: float) -> np.float32:
-    """1/D, rounded once to float32: the searches multiply by it."""
+    """Return 1/D, rounded once to float32, by which the searches multiply."""
     return np.float32(1.0 / step)
 
 
 def candidates(
     r: np.float32, level: int, weight: np.float32, inverse_step: np.float32, rates: SearchRates
 ) -> list[list[list[Candidate]]]:
-    """Candidates (cost, |k|) by [quantizer][parity] of one residual: 0, and union levels m0..m0+3."""
+    """Return candidates (cost, |k|) by [quantizer][parity] of one residual: 0, and union levels m0..m0+3."""
     position = np.abs(r) * inverse_step
     smallest = max(1, int(np.floor(position)) - 1)
     found: list[list[list[Candidate]]] = [[[], []], [[], []]]
@@ -81,14 +82,14 @@ def candidates(
 
 
 def distortion(position: np.float32, m: int, weight: np.float32) -> int:
-    """Rounded distortion of union level m for |r|/D = position: float32, no fused operation, saturated."""
+    """Return the rounded distortion of union level m for |r|/D = position: float32, no fused operation, saturated."""
     with np.errstate(over="ignore"):
         difference = position - np.float32(m)
         return int(np.rint(np.minimum(difference * difference * weight, SATURATION)))
 
 
 def _search_lane(choices: list[list[list[list[Candidate]]]], trellis: Trellis) -> tuple[NDArray[Any], int]:
-    """Indices |k| int64 [steps] and cost of the cheapest path of one lane."""
+    """Return the indices |k| int64 [steps] and the cost of the cheapest path of one lane."""
     metric = [0] + [_UNREACHED] * (trellis.states - 1)
     decisions: list[list[tuple[int, int]]] = []  # per step and state: previous state, |k|
     subtracted = 0
@@ -120,7 +121,7 @@ def _search_lane(choices: list[list[list[list[Candidate]]]], trellis: Trellis) -
 def brute_force(
     r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables, trellis: Trellis
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """As `search`, by enumerating every sequence of candidates: exponential, for short lanes only."""
+    """Search as `search` does by enumerating every sequence of candidates: exponential, for short lanes only."""
     rates = search_rates(tables)
     k = np.zeros(r.shape, np.int16)
     cost = np.zeros(len(r), np.int64)
@@ -141,7 +142,7 @@ def brute_force(
 def _score(
     path: tuple[int, ...], choices: list[list[list[list[Candidate]]]], trellis: Trellis
 ) -> tuple[int, int, tuple[tuple[int, bool], ...], tuple[int, ...]] | None:
-    """Cost of a path, then what decides ties, last step first; None where a magnitude is not on offer."""
+    """Return the cost of a path, then what decides ties, last step first; None where a magnitude is no candidate."""
     total, state = 0, 0
     trail: list[tuple[int, bool]] = []
     for magnitude, choice in zip(path, choices, strict=True):

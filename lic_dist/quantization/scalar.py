@@ -21,14 +21,14 @@ from lic_dist.quantization.jit import kernel
 
 
 def uniform(r: Any, step: float) -> Any:
-    """SQ: int16 indices of r float32, array or tensor, any shape; the caller has checked the range."""
+    """Return SQ's int16 indices of r float32, array or tensor, any shape; the caller has checked the range."""
     if isinstance(r, torch.Tensor):
         return torch.round(r / _divisor(step, r.device)).to(torch.int16)
     return np.rint(r / np.float32(step)).astype(np.int16)
 
 
 def dead_zone(r: Any, step: float, rounding: float) -> Any:
-    """Dead-zone SQ with rounding offset xi: int16 indices of r float32, array or tensor, any shape."""
+    """Return int16 indices of dead-zone SQ with rounding offset xi, for r float32, array or tensor, any shape."""
     offset = float(np.float32(rounding))
     if isinstance(r, torch.Tensor):
         magnitude = torch.floor(r.abs() / _divisor(step, r.device) + offset)
@@ -38,7 +38,9 @@ def dead_zone(r: Any, step: float, rounding: float) -> Any:
 
 
 def _divisor(step: float, device: torch.device) -> torch.Tensor:
-    """On the device: a division by a number of the host becomes a product with its inverse there."""
+    """Return the step as a tensor on the device: dividing by a Python number there multiplies by its inverse
+    instead.
+    """
     return torch.tensor(step, dtype=torch.float32, device=device)
 
 
@@ -54,7 +56,7 @@ def rdoq(
     k: NDArray[Any],
     cost: NDArray[Any],
 ) -> None:
-    """RDOQ of [lanes, steps]; fills k int16 [lanes, steps] and cost int64 [lanes]; arguments as `SearchRates`."""
+    """Fill k int16 [lanes, steps] and cost int64 [lanes] by RDOQ of r [lanes, steps]; arguments as `SearchRates`."""
     last = costs.shape[1] - 1
     for lane in range(len(r)):
         total = np.int64(0)

@@ -18,13 +18,12 @@ def sensitivities(
     generator: torch.Generator,
     batch: int = 8,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """S_c = diag(J^T J) of g_s, averaged over positions and images, and its standard error: float64 [M] each.
+    """Return S_c = diag(J^T J) of g_s, averaged over positions and images, and its standard error: float64 [M] each.
 
-    y_hat float32 [B, M, h, w], decoded `batch` images at a time; the picture's values are in [0, 1], summed
-    over pixels and colours. Hutchinson's estimator: the gradient of v^T g_s(y_hat) squared, v ~ N(0, I),
-    `probes` draws an image (one backward pass each). The standard error is that of the mean over images, or
-    over probes for one image. `generator` lives on y_hat's device. ValueError for a single draw, or where a
-    gradient is not finite.
+    y_hat float32 [B, M, h, w], decoded `batch` images at a time; the picture's values are in [0, 1], summed over pixels
+    and colours. Hutchinson's estimator: the squared gradient of v^T g_s(y_hat), v ~ N(0, I), with `probes` draws an
+    image (one backward pass each). The standard error is that of the mean over images, or over probes for one image.
+    `generator` must be on y_hat's device. ValueError for a single draw, or where a gradient is not finite.
     """
     if y_hat.dim() != 4 or probes < 1 or len(y_hat) * probes < 2:
         raise ValueError("y_hat is [B, M, h, w], and B * probes >= 2 for a standard error")

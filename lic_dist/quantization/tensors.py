@@ -1,7 +1,7 @@
-"""The searches on tensors of any device, operation by operation in torch: what GPUs run where Triton is absent.
+"""The searches on tensors of any device, operation by operation in torch, for GPUs without Triton.
 
-The same integers as the compiled searches, to the bit: every float operation is a torch operation of its own, so none
-is fused. The trellis search takes the lanes in blocks, which bounds its memory, and its costs in tiles of steps.
+The integers equal those of the compiled searches: every float operation is a separate torch operation, so that none is
+fused. The trellis search takes the lanes in blocks, which bounds its memory, and its costs in tiles of steps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DeviceRates:
 
     @classmethod
     def of(cls, rates: SearchRates, device: torch.device, trellis: bool) -> DeviceRates:
-        """Copies; quads and zero_pairs only for a trellis search (rates of two quantizers)."""
+        """Copy rates to a device; quads and zero_pairs only for a trellis search (rates of two quantizers)."""
         empty = np.empty(0, np.int64)
         arrays = (
             rates.costs,
@@ -44,7 +44,7 @@ class DeviceRates:
         return cls(*(torch.tensor(array, device=device) for array in arrays))
 
     def cost(self, row: Tensor, magnitude: Tensor) -> Tensor:
-        """Costs int32 of |k| = magnitude in a row, equal shapes, whatever their size."""
+        """Return the costs int32 of |k| = magnitude in a row, equal shapes, for any magnitude."""
         last = self.costs.shape[1] - 1
         row = row.long()
         inside = self.costs[row, magnitude.clamp(max=last).long()]
@@ -54,12 +54,12 @@ class DeviceRates:
 
 
 def distortion(difference: Tensor, weight: Tensor) -> Tensor:
-    """Rounded distortion, int32, in 1/256 bit of differences in steps."""
+    """Return the rounded distortion, int32, in 1/256 bit of differences in steps."""
     return torch.round((difference * difference * weight).clamp(max=float(SATURATION))).int()
 
 
 def rdoq(r: Tensor, level: Tensor, weight: Tensor, inverse_step: float, rates: DeviceRates) -> tuple[Tensor, Tensor]:
-    """As `scalar.rdoq`: (k int16 [lanes, steps], cost int64 [lanes])."""
+    """Search as `scalar.rdoq` does: return (k int16 [lanes, steps], cost int64 [lanes])."""
     position, weight = r.abs() * inverse_step, weight[:, None]
     nearest = torch.round(position).int()
     best = torch.zeros_like(nearest)
@@ -74,7 +74,7 @@ def rdoq(r: Tensor, level: Tensor, weight: Tensor, inverse_step: float, rates: D
 def search(
     r: Tensor, level: Tensor, weight: Tensor, inverse_step: float, rates: DeviceRates, trellis: Trellis
 ) -> tuple[Tensor, Tensor]:
-    """As `viterbi.search_lanes`: (k int16 [lanes, steps], cost int64 [lanes])."""
+    """Search as `viterbi.search_lanes` does: return (k int16 [lanes, steps], cost int64 [lanes])."""
     k, cost = torch.empty(r.shape, dtype=torch.int16, device=r.device), torch.zeros(len(r), dtype=torch.int64)
     cost = cost.to(r.device)
     for first in range(0, len(r), LANES):
@@ -85,7 +85,7 @@ def search(
 
 
 def active(k: Tensor, trellis: Trellis) -> Tensor:
-    """The active quantizer of each index k int16 [lanes, steps]: uint8, the machine walked in all lanes at once."""
+    """Return the active quantizer of each index k int16 [lanes, steps], uint8; the machine walks all lanes at once."""
     found = torch.zeros(k.shape, dtype=torch.uint8, device=k.device)
     quantizer = torch.tensor(trellis.quantizer, dtype=torch.uint8, device=k.device)
     next_state = torch.tensor(trellis.next_state, device=k.device).flatten()
@@ -137,17 +137,17 @@ def _search_block(
 
 
 def _smallest(position: Tensor) -> Tensor:
-    """The smallest union level of the candidates, m0."""
+    """Return the smallest union level of the candidates, m0."""
     return (position.int() - 1).clamp(min=1)
 
 
 def _member(smallest: Tensor, number: Tensor | int) -> Tensor:
-    """The union level of a branch class among m0..m0+3."""
+    """Return the union level of a branch class among m0..m0+3."""
     return smallest + ((number - smallest) & 3)
 
 
 def _branch_costs(position: Tensor, row: Tensor, weight: Tensor, rates: DeviceRates) -> tuple[Tensor, Tensor]:
-    """Costs int32 [steps, 4, lanes] of the branch classes, and which of them take zero, a nibble [steps, lanes]."""
+    """Return costs int32 [steps, 4, lanes] of the branch classes, and which take zero, in nibbles [steps, lanes]."""
     smallest = _smallest(position)
     last = rates.quads.shape[1] - 1
     quad = rates.quads[row, smallest.clamp(max=last).long()]
@@ -168,7 +168,9 @@ def _branch_costs(position: Tensor, row: Tensor, weight: Tensor, rates: DeviceRa
 
 
 def _packed(values: Tensor, bits: int) -> Tensor:
-    """Values of so many bits, int32 [steps, lanes], two steps to a byte where they fit, else a step an integer."""
+    """Pack values of so many bits, int32 [steps, lanes]: two steps to a byte where they fit, else one integer a
+    step.
+    """
     if bits > 4:
         return values.to(torch.uint8 if bits <= 8 else torch.int16 if bits <= 16 else torch.int32)
     even, odd = values[0::2], values[1::2]
@@ -178,7 +180,7 @@ def _packed(values: Tensor, bits: int) -> Tensor:
 
 
 def _unpacked(packed: Tensor, bits: int, steps: int) -> Tensor:
-    """The values of `_packed` (their sign bits extended), int32 [steps, lanes]."""
+    """Invert `_packed`, extending sign bits: int32 [steps, lanes]."""
     if bits > 4:
         return packed.int()
     whole = packed.int()

@@ -35,8 +35,8 @@ MOST_STATES = 32
 class Trellis:
     """A state machine: `quantizer[s]` is active in state s, an index k leads to `next_state[s][k & 1]`.
 
-    Every search, rate and decoder reads these two tables and no other description. Raises ValueError where
-    the tables are no machine that a Viterbi search with two predecessors a state can walk.
+    Every search, rate and decoder reads these two tables and no other description. Raises ValueError where the tables
+    are no machine that a Viterbi search with two predecessors a state can walk.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Trellis:
         return max(self.quantizer) + 1
 
     def predecessors(self) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
-        """For each state its two entering branches as (previous state, parity), the lower state first."""
+        """Return for each state its two entering branches as (previous state, parity), the lower state first."""
         branches: list[list[tuple[int, int]]] = [[] for _ in range(self.states)]
         for state, pair in enumerate(self.next_state):
             for parity, successor in enumerate(pair):
@@ -79,15 +79,15 @@ class Trellis:
         return tuple((first, second) for first, second in branches)
 
     def branch_class(self, state: int, parity: int) -> int:
-        """Which union levels a branch out of `state` takes: m modulo 4.
+        """Return the class of a branch out of `state`: the union levels m that it takes, modulo 4.
 
-        Union level m is |k| = (m + 1) // 2 of quantizer m & 1, so 0 is Q0 with an even index, 2 Q0 odd, 1 Q1 odd,
-        3 Q1 even.
+        Union level m is |k| = (m + 1) // 2 of quantizer m & 1, so 0 is Q0 with an even index, 2 Q0 odd, 1 Q1 odd, 3 Q1
+        even.
         """
         return ((0, 2), (3, 1))[self.quantizer[state]][parity]
 
     def entering_branches(self) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
-        """For each state its two entering branches as (previous state, class), the lower state first."""
+        """Return for each state its two entering branches as (previous state, class), the lower state first."""
         return tuple(
             ((lower, self.branch_class(lower, even)), (upper, self.branch_class(upper, odd)))
             for (lower, even), (upper, odd) in self.predecessors()
@@ -95,11 +95,11 @@ class Trellis:
 
 
 def from_generators(states: int, h1: int, h0: int) -> Trellis:
-    """The machine of a systematic feedback code with generators h1 and h0 (integers; the literature writes
+    """Return the machine of a systematic feedback code with generators h1 and h0 (integers; the literature writes
     octal).
 
-    A state is the bits w_1..w_v, w_1 the lowest. Its quantizer is Q = w_1; with u = parity xor Q,
-    `w_j' = w_(j+1) xor h1_j u xor h0_j Q`, where w_(v+1) = 0 and h_j is bit j of h.
+    A state is the bits w_1..w_v, w_1 the lowest. Its quantizer is Q = w_1; with u = parity xor Q, `w_j' = w_(j+1) xor
+    h1_j u xor h0_j Q`, where w_(v+1) = 0 and h_j is bit j of h.
     """
     length = states.bit_length() - 1
     if states != 1 << length or length < 1:
@@ -130,13 +130,13 @@ _BY_STATES = {machine.states: machine for machine in _BUILT_IN}
 
 
 def register(machine: Trellis) -> None:
-    """Make a machine known to `trellis` by its name; ValueError where that name is another machine's."""
+    """Make a machine known to `trellis` by its name; ValueError where another machine has that name."""
     if _BY_NAME.setdefault(machine.name, machine) != machine:
         raise ValueError(f"{machine.name} is another machine already: give this one another name")
 
 
 def trellis(name_or_states: str | int) -> Trellis:
-    """The machine of that name ("sq", "tcq4", .. "tcq32", or registered), or the built-in one of that many states.
+    """Return the machine of that name ("sq", "tcq4", .. "tcq32", or registered), or the built-in one of so many states.
 
     ValueError if there is none.
     """
@@ -147,10 +147,10 @@ def trellis(name_or_states: str | int) -> Trellis:
 
 
 def levels(k: Any, q: Any, step: float, trellis: Trellis, shift: float = 0.0) -> Any:
-    """Reconstruction levels, float32, of indices k under active quantizers q (same shape, 0 or 1; unused by SQ).
+    """Return reconstruction levels, float32, of indices k under active quantizers q (same shape, 0 or 1; unused by SQ).
 
-    Arrays or tensors, integer; the same kind comes back. The multiple of the step is an exact integer, so there is
-    one rounding; a `shift` (in steps, away from zero; none of zero) adds a second.
+    Takes integer arrays or tensors and returns the same kind. The multiple of the step is an exact integer, so there is
+    one rounding; a `shift` (in steps, away from zero; zero is not shifted) adds a second.
     """
     if isinstance(k, torch.Tensor):
         multiple = k.to(torch.int32)

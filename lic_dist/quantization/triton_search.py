@@ -85,14 +85,14 @@ def search(position, level, weight, quads, zero_pairs, reach, flag, branches, de
 
 @triton.jit
 def distortion(difference, weight):  # type: ignore[no-untyped-def]
-    """Rounded (half to even, by a number that leaves float32 no fraction), saturated, 1/256 bit."""
+    """Return the rounded, saturated distortion in 1/256 bit (half to even, by adding and subtracting 1.5 * 2^23)."""
     value = tl.minimum(difference * difference * weight, SATURATION_)
     return ((value + 12582912.0) - 12582912.0).to(tl.int32)
 
 
 @triton.jit
 def escape(m, row, levels, reach, flag, mask):  # type: ignore[no-untyped-def]
-    """The rate of union level m as an escape: its flag, and nibbles after their number."""
+    """Return the rate of union level m as an escape: its flag, the number of nibbles, and the nibbles."""
     at = (m & 1) * levels + row
     value = 2 * (((m + 1) >> 1) - tl.load(reach + at, mask=mask, other=0) - 1)
     nibbles = (value >= 1).to(tl.int32) + (value >= 16).to(tl.int32) + (value >= 256).to(tl.int32)
@@ -106,7 +106,7 @@ SATURATION_, BIT_ = tl.constexpr(float(SATURATION)), tl.constexpr(BIT)
 def search(
     r: Tensor, level: Tensor, weight: Tensor, inverse_step: float, rates: DeviceRates, trellis: Trellis
 ) -> tuple[Tensor, Tensor]:
-    """As `tensors.search`: (k int16 [lanes, steps], cost int64 [lanes]), on the device of r."""
+    """Search as `tensors.search` does: return (k int16 [lanes, steps], cost int64 [lanes]), on the device of r."""
     lanes, steps = r.shape
     k = torch.empty((lanes, steps), dtype=torch.int16, device=r.device)
     cost = torch.zeros(lanes, dtype=torch.int64, device=r.device)
@@ -157,7 +157,7 @@ def _search_block(
 
 @lru_cache(maxsize=64)
 def kernel(trellis: Trellis) -> Any:
-    """The kernel of a machine: its source, every state spelled out, handed to Triton's compiler."""
+    """Return the kernel of a machine, compiled by Triton from source with a variable for each state."""
     states, small = trellis.states, trellis.states <= 4
     start = [f"m_{s} = tl.full([THREADS], {UNREACHED if s else 0}, tl.int32)" for s in range(states)]
     costs = []

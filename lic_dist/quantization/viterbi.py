@@ -62,13 +62,13 @@ def search_lanes(
     k: NDArray[Any],
     cost: NDArray[Any],
 ) -> float:
-    """Search every lane; fills k int16 [lanes, steps] and cost int64 [lanes] (1/256 bit).
+    """Search every lane; fill k int16 [lanes, steps] and cost int64 [lanes] (1/256 bit).
 
-    r float32 [lanes, steps]; level, unsigned, [lanes, steps]; weight float32 [lanes]; quads int64 [levels, width]:
-    at the smallest candidate m0 the rates of the four candidates by branch class, 16 bits each; zero_pairs int32
-    [levels]: the rate of zero in Q0 and, 16 bits higher, in Q1; reach, flag int32 [2 levels], of each row: the largest
-    |k| not escaped, the cost of the escape's flag.
-    Returns the largest |r|/D: where it is not finite, or too large for int16 indices, k and cost mean nothing.
+    r float32 [lanes, steps]; level, unsigned, [lanes, steps]; weight float32 [lanes]; quads int64 [levels, width]: at
+    the smallest candidate m0 the rates of the four candidates by branch class, 16 bits each; zero_pairs int32 [levels]:
+    the rate of zero in Q0 and, 16 bits higher, in Q1; reach, flag int32 [2 levels], of each row: the largest |k| not
+    escaped, the cost of the escape's flag. Returns the largest |r|/D; where it is not finite, or too large for int16
+    indices, k and cost are meaningless.
     """
     lanes, steps = r.shape
     width = block_width(lanes)
@@ -80,13 +80,15 @@ def search_lanes(
 
 
 def block_width(lanes: int) -> int:
-    """How many lanes are searched side by side: even shares of at most BLOCK, a multiple of the SIMD width."""
+    """Return how many lanes are searched side by side: even shares of at most BLOCK, a multiple of the SIMD width."""
     blocks = max(1, -(-lanes // BLOCK))
     return max(1, -(-lanes // (blocks * SIMD))) * SIMD
 
 
 def decision_memory(width: int, steps: int, states: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """What the traceback reads, two steps a row: decisions, a bit a state, and zeros, a nibble a step."""
+    """Return the memory that the traceback reads, two steps a row: decisions, a bit a state, and zeros, a nibble a
+    step.
+    """
     pairs = (steps + 1) // 2
     dtype = np.uint8 if states <= 8 else np.uint16 if states <= 16 else np.uint32
     rows = pairs if states <= 4 else 2 * pairs  # the bits of two steps of up to four states share a byte
@@ -95,7 +97,7 @@ def decision_memory(width: int, steps: int, states: int) -> tuple[NDArray[Any], 
 
 @lru_cache(maxsize=64)
 def compile_search(trellis: Trellis) -> Callable[..., np.int32]:
-    """The search of a machine, compiled at its first call and kept in numba's cache on disk."""
+    """Return the search of a machine, compiled at its first call and kept in numba's cache on disk."""
     two, one = _select(trellis, 2), _select(trellis, 1)
     trace = _trace_packed if trellis.states <= _PACKED else _trace
     own = {**globals(), "STATES": trellis.states, "select_two": two, "select_one": one, "trace": trace}
@@ -104,8 +106,9 @@ def compile_search(trellis: Trellis) -> Callable[..., np.int32]:
 
 
 def _njit(function: Any, name: str) -> Any:
-    """Compile with a cache on disk: numba tells functions apart by this file's age and their name, which holds the
-    tables and the other file's text."""
+    """Compile with a cache on disk. numba distinguishes functions by this file's age and their names, so the name
+    contains a digest of the tables and of the text of candidates.py.
+    """
     function.__name__ = function.__qualname__ = name
     return kernel(function)
 
@@ -117,9 +120,9 @@ def _identity(trellis: Trellis) -> str:
 
 @lru_cache(maxsize=64)
 def _branches(trellis: Trellis) -> NDArray[Any]:
-    """The branches that enter a state, as the traceback reads them.
+    """Return the branches that enter each state, in the form that the traceback reads.
 
-    Int32 [2 states]: at 2 s + bit the previous state << 2 | class. Of up to eight states uint32 [4]: the previous
+    Int32 [2 states]: at 2 s + bit the previous state << 2 | class. For up to eight states uint32 [4]: the previous
     states by the first and the second branch, then the classes, four bits for each s.
     """
     table = np.array([state << 2 | number for pair in trellis.entering_branches() for state, number in pair], np.int32)
@@ -131,9 +134,9 @@ def _branches(trellis: Trellis) -> NDArray[Any]:
 
 
 def _select(trellis: Trellis, steps: int) -> Any:
-    """Add, compare, select for one or two steps of a block: generated, every state a variable of its own.
+    """Generate add-compare-select for one or two steps of a block, with a variable for every state.
 
-    Each state keeps its cheaper branch, the first (from the lower state) on a tie; a bit says that it was the second.
+    Each state keeps its cheaper branch, the first (from the lower state) on a tie; a bit says whether it is the second.
     """
     states = trellis.states
     lines = ["def select(metric, branch, first, second):", "    for lane in range(len(first)):"]
@@ -270,7 +273,7 @@ def _reduce(metric: NDArray[Any], least: NDArray[Any], cost: NDArray[Any]) -> No
 
 @njit(nogil=True)
 def _best_final(metric: NDArray[Any], state: NDArray[Any], cost: NDArray[Any]) -> None:
-    """The final state of least metric (the lower on a tie), whose metric completes the lane's cost."""
+    """Find the final state of least metric (the lower on a tie), and add its metric to the lane's cost."""
     for lane in range(len(cost)):
         best = 0
         for other in range(1, len(metric) // BLOCK):
@@ -290,7 +293,9 @@ def _trace(
     state: NDArray[Any],
     classes: NDArray[Any],
 ) -> None:
-    """One step back in each lane, along the branch that entered its state; classes: and 4 where it takes zero."""
+    """Step back in each lane along the branch that entered its state; `classes` gets its class, plus 4 where it
+    takes zero.
+    """
     for lane in range(len(state)):
         current = np.uint64(state[lane])
         bit = (np.uint64(taken[lane]) >> (current + np.uint64(shift))) & np.uint64(1)
@@ -310,7 +315,9 @@ def _trace_packed(
     state: NDArray[Any],
     classes: NDArray[Any],
 ) -> None:
-    """As `_trace` for up to eight states, whose branches fit four words, looked up by a shift: SIMD along the lanes."""
+    """Step back as `_trace` does, for up to eight states, whose branches fit four words: a shift instead of a
+    look-up, SIMD.
+    """
     lower, upper, lower_class, upper_class = packed[0], packed[1], packed[2], packed[3]
     state_shift, nibble_shift = _U(shift), _U(zero_shift)
     for lane in range(len(state)):
@@ -333,9 +340,9 @@ def _indices(
     by_lane: NDArray[Any],
     k: NDArray[Any],
 ) -> None:
-    """Indices of a tile from r and the classes of each lane's path, 4 more where it takes zero.
+    """Fill in the indices of a tile from r and the class of each lane's path, to which 4 is added where it takes zero.
 
-    The classes come as bytes [step, lane], eight to a word, and are transposed on the way.
+    The classes come as bytes [step, lane], eight to a word, and are transposed first.
     """
     _transpose(by_step.view(np.uint64), by_lane.view(np.uint64))
     for lane in range(len(r)):
@@ -349,7 +356,7 @@ def _indices(
 
 @njit(nogil=True)
 def _transpose(by_step: NDArray[Any], by_lane: NDArray[Any]) -> None:
-    """Bytes [step, lane] to [lane, step], as words: eight by eight, by exchanging halves, quarters, eighths."""
+    """Transpose bytes [step, lane] to [lane, step], eight by eight as words: exchange halves, quarters, eighths."""
     bytes_, pairs, halves = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF), np.uint64(0x00000000FFFFFFFF)
     for step in range(by_lane.shape[1]):
         rows = by_step[8 * step : 8 * step + 8]
@@ -371,6 +378,6 @@ def _transpose(by_step: NDArray[Any], by_lane: NDArray[Any]) -> None:
 
 @njit(nogil=True)
 def _exchange(a: np.uint64, b: np.uint64, shift: np.uint64, mask: np.uint64) -> tuple[np.uint64, np.uint64]:
-    """Exchange the upper parts of a with the lower parts of b: the 2x2 blocks that they are, transposed."""
+    """Exchange the upper parts of a with the lower parts of b, which transposes 2x2 blocks."""
     changed = ((a >> shift) ^ b) & mask
     return a ^ (changed << shift), b ^ changed
