@@ -30,11 +30,12 @@ from lic_dist import drawing
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.config import Experiment, need
 from lic_dist.errors import LicError
-from lic_dist.evaluation.jobs import Job, Task, label
+from lic_dist.evaluation.jobs import Job, Task
 from lic_dist.evaluation.journal import Journal, Key, beside
 from lic_dist.evaluation.metrics import psnr8
 from lic_dist.evaluation.results import write_whole
 from lic_dist.evaluation.run import Row, Unit, code, measure_image
+from lic_dist.models.names import label
 
 FIGURES = ("bpp", "psnr", "psnr_previous")
 

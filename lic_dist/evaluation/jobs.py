@@ -18,6 +18,7 @@ from lic_dist.errors import UsageError
 from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.names import label
 
 P = TypeVar("P", bound=Keyed)
 BASE = "base"  # the arm of a checkpoint that was not retrained
@@ -191,13 +192,6 @@ def seed_of(loaded: Checkpoint) -> int | None:
 def short_name(quantizer: str) -> str:
     """The name of a quantizer: of a record's path, the group or file that holds it."""
     return Path(quantizer.removesuffix("record.json")).name.removesuffix(".json") or quantizer
-
-
-def label(checkpoint: str) -> str:
-    """The name of a checkpoint: of a path its file, or the folder that holds `checkpoint.pth.tar`."""
-    path = Path(checkpoint)
-    name = path.name.removesuffix(checkpoints.SUFFIX)
-    return path.parent.name if name == "checkpoint" and path.parent.name else name
 
 
 def file_safe(name: str) -> str:

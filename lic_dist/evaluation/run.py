@@ -34,7 +34,7 @@ from lic_dist.data import images
 from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
-from lic_dist.evaluation.jobs import BASE, Job, Task, file_safe, label
+from lic_dist.evaluation.jobs import BASE, Job, Task, file_safe
 from lic_dist.evaluation.journal import Journal, Key, beside
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
 from lic_dist.evaluation.results import (
@@ -48,6 +48,7 @@ from lic_dist.evaluation.results import (
     write_whole,
 )
 from lic_dist.evaluation.summary import write_csv
+from lic_dist.models.names import label
 from lic_dist.progress import Progress
 
 LARGEST_COUNTED = 8  # |k| in `k_counts`; larger ones count as this

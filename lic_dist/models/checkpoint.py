@@ -24,10 +24,10 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.compat import import_compressai
 from lic_dist.models.lambdas import LAMBDAS
+from lic_dist.models.names import SUFFIX
 from lic_dist.models.recognise import parse_published_name, recognise, tensors_of
 from lic_dist.models.unpickle import read
 
-SUFFIX = ".pth.tar"
 COMPRESSAI = "compressai:"  # begins the names of CompressAI's own zoo
 CDF = ("._quantized_cdf", "._offset", "._cdf_length")  # CompressAI's tables, by the ends of their names
 

@@ -23,6 +23,7 @@ from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.names import SUFFIX
 from lic_dist.models.stages import bits_of, gaussians, hyper_analyse, to_input
 from lic_dist.training import photos as photo_crops
 from lic_dist.training.distortion import Distortion
@@ -102,7 +103,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         "manifest_sha256": manifest.digest,
         "held_out": section.held_out,
     }
-    final = config.out / f"checkpoint{checkpoint.SUFFIX}"
+    final = config.out / f"checkpoint{SUFFIX}"
     if is_finished(final, identity, ranks):
         if ranks.first:
             print(f"{final}: done already")

@@ -21,6 +21,7 @@ from lic_dist.building.build import requantize
 from lic_dist.building.job import load_parent, open_cache
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models.names import SUFFIX
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.distributed import Ranks, joined
 from lic_dist.training.retrain import Source, retrain
@@ -46,7 +47,7 @@ def finetune(experiment: config.Experiment) -> Path:
             if paths:
                 experiment = _with_model(experiment, paths[-1])
             paths.append(_run_round(experiment, number, section.out / f"round-{number}", ranks))
-        best = section.out / f"checkpoint{checkpoints.SUFFIX}"
+        best = section.out / f"checkpoint{SUFFIX}"
         if ranks.first:
             _write_best_round(paths, best)
         ranks.wait()

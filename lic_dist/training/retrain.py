@@ -33,6 +33,7 @@ from lic_dist.codec.records import fits
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.names import SUFFIX
 from lic_dist.models.parts import PARTS, trainable
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
@@ -98,7 +99,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         "cache": cache.fingerprint,
         "parent": checkpoints.digest(parent.model.state_dict()),
     }
-    path = out / f"checkpoint{checkpoints.SUFFIX}"
+    path = out / f"checkpoint{SUFFIX}"
     calibrated = {"quantizer": source.section.model_dump(mode="json")}  # after the training, whose states do not mind
     if is_finished(path, identity | calibrated, ranks):
         if ranks.first:
