@@ -1,7 +1,7 @@
-"""The experiment file: what a YAML file may say, read and checked into frozen sections, and its sweeps.
+"""The experiment file: what a YAML file may say, read and checked into frozen sections; its templates and sweeps.
 
 In: a file, `--set a.b=c`. Out: `Experiment` with its sections, `expand` for all combinations of a sweep; for people the
-description of every key. Imports the ground (errors) and `models.lambdas`.
+description of every key. Imports the ground (errors), `models.lambdas` and `models.names`.
 """
 
 from lic_dist.config.experiment import (

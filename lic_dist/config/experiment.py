@@ -1,8 +1,8 @@
 """One experiment, one YAML file, read into frozen pydantic models.
 
-Unknown keys are errors that name the nearest valid one; `--set a.b=c` overrides; `sweep` multiplies (sweeps.py). A
-section that a command does not need may be absent: `need` says so in one line when it is missed. A study has several
-experiments in one file, with `---` between them.
+Unknown keys are errors that name the nearest valid one; `--set a.b=c` overrides; names and paths are templates
+(templates.py); `sweep` multiplies (sweeps.py). A section that a command does not need may be absent: `need` says so in
+one line when it is missed. A study has several experiments in one file, with `---` between them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lic_dist.config.faults import fault_of, keys, nearest
+from lic_dist.config.templates import fill
 from lic_dist.config.training import Auto, File, Finetune, PathText, Phase, Section, Steps, Train
 from lic_dist.config.yaml_file import NUMBER, apply, read, set_key
 from lic_dist.errors import UsageError
@@ -121,7 +122,7 @@ class Quantizer(Section):
     calibration: int = Field(48, ge=1, description="Held-out samples that step, strength and shift are calibrated on.")
     group: str = Field(
         "auto",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=r"^([A-Za-z0-9]|\{[A-Za-z0-9_.]+\})([A-Za-z0-9._-]|\{[A-Za-z0-9_.]+\})*$",  # or a template of such
         validate_default=True,
         description="Its name in the store and in checkpoints; auto: name and states (tcq8, rdoq, deadzone, "
         "sq-adapted).",
@@ -226,7 +227,7 @@ class Experiment(Section):
     sweep: dict[str, tuple[Any, ...]] = Field(
         default_factory=dict,
         description="Keys, each with a list of values: one experiment for each combination, "
-        "{finetune.lr: [1e-4, 3e-5]}.",
+        "{finetune.lr: [1e-4, 3e-5]}; placeholders in their paths tell them apart, runs/{finetune.lr}.",
     )
     fast: dict[str, Any] = Field(
         default_factory=dict, description="Keys, each with the value that `lic-dist run --fast` sets."
@@ -269,12 +270,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def parse(document: dict[str, Any], where: str) -> Experiment:
-    """Validate a document; the first fault becomes one line. Raises UsageError."""
+    """Validate a document and fill its templates; the first fault becomes one line. Raises UsageError."""
     try:
-        return Experiment.model_validate(document)
+        read = Experiment.model_validate(document)
+        filled = fill(document, read)
+        return read if filled == document else Experiment.model_validate(document := filled)
     except ValidationError as error:
         message, hint = fault_of(error, Experiment, document)
         raise UsageError(f"{where}: {message}", hint=hint) from None
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", hint=error.hint) from None
 
 
 def require_key(key: str, where: str) -> None:

@@ -6,7 +6,7 @@ pydantic tells a fault of every branch of a union; what the key takes is said he
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -78,9 +78,9 @@ def keys(section: type[BaseModel], around: str = "") -> Iterator[tuple[str, type
             yield from keys(inner, f"{name}.")
 
 
-def nearest(experiment: type[BaseModel], key: str) -> list[str]:
+def nearest(experiment: type[BaseModel], key: str, besides: Sequence[str] = ()) -> list[str]:
     """The keys that a wrong one may mean: in its own section, elsewhere under that name, else the most alike."""
-    known = [name for name, _, _ in keys(experiment)]
+    known = [*(name for name, _, _ in keys(experiment)), *besides]
     around, _, last = key.rpartition(".")
     own = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == around}
     if same := [one for one in known if one.lower() == key.lower()]:
@@ -118,6 +118,9 @@ def _mend(what: str, value: Any) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and what.startswith(("a text", "a path", "a name")):
         return f'a text that looks like a number stands in quotes: "{value}"'
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, dict) and list(one.values()) == [None]:
+            return f'a text that begins with a placeholder stands in quotes: "{{{next(iter(one))}}}"'
     if isinstance(value, str) and NUMBER.fullmatch(value):
         return "a number stands without quotes"
     if isinstance(value, str) and "a list" in what:

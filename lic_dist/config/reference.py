@@ -21,6 +21,19 @@ KEY` what stands below of one key. `--set a.b=c` overrides a key for one command
 commands that use it. Relative paths begin in the folder that the command is typed in; `~` and variables such as
 `$SCRATCH` are expanded. An unknown key, and a key that stands twice, is an error. `null` is what YAML calls nothing.
 
+In names, paths and what refers to them, `{section.key}` stands for the value of that key, its default too:
+
+```yaml
+model: {checkpoint: base-small}
+finetune: {recipe: decoder, lr: 3.0e-5, out: "runs/{model.name}-{finetune.lr}"}  # runs/base-small-3e-05
+evaluate: {images: kodak/, checkpoints: ["{model.checkpoint}", "{finetune.out}"]}
+```
+
+`{name}` is the experiment's name, `{model.name}` the checkpoint's file without its ending, or the folder that holds
+`checkpoint.pth.tar`; lists are joined by `+`. In YAML such a text stands in quotes where it begins with a brace or lies
+within braces or brackets. A placeholder that is no key is an error. So is a `sweep` of which two experiments would
+write different content into one place; the error names the placeholder that is missing.
+
 Editors with a YAML language server complete and check files whose first line names the schema
 (`lic-dist config schema > schema.json`):
 
@@ -58,6 +71,7 @@ def explain(key: str = "") -> Iterator[str]:
     named = [key] if key in known else [one for one in known if key and one.rpartition(".")[2] == key]
     if not key:
         yield from (_line(name, known) for name in known if "." not in name)
+        yield "{section.key} in a name or path stands for that key's value, {model.name} for the checkpoint's name"
         yield "`lic-dist config explain KEY` says more: of a section, or of a key such as images.held_out"
         return
     if not named:

@@ -16,6 +16,7 @@ import yaml
 from lic_dist.errors import UsageError
 
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+PLACEHOLDER = re.compile(r"(?<!\$)\{(\w+(?:\.\w+)*)\}")  # see templates.py; ${HOME} is a variable
 SCALARS = (  # YAML 1.2's core schema, and 1_000; the first that fits counts
     ("null", re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
     ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
@@ -64,7 +65,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     except DuplicateKey as error:
         raise UsageError(f"{path}: {error}", hint="leave one of them") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {_fault(error)}") from None
+        raise UsageError(f"{path} is not YAML: {_fault(error)}", hint=_quotes(error)) from None
     documents = [document for document in read if document is not None]
     if not documents or not all(isinstance(document, dict) for document in documents):
         raise UsageError(f"{path} holds no mapping", hint="an experiment file has sections such as 'model:'")
@@ -89,6 +90,13 @@ def _fault(error: yaml.YAMLError) -> str:
         tab = ": indent with spaces" if "'\\t'" in what else ""
         return f"{where}{what}{tab}"
     return " ".join(str(error).split())
+
+
+def _quotes(error: yaml.YAMLError) -> str:
+    """What to do where a placeholder is taken for a mapping."""
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    braced = mark is not None and PLACEHOLDER.search(mark.get_snippet(max_length=200) or "")
+    return f'a text with {braced[0]} in it stands in quotes: "runs/{braced[0]}"' if braced else ""
 
 
 def apply(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -64,10 +64,14 @@ def test_help_and_version_import_nothing_heavy() -> None:
 
 
 def test_config_show_prints_a_file_that_reads_back(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.yaml", name="x", train={"N": 16}, sweep={"train.lmbda": [0.01, 0.02]})
+    train = {"N": 16, "out": "runs/{name}-{train.lmbda}"}
+    file = write(tmp_path / "a.yaml", name="x", train=train, sweep={"train.lmbda": [0.01, 0.02]})
     shown = lic_dist("config", "show", file, "--set", "train.lr=1e-3")
     documents = list(yaml.safe_load_all(shown.stdout))
-    assert [one["train"]["lmbda"] for one in documents] == [0.01, 0.02] and documents[0]["train"]["lr"] == 1e-3
+    assert [one["train"]["out"] for one in documents] == ["runs/x-0.01", "runs/x-0.02"]
+    assert documents[0]["train"]["lr"] == 1e-3
+    refused(lic_dist("config", "show", file, "--set", "train.out=runs/{train.lambda}"), 2, "{train.lambda}")
+    refused(lic_dist("config", "show", file, "--set", "train.out=runs/x"), 2, "runs/x for both", "{train.lmbda}")
 
 
 def test_an_unknown_key_a_missing_file_and_a_missing_section(tmp_path: Path) -> None:

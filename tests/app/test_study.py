@@ -32,7 +32,12 @@ def write(folder: Path, base: Path, photos: Path, **first: Any) -> Path:
         "quantizer": {"pilot": 8, "calibration": 4},
         "cache": {"path": "runs/small.zarr", "shard": 4, "batch": 4},
         "engine": {"name": "local"},
-        "finetune": {"steps": 4, "batch": 2, "evaluate_every": 2, "out": "runs/model"},
+        "finetune": {
+            "steps": 4,
+            "batch": 2,
+            "evaluate_every": 2,
+            "out": "runs/model-{finetune.recipe}-{quantizer.group}",
+        },
         "sweep": {"finetune": RECIPES, "quantizer": QUANTIZERS},
     }
     measuring = {

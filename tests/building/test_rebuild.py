@@ -153,6 +153,8 @@ def test_a_sweep_of_quantizers_and_learning_rates_rebuilds_one_store_once(
     base: Path, photos: Path, tmp_path: Path
 ) -> None:
     document = experiment(base, photos, tmp_path / "a.zarr", quantizer=FIXED).model_dump(mode="json", exclude_none=True)
+    document["quantizer"] |= {"group": "tcq8-{quantizer.states}"}
+    document["finetune"] = {"out": "{quantizer.group}-{finetune.lr}"}
     sweep = {"finetune.lr": [1e-3, 1e-4], "quantizer.states": [4, 8]}
     file = write(tmp_path / "x.yaml", **{**document, "sweep": sweep})
     for _ in range(2):
@@ -160,8 +162,8 @@ def test_a_sweep_of_quantizers_and_learning_rates_rebuilds_one_store_once(
         assert done.returncode == 0, done.stderr
         built = [one["shards_built"] for one in json.loads((tmp_path / "figures.json").read_text())]
         assert built == [3, 3, 0, 0]
-    cache, group = LatentCache.open(tmp_path / "a.zarr"), document["quantizer"]["group"]
-    assert [len(cache.written(f"{group}-{states}")) for states in (4, 8)] == [cache.num_shards] * 2
+    cache = LatentCache.open(tmp_path / "a.zarr")
+    assert [len(cache.written(f"tcq8-{states}")) for states in (4, 8)] == [cache.num_shards] * 2
 
 
 def test_rebuild_removes_nothing_but_a_store_of_ours(base: Path, photos: Path, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_too_many_bad_photos_stop_no_sweep_and_lose_no_figures(base: Path, photo
     (folder / "train" / "bad.png").write_bytes(b"not a picture")
     asked = experiment(base, folder, tmp_path / "a.zarr", quantizer=FIXED)
     document = asked.model_dump(mode="json", exclude_none=True)
+    document["cache"]["path"] += "-{images.seed}"
     file = write(tmp_path / "x.yaml", **{**document, "sweep": {"images.seed": [1, 2]}})
     done = lic_dist("cache", "build", file, "--json", tmp_path / "figures.json")
     refused(done, 3, "3 of 27 samples were set aside: 3 not an image")
