@@ -86,9 +86,9 @@ def _combinations(document: dict[str, Any], where: str) -> list[Experiment]:
             set_key(one, key, copy.deepcopy(merged))
         experiment = parse(one, where)
         combinations.setdefault(experiment.canonical_json(), experiment)
-        for place, content in _written(experiment):
-            if content not in found.setdefault(place, []):
-                found[place].append(content)
+        for written, content in _written(experiment):
+            if content not in found.setdefault(written, []):
+                found[written].append(content)
     for (key, place), contents in found.items():
         if len(contents) > 1:
             raise _clash(where, key, place, contents, document)
