@@ -55,14 +55,14 @@ def test_a_run_is_measured_resumed_and_reported(
             # a stream's state and padding to words weigh much in so small a picture
             assert abs(row.bpp - row.estimated_bpp) * row.height * row.width < 2 * 100
             assert row.container_bpp == pytest.approx(29 * 8 / (row.height * row.width))
-    assert [curve.name for curve in read_curves(out)] == ["e base sq", "e base mine"]
+    assert [curve.name for curve in read_curves([out])] == ["base sq", "base mine"]
     with monkeypatch.context() as patch:
         patch.setattr(running, "measure_image", lambda *_: pytest.fail("measured again"))
         evaluate(experiment(base, photos, tmp_path / "r.json", "sq", str(tmp_path / "mine")))
         assert read_points(out) == points
         evaluate(experiment(base, photos, tmp_path / "r.json", "sq"))
         assert read_points(out) == points  # what this run does not name stays
-    report([out], ["e base sq"], tmp_path / "report")
+    report([out], ["base sq"], tmp_path / "report")
     assert "| mine |" in (tmp_path / "report" / "results.md").read_text()
     with pytest.raises(UsageError):
         report([out], ["nothing"], tmp_path / "report")
