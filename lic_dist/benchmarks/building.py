@@ -81,7 +81,7 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
             figures["crops"] = steady["crops"]
             start = wall - steady["crops"] / steady["crops_per_second"]
             figures[engine] = {"wall": wall, "start_and_end": start, **steady}
-            if engine == "local":  # one process: what its stages do not account for is the writing
+            if engine == "local":  # one process: the time outside its stages is writing
                 work_seconds = steady["seconds_a_crop"]
                 work_seconds["write"] = 1 / steady["crops_per_second"] - sum(work_seconds.values())
             record = QuantizerRecord.from_json(LatentCache.open(work / f"{engine}.zarr").record_json("tcq8"))
@@ -194,7 +194,7 @@ def _record_peaks(peaks: dict[str, float]) -> Iterator[None]:
         while not stop.wait(POLL):
             peaks["worker"] = max([peaks.get("worker", 0.0), *(_peak(process) for process in _actors())])
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     try:

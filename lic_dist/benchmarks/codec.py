@@ -72,7 +72,7 @@ def timed(loaded: Checkpoint, taken: Sequence[Image], rounds: int, name: str) ->
     seconds: dict[str, list[tuple[float, float]]] = {arm: [] for arm in made}
     sizes = dict.fromkeys(made, 0)
     for arm in made.values():
-        arm.decode(arm.encode(arm.prepare(taken[0])))  # compiles, warms
+        arm.decode(arm.encode(arm.prepare(taken[0])))  # compiles and warms up
     with Progress(f"coding with {name}", rounds * len(taken), "picture") as bar:
         for _ in range(rounds):
             for picture in taken:

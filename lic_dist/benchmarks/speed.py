@@ -29,8 +29,8 @@ from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Tr
 
 SEARCHES: tuple[Trellis, ...] = (VVC4, ECM8, CODE16, CODE32)
 THREADED = 1 << 24  # latents that are shared out over threads
-BASELINE_LANES = 72  # of the slow baselines' share of the data
-NNCODEC_DENSITY = 2  # of its steps: four an octave
+BASELINE_LANES = 72  # of the data that the slow baselines get
+NNCODEC_DENSITY = 2  # of its steps: 2^2 an octave
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def timed(made: list[Arm], rounds: int, title: str) -> dict[str, dict[str, float
     torch.set_num_threads(1)
     seconds: dict[str, list[float]] = {arm.name: [] for arm in made}
     try:
-        for arm in made:  # compiled, and warm
+        for arm in made:  # compiles and warms up
             arm.run()
         with Progress(title, rounds, "round") as bar:
             for _ in range(rounds):

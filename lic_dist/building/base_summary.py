@@ -23,7 +23,7 @@ from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.text import counted
 
 CROPS, MIDDLE = 8, 256  # crops; pixels a side of the middle of a picture
-LEAST_PSNR = 15.0  # dB; what is trained for photos lies above it at every lambda of CompressAI's
+LEAST_PSNR = 15.0  # dB; models trained for photos exceed it at every lambda of CompressAI's
 
 
 def base_summary(job: Job) -> str:
@@ -34,7 +34,7 @@ def base_summary(job: Job) -> str:
     """
     plan = job.plan
     training = plan.num_samples - plan.num_held_out
-    first = training if plan.num_held_out else 0  # the plan's order: training samples first
+    first = training if plan.num_held_out else 0  # a plan has its training samples first
     crops = [plan.crops[number] for number in range(first, min(plan.num_samples, first + CROPS))]
     pixels, status = images.read_crops(job.images.path, crops, job.images.crop)
     readable = pixels[status == 0]

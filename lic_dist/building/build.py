@@ -112,7 +112,7 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
     attributes = layout.read_attributes(storage)
     if rebuild and attributes is not None:
         layout.require_cache(storage, attributes)
-        record = prepare_record(job, afresh=True)  # before anything is removed: it may be refused
+        record = prepare_record(job, afresh=True)  # before anything is removed, because it may raise
         storage.clear()
     else:
         if attributes is not None:  # refuse another job's store before the pilot
@@ -234,7 +234,7 @@ def _invalidate(storage: Storage, header: Header, finding: Finding) -> None:
 
 def _require_whole(storage: Storage, group: str) -> None:
     """Raise LicError where a shard that was just built is missing, because another job has removed it."""
-    if left := store.pending(storage, group):  # a group's shard is done only over latents that are
+    if left := store.pending(storage, group):  # a group's finished shard implies finished latents
         raise LicError(
             f"{counted(len(left), 'shard')} of {storage} {'is' if len(left) == 1 else 'are'} gone again",
             hint="does another job write here? build again to go on",

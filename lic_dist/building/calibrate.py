@@ -42,7 +42,7 @@ from lic_dist.version import __version__
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 
 Point = tuple[float, float, float]  # strength, step, shift
-Fixed = tuple[float | None, float | None, float | None]  # of a triple; None: searched
+Fixed = tuple[float | None, float | None, float | None]  # of a point; None: searched
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SearchSpace:
     moves: tuple[Point, Point] = ((2.0, 1.15, 0.04), (2**0.5, 1.07, 0.02))
 
 
-# A decoder trained on noise wants levels further out than their cells' centroids: a search starts there.
+# A decoder trained on noise does best with levels beyond their cells' centroids, so the search starts there.
 SEARCH_SPACES = {
     "sq": SearchSpace((1.0, 1.0, 0.0), (1.0, 1.0), (0.5, 2.0)),
     "deadzone": SearchSpace((0.45, 1.0, 0.0), (0.1, 0.5), (0.5, 2.0), ((1.2, 1.15, 0.04), (1.1, 1.07, 0.02))),
@@ -66,7 +66,7 @@ SEARCH_SPACES = {
     "tcq": SearchSpace((0.2, 0.66, 0.06), (0.002, 2.0), (0.4, 1.2)),
 }
 LARGEST_SHIFT = 0.3
-LEAST_GAIN = 1e-4  # of L, below which a move is none: the last hundredths of a percent are the crops' own
+LEAST_GAIN = 1e-4  # of L; a smaller gain is no better: the last hundredths of a percent are particular to the crops
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lic_dist.errors import LicError
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.text import clock, counted
 
-LEAST_CROPS = 8  # crops, at the least
+LEAST_CROPS = 8  # at least so many crops
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def pilot_latents(job: Job) -> tuple[Latents, Latents]:
     Raises:
         LicError: no held-out samples to calibrate on.
     """
-    training = job.plan.num_samples - job.plan.num_held_out  # the plan's order: training samples first
+    training = job.plan.num_samples - job.plan.num_held_out  # a plan has its training samples first
     wanted: dict[str, range] = {
         "pilot": range(min(training, job.quantizer.pilot)),
         "held-out": range(training, min(job.plan.num_samples, training + job.quantizer.calibration)),

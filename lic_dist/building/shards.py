@@ -108,7 +108,7 @@ class Target:
         header = self.header()
 
         def pending(shard: Shard) -> T | None:
-            # a group's shard is done only over latents that are
+            # a group's finished shard implies finished latents
             done = store.finished_marker(self.storage, header, shard.number, self.group) is not None
             return None if done else work(shard)
 
@@ -151,7 +151,7 @@ def make_encoder(
         latents, overflow = encode(model, read.pixels, batch, refinement)
         status = read.status.copy()
         status[overflow & (status == 0)] = FAULTS.index("latents overflow")
-        for array in (latents.y, latents.z):  # the pixels are read-only on Ray; `write_shard` zeroes those
+        for array in (latents.y, latents.z):  # pixels are read-only on Ray; `write_shard` zeroes them
             array[status != 0] = 0
         inputs = quantizer_input(model, latents.y, latents.z, batch)
         seconds = {**read.seconds, "encode": time.perf_counter() - started}

@@ -19,7 +19,7 @@ from lic_dist.cache.storage import KEPT, Entry, Storage
 from lic_dist.errors import LicError, UsageError
 
 PARALLEL_REQUESTS = 16  # requests in flight from one worker
-TRANSFER_TRIES = 5  # tries of a transfer that breaks off in its body
+TRANSFER_TRIES = 5  # tries of a transfer whose body breaks off
 RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=5)}  # of one request, with back-off
 TIMEOUT = timedelta(seconds=60)  # of one try
 
@@ -51,7 +51,7 @@ class Bucket(Storage):
             try:
                 obstore.put(remote, key, data, mode="create", use_multipart=False)
             except obstore.exceptions.AlreadyExistsError:
-                return self.get(key) == data  # a repeated request meets its own first try
+                return self.get(key) == data  # a retried request may find what its first try wrote
             return True
 
         return self._request(put, writing=True)
@@ -61,7 +61,7 @@ class Bucket(Storage):
             list(pool.map(lambda item: self.put(*item), objects.items()))
 
     def delete(self, key: str) -> None:
-        with suppress(FileNotFoundError):  # S3 does not mind a key that is not there, GCS does
+        with suppress(FileNotFoundError):  # S3 accepts the deletion of a missing key, GCS does not
             self._request(lambda obstore, remote: obstore.delete(remote, key))
 
     def entry(self, key: str) -> Entry | None:

@@ -19,9 +19,9 @@ from typing import Any
 from lic_dist.cache.storage import KEPT, Entry, Storage
 from lic_dist.errors import LicError
 
-TRANSIENT = (".part", ".lock")  # what is being written, or locked: in no listing
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of a file system that has none
-ABANDONED = 3600.0  # seconds after which another host's unfinished file is taken for dead
+TRANSIENT = (".part", ".lock")  # temporary and lock files, left out of listings
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of a file system without locks
+ABANDONED = 3600.0  # seconds after which another host's unfinished file counts as abandoned
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Folder(Storage):
     def put(self, key: str, data: bytes) -> None:
         path = self.root / key
         with _writing(self):
-            self.root.stat()  # a store that vanished is not made again by its writers
+            self.root.stat()  # fails where the store was removed: writers do not create it again
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{token_hex(4)}.part")
             try:
@@ -93,11 +93,11 @@ class Folder(Storage):
                         if entry.is_dir(follow_symlinks=False):
                             waiting.append(Path(entry.path))
                         elif not entry.name.endswith(TRANSIENT):
-                            with suppress(FileNotFoundError):  # removed meanwhile, or a link to nothing
+                            with suppress(FileNotFoundError):  # removed meanwhile, or a dangling link
                                 stat = entry.stat()
                                 key = Path(entry.path).relative_to(self.root).as_posix()
                                 found[key] = Entry(stat.st_size, stat.st_mtime)
-            except (FileNotFoundError, NotADirectoryError):  # the folder was never there, or was removed meanwhile
+            except (FileNotFoundError, NotADirectoryError):  # the folder does not exist, or was removed meanwhile
                 continue
         return found
 
@@ -115,7 +115,7 @@ class Folder(Storage):
         with _writing(self):
             root.rename(aside)
             if self.root.is_symlink():
-                root.mkdir()  # what it links to
+                root.mkdir()  # recreates the link's target
             shutil.rmtree(aside)
 
     def require_folder(self) -> None:
@@ -153,7 +153,7 @@ class Folder(Storage):
         """Hold an flock, which the kernel releases when its holder dies. A file system without locks gives none."""
         path = self.root / key
         with _writing(self):
-            self.root.stat()  # a store that vanished is not made again by its writers
+            self.root.stat()  # fails where the store was removed: writers do not create it again
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = _locked(path)
         try:

@@ -23,10 +23,10 @@ from lic_dist.data.photo import FAULTS
 from lic_dist.errors import LicError
 from lic_dist.text import clock, counted
 
-HISTOGRAM_SHARDS = 256  # evenly spaced ones, of a store that has more
+HISTOGRAM_SHARDS = 256  # a store with more shards uses evenly spaced ones
 BINS = 24
 NAMED_PHOTOS = 10  # photos set aside that a terminal shows
-PAUSE = 60.0  # seconds, and twenty times the usual: a longer gap between two shards separates two runs
+PAUSE = 60.0  # seconds; a gap between two shards that exceeds this and 20 times the median separates two runs
 
 
 def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None
 def _set_aside(storage: Storage) -> dict[str, str]:
     try:
         return set_aside(storage, read_manifest(storage))
-    except LicError:  # no manifest that can be read, which tells nothing of the store: its own are named
+    except LicError:  # an unreadable manifest does not concern the store
         return set_aside(storage, None)
 
 

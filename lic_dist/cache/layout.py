@@ -42,14 +42,14 @@ from lic_dist.cache.plan import Geometry, fingerprint, num_shards
 from lic_dist.cache.storage import Storage
 from lic_dist.errors import LicError
 
-numcodecs.blosc.use_threads = False  # with threads, the order of blocks in a chunk is that of their completion
+numcodecs.blosc.use_threads = False  # with threads, blocks in a chunk are in the order of their completion
 
 FORMAT = 1
 UNWRITTEN = 255  # status of a sample whose shard is not written, and of the padding
-INNER_SAMPLES = 8  # samples an inner chunk holds at most,
-SMALL_SHARD = 64 * 1024  # unless a shard of the array has no more bytes than this
+INNER_SAMPLES = 8  # most samples in an inner chunk,
+SMALL_SHARD = 64 * 1024  # unless a shard has at most so many bytes
 DIGEST_BYTES = 64
-MOST_SAMPLES = 2**40  # samples, at the most
+MOST_SAMPLES = 2**40  # most samples in a store
 Pipeline = Literal["zarr", "zarrs"]
 
 

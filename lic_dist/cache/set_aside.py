@@ -16,7 +16,7 @@ from lic_dist.data.photo_files import printable
 if TYPE_CHECKING:
     from lic_dist.data.manifest import Manifest
 
-MANIFEST = ".manifest.parquet"  # what the manifest beside a store is called, behind the store's name
+MANIFEST = ".manifest.parquet"  # suffix of the manifest beside a store
 
 
 def read_manifest(storage: Storage) -> Manifest | None:

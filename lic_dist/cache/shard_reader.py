@@ -33,7 +33,7 @@ class ShardReader:
         self.header = layout.read_header(storage)
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._fingerprints: dict[str | None, str] = {None: self.header.fingerprint}
-        self._done: dict[str, set[int]] = {}  # shards known to be done, by the fingerprint of base or group
+        self._done: dict[str, set[int]] = {}  # shards known to be finished, by the fingerprint of base or group
 
     @classmethod
     def open(
@@ -223,7 +223,7 @@ class ShardReader:
         array = self.array(name)
         try:
             values = np.asarray(array[first:end])
-        except Exception as error:  # which error cut or altered bytes make depends on the codec
+        except Exception as error:  # the error for cut or altered bytes depends on the codec
             raise LicError(f"{where} does not decode: {str(error)[:200]}", hint=REPAIR_HINT) from error
         if not (values != array.fill_value).any():
             entry = self.storage.entry(f"{name}/{layout.chunk_key(shard, values.ndim)}")
@@ -245,14 +245,14 @@ class ShardReader:
             return self._decode_rows(name, np.concatenate(rows) if rows else np.arange(0))
         except LicError:
             for shard in shards:
-                self.shard(shard, [name])  # names the one that does not decode
+                self.shard(shard, [name])  # raises for the one that does not decode
             raise
 
     def _decode_rows(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
         array = self.array(name)
         try:
             return np.asarray(array[rows] if isinstance(rows, slice) else array.oindex[rows])
-        except Exception as error:  # which error cut or altered bytes make depends on the codec
+        except Exception as error:  # the error for cut or altered bytes depends on the codec
             raise LicError(
                 f"array {name} of {self.storage} does not decode: {str(error)[:200]}", hint=REPAIR_HINT
             ) from error

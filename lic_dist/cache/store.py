@@ -50,7 +50,7 @@ def create(
         attributes = {"format": layout.FORMAT, **_plan_attributes(plan, store_y), "provenance": dict(provenance or {})}
         document = layout.group_document({**attributes, "fingerprint": plan.fingerprint})
         if not storage.put_new("zarr.json", document) and layout.read_attributes(storage) is None:
-            storage.put("zarr.json", document)  # over one that does not parse
+            storage.put("zarr.json", document)  # replaces one that does not parse
     header = layout.read_header(storage)
     _require_same(f"{storage} holds another cache", header.identity, plan.identity)
     found = {name: value for name, value in asdict(header).items() if name not in ("fingerprint", "provenance")}
@@ -70,11 +70,11 @@ def require_usable(storage: Storage, fingerprint: str = "") -> None:
         LicError: a file, or a folder that is not empty; one of its entries is named.
     """
     storage.require_folder()
-    ours = (markers.FOLDER, "zarr.json.lock", ".zarr.json.")  # also of a planner at work, or killed
+    ours = (markers.FOLDER, "zarr.json.lock", ".zarr.json.")  # also left by a running or killed planner
     strange = [name for name in storage.names() if not name.startswith(ours)]
-    if not strange or layout.read_attributes(storage) is not None:  # another planner's, who was first just now
+    if not strange or layout.read_attributes(storage) is not None:  # another planner has just created the store
         return
-    if not fingerprint and markers.FOLDER in storage.names():  # whose store it was, the plan will tell
+    if not fingerprint and markers.FOLDER in storage.names():  # the plan's fingerprint will tell whose store it is
         return
     known = markers.marked_shards(storage, fingerprint)
     if known and markers.read_marker(storage, fingerprint, known[0]) is not None:
@@ -119,7 +119,7 @@ def create_group(
     if not storage.put_new(f"{node}/zarr.json", layout.group_document(made)) and name not in layout.group_names(
         storage
     ):
-        storage.put(f"{node}/zarr.json", layout.group_document(made))  # over one that does not parse
+        storage.put(f"{node}/zarr.json", layout.group_document(made))  # replaces one that does not parse
     _require_same(f"group '{name}' of {storage} is another one", group_attributes(storage, name)["identity"], whole)
 
 

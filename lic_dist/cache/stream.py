@@ -109,7 +109,7 @@ class ShardStream:
 
         def next_sample(stream: int, number: int) -> tuple[int, Rows]:
             if stream not in served or served[stream].position == len(served[stream].buffer.samples):
-                served.pop(stream, None)  # frees its shards before the next are waited for
+                served.pop(stream, None)  # frees its shards before waiting for the next
                 buffer, reading = ahead.popleft()
                 read_ahead()
                 decoded = [future.result() for future in reading]

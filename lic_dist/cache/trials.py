@@ -60,7 +60,7 @@ def running_calibrations(store: Storage) -> dict[str, dict[str, Any]]:
     try:
         around, start = store.sibling(".")
         names = around.names()
-    except LicError:  # a whole bucket, or a folder that may not be listed: nobody builds there
+    except LicError:  # a whole bucket, or an unlistable folder, holds no build
         return found
     for name in names:
         entry = around.entry(name) if name.startswith(start) and name.endswith(SUFFIX) else None

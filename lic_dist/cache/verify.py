@@ -141,7 +141,7 @@ def _compare(
     try:
         first = shard * header.shard
         values = np.asarray(layout.open_array(storage, spec.name)[first : first + header.shard])
-    except Exception:  # whatever a codec makes of broken bytes; which error it is depends on the codec
+    except Exception:  # the error for broken bytes depends on the codec
         return "torn" if _is_truncated(data, entry) else "altered"
     return "altered" if values.any() else "zero"
 

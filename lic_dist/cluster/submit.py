@@ -136,7 +136,7 @@ def logs(address: str, job: str, follow: bool = False) -> Iterator[str]:
         LicError: no such job, no Ray dashboard, or the connection broke; the job itself continues.
     """
     with _client(address, job) as client:
-        client.get_job_info(job)  # the stream would hide what is wrong with the name
+        client.get_job_info(job)  # raises for an unknown job, which the stream would hide
         if not follow:
             yield client.get_job_logs(job)
             return
@@ -214,7 +214,7 @@ def _client(address: str, job: str = "") -> Iterator[JobSubmissionClient]:
         answer = requests.get(f"{address}/api/version", timeout=CONNECT_SECONDS)  # the client itself has no time limit
         if answer.status_code not in (401, 403) and "ray_version" not in answer.text:
             raise LicError(f"what answers at {address} is no Ray dashboard with a job server", hint=START)
-        with _environment(RAY_API_SERVER_ADDRESS=address):  # which the client believes before its argument
+        with _environment(RAY_API_SERVER_ADDRESS=address):  # takes precedence over the client's argument
             client = JobSubmissionClient(address)
         yield client
     except AuthenticationError as error:
@@ -224,7 +224,7 @@ def _client(address: str, job: str = "") -> Iterator[JobSubmissionClient]:
         ) from error
     except (requests.RequestException, aiohttp.ClientError, ConnectionError) as error:
         raise LicError(f"no answer from a Ray dashboard at {address} ({type(error).__name__})", hint=START) from error
-    except RuntimeError as error:  # of Ray's client: any other answer of the server
+    except RuntimeError as error:  # Ray's client, for any other answer of the server
         if job and "status code 404" in str(error):
             raise LicError(f"{address} knows no job {job}", hint="`lic-dist submit status` lists them") from error
         lines = [line for line in str(error).splitlines() if line.strip(" .")]

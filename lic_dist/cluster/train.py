@@ -26,7 +26,7 @@ from lic_dist.errors import LicError, LostRank
 RESTARTS = 3  # of one job, after a worker or node was lost
 RESTART_HINT = "start it again: it goes on from its last state on disk"
 
-# Read by Ray here and handed on to its processes: print prints, every line, and no actor watches for nodes on notice.
+# Ray reads these here and in its processes: every line printed is shown, and no actor watches for preempted nodes.
 SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -55,8 +55,10 @@ def finetune_on_ray(experiment: config.Experiment) -> Path:
     engine = experiment.engine
     losses = 0
     while True:
-        with on_ray.connected(engine.address, engine.num_cpus, show_workers=True):  # anew, so that all of the last ends
-            if losses == 0:  # later, Ray Train waits a minute for a node to come back
+        with on_ray.connected(
+            engine.address, engine.num_cpus, show_workers=True
+        ):  # a new connection, so that nothing of the last run is left
+            if losses == 0:  # after a loss, Ray Train waits a minute for a node to return
                 on_ray.require_gpus(engine.trainers * engine.gpus_per_trainer)
             try:
                 return _run(experiment)
@@ -81,7 +83,7 @@ def _run(experiment: config.Experiment) -> Path:
     from lic_dist.engine.on_ray import cpu_share
     from lic_dist.training.distributed import SILENCE_TIMEOUT
 
-    ray_train: Any = ray.train  # whose types are those of its first version
+    ray_train: Any = ray.train  # its type hints describe Ray Train's first version
 
     class Trainer(ray_train.torch.TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
@@ -112,7 +114,7 @@ def _run(experiment: config.Experiment) -> Path:
                 name="finetune",
                 storage_path=storage,
                 failure_config=ray_train.FailureConfig(max_failures=0, controller_failure_limit=0),
-                logging_config=ray_train.LoggingConfig(log_level="CRITICAL"),  # what it would say, the driver says
+                logging_config=ray_train.LoggingConfig(log_level="CRITICAL"),  # the driver reports errors itself
             ),
         )
         try:

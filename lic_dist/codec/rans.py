@@ -32,8 +32,8 @@ from lic_dist.quantization.trellis import Trellis
 
 LOWEST_STATE = 1 << 31  # RANS64_L: where the encoder starts and the decoder must end
 MOST_NIBBLES = 5  # an int16 lies within 2 * 65535 < 16^5 of any escape of a table over int16
-_PIECE = 1 << 20  # symbols that are Python integers at a time
-FEWEST_SYMBOLS = 3  # compressai 1.2.8 writes before its buffer below this
+_PIECE = 1 << 20  # symbols converted to Python integers at a time
+FEWEST_SYMBOLS = 3  # with fewer, compressai 1.2.8 writes before its buffer
 
 _FAULTS = {
     1: "ends early",
@@ -184,7 +184,7 @@ def _decode_plane(
                 coded = np.int64(0)
                 nibble = np.int64(0)
                 index = np.int64(-1)
-                while index < nibbles:  # the first nibble is their number
+                while index < nibbles:  # the first nibble is the number of nibbles
                     nibble = x & 15
                     x >>= 4
                     if x < LOWEST_STATE:

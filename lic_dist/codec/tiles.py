@@ -22,7 +22,7 @@ from lic_dist.models.stages import GaussianStage, rounded_z
 TILE = 1024  # pixels a side, a multiple of STRIDE
 STRIDE = 64  # pixels a position of z
 LATENT = 4  # positions of y a position of z
-_OUT_OF_RANGE = 2.0**30  # stands for a z that no integer is, on every device
+_OUT_OF_RANGE = 2.0**30  # clamps a z that int32 cannot hold, alike on every device
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def spans(network: nn.Module, length: int, reads: int, writes: int) -> list[Span
     """Return the shares of one axis of `length` positions of z."""
     count = -(-length * STRIDE // TILE)
     share = -(-length // count)
-    step = max(1, reads // writes)  # a source begins where the whole image's strides do
+    step = max(1, reads // writes)  # a source begins at a multiple of the network's stride
     result = []
     for begin in range(0, length, share):
         target = writes * begin, writes * min(begin + share, length)

@@ -36,8 +36,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM
 """Pillow's formats that are read under any suffix. Its EPS runs Ghostscript, its FITS unpacks without a bound."""
 LARGEST = 256_000_000  # pixels; a larger picture is set aside as a decompression bomb
 LARGEST_FILE = 2 << 30  # bytes; a larger file is set aside unread
-Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow refuses twice as many: pictures within pictures too, as in icons
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what it would say of a photo's metadata helps nobody
+Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow refuses twice as many, also in pictures within pictures, such as icons
+warnings.filterwarnings("ignore", module=r"PIL\.")  # its warnings about a photo's metadata are of no use
 
 EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"})
 EIGHT_BITS_GREY = frozenset({"1", "L", "LA"})
@@ -94,7 +94,7 @@ def measure(data: bytes, name: str = "image") -> tuple[int, int]:
             image.load()
         elif image.format != "PNG" or not metadata.is_whole_png(data):
             image.load()
-            width, height = image.size  # a TIFF turns as it is loaded
+            width, height = image.size  # loading a TIFF turns it
         return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
 
     return _open_image(data, name, size_of)
@@ -167,7 +167,7 @@ def _webp_canvas(data: bytes) -> int:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 where there is none that can be read."""
     try:
-        found = Image.Image.getexif(image).get(ORIENTATION, 1)  # PngImageFile's own would decode the pixels
+        found = Image.Image.getexif(image).get(ORIENTATION, 1)  # PngImageFile.getexif would decode the pixels
     except Exception:  # damaged EXIF: Pillow raises SyntaxError, struct.error, ...
         return 1
     return int(found) if found in range(1, 9) else 1
@@ -217,7 +217,7 @@ def contents(path: Path, name: str) -> bytes:
     """Return all bytes of a file. Raises PhotoError: "unreadable", or "too large" above LARGEST_FILE bytes."""
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             raise PhotoError(name, "unreadable")
         if status.st_size > LARGEST_FILE:
             raise PhotoError(name, "too large")

@@ -44,10 +44,10 @@ SCHEMA = pa.schema(
     },
     metadata={"lic_dist.data.manifest": "2"},
 )
-ROWS = 4096  # photos in one piece of a table: what is held as objects at a time
-SAVE_SECONDS, SAVE_SHARE = 30.0, 0.05  # between two saves of an unfinished scan, and the most they take of its time
-STAMPED = 256  # files that one thread asks the size and time of at once
-AHEAD = 8  # photos of each thread that are read ahead of the one awaited
+ROWS = 4096  # photos held as objects at a time, before they become a table
+SAVE_SECONDS, SAVE_SHARE = 30.0, 0.05  # between two saves of an unfinished scan; most of its time that saving takes
+STAMPED = 256  # files that one thread stats at once
+AHEAD = 8  # photos that each thread reads ahead
 
 SCAN_AGAIN = "`lic-dist cache scan` makes it anew"
 
@@ -64,7 +64,7 @@ class Manifest:
 
     @classmethod
     def of(cls, photos: Iterable[Photo]) -> Manifest:
-        """A manifest of these photos, in this order."""
+        """Return a manifest of these photos, in this order."""
         return cls(_table(list(photos)))
 
     @classmethod
@@ -75,7 +75,7 @@ class Manifest:
             LicError: not a manifest, a damaged one, or one of another version.
         """
         try:
-            # in this thread: Arrow's own may be alive when the process ends, which then aborts now and then
+            # in this thread: Arrow's threads may outlive the interpreter and abort the process
             with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
                 table = file.read(use_threads=False)
             table.validate(full=True)
@@ -86,7 +86,7 @@ class Manifest:
         return cls(table)
 
     def to_bytes(self) -> bytes:
-        """The manifest as a Parquet file."""
+        """Return the manifest as a Parquet file."""
         sink = pa.BufferOutputStream()
         pq.write_table(self.table, sink, compression="zstd", use_dictionary=["fault"], write_page_checksum=True)
         return bytes(sink.getvalue().to_pybytes())
@@ -107,7 +107,7 @@ class Manifest:
         return isinstance(other, Manifest) and bool(self.table.equals(other.table))
 
     def column(self, name: str) -> NDArray[Any]:
-        """One of width, height (int32), bytes, mtime_ns (int64): [photos]."""
+        """Return one of width, height (int32), bytes, mtime_ns (int64): [photos]."""
         return _numbers(self.table[name])
 
     @cached_property

@@ -14,8 +14,19 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 PNG_ORIENTATION_KEYS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # keys of text that may hold an orientation
-JPEG_COLOURS = {0xE0: 14, 0xEE: 12}  # APP0 (JFIF) and APP14 (Adobe) say what the channels are, in as many bytes
-WEBP_CHUNKS = (b"", b"VP8 ", b"VP8L", b"ALPH", b"VP8X", b"EXIF", b"XMP ", b"ICCP", b"ANIM", b"ANMF")  # "": no more
+JPEG_COLOURS = {0xE0: 14, 0xEE: 12}  # APP0 (JFIF) and APP14 (Adobe) describe the channels, in so many bytes
+WEBP_CHUNKS = (
+    b"",
+    b"VP8 ",
+    b"VP8L",
+    b"ALPH",
+    b"VP8X",
+    b"EXIF",
+    b"XMP ",
+    b"ICCP",
+    b"ANIM",
+    b"ANMF",
+)  # "": the end of the file
 TIFF_PIXELS = frozenset(
     (256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 338, 339)
     + (347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532)
@@ -234,7 +245,7 @@ def _strip_webp(data: bytes) -> bytes:
         pixels = kind in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH")
         if kind in (b"ANIM", b"ANMF") or (pixels and end > len(data) + 1):
             return data
-        if not pixels and data[end : end + 4] not in WEBP_CHUNKS:  # a wrong length: what follows is found by name
+        if not pixels and data[end : end + 4] not in WEBP_CHUNKS:  # a wrong length: the next chunk is found by its name
             found = (data.find(name, position + 8) for name in WEBP_CHUNKS[1:4])
             end = min((at for at in found if at >= 0), default=end)
         if kind == b"VP8X":
@@ -293,7 +304,7 @@ def _strip_tiff(data: bytes) -> bytes:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """The brands that an ISO media file names, HEIF and AVIF among them."""
+    """Return the brands that an ISO media file names, HEIF and AVIF among them."""
     if data[4:8] != b"ftyp":
         return set()
     end = min(int.from_bytes(data[:4], "big"), 256)

@@ -64,4 +64,4 @@ class PhotoError(LicError):
     def __init__(self, path: str, fault: str) -> None:
         super().__init__(f"{printable(path)}: {fault}")
         self.fault = fault
-        self.args = path, fault  # by which it pickles
+        self.args = path, fault  # pickle passes these to __init__

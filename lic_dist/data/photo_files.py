@@ -49,7 +49,7 @@ _WAYS = {
     "unpack it": ".zip .tar .gz .tgz .bz2 .xz .7z .rar",
 }
 HINTS = {suffix: way for way, suffixes in _WAYS.items() for suffix in suffixes.split()}
-NAMED_KINDS = 8  # kinds of files passed over that one line names
+NAMED_KINDS = 8  # most kinds of passed-over files named in a line
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class PhotoFiles:
 @cache
 def tell(line: str) -> None:
     """Print a line on standard error, once a process."""
-    if os.environ.get("RANK", "0") == "0":  # of the ranks that torchrun starts, the first speaks
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's ranks only the first prints
         print(line, file=sys.stderr)
 
 
@@ -149,7 +149,7 @@ def _passed_over(name: str) -> str:
 
 @cache
 def reads_heif() -> bool:
-    """Whether pillow-heif is installed."""
+    """Return whether pillow-heif is installed."""
     return find_spec("pillow_heif") is not None
 
 

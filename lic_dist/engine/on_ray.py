@@ -36,7 +36,7 @@ from lic_dist.engine.stages import Stage, Work
 from lic_dist.errors import LicError
 from lic_dist.temporary import can_write
 
-RETRIES = 3  # of one unit, after its worker, node or an object of its was lost
+RETRIES = 3  # of one unit, after its worker, its node or one of its objects was lost
 RESTART_HINT = "finished units stay finished: start the job again"
 SAME_VERSION_HINT = "is the same lic_dist installed on every node?"
 ANSWER_SECONDS = 10.0  # seconds in which a cluster's address has to answer
@@ -157,7 +157,7 @@ class _Run:
             self._submit()
             for position, result in self._collect():
                 self.finished += 1
-                self._submit()  # before the caller takes its time over the result
+                self._submit()  # before the caller processes the result
                 yield self.units[position], result
 
     def _submit(self) -> None:
@@ -210,7 +210,7 @@ class _Run:
                 f"{self.units[call.position]}: its worker in stage '{pool.stage.name}' died {RETRIES + 1} times",
                 hint=f"out of memory? Ray says: {' '.join(str(cause).split())[:300]}",
             ) from error
-        if isinstance(cause, ObjectLostError):  # its node is gone; who asked for it is well
+        if isinstance(cause, ObjectLostError):  # the object's node is gone; the worker that asked for it is alive
             pool.free.append(call.actor)
         else:
             pool.replace(call.actor)
@@ -254,7 +254,7 @@ def connected(address: str | None, num_cpus: int | None, show_workers: bool = Fa
     if show_workers:
         options["logging_config"] = ray.LoggingConfig(log_level="ERROR")
     told = os.environ.get("RAY_ADDRESS", "")
-    address = address or ("" if told.startswith("http") else told)  # a URL is the job server's
+    address = address or ("" if told.startswith("http") else told)  # an http URL is the job server's address
     if address:
         _require_answer(address)
         try:

@@ -35,7 +35,7 @@ def run_in_processes(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any,
     left, in_flight = iter(units), dict[Future[Any], Any]()
 
     def fill() -> None:
-        while len(in_flight) <= workers:  # one more than they work on, so that none waits for its next
+        while len(in_flight) <= workers:  # one unit more than workers, so that no worker waits
             for unit in left:
                 in_flight[pool.submit(_call, unit)] = unit
                 break
@@ -52,7 +52,7 @@ def run_in_processes(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any,
             try:
                 if not failed:
                     fill()
-            except BrokenProcessPool as error:  # what is finished comes first
+            except BrokenProcessPool as error:  # finished results are yielded first
                 broken = error
             yield from results
             if broken is not None:
@@ -92,6 +92,6 @@ def _call(unit: Any) -> Any:
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # it would come out of the pool as a broken pool
+        except Exception:  # the pool would report it as a broken pool
             raise LicError(f"{unit}: {type(error).__name__}: {error}") from None
         raise

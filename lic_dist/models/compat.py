@@ -19,7 +19,9 @@ _TORCHVISION_OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_DEFERRED: dict[str, Container[str] | None] = {  # submodules that a package's __init__ shall not import; None: all
+_DEFERRED: dict[
+    str, Container[str] | None
+] = {  # submodules whose import by a package's __init__ is deferred; None: all
     "compressai": None,
     "compressai.registry": ("transforms",),  # torchvision, torch_geometric
     "compressai.models": ("pointcloud",),  # torch_geometric
@@ -37,7 +39,7 @@ def import_compressai() -> ModuleType:
     if "compressai" not in sys.modules:
         if find_spec("compressai") is None:
             raise ModuleNotFoundError("No module named 'compressai'", name="compressai")
-        with _stubbed("scipy.stats"):  # longer than all that is left, for one quantile of the normal distribution
+        with _stubbed("scipy.stats"):  # slower than all other imports, and used for one quantile only
             for name, deferred in _DEFERRED.items():
                 _import_without(name, deferred)
         from compressai.entropy_models import GaussianConditional

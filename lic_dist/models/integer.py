@@ -92,9 +92,7 @@ class _Convolution:
         f = np.clip(WEIGHT_BITS - e, 1, MOST_BITS)
         whole = np.rint(np.ldexp(weight, f[:, None]))
         start = np.rint(np.ldexp(bias.astype(np.float64), UNIT_BITS + f)) + np.ldexp(0.5, f)
-        if (
-            not (np.abs(whole).sum((0, 1, 3)) * LARGEST + np.abs(start)).max() < _EXACT
-        ):  # nor a weight that is no number
+        if not (np.abs(whole).sum((0, 1, 3)) * LARGEST + np.abs(start)).max() < _EXACT:  # also refuses NaN
             raise LicError(f"h_s is too wide for exact sums, or its weights too large: {layer}", hint=_HINT)
         device = layer.weight.device
         self._start, self._unit = (torch.from_numpy(each[:, None]).to(device) for each in (start, np.ldexp(1.0, -f)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-MOST_MEAN = 6.0  # deviations: rare photos sent an unbounded h_s to means of 36,000
+MOST_MEAN = 6.0  # deviations; without a bound, rare photos led h_s to means of 36,000
 LEAST_LOG_SCALE, MOST_LOG_SCALE = -9.0, 5.0  # of a scale in deviations, natural logarithm
 
 

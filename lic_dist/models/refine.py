@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lic_dist.models.stages import GaussianStage, bits_of, gaussian_likelihoods
 
-# Of Adam, in units of y, falling to zero in a line: chosen on training crops, for few steps (little momentum).
+# Adam's rate in units of y, falling linearly to zero, and its betas; chosen on training crops for few steps.
 RATE, BETAS = 0.15, (0.7, 0.99)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from lic_dist.errors import LicError
 
-scalar = np.float64(0).__reduce__()[0]  # what pickles of numpy numbers call
+scalar = np.float64(0).__reduce__()[0]  # the function that pickles of numpy numbers call
 _NUMBERS = [np.dtype(code) for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")]
 HARMLESS: list[Any] = [
     argparse.Namespace,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 BLOCK = 128  # lanes searched side by side at most
 TILE = 64  # steps between two reductions of the path metrics; r is read in runs of so many
 PANEL = 32  # steps of one transposition
-SATURATION = np.float32(1 << 20)  # a distortion in 1/256 bit never counts for more
+SATURATION = np.float32(1 << 20)  # largest distortion, in 1/256 bit
 BIT = 256  # cost units in a bit
 
 _I = np.int32  # numba widens int32 arithmetic to int64, which halves the SIMD width: every result is narrowed again
@@ -153,7 +153,7 @@ def _escaped(smallest: np.int32, level: int, levels: int, reach: NDArray[Any], f
 def bypass_cost(beyond: int) -> int:
     """Return the bypass bits of an escape by beyond >= 1, in 1/256 bit."""
     value, nibbles = 2 * beyond, 0
-    while value > 0:  # NaN may come this far as a negative number, which the search's caller refuses afterwards
+    while value > 0:  # a negative value comes from NaN, which the caller of the search refuses afterwards
         nibbles += 1
         value >>= 4
     return BIT * (4 + 4 * nibbles)

@@ -30,7 +30,7 @@ from lic_dist.quantization.reference import inverse
 from lic_dist.quantization.trellis import Trellis, levels
 
 _LARGEST_INDEX = 32767  # indices are int16
-PIECES = 2  # of the lanes, for each thread
+PIECES = 2  # pieces of the lanes for each thread
 
 
 def search(

@@ -50,7 +50,7 @@ _THRESHOLDS = {
 LEVEL_RULES = tuple(_THRESHOLDS)
 
 WIDEST_REACH = 4095  # no row holds larger |k|: beyond, escapes
-_SMALLEST_REACH = 1  # every row holds 0 and +-1: two spare counts buy safety against a wrong scale
+_SMALLEST_REACH = 1  # every row holds 0 and +-1: two counts protect against a wrong scale
 # +-k stays in the row while P(k) 2^16 >= this: an escape costs some 6 bits more than count 1
 _LEAST_COUNT = 0.25
 
@@ -230,7 +230,7 @@ class SearchRates:
 def search_rates(tables: CdfTables) -> SearchRates:
     """Return the rates of a search from the coder's tables (symmetric ones; ValueError otherwise)."""
     reach = tables.reach()
-    largest = int(reach.max()) + 3  # whole candidate sets of the table's edge
+    largest = int(reach.max()) + 3  # room for whole candidate sets at the table's edge
     flag_bits = np.take_along_axis(tables.symbol_bits, tables.size[:, None] - 2, axis=1)[:, 0]
     return SearchRates(
         costs=tables.costs(largest),

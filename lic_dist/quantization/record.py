@@ -23,7 +23,7 @@ from lic_dist.quantization.trellis import SCALAR, Trellis
 FORMAT = "lic_dist quantizer record 2"
 NAMES = ("sq", "deadzone", "rdoq", "tcq")
 SEARCHED = ("rdoq", "tcq")  # the quantizers that weigh rate against distortion
-_MOST_BYTES = 1 << 25  # no array of a record is larger: what a broken one may claim
+_MOST_BYTES = 1 << 25  # limits what a broken record may claim
 _DTYPES = ("<i4", "<f4")
 _UNIFORM = CdfTables(np.array([[0, 1 << 15, 1 << 16]]), np.array([3]), np.array([0]))
 
@@ -201,7 +201,9 @@ class QuantizerRecord:
             "shift": self.shift,
             "y_tables": tables(self.y_tables),
             "z_tables": tables(self.z_tables),
-            **({"refine": self.refine} if self.refine else {}),  # records without it keep their digests
+            **(
+                {"refine": self.refine} if self.refine else {}
+            ),  # omitted where 0, so that older records keep their digests
         }
 
 

@@ -55,7 +55,7 @@ class Trellis:
         if states > 1 and any(even == odd for even, odd in self.next_state):
             raise ValueError(f"{self.name!r}: the two parities of a state lead to two states")
         reached = {0}
-        for _ in range(states * states):  # some number of steps leads anywhere: searches rely on it
+        for _ in range(states * states):  # searches need every state to be reachable in one number of steps
             reached = {state for before in reached for state in self.next_state[before]}
         if len(reached) < states:
             raise ValueError(f"{self.name!r}: from state 0 a path of any great length reaches every state")

@@ -46,7 +46,7 @@ _PACKED = 8  # states whose branches fit 32-bit words
 _FUSED = 16  # states up to which two steps in one loop are the faster
 SIMD = 16  # a block is padded to a multiple of this many lanes
 
-_I, _U = np.int32, np.uint32  # numba widens 32-bit arithmetic: every result is narrowed again, for SIMD's sake
+_I, _U = np.int32, np.uint32  # numba widens 32-bit arithmetic: every result is narrowed again to keep the SIMD width
 
 
 def search_lanes(

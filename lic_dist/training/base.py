@@ -49,7 +49,7 @@ class RelaxedModel(nn.Module):
         self.model, self.relaxation, self.bf16 = model, relaxation, bf16
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x float32 [B, 3, H, W] -> (x_hat, bits of the batch), float32."""
+        """Return (x_hat, bits of the batch), float32, of x float32 [B, 3, H, W]."""
         model: Any = self.model
         autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
         with autocast:

@@ -98,7 +98,9 @@ class Decoding(nn.Module):
 
     def _quantized(self, batch: Batch, stage: GaussianStage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         model: Any = self.model
-        scales = model.gaussian_conditional.lower_bound_scale(stage.scales)  # lets sigma grow out of the bound
+        scales = model.gaussian_conditional.lower_bound_scale(
+            stage.scales
+        )  # its gradient lets sigma grow above the bound
         y_hat, bits = stage.means + batch.level, self.rate(scales, batch.k, batch.quantizer).sum()
         if self.pixels:
             return y_hat, bits

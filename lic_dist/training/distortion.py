@@ -56,7 +56,7 @@ def _one_less_ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def _lpips(device: torch.device) -> Measure:
-    """LPIPS with AlexNet (Zhang et al. 2018), its weights frozen."""
+    """Return LPIPS with AlexNet (Zhang et al. 2018), its weights frozen."""
     try:
         import lpips
     except ModuleNotFoundError:

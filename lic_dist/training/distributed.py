@@ -20,11 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from lic_dist.errors import LicError, LostRank, UsageError
 
 SILENCE_TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer within a step is taken for dead
-_KNOWN = inspect.signature(DistributedDataParallel).parameters  # the one name is deprecated, the other newer than 2.6
-_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers": False}  # none changes
-LONE_RANK_TIMEOUT = timedelta(
-    days=7
-)  # what the first rank does alone, a search over the whole cache say, may take long
+_KNOWN = inspect.signature(
+    DistributedDataParallel
+).parameters  # "broadcast_buffers" is deprecated, the other is newer than 2.6
+_BUFFERS = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers": False
+}  # no buffer changes
+LONE_RANK_TIMEOUT = timedelta(days=7)  # the first rank's own work, such as a search of the cache
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def joined() -> Iterator[Ranks]:
                 hint="its own message says why; started again, the job goes on from its last state",
             ) from error
         raise
-    if not joined:  # after an error, other ranks may never come to leave the group
+    if not joined:  # not after an error: other ranks may never leave the group
         dist.destroy_process_group()
 
 
@@ -144,7 +146,7 @@ def _fresh_store(store: dist.Store, rank: int, world: int) -> dist.Store:
     missing = list(range(1, world))
     while missing:
         for other in missing:
-            if store.check([f"asks/{other}"]):  # of this start or an earlier one: that is never read
+            if store.check([f"asks/{other}"]):  # of this start or of an earlier one, whose answer nobody reads
                 store.set(f"start/{store.get(f'asks/{other}').decode()}", mine)
         time.sleep(0.02)
         missing = [other for other in missing if not store.check([f"joined/{mine}/{other}"])]

@@ -66,7 +66,7 @@ def _run_round(experiment: config.Experiment, number: int, out: Path, ranks: Ran
     if number > 1:
         group = f"{group}-round{number}-{checkpoints.digest(parent.model.state_dict())[:8]}"
         searched: dict[str, Any] = {"quantizer": quantizer.model_copy(update={"group": group})}
-        if ranks.world > 1:  # which hold the machines that an engine would ask for: each searches its share itself
+        if ranks.world > 1:  # the ranks hold the machines that an engine would use
             searched |= {"engine": config.Engine(name="local")}
         record = QuantizerRecord.from_json(parent.quantizers[quantizer.group])
         requantize(experiment.model_copy(update=searched), record, (ranks.rank, ranks.world))

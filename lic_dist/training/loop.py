@@ -105,7 +105,7 @@ class TrainingLoop:
             )
         self.states = ResumeStates(section.out / "states", identity, section.keep)
         self.best = BestWeights(None, 0, copy.deepcopy(model.state_dict()))
-        self.phase = self.taken = self.done = 0  # the present phase, steps taken in it, and in all
+        self.phase = self.taken = self.done = 0  # the phase, the steps taken in it, and those taken in all
         with contextlib.ExitStack() as stack:  # until the loop is over, or fails to begin
             if ranks.first:
                 stack.enter_context(self.states.lock())

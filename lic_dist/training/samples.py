@@ -188,7 +188,7 @@ class StreamedData:
     def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
         """Yield batches as `TrainingData` says. UsageError where the streams do not divide among ranks and workers."""
         stream = ShardStream(self.cache, self.names, self.order, first, ranks.rank, ranks.world)
-        stream.for_worker(0, max(1, self.workers))  # refuses here what a worker would
+        stream.for_worker(0, max(1, self.workers))  # raises here what a worker would raise
         sample = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in map(self.cache.array, self.names))
         shared_memory.require(sample * self.order.batch // ranks.world, self.workers)
         how: Any = {"num_workers": self.workers, "multiprocessing_context": "forkserver" if self.workers else None}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lic_dist.config.training import Steps
 
-HALVED = 0.5  # by a plateau
+HALVED = 0.5  # factor of a plateau
 
 
 def learning_rate(section: Steps, step: int, steps: int, peak: float, halvings: int = 0) -> float:

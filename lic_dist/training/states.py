@@ -16,7 +16,7 @@ from lic_dist.errors import LicError, SharedError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.training.distributed import Ranks
 
-VISIBLE_SECONDS = 60.0  # seconds
+VISIBLE_SECONDS = 60.0  # seconds to wait for another node's file
 SHARED_FOLDER_HINT = "every node needs the same 'out', on a file system that all see"
 
 

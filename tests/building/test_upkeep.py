@@ -152,7 +152,7 @@ def test_the_estimate_is_near_what_the_build_then_takes(made: Path, base: Path, 
     for name in ("pixels", "latents/y", "latents/z", "quantized/tcq8/k"):
         real = sum(file.stat().st_size for file in (made / name).rglob("c/**/*") if file.is_file())
         assert 0.6 * real < found.bytes[name] < 1.6 * real, name
-    assert set(found.seconds) == {"read", "encode", "search"} and found.wall == sum(found.seconds.values())
+    assert set(found.seconds) == {"read", "encode", "search"} and found.wall_seconds == sum(found.seconds.values())
     text = "\n".join(describe(found))
     assert "24 samples (6 held out) in 3 shards" in text and "free:" in text and "time, about" in text
 
