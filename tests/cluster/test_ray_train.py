@@ -62,6 +62,7 @@ def rows(out: Path) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three clusters, one after another
 def test_two_workers_give_the_weights_of_one_process_and_outlive_a_kill(
     job: Job,
     ray_folder: Path,
