@@ -18,7 +18,7 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross"
 PIXELS = 2.0  # of a PNG, to a unit of a chart
 WIDTH, HEIGHT = 420, 300
 
-schemapi.DEBUG_MODE = False  # what we build is tested; checking each part against the schema takes seconds
+schemapi.disable_debug_mode()  # what we build is tested; checking each part against the schema takes seconds
 Plot = alt.Chart | alt.LayerChart | alt.FacetChart  # what alt.layer may give
 AnyChart = Plot | alt.ConcatChart
 

@@ -1,4 +1,4 @@
-"""Mutants: the kernels and the order of writing, each wrong in one place, that the quick tests must all notice.
+"""Mutants: the kernels and the order of writing, each wrong in one place, that their tests must all notice.
 
     python -m tests.mutants            # or: nox -s mutants
     python -m tests.mutants viterbi    # those whose file's name holds the word
@@ -96,13 +96,13 @@ def run(tests: Sequence[str], mutant: Mutant | None = None) -> str:
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         for old, new in mutant.changes if mutant else ():
-            path = copy / "lic_dist" / mutant.file  # type: ignore[union-attr]
+            path = copy / "lic_dist" / mutant.file
             text = path.read_text()
             if text.count(old) != 1:
                 return f"stands there {text.count(old)} times: {old}"
             path.write_text(text.replace(old, new))
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests],
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
             cwd=copy,
             env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"},
             capture_output=True,

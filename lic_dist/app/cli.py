@@ -163,17 +163,18 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder for report.html, results.md and the charts.")] = Path("report"),
     curve: Annotated[list[str] | None, typer.Option(help="Pattern of the curves to show; may be repeated.")] = None,
     label: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What groups points into curves and names them: of {run}, {arm}, {quantizer}, {seed}, {checkpoint}, "
-            "{file}."
+            "{file}. Default: {arm} {quantizer}."
         ),
-    ] = "{arm} {quantizer}",
+    ] = None,
 ) -> None:
     """BD-rates between curves, gains at each lambda, charts, and a page to compare the pictures on."""
+    from lic_dist.reporting.curves import LABEL
     from lic_dist.reporting.report import report as run
 
-    run(files, anchor or (), out, curve or (), label)
+    run(files, anchor or (), out, curve or (), label or LABEL)
 
 
 @app.command("run")

@@ -18,15 +18,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import altair as alt
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from lic_dist import drawing
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.config import Experiment, need
 from lic_dist.errors import LicError
@@ -168,36 +165,14 @@ def _point(job: Job, task: Task, rows: Sequence[Row]) -> Generations:
 def _write(out: Path, name: str, points: Sequence[Generations]) -> None:
     content = {"name": name, "points": [asdict(point) | point.means() for point in points]}
     write_whole(out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    if any(point.images for point in points):
-        _draw([point for point in points if point.images], out.with_suffix(".png"))
+    if drawn := [point for point in points if point.images]:
+        from lic_dist.evaluation.picture import drift_plot  # not loaded by the workers, which code and do not draw
 
-
-def _draw(points: Sequence[Generations], path: Path) -> None:
-    """PSNR against the original, and bpp, over the generations of successive coding."""
-    several = len({point.lmbda for point in points}) > 1
-    rows = [
-        {
-            "curve": f"{point.arm} {point.quantizer}" + (f", {label(point.checkpoint)}" if several else ""),
-            "generation": number,
-            "bpp": bpp,
-            "psnr": psnr,
-        }
-        for point in points
-        for number, (bpp, psnr) in enumerate(zip(*(point.means()[name] for name in ("bpp", "psnr")), strict=True), 1)
-    ]
-    base = (
-        alt.Chart(pd.DataFrame(rows))
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("generation:Q", axis=alt.Axis(tickMinStep=1)),
-            color=alt.Color("curve:N", title=None, sort=None, scale=alt.Scale(range=list(drawing.COLOURS))),
-        )
-    )
-    panels = [
-        drawing.panel(base.encode(y=alt.Y(f"{name}:Q", title=None).scale(zero=False)), title)
-        for name, title in (("psnr", "PSNR against the original [dB]"), ("bpp", "rate [bit per pixel]"))
-    ]
-    drawing.write(drawing.beside(*panels), path)
+        several = len({point.lmbda for point in points}) > 1
+        labels = [
+            f"{point.arm} {point.quantizer}" + (f", {label(point.checkpoint)}" if several else "") for point in drawn
+        ]
+        drift_plot(zip(labels, (point.means() for point in drawn), strict=True), out.with_suffix(".png"))
 
 
 def _reaches(row: Row | None, count: int) -> bool:

@@ -24,6 +24,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from lic_dist.errors import LicError
 
+LARGEST_COUNTED = 8  # |k| in `k_counts`; larger ones count as this
 _TUPLES = ("channel_bits", "k_counts")  # of a point, lists in JSON
 _GIVE = "give a result file, ours or CompressAI's"
 

@@ -38,6 +38,7 @@ from lic_dist.evaluation.jobs import BASE, Job, Task, file_safe
 from lic_dist.evaluation.journal import Journal, Key, beside
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
 from lic_dist.evaluation.results import (
+    LARGEST_COUNTED,
     ImageResult,
     Point,
     image_row,
@@ -51,7 +52,6 @@ from lic_dist.evaluation.summary import write_csv
 from lic_dist.models.names import label
 from lic_dist.progress import Progress
 
-LARGEST_COUNTED = 8  # |k| in `k_counts`; larger ones count as this
 Row = Mapping[str, Any]  # as the journal has it: figures, or a "fault"
 _FIGURES = tuple(field.name for field in fields(ImageResult))
 _STATISTICS = ("channel_bits", "k_counts", "z_bpp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
@@ -47,7 +48,7 @@ def build(architecture: str, N: int, M: int) -> nn.Module:
     return model
 
 
-def sizes_of(state: dict[str, Tensor]) -> tuple[int, int]:
+def sizes_of(state: Mapping[str, Tensor]) -> tuple[int, int]:
     """Return (N, M), read off a hyperprior's weights as CompressAI's `from_state_dict` does."""
     if "h_a.0.deviation" in state:
         return state["h_a.1.weight"].size(0), state["h_a.1.weight"].size(1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lic_dist.errors import LicError
+from lic_dist.models.architectures import sizes_of
 
 WRAPPERS = ("ema", "state_dict", "model_state_dict", "net_state_dict", "model", "net", "network")
 """Keys under which training scripts keep the tensors. `ema` comes first: it is the one that is judged."""
@@ -71,22 +72,14 @@ def _hyperprior(factor: int) -> Callable[[_Names], bool]:
     return fits
 
 
-def _hyperprior_sizes(state: _Names) -> tuple[int, int]:
-    return state["g_a.0.weight"].size(0), state["g_a.6.weight"].size(0)
-
-
-def _block_sizes(state: _Names) -> tuple[int, int]:
-    return state["h_a.1.weight"].size(0), state["h_a.1.weight"].size(1)
-
-
 def _has(*parts: str) -> Callable[[_Names], bool]:
     return lambda state: all(any(part in name for name in state) for part in parts)
 
 
 SERVED: tuple[tuple[str, Callable[[_Names], bool], Callable[[_Names], tuple[int, int]]], ...] = (
-    ("block-transform", _has("h_a.0.deviation"), _block_sizes),
-    ("mbt2018-mean", _hyperprior(2), _hyperprior_sizes),
-    ("bmshj2018-hyperprior", _hyperprior(1), _hyperprior_sizes),
+    ("block-transform", _has("h_a.0.deviation"), sizes_of),
+    ("mbt2018-mean", _hyperprior(2), sizes_of),
+    ("bmshj2018-hyperprior", _hyperprior(1), sizes_of),
 )
 """The families served: name, whether a state_dict is of it, and its (N, M)."""
 

@@ -52,15 +52,7 @@ def read(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise LicError(f"cannot read {path}: {error.strerror or error}") from None
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except UNREADABLE as error:
         raise LicError(*_diagnose(path, str(error))) from None
     if not isinstance(content, dict):
         raise LicError(f"{path} is not a checkpoint: it holds a {type(content).__name__}", hint=_SAVE)

@@ -19,6 +19,7 @@ import pandas as pd
 from lic_dist import drawing
 from lic_dist.drawing import GRID, INK
 from lic_dist.errors import LicError
+from lic_dist.evaluation.results import LARGEST_COUNTED as LARGEST
 from lic_dist.evaluation.results import Figures, Point
 from lic_dist.reporting.bd import Interval, rate_change
 from lic_dist.reporting.comparison import AnchorTable, detailed_lambda, point_at
@@ -28,7 +29,6 @@ from lic_dist.reporting.gains import Gains, lambda_changes
 from lic_dist.reporting.styles import Styles
 
 FEWEST_BITS = 1e-6  # a pixel, of a channel on a logarithmic axis
-LARGEST = 8  # |k| in a histogram; larger ones count as this
 Rows = list[dict[str, Any]]
 _NOTHING = pd.DataFrame({"nothing": [0]})  # of marks at a fixed place
 _PICKED = "length(picked) == 0 || indexof(picked, datum.curve) >= 0"
@@ -85,6 +85,15 @@ def page_spec(panel: Panel) -> dict[str, Any]:
 # what panels are made of
 
 
+def _marks(rows: Rows, looks: Styles, tooltip: Sequence[alt.Tooltip]) -> alt.Chart:
+    """Rows of one `curve` each in its colour, faded where others are picked."""
+    return alt.Chart(pd.DataFrame(rows)).encode(
+        color=_by_curve(alt.Color, looks, "colour"),
+        opacity=alt.condition(_PICKED, alt.value(1.0), alt.value(0.13)),
+        tooltip=[alt.Tooltip("curve:N"), *tooltip],
+    )
+
+
 def _plot(
     rows: Rows,
     looks: Styles,
@@ -96,13 +105,7 @@ def _plot(
     clip: bool = False,
 ) -> list[alt.Chart]:
     """Lines through rows of one `curve` each, and their points; those without a figure break the line."""
-    base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=x,
-        y=y,
-        color=_by_curve(alt.Color, looks, "colour"),
-        opacity=alt.condition(_PICKED, alt.value(1.0), alt.value(0.13)),
-        tooltip=[alt.Tooltip("curve:N"), *tooltip],
-    )
+    base = _marks(rows, looks, tooltip).encode(x=x, y=y)
     line = base.mark_line(clip=clip, strokeWidth=width).encode(strokeDash=_by_curve(alt.StrokeDash, looks, "dash"))
     point = base.mark_point(clip=clip, filled=True, size=45 if points else 0, opacity=1)  # none: for the legend alone
     return [line, point.encode(shape=_by_curve(alt.Shape, looks, "shape"))]
@@ -111,12 +114,7 @@ def _plot(
 def _intervals(rows: Rows, looks: Styles, x: Mapping[str, Any], tooltip: Sequence[alt.Tooltip]) -> list[alt.Chart]:
     """Means over the lines of their intervals: rows with curve, mean, low and high at places `x`."""
     shown = [alt.Tooltip(f"{name}:Q", format="+.2f") for name in ("mean", "low", "high")]
-    base = alt.Chart(pd.DataFrame(rows)).encode(
-        **x,
-        color=_by_curve(alt.Color, looks, "colour"),
-        opacity=alt.condition(_PICKED, alt.value(1.0), alt.value(0.13)),
-        tooltip=[alt.Tooltip("curve:N"), *tooltip, *shown],
-    )
+    base = _marks(rows, looks, [*tooltip, *shown]).encode(**x)
     bar = base.mark_rule(strokeWidth=1.6).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
     point = base.mark_point(filled=True, size=55, opacity=1).encode(y=alt.Y("mean:Q", title=None))
     return [bar, point.encode(shape=_by_curve(alt.Shape, looks, "shape"))]

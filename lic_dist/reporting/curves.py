@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import filter as filter_names
 from pathlib import Path
 from typing import TypeVar
 
+from lic_dist.config import Report
 from lic_dist.errors import UsageError
 from lic_dist.evaluation.results import Figures, Point, read_file
 
-LABEL = "{arm} {quantizer}"
+LABEL: str = Report.model_fields["label"].default
 LONGEST_NAME = 80
 T = TypeVar("T")
 
@@ -64,10 +65,11 @@ SPLITS = ("arm", "seed", "run", "file")
 
 @dataclass(frozen=True)
 class Collection:
-    """The curves of a report, their names distinct; the path of each original by folder and image."""
+    """The curves of a report, their names distinct; the path of each original by folder and image; our runs' names."""
 
     curves: tuple[Curve, ...]
-    originals: Mapping[tuple[Path, str], str] = field(default_factory=dict)
+    originals: Mapping[tuple[Path, str], str]
+    runs: tuple[str, ...]
 
     def named(self, name: str) -> Curve:
         """The curve of this name, or the only one of this label.
@@ -116,12 +118,13 @@ def collect(files: Sequence[Path], label: str = LABEL) -> Collection:
         read += [_Read(_plain_point(point), name, file, found.description) for point in found.points]
     own = [
         _curve(label_, split, piece)
-        for (label_, _), group in _grouped(read, lambda one: (labelled(one, label), one.point.pictures)).items()
+        for (label_, _), group in _grouped(read, lambda one: (_labelled(one, label), one.point.pictures)).items()
         for split, piece in _pieces(group, SPLITS)
     ]
     curves = [*own, *published]
     named = zip(curves, _distinct(curves), strict=True)
-    return Collection(tuple(replace(curve, name=name) for curve, name in named), originals)
+    runs = tuple(dict.fromkeys(one.run for one in read))
+    return Collection(tuple(replace(curve, name=name) for curve, name in named), originals, runs)
 
 
 def read_curves(files: Sequence[Path], label: str = LABEL) -> tuple[Curve, ...]:
@@ -135,7 +138,7 @@ def curve_of(name: str, points: Sequence[Point], description: str = "") -> Curve
     return Curve(name, tuple(point.figures for point in ordered), ordered, description, name)
 
 
-def labelled(one: _Read, label: str) -> str:
+def _labelled(one: _Read, label: str) -> str:
     """The label of a point; raises UsageError where the template names no field."""
     try:
         return " ".join(label.format(**{name: value(one) for name, value in FIELDS.items()}).split())
@@ -180,17 +183,14 @@ def _pieces(group: list[_Read], fields: Sequence[str]) -> list[tuple[list[str], 
 
 def _curve(label: str, split: Sequence[str], read: Sequence[_Read]) -> Curve:
     ordered = sorted(read, key=lambda one: one.point.figures.bpp)
-    points = tuple(one.point for one in ordered)
-    name = f"{label} ({', '.join(map(plain, split))})" if split else label
-    return Curve(
-        name.strip() or "?",
-        tuple(point.figures for point in points),
-        points,
-        ordered[0].description,
-        label,
-        ordered[0].run,
-        ordered[0].file.stem,
-        tuple(one.file.parent for one in ordered),
+    first = ordered[0]
+    name = (f"{label} ({', '.join(map(plain, split))})" if split else label).strip() or "?"
+    return replace(
+        curve_of(name, [one.point for one in ordered], first.description),
+        label=label,
+        run=first.run,
+        file=first.file.stem,
+        folders=tuple(one.file.parent for one in ordered),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import Point
@@ -64,7 +65,7 @@ Value = str | Interval | Cell | None
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows under a title ("" for none); `says` explains it, `notes` are referred to by letters.
+    """Columns and rows under a title ("": that of its section); `says` explains it, `notes` are referred to by letters.
 
     The first columns, as many as `names`, say what a row is of. On the terminal, columns of `brief` show no interval:
     80 characters are few.
@@ -116,9 +117,9 @@ def percent(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:+.2f} %"
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Value]], **more: object) -> Table:
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Value]], **more: Any) -> Table:
     cells = tuple(tuple(map(Cell.of, row)) for row in rows)
-    return Table(title, tuple(columns), cells, **more)  # type: ignore[arg-type]
+    return Table(title, tuple(columns), cells, **more)
 
 
 def _letters(notes: Sequence[str], known: Sequence[str]) -> str:
@@ -132,7 +133,7 @@ def _lead(found: leading.Lead) -> Table:
         figures = row.gain.point.figures
         numbers = f"{row.gain.loss:.4f}", f"{figures.bpp:.4f}", f"{figures.psnr:.3f}"
         rows.append((row.name, row.change or "anchor", *numbers, row.rate, row.own))
-    return _table(leading.lead_title(found), columns, rows, says=leading.LEAD_SAYS, brief=frozenset({5}))
+    return _table("", columns, rows, says=leading.LEAD_SAYS, brief=frozenset({5}))
 
 
 def _by_picture(found: leading.Lead) -> Table:

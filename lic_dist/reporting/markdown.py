@@ -14,7 +14,7 @@ def markdown(parts: Sequence[Section]) -> str:
         lines += [f"# {_escaped(part.title)}", ""]
         lines += [part.says, ""] if part.says else []
         for table in part.tables:
-            lines += [f"## {_escaped(table.title)}", ""] if table.title and table.title != part.title else []
+            lines += [f"## {_escaped(table.title)}", ""] if table.title else []
             lines += [*_table(table), ""]
             lines += [table.says, ""] if table.says else []
             lines += [f"- {letter(number)}: {_escaped(note)}" for number, note in enumerate(table.notes)]

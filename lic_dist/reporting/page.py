@@ -177,7 +177,7 @@ def _signed(value: float) -> str:
 def _section(part: Section) -> str:
     found = [f"<h2>{escape(part.title)}</h2>", f"<p>{_prose(part.says)}</p>" if part.says else ""]
     for table in part.tables:
-        found.append(f"<h3>{escape(table.title)}</h3>" if table.title and table.title != part.title else "")
+        found.append(f"<h3>{escape(table.title)}</h3>" if table.title else "")
         found.append(_table(table))
         found.append(f"<p>{_prose(table.says)}</p>" if table.says else "")
         found += [f'<p class="soft">{letter(number)}: {escape(note)}</p>' for number, note in enumerate(table.notes)]

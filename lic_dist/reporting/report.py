@@ -9,10 +9,11 @@ from shlex import quote
 from rich.console import Console
 
 from lic_dist.building.job import provenance
+from lic_dist.config import Report
 from lic_dist.errors import LicError
-from lic_dist.evaluation.results import read_file, write_whole
+from lic_dist.evaluation.results import write_whole
 from lic_dist.reporting.charts import charts, write_chart
-from lic_dist.reporting.curves import LABEL, collect, plain
+from lic_dist.reporting.curves import LABEL, collect
 from lic_dist.reporting.document import sections
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.markdown import markdown
@@ -22,7 +23,7 @@ from lic_dist.reporting.styles import styles
 from lic_dist.reporting.terminal import show
 from lic_dist.version import __version__
 
-DEFAULT_ANCHOR = "base sq"
+ANCHORS: tuple[str, ...] = Report.model_fields["anchors"].default
 
 
 def report(
@@ -46,7 +47,7 @@ def report(
         UsageError: no curve of that name or pattern, or a label of unknown fields.
     """
     collection = collect(files, label)
-    chosen = list(dict.fromkeys(collection.named(name).name for name in anchors or (DEFAULT_ANCHOR,)))
+    chosen = list(dict.fromkeys(collection.named(name).name for name in anchors or ANCHORS))
     if only:
         collection = collection.only(only, chosen)
     found = Findings.of(collection.curves, [collection.named(name) for name in chosen])
@@ -64,8 +65,7 @@ def report(
         write_chart(chart, out)
     write_sheets(collection, leading, out)
     write_whole(out / "results.md", markdown(parts).encode())
-    names = list(dict.fromkeys(plain(one.name) for one in map(read_file, files) if one.points))
-    text = page(parts, found, looks, shown, names, _made()).encode()
+    text = page(parts, found, looks, shown, collection.runs, _made()).encode()
     write_whole(out / "report.html", text)
     if shown and shown.note:
         console.print(shown.note, markup=False, highlight=False)

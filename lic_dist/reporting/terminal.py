@@ -23,20 +23,20 @@ def show(parts: Sequence[Section], console: Console) -> None:
         if part.detail:
             continue
         for table in part.tables:
-            _show(table, console)
+            _show(table, table.title or part.title, console)
         says = [part.says, *(table.says for table in part.tables)]
         for line in (*(one.replace("`", "") for one in says if one), *part.notes):
             console.print(line, markup=False, highlight=False)
 
 
-def _show(table: Table, console: Console) -> None:
+def _show(table: Table, title: str, console: Console) -> None:
     """As one table, or several of the same rows where the columns do not fit beside each other."""
     columns = [_column(table, number) for number in range(len(table.columns))]
     names, others = columns[: table.names], columns[table.names :]
     taken = sum(min(NAME_WIDTH + 2, _width(column)) for column in names)
     for number, block in enumerate(_blocks(others, console.width - taken)):
         shown = rich_table.Table(
-            title=None if number else escape(table.title),
+            title=None if number else escape(title),
             title_justify="left",
             title_style="bold",
             box=SIMPLE_HEAD,
