@@ -27,7 +27,7 @@ TRELLIS, RATES = ("tests/quantization/test_trellis.py",), ("tests/quantization/t
 RANS = ("tests/codec/test_rans.py",)
 STORE = ("tests/cache/test_cache.py", "tests/cache/test_writing.py", "-k", "not planners_at_once")
 PROGRESS = ("tests/cache/test_progress.py", "-k", "not every_way")
-THERE = "self.root.stat()  # a store that vanished is not made again by its writers\n            "
+THERE = "self.root.stat()  # fails where the store was removed: writers do not create it again\n            "
 MAKE = "path.parent.mkdir(parents=True, exist_ok=True)\n            "
 DISK = ("tests/building/test_kill.py", "-k", "disk or vanishes")
 

@@ -216,7 +216,7 @@ from lic_dist.quantization.quantize import search
 from lic_dist.quantization.rates import search_rates
 from tests.quantization.test_search import MACHINES, STEP, TABLES, latents
 
-for machine, shape in zip([*MACHINES, MACHINES[1]], [(3, 66), (70, 65), (2, 33), (3, 32), (1, 1)], strict=True):
+for machine, shape in zip([*MACHINES, MACHINES[1]], [(3, 130), (70, 65), (2, 33), (3, 32), (1, 1)], strict=True):
     r, level, weight = latents(*shape, seed=3)
     r[:, 0] *= 500
     rates = tensors.DeviceRates.of(search_rates(TABLES), torch.device("cpu"), trellis=True)
@@ -275,3 +275,10 @@ def test_a_gpu_gives_the_reference(machine: Trellis) -> None:
         assert k.is_cuda and np.array_equal(k.cpu().numpy(), expected[0])
         assert np.array_equal(cost.cpu().numpy(), expected[1])
     assert np.array_equal(active(k, machine).cpu().numpy(), active(expected[0], machine))
+
+
+def test_distortion_saturates_at_any_step() -> None:
+    most = 1 << 20  # 1/256 bit
+    differences = np.float32([1023.5, 1024, 1100, 1447, 1449, 3e4])
+    expected = [round(1023.5**2), *[most] * 5]
+    assert [int(candidates.distortion(one, np.float32(1))) for one in differences] == expected
