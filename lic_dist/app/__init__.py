@@ -1,5 +1,5 @@
-"""What people type: the command line, the quick start, a study of many jobs, a starting file for one's own photos.
+"""The user interface: the command line, the quick start, the study, and the writer of a first experiment file.
 
-In: arguments and experiment files. Out: calls of the other rooms, and what they say in words. Imports every room;
-none imports it.
+In: command-line arguments and experiment files. Out: calls of the other rooms, and their results as text. Imports every
+room; no room imports it.
 """

@@ -1,4 +1,4 @@
-"""The command line: one command a job. Heavy imports stay inside the commands, so that --help answers at once."""
+"""The command line: one function for each command. Heavy imports are inside the functions, to keep --help fast."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lic_dist.app.commands.options import (
 from lic_dist.errors import LicError, SharedError, UsageError
 from lic_dist.version import __version__
 
-# Idle OpenMP threads that spin starve their own process where cores are shared; read when torch is loaded.
+# Idle OpenMP threads that spin take time from their own process on shared cores. Read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 INTERRUPTED = 130  # the exit code of Ctrl-C
@@ -62,7 +62,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the app; a LicError becomes one line and its exit code."""
+    """Run the app. Print an error in one line and exit with its code; with --debug, raise it instead."""
     try:
         app()
     except SystemExit as stop:
@@ -78,7 +78,7 @@ def main() -> None:
         if error.hint:
             typer.echo(f"hint: {error.hint}", err=True)
         sys.exit(error.exit_code)
-    except Exception as error:  # what no room foresaw is still one line for the user
+    except Exception as error:  # an unexpected error is also one line for the user
         if os.environ.get("LIC_DIST_DEBUG"):
             raise
         text = " ".join(str(error).split())[:300]
@@ -86,12 +86,12 @@ def main() -> None:
         typer.echo("hint: `lic-dist --debug ...` shows where", err=True)
         sys.exit(1)
     finally:
-        if "triton" not in sys.modules:  # its bindings complain of what is not collected
-            gc.freeze()  # or Python looks through torch's million objects once more before it ends: a third of a second
+        if "triton" not in sys.modules:  # its bindings warn of objects that are not collected
+            gc.freeze()  # spares a last collection over torch's million objects: a third of a second
 
 
 def main_of(*command: str) -> None:
-    """Run one command of the app with this process's arguments: what the scripts in jobs/ do."""
+    """Run one command of the app with this process's arguments, as the scripts in jobs/ do."""
     sys.argv[1:1] = command
     main()
 
@@ -147,11 +147,11 @@ def evaluate(
     if generations:
         from lic_dist.evaluation import generations as successive
 
-        done = [successive.summary(successive.evaluate_generations(one, generations)) for one in chosen]
+        summaries = [successive.summary(successive.evaluate_generations(one, generations)) for one in chosen]
     else:
-        done = [summary(code(one)) for one in chosen]
-    write_json(out, done)
-    require_coded(done)
+        summaries = [summary(code(one)) for one in chosen]
+    write_json(out, summaries)
+    require_coded(summaries)
 
 
 @app.command()
@@ -237,8 +237,8 @@ def export(
         if not (name and equals) or name == "sq":
             raise UsageError(f"--quantizer {text}: not of the form NAME=RECORD", hint="tcq8=runs/x.zarr/quantized/tcq8")
         loaded.quantizers[name] = named_record(loaded, record).to_json()
-    rounds = any(not torch.equal(one, one.half().float()) for one in loaded.model.parameters())
-    if half and rounds and loaded.quantizers:
+    changes = any(not torch.equal(value, value.half().float()) for value in loaded.model.parameters())
+    if half and changes and loaded.quantizers:
         raise UsageError(
             "--half rounds the weights that the quantizers were calibrated for",
             hint="export with --half first, calibrate for what that writes, export again with --quantizer",

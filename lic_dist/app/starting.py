@@ -1,4 +1,4 @@
-"""A first experiment file: `lic-dist init` writes one for given photos and a checkpoint, each line with its reason."""
+"""`lic-dist init`: write a first experiment file for given photos and a checkpoint, with comments."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lic_dist.models import checkpoint as checkpoints
 from lic_dist.text import counted
 
 HELD_OUT_NAMES = ("valid", "val", "validation", "held_out", "heldout")
-SAMPLES, HELD_OUT = 320, 48  # crops that calibration asks for in all, and held-out ones among them
-LOOKED_AT = 200  # photos whose size is looked at
+SAMPLES, HELD_OUT = 320, 48  # crops that suffice for calibration: in all, and held-out ones among them
+MEASURED = 200  # about how many photos are measured
 
 TEMPLATE = """\
 # An experiment over {photos}: {count} photos, {sizes}. `lic-dist config explain KEY` says more of each key,
@@ -67,13 +67,13 @@ def write(
     architecture: str | None = None,
     lmbda: float | None = None,
 ) -> str:
-    """Write folder/experiment.yaml and return what to do next.
+    """Write folder/experiment.yaml; return a text that says what it was made from and what to do next.
 
-    Photos are counted, and the sizes of up to 200 looked at; the checkpoint is loaded. Paths stand as they are given.
+    The photos are counted, about 200 of them are measured, and the checkpoint is loaded. Paths are written as given.
 
     Raises:
-        UsageError: the file is there already, or the checkpoint needs its architecture or lmbda given.
-        LicError: no photos, none of 64 pixels, or no checkpoint.
+        UsageError: the file exists already, or the checkpoint needs its architecture or lmbda given.
+        LicError: there are no photos, none has 64x64 pixels, or there is no checkpoint.
     """
     file = folder / "experiment.yaml"
     if file.exists():
@@ -138,24 +138,24 @@ def write(
 
 
 def _crop(photos: Path, names: list[str]) -> tuple[int, str]:
-    """The largest of 256, 128 and 64 that nine of ten photos have room for, and their sizes in words."""
+    """Return the largest crop of 256, 128 and 64 pixels that fits nine of ten photos, and their sizes in words."""
     sizes = []
-    for name in names[:: max(1, len(names) // LOOKED_AT)]:
+    for name in names[:: max(1, len(names) // MEASURED)]:
         try:
             sizes.append(images.measure(images.contents(photos / name, name), name))
         except images.PhotoError:
-            continue  # the scan names what it cannot read
+            continue  # `cache scan` will name it
     shorter = sorted(min(size) for size in sizes)
     if not shorter or shorter[-1] < 64:
         raise LicError(f"{photos} has no photo that can be read and has 64x64 pixels", hint="see `lic-dist cache scan`")
-    usual = shorter[len(shorter) // 10]
+    tenth_percentile = shorter[len(shorter) // 10]
     least, most = min(sizes), max(sizes)
     words = f"{least[0]}x{least[1]} to {most[0]}x{most[1]} pixels" if least != most else f"{least[0]}x{least[1]} pixels"
-    return next((side for side in (256, 128) if side <= usual), 64), words
+    return next((side for side in (256, 128) if side <= tenth_percentile), 64), words
 
 
 def _held_out(names: list[str]) -> tuple[str, str, int, int]:
-    """What to hold out, why, and how many photos are then trained on and judged on."""
+    """Return the value of images.held_out, its comment, and the numbers of training and held-out photos."""
     for folder in HELD_OUT_NAMES:
         if judged := sum(name.startswith(f"{folder}/") for name in names):
             return folder, "photos of this subfolder are judged on, never trained on", len(names) - judged, judged

@@ -1,7 +1,7 @@
-"""The experiment file: what a YAML file may say, read and checked into frozen sections; its templates and sweeps.
+"""The experiment file: YAML that is checked and read into frozen sections, with templates and sweeps.
 
-In: a file, `--set a.b=c`. Out: `Experiment` with its sections, `expand` for all combinations of a sweep; for people the
-description of every key. Imports the ground (errors), `models.lambdas` and `models.names`.
+In: a file and `--set a.b=c` overrides. Out: `Experiment` with its sections; `expand` for all combinations of a sweep; a
+reference of every key. Imports the ground (errors), `models.lambdas` and `models.names`.
 """
 
 from lic_dist.config.experiment import (

@@ -1,8 +1,8 @@
-"""One experiment, one YAML file, read into frozen pydantic models.
+"""One experiment, read from a YAML file into frozen pydantic models.
 
-Unknown keys are errors that name the nearest valid one; `--set a.b=c` overrides; names and paths are templates
-(templates.py); `sweep` multiplies (sweeps.py). A section that a command does not need may be absent: `need` says so in
-one line when it is missed. A study has several experiments in one file, with `---` between them.
+An unknown key is an error that names the nearest valid one. `--set a.b=c` overrides a key. Names and paths are
+templates (templates.py). `sweep` makes several experiments of one (sweeps.py). A section may be absent; `need` raises
+an error of one line where a command needs it. A file may hold several experiments, with `---` between them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Model(Section):
         return values | {"lmbda": lmbda}
 
 
-def _held_out(value: Any) -> Any:
-    """'0.05' and '5%' are parts, './valid' is 'valid'. A text that is no part names a folder."""
+def _parse_held_out(value: Any) -> Any:
+    """Return a part as a number ('5%' is 0.05) or a folder as a normalized path ('./valid' is 'valid')."""
     wrong = ValueError("must be a part, at least 0 and below 1 (0.05 or 5%), or the name of a subfolder of images.path")
     if not isinstance(value, str):
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
@@ -69,9 +69,9 @@ def _held_out(value: Any) -> Any:
     folder = posixpath.normpath(text)
     if not text or unit == 100 or folder.split("/")[0] in ("", ".", ".."):
         raise wrong
-    if NUMBER.fullmatch(folder):  # which is to be read again as what it is
+    if NUMBER.fullmatch(folder):  # so that reading it again does not make it a part
         folder = f"./{folder}"
-    return folder + "/" * text.endswith("/")  # which stores have in their identity
+    return folder + "/" * text.endswith("/")  # kept, because it is in the identity of stores
 
 
 class Images(Section):
@@ -81,7 +81,7 @@ class Images(Section):
     crop: int = Field(256, ge=64, multiple_of=64, description="Side of a crop, in pixels.")
     variations: int = Field(1, ge=1, le=100_000, description="Crops taken of each photo.")
     seed: int = Field(0, description="Seed of the crops' places, flips and order.")
-    held_out: Annotated[Annotated[float, Field(ge=0, lt=1)] | str, BeforeValidator(_held_out)] = Field(
+    held_out: Annotated[Annotated[float, Field(ge=0, lt=1)] | str, BeforeValidator(_parse_held_out)] = Field(
         0.05,
         description="What calibration and the choice of weights are judged on, and never trained on: a part of the "
         "photos (0.05 or 5%), chosen by digest, or a subfolder of path.",
@@ -122,7 +122,7 @@ class Quantizer(Section):
     calibration: int = Field(48, ge=1, description="Held-out samples that step, strength and shift are calibrated on.")
     group: str = Field(
         "auto",
-        pattern=r"^([A-Za-z0-9]|\{[A-Za-z0-9_.]+\})([A-Za-z0-9._-]|\{[A-Za-z0-9_.]+\})*$",  # or a template of such
+        pattern=r"^([A-Za-z0-9]|\{[A-Za-z0-9_.]+\})([A-Za-z0-9._-]|\{[A-Za-z0-9_.]+\})*$",  # or placeholders
         validate_default=True,
         description="Its name in the store and in checkpoints; auto: name and states (tcq8, rdoq, deadzone, "
         "sq-adapted).",
@@ -130,14 +130,14 @@ class Quantizer(Section):
 
     @field_validator("group")
     @classmethod
-    def _resolved(cls, group: str, info: ValidationInfo) -> str:
+    def _resolve_auto(cls, group: str, info: ValidationInfo) -> str:
         if group == "sq":
             raise ValueError("'sq' is CompressAI's own quantizer everywhere: name the group otherwise, sq-adapted say")
         return auto_group(**{"name": "", "states": "", **info.data}) if group == "auto" else group
 
 
 def auto_group(name: str = "tcq", states: object = 8, **_: object) -> str:
-    """The group that `auto` stands for, of a quantizer's keys."""
+    """Return the group that `auto` stands for, from the keys of a quantizer section."""
     return {"tcq": f"tcq{states}", "sq": "sq-adapted"}.get(name, name)
 
 
@@ -235,11 +235,11 @@ class Experiment(Section):
 
     @field_validator("engine", mode="before")
     @classmethod
-    def _emptied(cls, engine: Any) -> Any:
+    def _null_is_default(cls, engine: Any) -> Any:
         return {} if engine is None else engine  # a section whose keys are all commented out
 
     def canonical_json(self) -> str:
-        """The resolved file as JSON with sorted keys and no spaces: equal files give equal text."""
+        """Return the experiment as JSON with sorted keys and no spaces; equal experiments give equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
@@ -247,7 +247,7 @@ S = TypeVar("S", bound=Section)
 
 
 def need(section: S | None, name: str) -> S:
-    """Return the section, or say in one line that the command needs it.
+    """Return a section that a command needs.
 
     Raises:
         UsageError: the experiment file has no such section.
@@ -258,10 +258,11 @@ def need(section: S | None, name: str) -> S:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read one experiment file and apply `a.b=c` overrides (values in YAML).
+    """Read a file that holds one experiment, and apply `a.b=c` overrides (values in YAML).
 
     Raises:
-        UsageError: no such file, not YAML, an unknown key (the nearest valid one is named), a bad value.
+        UsageError: no such file, not YAML, several experiments, an unknown key (the nearest valid one is named), or a
+            bad value.
     """
     documents = read(path)
     if len(documents) > 1:
@@ -270,11 +271,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def parse(document: dict[str, Any], where: str) -> Experiment:
-    """Validate a document and fill its templates; the first fault becomes one line. Raises UsageError."""
+    """Validate a document and fill its templates. Raises UsageError with the first fault in one line."""
     try:
-        read = Experiment.model_validate(document)
-        filled = fill(document, read)
-        return read if filled == document else Experiment.model_validate(document := filled)
+        experiment = Experiment.model_validate(document)
+        filled = fill(document, experiment)
+        return experiment if filled == document else Experiment.model_validate(document := filled)
     except ValidationError as error:
         message, hint = fault_of(error, Experiment, document)
         raise UsageError(f"{where}: {message}", hint=hint) from None
@@ -283,10 +284,10 @@ def parse(document: dict[str, Any], where: str) -> Experiment:
 
 
 def require_key(key: str, where: str) -> None:
-    """Raise UsageError, with the nearest keys, where a whole key (`finetune.lr`) is none; `cache.options.x` is one."""
+    """Raise UsageError, with the nearest keys, for a full key that does not exist; any `cache.options.x` exists."""
     known = [name for name, _, _ in keys(Experiment)]
     section, _, rest = key.partition(".")
     if key not in known and f"{section}.{rest.split('.')[0]}" not in known:
-        near = " or ".join(repr(one) for one in nearest(Experiment, key))
+        near = " or ".join(repr(name) for name in nearest(Experiment, key))
         hint = f"did you mean {near}?" if near else "`lic-dist config explain` lists all keys"
         raise UsageError(f"{where}: unknown key '{key}'", hint=hint)

@@ -1,4 +1,4 @@
-"""The reference of experiment files, from the descriptions of the sections: in the terminal, as a page, as a schema."""
+"""The reference of experiment files, made from their descriptions: terminal text, Markdown page and JSON schema."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ This page is written by `lic-dist config explain --markdown` from the descriptio
 
 
 def default_of(field: FieldInfo) -> str:
-    """A field's default as YAML writes it, or 'required'."""
+    """Return a field's default as YAML writes it, or 'required'."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
@@ -56,21 +56,21 @@ def default_of(field: FieldInfo) -> str:
 
 
 def yaml_text(value: Any) -> str:
-    """A value in one line of YAML."""
+    """Return a value as one line of YAML."""
     plain = json.loads(json.dumps(value, default=str))
     return yaml.safe_dump(plain, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
 
 
 def explain(key: str = "") -> Iterator[str]:
-    """Lines on one key, on a section's keys, on all keys of a name (`lr`), or, by default, on the sections.
+    """Yield lines that explain one key, a section's keys, all keys of a name (`lr`), or, by default, the sections.
 
     Raises:
-        UsageError: no such key; the nearest is named.
+        UsageError: there is no such key; the nearest is named.
     """
     known = {name: (section, last) for name, section, last in keys(Experiment)}
     named = [key] if key in known else [one for one in known if key and one.rpartition(".")[2] == key]
     if not key:
-        yield from (_line(name, known) for name in known if "." not in name)
+        yield from (_key_line(name, known) for name in known if "." not in name)
         yield "{section.key} in a name or path stands for that key's value, {model.name} for the checkpoint's name"
         yield "`lic-dist config explain KEY` says more: of a section, or of a key such as images.held_out"
         return
@@ -84,7 +84,7 @@ def explain(key: str = "") -> Iterator[str]:
         yield f"  {field.description}"
         if inner is not None and "." not in name:
             yield f"  {_first_line(inner)}"
-            yield from (f"  {_line(one, known)}" for one in known if one.startswith(f"{name}."))
+            yield from (f"  {_key_line(one, known)}" for one in known if one.startswith(f"{name}."))
         else:
             yield f"  takes: {takes(section, last)}"
             yield f"  default: {default_of(field)}"
@@ -93,7 +93,7 @@ def explain(key: str = "") -> Iterator[str]:
                     yield f"  - {part}: {one.description} Takes {takes(inner, part)}; {default_of(one)}."
 
 
-def _line(name: str, known: dict[str, tuple[type[BaseModel], str]]) -> str:
+def _key_line(name: str, known: dict[str, tuple[type[BaseModel], str]]) -> str:
     section, last = known[name]
     field = section.model_fields[last]
     holds = section_of(field.annotation) is not None and "." not in name
@@ -105,7 +105,7 @@ def _first_line(section: type[BaseModel]) -> str:
 
 
 def markdown() -> str:
-    """The page docs/configuration.md."""
+    """Return the page docs/configuration.md."""
     parts = [PAGE]
     top = {name: field for name, field in Experiment.model_fields.items() if section_of(field.annotation) is None}
     parts.append(_table("The file", "What stands outside of the sections.", Experiment, top))
@@ -130,7 +130,7 @@ def _table(title: str, text: str, section: type[BaseModel], fields: dict[str, Fi
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of one document of a file: what editors complete and check by."""
+    """Return the JSON schema of one document of a file, with which editors complete and check it."""
     found = Experiment.model_json_schema()
     names = {"propertyNames": {"enum": [name for name, _, _ in keys(Experiment)]}}
     for name in ("sweep", "fast"):
@@ -140,7 +140,7 @@ def schema() -> dict[str, Any]:
 
 
 def commented(experiment: Experiment) -> str:
-    """The whole file: every key with its value and description, sections that it lacks as comments."""
+    """Return the file with every key, its value and description; absent sections stand in it as comments."""
     lines: list[str] = []
     for name, field in Experiment.model_fields.items():
         value, section = getattr(experiment, name), section_of(field.annotation)

@@ -1,8 +1,8 @@
 """Templates: `{section.key}` in a name, path or reference stands for the value of that key in the same experiment.
 
-Defaults count, and what `auto` stands for. `{name}` is the experiment's, `{model.name}` the checkpoint's: its file
-without the ending, or the folder that holds `checkpoint.pth.tar`. A value may have placeholders itself. `${HOME}` is a
-variable, and braces around anything but words with dots between them stay as they are.
+The value may be a default, or what `auto` stands for, and may have placeholders itself. `{name}` is the experiment's
+name. `{model.name}` is the checkpoint's: its file without the ending, or the folder that holds `checkpoint.pth.tar`.
+`${HOME}` is a variable. Braces around anything but words with dots between them stay as they are.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from lic_dist.errors import UsageError
 from lic_dist.models.names import label
 
 MODEL_NAME = "model.name"
-CURVES = ("report", "label")
+CURVE_LABEL = ("report", "label")  # its placeholders are fields of points: see reporting/curves.py
 
 
 def fill(document: dict[str, Any], experiment: BaseModel) -> dict[str, Any]:
-    """The document with its placeholders replaced; `experiment` is the document as it is read, templates and all.
+    """Return the document with its placeholders replaced; `experiment` is the same document, validated.
 
-    `sweep` and `fast` stay, whose values are of other keys, and the template of a report's curves.
+    `sweep` and `fast`, whose values belong to other keys, and `report.label` stay as they are.
 
     Raises:
-        UsageError: an unknown key, a section that is absent, a value that is no text, a circle.
+        UsageError: an unknown key, a section that is absent, a value that has no text, or a circular reference.
     """
     filled = dict(document)
     for section, part in document.items():
         if isinstance(part, dict) and section not in ("sweep", "fast"):
             filled[section] = {
-                key: value if (section, key) == CURVES else _filled(value, experiment, f"{section}.{key}")
+                key: value if (section, key) == CURVE_LABEL else _filled(value, experiment, f"{section}.{key}")
                 for key, value in part.items()
             }
         elif isinstance(part, str):
@@ -41,56 +41,56 @@ def fill(document: dict[str, Any], experiment: BaseModel) -> dict[str, Any]:
 
 
 def text_of(value: Any) -> str | None:
-    """A value as a placeholder writes it: `{:g}` where that is the same number; None for null and mappings."""
+    """Return the text of a value: a float as `{:g}` where that is the same number; None for null and mappings."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return short if float(short := f"{value:g}") == value else repr(value)
     if isinstance(value, tuple):
-        texts = [text_of(one) for one in value]
+        texts = [text_of(item) for item in value]
         return None if None in texts else "+".join(map(str, texts))
     return None if value is None or isinstance(value, dict | BaseModel) else str(value)
 
 
 def _filled(value: Any, experiment: BaseModel, key: str) -> Any:
-    """A value of the document that stands at `key`, its texts filled."""
+    """Return the document's value at `key` with the placeholders in all its texts replaced."""
     if isinstance(value, str):
-        return _text(value, experiment, (key,))
+        return _filled_text(value, experiment, (key,))
     if isinstance(value, list):
-        return [_filled(one, experiment, key) for one in value]
+        return [_filled(item, experiment, key) for item in value]
     if isinstance(value, dict):
-        whole = {_filled(name, experiment, key): _filled(one, experiment, key) for name, one in value.items()}
-        if len(whole) < len(value):
-            raise UsageError(f"{key}: two names are the same with their placeholders filled: {', '.join(whole)}")
-        return whole
+        filled = {_filled(name, experiment, key): _filled(item, experiment, key) for name, item in value.items()}
+        if len(filled) < len(value):
+            raise UsageError(f"{key}: two names are the same with their placeholders filled: {', '.join(filled)}")
+        return filled
     return value
 
 
-def _text(template: str, experiment: BaseModel, around: tuple[str, ...]) -> str:
-    """A text with its placeholders replaced; `around` are the keys that wait for it, where it stands first."""
-    return PLACEHOLDER.sub(lambda found: _value(found[1], experiment, around), template)
+def _filled_text(template: str, experiment: BaseModel, pending: tuple[str, ...]) -> str:
+    """Return a text with its placeholders replaced; `pending` are the keys being filled, the outermost first."""
+    return PLACEHOLDER.sub(lambda found: _text_of_key(found[1], experiment, pending), template)
 
 
-def _value(key: str, experiment: BaseModel, around: tuple[str, ...]) -> str:
-    """The text that a key stands for."""
-    where, whole = f"{around[0]}: {{{key}}}", type(experiment)
-    if key not in {"name", MODEL_NAME, *(one for one, _, _ in keys(whole) if "." in one)}:
-        near = " or ".join(f"{{{one}}}" for one in nearest(whole, key, [MODEL_NAME]) if one != key)
+def _text_of_key(key: str, experiment: BaseModel, pending: tuple[str, ...]) -> str:
+    """Return the text that a key stands for. Raises UsageError as `fill` does."""
+    where, root = f"{pending[0]}: {{{key}}}", type(experiment)
+    if key not in {"name", MODEL_NAME, *(known for known, _, _ in keys(root) if "." in known)}:
+        near = " or ".join(f"{{{close}}}" for close in nearest(root, key, [MODEL_NAME]) if close != key)
         raise UsageError(
-            f"{around[0]}: unknown placeholder {{{key}}}",
+            f"{pending[0]}: unknown placeholder {{{key}}}",
             hint=f"did you mean {near}?" if near else "`lic-dist config explain` lists all keys",
         )
     section, _, name = key.partition(".")
     part = getattr(experiment, section)
     if part is None:
         raise UsageError(f"{where}: the experiment has no section '{section}'", hint=f"add '{section}:' to it")
-    if key in around:
-        circle = " -> ".join(f"{{{one}}}" for one in (*around[around.index(key) :], key))
-        raise UsageError(f"{around[0]}: {circle} is a circle")
+    if key in pending:
+        circle = " -> ".join(f"{{{link}}}" for link in (*pending[pending.index(key) :], key))
+        raise UsageError(f"{pending[0]}: {circle} is a circle")
     if key == MODEL_NAME:
-        return label(_value("model.checkpoint", experiment, (*around, key)))
+        return label(_text_of_key("model.checkpoint", experiment, (*pending, key)))
     value = getattr(part, name) if name else part
     if not (text := text_of(value)):
-        what = "no text, number or list of these" if value else "null" if value is None else "empty"
-        raise UsageError(f"{where}: {key} is {what}", hint="name another key")
-    return _text(text, experiment, (*around, key))
+        problem = "no text, number or list of these" if value else "null" if value is None else "empty"
+        raise UsageError(f"{where}: {key} is {problem}", hint="name another key")
+    return _filled_text(text, experiment, (*pending, key))

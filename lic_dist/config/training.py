@@ -1,4 +1,4 @@
-"""The sections of training jobs, and what all sections are made of: see experiment.py."""
+"""The sections of training jobs, and the base class and types of all sections (see experiment.py)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and _holds_numbers_alone(cls.model_fields[info.field_name or ""].annotation):
-            raise PydanticCustomError("no_bool", "true and false are no numbers")  # pydantic takes them for 1 and 0
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _takes_only_numbers(cls.model_fields[info.field_name or ""].annotation):
+            raise PydanticCustomError("no_bool", "true and false are no numbers")  # pydantic would read 1 and 0
         return value
 
 
-def _holds_numbers_alone(annotation: Any) -> bool:
-    return annotation not in (bool, str, Any) and all(map(_holds_numbers_alone, get_args(annotation)))
+def _takes_only_numbers(annotation: Any) -> bool:
+    """Return whether an annotation has none of bool, str and Any in it."""
+    return annotation not in (bool, str, Any) and all(map(_takes_only_numbers, get_args(annotation)))
 
 
 def expanded(value: Any) -> Any:
-    """A path with `~` and variables ($SCRATCH) replaced; URLs and what is no text stay. Raises ValueError: unknown."""
+    """Return a path with `~` and variables ($SCRATCH) replaced; URLs and values that are not text stay as they are.
+
+    Raises:
+        ValueError: the path is empty, or has an unknown home folder or variable.
+    """
     if not isinstance(value, str) or "://" in value:
         return value
     if not value.strip():
@@ -45,7 +50,7 @@ def expanded(value: Any) -> Any:
 
 
 File = Annotated[Path, BeforeValidator(expanded)]
-PathText = Annotated[str, BeforeValidator(expanded)]  # a path, or a name or URL besides
+PathText = Annotated[str, BeforeValidator(expanded)]  # a path, a name or a URL
 Weights = Annotated[dict[Literal["mse", "ms-ssim", "lpips"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
 Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -161,5 +166,5 @@ class Finetune(Steps):
 
     @property
     def each_phase(self) -> tuple[Phase, ...]:
-        """The phases, one at least."""
+        """The phases; a single one of recipe, steps and lr where `phases` is empty."""
         return self.phases or (Phase(recipe=self.recipe, steps=self.steps, lr=self.lr),)

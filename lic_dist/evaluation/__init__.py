@@ -1,5 +1,5 @@
-"""Evaluation: real bitstreams of a folder of images, decoded again, compared and measured.
+"""Evaluation: code a folder of images to real bitstreams, decode them, compare the results and measure.
 
-In: an `Experiment`. Out: a result file with a row for each image, a CSV, kept pictures. Imports what `building` does,
-and `building`.
+In: an `Experiment`. Out: a result file with a row for each image, a CSV, decoded pictures. Imports `building` and what
+it imports.
 """

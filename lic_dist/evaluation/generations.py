@@ -1,10 +1,11 @@
-"""Successive coding: each image coded, then its decoded picture, and so on; does a codec drift, and how fast?
+"""Successive coding: code each image, then its decoded picture, and so on, to measure how a codec drifts.
 
     {"name": .., "points": [{"checkpoint": .., "quantizer": .., "bpp": [..], "psnr": [..], "psnr_previous": [..],
                              "images": [{"image": .., "bpp": [..], "psnr": [..], "psnr_previous": [..]}, ..]}, ..]}
 
-A number a generation, of the first to the last: bpp, PSNR against the original and against the picture that was coded.
-Those of a point are means over its images. A PSNR that is not finite (nothing changed any more) is null.
+Each list has one number for each generation: bpp, PSNR in dB against the original (`psnr`) and against the picture that
+was coded (`psnr_previous`). Those of a point are means over its images. A PSNR that is not finite, because nothing
+changed any more, is null.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ FIGURES = ("bpp", "psnr", "psnr_previous")
 
 @dataclass(frozen=True)
 class Generations:
-    """One checkpoint with one quantizer over a set of images, again and again; rows as the module's text has them."""
+    """One checkpoint with one quantizer over a set of images, coded successively; rows as in the module's docstring."""
 
     checkpoint: str
     quantizer: str
@@ -52,43 +53,43 @@ class Generations:
     set_aside: dict[str, str] = field(default_factory=dict)
 
     def means(self) -> dict[str, list[float | None]]:
-        """Means over the images, a number a generation; None where one is not finite."""
+        """Return the means over the images, one number for each generation; None where one is not finite."""
         columns = {name: zip(*(row[name] for row in self.images), strict=True) for name in FIGURES}
-        return {name: [None if None in one else fmean(one) for one in found] for name, found in columns.items()}
+        return {name: [None if None in row else fmean(row) for row in rows] for name, rows in columns.items()}
 
 
 def evaluate_generations(experiment: Experiment, count: int) -> Path:
-    """Code every image `count` times with each checkpoint and quantizer; returns the result file, a plot beside it.
+    """Code every image `count` times with each checkpoint and quantizer; return the result file, with a plot beside it.
 
-    Resumed as `evaluate` is, whose errors it has; rows of more generations than asked for are cut.
+    A run is resumed as by `evaluate` and raises the same errors. Stored rows of more than `count` generations are cut.
     """
     task = Task.of(experiment)
     out = beside(need(experiment.evaluate, "evaluate").out, ".generations.json")
     task.require_outside(out)
     with Journal.of(out) as journal:
-        before = read_generations(out)
-        known = {(Key.of(point), row["image"]): row for point in before for row in point.images}
-        known |= {(Key.of(point), name): _fault(name, why) for point in before for name, why in point.set_aside.items()}
+        stored = read_generations(out)
+        known = {(Key.of(point), row["image"]): row for point in stored for row in point.images}
+        known |= {(Key.of(point), name): _fault(name, why) for point in stored for name, why in point.set_aside.items()}
         known |= journal.rows
-        others = task.others(before)
-        found: dict[Job, Generations | None] = dict.fromkeys(task.jobs)
+        others = task.others(stored)
+        points: dict[Job, Generations | None] = dict.fromkeys(task.jobs)
         units = [
             Unit(job, name)
             for job in task.jobs
             for name in task.names
-            if not _reaches(known.get((task.key(job), name)), count)
+            if not _is_complete(known.get((task.key(job), name)), count)
         ]
 
         def finish(jobs: Sequence[Job]) -> None:
             rows = known | journal.rows
             for job in jobs:
-                found[job] = _point(job, task, [_cut(rows[task.key(job), name], count) for name in task.names])
-            left = {task.key(job) for job, done in found.items() if not done}
-            waiting = [one for one in before if Key.of(one) in left]
-            _write(out, experiment.name, [*(point for point in found.values() if point), *waiting, *others])
+                points[job] = _point(job, task, [_truncated(rows[task.key(job), name], count) for name in task.names])
+            left = {task.key(job) for job, done in points.items() if not done}
+            unfinished = [point for point in stored if Key.of(point) in left]
+            _write(out, experiment.name, [*(point for point in points.values() if point), *unfinished, *others])
 
-        code(task, units, journal, partial(_coded_again, count), finish)
-        for job, point in found.items():
+        code(task, units, journal, partial(_code_again, count), finish)
+        for job, point in points.items():
             if point is not None and not point.images:
                 image, reason = next(iter(point.set_aside.items()))
                 raise LicError(f"no image can be coded with {job}: {image}: {reason}")
@@ -97,10 +98,10 @@ def evaluate_generations(experiment: Experiment, count: int) -> Path:
 
 
 def read_generations(path: Path) -> tuple[Generations, ...]:
-    """The points of a file; none where there is no file yet.
+    """Return the points of a file; none where there is no file yet.
 
     Raises:
-        LicError: not a file of generations.
+        LicError: it cannot be read, or is no file of generations.
     """
     if not path.exists():
         return ()
@@ -117,7 +118,7 @@ def read_generations(path: Path) -> tuple[Generations, ...]:
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """Show the first and the last generation of each point; returns the means of all."""
+    """Print the first and the last generation of each point; return the means of all."""
     points = [point for point in read_generations(path) if point.images]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head in ("quantizer", "arm", "lmbda", "generation", "bpp", "PSNR dB", "to the one before"):
@@ -130,11 +131,12 @@ def summary(path: Path) -> dict[str, Any]:
             table.add_row(point.quantizer, point.arm, f"{point.lmbda:g}", str(number + 1), *shown)
     Console().print(table)
     print(path)
-    told = [{k: v for k, v in asdict(one).items() if k != "images"} | one.means() for one in points]
-    return {"out": str(path), "points": told}
+    figures = [{k: v for k, v in asdict(point).items() if k != "images"} | point.means() for point in points]
+    return {"out": str(path), "points": figures}
 
 
-def _coded_again(count: int, codec: ImageCodec, image: NDArray[np.uint8], name: str) -> tuple[Row, NDArray[np.uint8]]:
+def _code_again(count: int, codec: ImageCodec, image: NDArray[np.uint8], name: str) -> tuple[Row, NDArray[np.uint8]]:
+    """Code an image `count` times in succession; return its row and the last decoded picture."""
     row: dict[str, Any] = {"image": name, "height": len(image), "width": image.shape[1]}
     row |= {figure: [] for figure in FIGURES}
     picture = image
@@ -166,7 +168,7 @@ def _write(out: Path, name: str, points: Sequence[Generations]) -> None:
     content = {"name": name, "points": [asdict(point) | point.means() for point in points]}
     write_whole(out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     if drawn := [point for point in points if point.images]:
-        from lic_dist.evaluation.picture import drift_plot  # not loaded by the workers, which code and do not draw
+        from lic_dist.evaluation.picture import drift_plot  # imported here, because workers do not draw
 
         several = len({point.lmbda for point in points}) > 1
         labels = [
@@ -175,14 +177,15 @@ def _write(out: Path, name: str, points: Sequence[Generations]) -> None:
         drift_plot(zip(labels, (point.means() for point in drawn), strict=True), out.with_suffix(".png"))
 
 
-def _reaches(row: Row | None, count: int) -> bool:
-    """Whether a row has all the figures that are asked for, or says why there are none."""
+def _is_complete(row: Row | None, count: int) -> bool:
+    """Return whether a row has figures of `count` generations, or a fault."""
     return row is not None and ("fault" in row or all(len(row.get(name, ())) >= count for name in FIGURES))
 
 
-def _cut(row: Row, count: int) -> Row:
+def _truncated(row: Row, count: int) -> Row:
     return row if "fault" in row else {**row, **{name: row[name][:count] for name in FIGURES}}
 
 
 def _fault(name: str, reason: str) -> Row:
+    """Return the row of an image that could not be coded."""
     return {"image": name, "fault": reason}

@@ -1,4 +1,4 @@
-"""What an evaluation is of: checkpoints, each with quantizers, over a folder of images; checked before work begins."""
+"""The checkpoints, quantizers and images of an evaluation, checked before work begins."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lic_dist.models.names import label
 
 P = TypeVar("P", bound=Keyed)
 BASE = "base"  # the arm of a checkpoint that was not retrained
-CARRIED = "carried"  # a quantizer's name that stands for all that a checkpoint carries
+CARRIED = "carried"  # stands for all quantizers that a checkpoint carries
 
 
 @dataclass(frozen=True)
 class Job:
-    """One point to measure: a checkpoint with a quantizer, and the digests that say whether it is known already.
+    """One point to measure: a checkpoint with a quantizer.
 
-    `checkpoint` is as the experiment names it, `quantizer` the short name; `model_at` and `record_at` are where workers
-    in other folders find both.
+    `checkpoint` is named as in the experiment, `quantizer` by its short name. `model_at` and `record_at` say where
+    workers in other folders find the two. `record` and `model` are digests, by which a stored point is recognised.
     """
 
     checkpoint: str
@@ -48,11 +48,11 @@ class Job:
         return f"{label(self.checkpoint)}, {self.quantizer}"
 
     def load(self) -> Checkpoint:
-        """The checkpoint of this point."""
+        """Load the checkpoint."""
         return replace(checkpoints.load(self.model_at, self.architecture, self.lmbda), source=self.checkpoint)
 
     def codec(self) -> ImageCodec:
-        """The codec of this point, loaded."""
+        """Load the codec. Raises UsageError where checkpoint or record has changed since the run began."""
         loaded = self.load()
         record = named_record(loaded, self.record_at)
         if (checkpoints.digest(loaded.model.state_dict()), record.digest) != (self.model, self.record):
@@ -62,7 +62,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """The jobs of an experiment, where they are done, and its images: folder, names, and one digest over them all."""
+    """The jobs of an experiment, the engine that runs them, and the images: folder, names and a digest of all files."""
 
     engine: Engine
     jobs: tuple[Job, ...]
@@ -72,7 +72,7 @@ class Task:
 
     @classmethod
     def of(cls, experiment: Experiment) -> Task:
-        """Load and look at everything once, so that every mistake shows before the first image is coded.
+        """Load and check everything once, so that every mistake is reported before the first image is coded.
 
         Raises:
             LicError: no images, or one that cannot be read.
@@ -86,65 +86,66 @@ class Task:
         names = [photo_files.readable(name) for name in found.names]
         pictures = images.files_digest(section.images, names)
         chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
-        asked = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, section.quantizers)
-        wanted: dict[str, tuple[str, ...]] = {}
-        for pattern, quantizers in asked.items():
-            for one in _matching(pattern):
-                wanted[one] = (*wanted.get(one, ()), *quantizers)
-        named = [job for one, quantizers in wanted.items() for job in _jobs(one, quantizers, experiment)]
-        # a retraining that bettered nothing leaves its base's tensors: a point of its own all the same
+        by_pattern = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, section.quantizers)
+        by_checkpoint: dict[str, tuple[str, ...]] = {}
+        for pattern, quantizers in by_pattern.items():
+            for checkpoint in _matching(pattern):
+                by_checkpoint[checkpoint] = (*by_checkpoint.get(checkpoint, ()), *quantizers)
+        named = [job for path, quantizers in by_checkpoint.items() for job in _jobs(path, quantizers, experiment)]
+        # `arm` counts: a retraining that improved nothing has the tensors of its base, but is a point of its own
         jobs = list({(job.quantizer, job.record, job.model, job.arm): job for job in named}.values())
         if not jobs:
             raise UsageError("nothing to evaluate: no checkpoint carries a quantizer", hint="name evaluate.quantizers")
         return cls(experiment.engine, tuple(jobs), section.images, tuple(names), pictures)
 
     def require_outside(self, out: Path) -> None:
-        """Raises UsageError where pictures written beside `out` would be images of the next evaluation."""
+        """Raise UsageError where pictures written beside `out` would be images of the next evaluation."""
         if out.resolve().is_relative_to(self.folder.resolve()):
             raise UsageError(f"{out} lies in the folder of images", hint="give evaluate.out another folder")
 
     def key(self, job: Job) -> Key:
-        """What a job's rows and point are measured of."""
+        """Return the key of a job's rows and point."""
         return Key(job.quantizer, job.record, job.model, self.pictures)
 
     def others(self, points: Sequence[P]) -> list[P]:
-        """The points of a result file that are none of the jobs', by what they are called or by what they are."""
+        """Return the points of a result file that match no job, neither by their names nor by their keys and arms."""
         keys = {(self.key(job), job.arm) for job in self.jobs}
         return [
-            one
-            for one in points
-            if (one.checkpoint, one.quantizer) not in self.named and (Key.of(one), one.arm) not in keys
+            point
+            for point in points
+            if (point.checkpoint, point.quantizer) not in self.named and (Key.of(point), point.arm) not in keys
         ]
 
     @property
     def named(self) -> frozenset[tuple[str, str]]:
-        """Checkpoints and quantizers of the jobs, as points name them."""
+        """The jobs' pairs of checkpoint and quantizer, as points name them."""
         return frozenset((job.checkpoint, job.quantizer) for job in self.jobs)
 
 
 def _matching(pattern: str) -> list[str]:
-    """The checkpoints, of the package and on disk, that a pattern names; of no pattern, itself.
+    """Return the checkpoints that match a pattern, shipped ones first; a text that is no pattern is returned itself.
 
     Raises:
-        UsageError: it matches none.
+        UsageError: the pattern matches none.
     """
     if Path(pattern).exists() or not glob.has_magic(pattern):
         return [pattern]
     shipped = fnmatch.filter(checkpoints.zoo(), pattern)
-    there = [path for path in sorted(glob.glob(pattern)) if checkpoints.exists(path)]
-    if not shipped and not there:
+    on_disk = [path for path in sorted(glob.glob(pattern)) if checkpoints.exists(path)]
+    if not shipped and not on_disk:
         raise UsageError(f"no checkpoint matches '{pattern}'", hint="evaluate.checkpoints has names and paths")
-    return [*shipped, *there]
+    return [*shipped, *on_disk]
 
 
-def _jobs(checkpoint: str, wanted: tuple[str, ...], experiment: Experiment) -> list[Job]:
-    """A checkpoint's own record of a name comes first; else a bare name is a group of the experiment's cache."""
+def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment) -> list[Job]:
+    """Return the jobs of a checkpoint. A quantizer's name is a record that it carries, else a group of the cache."""
     section = experiment.model
     architecture, lmbda = (section.architecture, section.lmbda) if section else (None, None)
     loaded = checkpoints.load(checkpoint, architecture, lmbda)
     model = checkpoints.digest(loaded.model.state_dict())
     jobs = []
-    for name in dict.fromkeys(each for one in wanted for each in (carried(loaded) if one == CARRIED else (one,))):
+    names = [name for text in quantizers for name in (carried(loaded) if text == CARRIED else (text,))]
+    for name in dict.fromkeys(names):
         own = name in ("sq", *loaded.quantizers)
         bare = not (own or "/" in name or Path(name).exists())
         quantizer = f"{experiment.cache.path}/quantized/{name}" if experiment.cache is not None and bare else name
@@ -168,12 +169,12 @@ def _jobs(checkpoint: str, wanted: tuple[str, ...], experiment: Experiment) -> l
 
 
 def carried(loaded: Checkpoint) -> tuple[str, ...]:
-    """The quantizers that a checkpoint carries for its own weights: not those of the caches it was trained from."""
+    """Return the quantizers that a checkpoint carries for its own weights, not those of the caches it trained on."""
     return tuple(name for name in loaded.quantizers if not name.endswith("-cached"))
 
 
 def arm_of(loaded: Checkpoint) -> str:
-    """How a checkpoint was made, by its own account: "base", "decoder", "decoder noise", "decoder+hyper round 2" ..."""
+    """Return how a checkpoint says it was made: "base", "decoder", "decoder noise", "decoder+hyper round 2" ..."""
     rounds = [entry for entry in loaded.history if "recipe" in entry]
     if not rounds:
         return BASE
@@ -185,15 +186,15 @@ def arm_of(loaded: Checkpoint) -> str:
 
 
 def seed_of(loaded: Checkpoint) -> int | None:
-    """The seed of a checkpoint's last retraining; None of a base model."""
+    """Return the seed of a checkpoint's last retraining; None for a base model."""
     return next((entry.get("seed") for entry in reversed(loaded.history) if "recipe" in entry), None)
 
 
 def short_name(quantizer: str) -> str:
-    """The name of a quantizer: of a record's path, the group or file that holds it."""
+    """Return the name of a quantizer; for a record's path, that of the group or file that holds it."""
     return Path(quantizer.removesuffix("record.json")).name.removesuffix(".json") or quantizer
 
 
 def file_safe(name: str) -> str:
-    """A name with nothing in it that a file's name should not have."""
+    """Return a name with each run of characters that do not suit a file's name replaced by a hyphen."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name)

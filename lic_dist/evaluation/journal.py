@@ -1,7 +1,7 @@
-"""The journal of an evaluation: a line of JSON for each image coded, so that a killed run goes on in mid-point.
+"""The journal of an evaluation: one line of JSON for each coded image, so that a killed run resumes within a point.
 
-It lies beside the result file while a run is not finished. Lines are only appended. Each says what it was measured of
-(`Key`), so that those of other tensors, records or pictures count for nothing. A last line that is torn is cut off.
+It lies beside the result file until the run is finished. Lines are only appended. Each has the `Key` of what was
+measured, so that lines of other tensors, records or pictures are ignored. An incomplete last line is cut off.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lic_dist.evaluation.results import write_whole
 
 
 class Keyed(Protocol):
-    """A point of a result file, of `evaluate` or of its generations."""
+    """A point of a result file, of `evaluate` or of `evaluate_generations`."""
 
     @property
     def checkpoint(self) -> str: ...
@@ -37,7 +37,7 @@ class Keyed(Protocol):
 
 @dataclass(frozen=True)
 class Key:
-    """What a point is measured of: a quantizer's name, and the digests of its record, the model and the pictures."""
+    """What identifies a measurement: a quantizer's name, and the digests of its record, the model and the pictures."""
 
     quantizer: str
     record: str
@@ -46,7 +46,7 @@ class Key:
 
     @classmethod
     def of(cls, point: Keyed) -> Key:
-        """The key of a point."""
+        """Return the key of a point."""
         return cls(point.quantizer, point.record, point.model, point.pictures)
 
 
@@ -55,15 +55,15 @@ class Journal:
 
     def __init__(self, path: Path, file: TextIO, lines: list[dict[str, Any]]) -> None:
         self.path, self.file, self.lines = path, file, lines
-        self.rows = {(_key(line), line["row"]["image"]): line["row"] for line in lines}
+        self.rows = {(_key_of(line), line["row"]["image"]): line["row"] for line in lines}
 
     @classmethod
     @contextmanager
     def of(cls, out: Path) -> Iterator[Journal]:
-        """The journal of a result file, which nobody else writes meanwhile.
+        """Open and lock the journal of a result file; delete it at the end if it is empty.
 
         Raises:
-            LicError: another run is at work on it, or the folder cannot be written.
+            LicError: another run has it open, or the folder cannot be written.
         """
         path = beside(out, ".rows.jsonl")
         with ExitStack() as open_files:
@@ -71,12 +71,12 @@ class Journal:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = open_files.enter_context(out.with_name(f".{out.name}.lock").open("w"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                lines = _read(path)
+                lines = _read_lines(path)
                 file = open_files.enter_context(path.open("a", encoding="utf-8"))
             except BlockingIOError:
                 raise LicError(f"another run writes {out}", hint="wait for its end, or stop it") from None
             except OSError as error:
-                raise _unwritable(error, path) from None
+                raise _write_error(error, path) from None
             journal = cls(path, file, lines)
             try:
                 yield journal
@@ -88,38 +88,38 @@ class Journal:
         """Append a row; it is in the file when this returns."""
         line = {**asdict(key), "checkpoint": checkpoint, "row": row}
         try:
-            self.file.write(_text(line))
+            self.file.write(_json_line(line))
             self.file.flush()
         except OSError as error:
-            raise _unwritable(error, self.path) from None
+            raise _write_error(error, self.path) from None
         self.lines.append(line)
         self.rows[key, row["image"]] = row
 
     def settle(self, named: Set[tuple[str, str]]) -> None:
         """Drop the rows of these checkpoints and quantizers, whose points are in the result file; others stay."""
         self.lines = [line for line in self.lines if (line["checkpoint"], line["quantizer"]) not in named]
-        write_whole(self.path, "".join(map(_text, self.lines)).encode())
+        write_whole(self.path, "".join(map(_json_line, self.lines)).encode())
 
 
 def beside(out: Path, ending: str) -> Path:
-    """A file beside a result file, of its name without .json."""
+    """Return the path of a file beside a result file: its name without .json, and an ending."""
     return out.with_name(out.name.removesuffix(".json") + ending)
 
 
-def _text(line: dict[str, Any]) -> str:
+def _json_line(line: dict[str, Any]) -> str:
     return json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n"
 
 
-def _unwritable(error: OSError, path: Path) -> LicError:
+def _write_error(error: OSError, path: Path) -> LicError:
     return LicError(f"cannot write {error.filename or path}: {error.strerror}")
 
 
-def _key(line: dict[str, Any]) -> Key:
+def _key_of(line: dict[str, Any]) -> Key:
     return Key(line["quantizer"], line["record"], line["model"], line["pictures"])
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal, if there is one; what is torn at its end is cut off."""
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a journal, none where there is no file; an incomplete last line is cut off from the file."""
     if not path.exists():
         return []
     data = path.read_bytes()
@@ -127,14 +127,14 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(data):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return [line for text in whole.decode("utf-8", "replace").splitlines() if (line := _line(text)) is not None]
+    return [line for text in whole.decode("utf-8", "replace").splitlines() if (line := _parsed(text)) is not None]
 
 
-def _line(text: str) -> dict[str, Any] | None:
-    """A line that says all it should; None for any other, which a failing disk may leave."""
+def _parsed(text: str) -> dict[str, Any] | None:
+    """Return a line with all it should have; None for any other, which a failing disk may leave."""
     try:
         line = json.loads(text)
-        _key(line), line["row"]["image"], line["checkpoint"]
+        _key_of(line), line["row"]["image"], line["checkpoint"]
     except (ValueError, KeyError, TypeError):
         return None
     return line

@@ -1,4 +1,4 @@
-"""Distortion of 8-bit pictures: PSNR and MS-SSIM, one image at a time."""
+"""Distortion of 8-bit pictures: PSNR and MS-SSIM of one image."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import pytorch_msssim
 import torch
 from numpy.typing import NDArray
 
-SMALLEST_SIDE = 161  # MS-SSIM halves the picture four times under a window of 11 pixels
+SMALLEST_SIDE = 161  # pixels: MS-SSIM halves the picture four times and has a window of 11
 
 
 def psnr8(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """PSNR in dB of two uint8 pictures [H, W, 3], over all pixels and colours; inf where they are equal."""
+    """Return the PSNR in dB of two uint8 pictures [H, W, 3], over all pixels and colours; inf where they are equal."""
     _check(a, b)
     squared = np.square(a.astype(np.int32) - b.astype(np.int32)).mean(dtype=np.float64)
     return float(10 * np.log10(255**2 / squared)) if squared > 0 else float("inf")
 
 
 def ms_ssim8(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
-    """MS-SSIM (Wang et al. 2003; mean of the colours) of two uint8 pictures [H, W, 3].
+    """Return the MS-SSIM (Wang et al. 2003; mean of the colours) of two uint8 pictures [H, W, 3].
 
-    None where a side is below SMALLEST_SIDE pixels: the measure has five scales.
+    It is None where a side is below SMALLEST_SIDE pixels, because the measure has five scales.
     """
     _check(a, b)
     if min(a.shape[:2]) < SMALLEST_SIDE:
         return None
-    x, y = (torch.from_numpy(np.ascontiguousarray(one.transpose(2, 0, 1))[None]).float() for one in (a, b))
+    x, y = (torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))[None]).float() for image in (a, b))
     return float(pytorch_msssim.ms_ssim(x, y, data_range=255))
 
 

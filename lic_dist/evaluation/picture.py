@@ -1,4 +1,4 @@
-"""A picture of successive coding: what drifts over the generations."""
+"""The plot of successive coding: how quality and rate drift over the generations."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pandas as pd
 
 from lic_dist import drawing
 
-Means = Mapping[str, Sequence[float | None]]  # "bpp" and "psnr", a number a generation
+Means = Mapping[str, Sequence[float | None]]  # "bpp" and "psnr", one number for each generation
 
 
 def drift_plot(curves: Iterable[tuple[str, Means]], path: Path) -> None:
-    """PSNR against the original, and bpp, over the generations of each named curve."""
+    """Draw PSNR against the original, and bpp, over the generations of each named curve into a file."""
     rows = [
         {"curve": name, "generation": number, "bpp": bpp, "psnr": psnr}
         for name, means in curves

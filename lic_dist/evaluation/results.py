@@ -1,12 +1,13 @@
-"""Result files: CompressAI's JSON shape, so that published curves plot beside ours, with a row for each image.
+"""Result files: JSON as CompressAI writes it, so that published curves plot beside ours, plus a row for each image.
 
     {"name": .., "description": .., "results": {"bpp": [..], "psnr-rgb": [..], "ms-ssim-rgb": [..], ..},
      "points": [{"checkpoint": .., "quantizer": .., "lmbda": .., "images": [{"image": .., "bpp": ..}, ..]}, ..],
      "originals": {image: path of a PNG}}
 
-`results` holds the means over images of each point, in the order of `points`, which only our files have. A file of
-several arms or quantizers is several curves. Paths are relative to the file's folder. A number that is not finite is
-null: the PSNR of equal pictures, a likelihood that the quantizer does not have, an MS-SSIM of too small a picture.
+`results` holds the means over the images of each point, in the order of `points`, which only our files have. A file
+with several arms or quantizers holds several curves. Paths are relative to the file's folder. A number that is not
+finite is null: the PSNR of equal pictures, a likelihood that the quantizer does not have. So is the MS-SSIM of a
+picture that is too small.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from lic_dist.errors import LicError
 
-LARGEST_COUNTED = 8  # |k| in `k_counts`; larger ones count as this
-_TUPLES = ("channel_bits", "k_counts")  # of a point, lists in JSON
-_GIVE = "give a result file, ours or CompressAI's"
+LARGEST_COUNTED = 8  # largest |k| in `k_counts`; larger ones are counted as this one
+_TUPLES = ("channel_bits", "k_counts")  # fields of a point that are lists in JSON
+_HINT = "give a result file, ours or CompressAI's"
 
 
-def _decibels(value: float) -> float:
+def _check_decibels(value: float) -> float:
     if not (-1000 <= value <= 1000 or value == math.inf):
         raise ValueError("no PSNR")
     return value
 
 
-Rate = Annotated[float, Field(ge=0, le=1e4)]  # bits a pixel
-Decibels = Annotated[float, AfterValidator(_decibels)]  # inf for equal pictures
+Rate = Annotated[float, Field(ge=0, le=1e4)]  # bits per pixel
+Decibels = Annotated[float, AfterValidator(_check_decibels)]  # inf for equal pictures
 Similarity = Annotated[float, Field(ge=-1, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image coded and decoded: rates in bits a pixel, PSNR in dB on 8-bit RGB, times in seconds.
+    """One image coded and decoded: rates in bits per pixel, PSNR in dB on 8-bit RGB, times in seconds.
 
-    bpp counts the entropy-coded streams, container_bpp what is around them; estimated_bpp is that of the integer
-    tables, likelihood_bpp the continuous model's (nan where the quantizer has none).
+    `bpp` counts the entropy-coded streams and `container_bpp` what is around them. `estimated_bpp` is the estimate of
+    the integer tables, `likelihood_bpp` that of the continuous model (nan where the quantizer has none).
     """
 
     image: str
@@ -64,7 +65,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Figures:
-    """A point of a curve: means over images at one lambda."""
+    """A point of a curve: means over images at one lambda, in bits per pixel and dB."""
 
     bpp: Rate
     psnr: Decibels
@@ -75,14 +76,14 @@ class Figures:
 class Point:
     """One checkpoint with one quantizer over a set of images.
 
-    `arm` says how the checkpoint was made ("base", "decoder", "decoder noise"): points of one arm and quantizer, at
-    several lambdas, are a curve. Digests tell whether a measured point still stands: `record` of the quantizer's
+    `arm` says how the checkpoint was made ("base", "decoder", "decoder noise"); points of one arm and quantizer at
+    several lambdas are a curve. Three digests tell whether a measured point is still valid: `record` of the quantizer's
     record, `model` of the checkpoint's tensors, `pictures` of the images' files. Raises ValueError without images.
 
-    What files of earlier versions lack: `seed` of the retraining, None of a base model; `channel_bits`, estimated bits
-    a pixel of each of the M channels of y, and `z_bpp` of z, means over images; `k_counts`, how often the index k was
-    <= -8, -7, .., 7, >= 8 in all images; `shown`, decoded pictures that are kept, by image; `set_aside`, images that
-    could not be coded, with the reason.
+    Files of earlier versions lack the following. `seed` is that of the retraining, None for a base model.
+    `channel_bits` are the estimated bits per pixel of each of the M channels of y, and `z_bpp` those of z, means over
+    images. `k_counts` says how often the index k was <= -8, -7, .., 7, >= 8 in all images. `shown` maps images to
+    decoded pictures that are kept, `set_aside` maps images that could not be coded to the reason.
     """
 
     checkpoint: str
@@ -106,7 +107,7 @@ class Point:
 
     @property
     def figures(self) -> Figures:
-        """Means over the images; MS-SSIM only where every image has one."""
+        """The means over the images; MS-SSIM only where every image has one."""
         ms_ssim = [row.ms_ssim for row in self.images if row.ms_ssim is not None]
         return Figures(
             bpp=fmean(row.bpp for row in self.images),
@@ -124,7 +125,7 @@ _ORIGINALS = TypeAdapter(dict[str, str])
 def write_points(
     path: Path, name: str, points: Sequence[Point], description: str = "", originals: Mapping[str, str] | None = None
 ) -> None:
-    """Write a result file whole or not at all; `originals` are the kept originals of the points' `shown`.
+    """Write a result file whole or not at all; `originals` maps the images of the points' `shown` to their originals.
 
     Raises:
         LicError: the folder cannot be written.
@@ -146,7 +147,7 @@ def write_points(
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it, then renamed; makes its folder.
+    """Write a file whole or not at all, by renaming a temporary file beside it; make its folder.
 
     Raises:
         LicError: the folder cannot be written.
@@ -162,22 +163,22 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def plain_row(row: ImageResult) -> dict[str, Any]:
-    """A row as JSON has it: null for a figure that is not finite."""
+    """Return a row for JSON, with None for a figure that is not finite."""
     return {name: _plain(value) for name, value in asdict(row).items()}
 
 
 def image_row(row: Mapping[str, Any]) -> ImageResult:
-    """The inverse of `plain_row`; raises TypeError or KeyError for another dictionary."""
+    """Return the row of `plain_row`'s dictionary. Raises TypeError or KeyError for another dictionary."""
     psnr = math.inf if row["psnr"] is None else row["psnr"]
     likelihood = math.nan if row["likelihood_bpp"] is None else row["likelihood_bpp"]
     return ImageResult(**{**row, "psnr": psnr, "likelihood_bpp": likelihood})
 
 
 def read_points(path: Path) -> tuple[Point, ...]:
-    """The points of one of our files, in its order; none where there is no file yet.
+    """Return the points of a result file of ours, in its order; none where there is no file yet.
 
     Raises:
-        LicError: not a result file.
+        LicError: it is not a result file of ours.
     """
     if not path.exists():
         return ()
@@ -188,7 +189,7 @@ def read_points(path: Path) -> tuple[Point, ...]:
 
 
 def read_originals(path: Path) -> dict[str, str]:
-    """The kept originals of a result file, by image: relative paths; none where there is no file yet.
+    """Return the relative path of each kept original of a result file, by image; none where there is no file yet.
 
     Raises:
         LicError: not a result file.
@@ -198,7 +199,7 @@ def read_originals(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ResultFile:
-    """What a result file holds: `points` of ours with their `originals`, or a published file's `figures`."""
+    """The content of a result file: `points` with their `originals` if it is ours, `figures` if it is published."""
 
     name: str
     description: str
@@ -208,10 +209,10 @@ class ResultFile:
 
 
 def read_file(path: Path) -> ResultFile:
-    """A result file, ours or published.
+    """Read a result file, ours or published.
 
     Raises:
-        LicError: not a result file, or one with figures that cannot be.
+        LicError: it is not a result file, or has figures out of range.
     """
     content = _content(path)
     points = _checked(path, _POINTS, _points(path, content))
@@ -222,14 +223,15 @@ def read_file(path: Path) -> ResultFile:
 
 
 def _content(path: Path) -> dict[str, Any]:
+    """Read the JSON of a file. Raises LicError where it is not that of a result file."""
     try:
         content = json.loads(path.read_text())
     except OSError as error:
         raise LicError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
-        raise LicError(f"{path} is not JSON", hint=_GIVE) from None
+        raise LicError(f"{path} is not JSON", hint=_HINT) from None
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
-        raise LicError(f"{path} has no 'results'", hint=_GIVE)
+        raise LicError(f"{path} has no 'results'", hint=_HINT)
     return content
 
 
@@ -248,30 +250,31 @@ def _images(point: dict[str, Any]) -> tuple[ImageResult, ...]:
 
 
 def _published_figures(path: Path, content: dict[str, Any]) -> tuple[Figures, ...]:
+    """Return the figures of a published file by rising bpp. Raises LicError where they are missing or wrong."""
     results = content["results"]
     bpp, psnr = results.get("bpp"), results.get("psnr-rgb", results.get("psnr"))
     if not isinstance(bpp, list) or not isinstance(psnr, list) or len(bpp) != len(psnr) or not bpp:
-        raise LicError(f"{path} has no 'bpp' and 'psnr-rgb' of one length", hint=_GIVE)
+        raise LicError(f"{path} has no 'bpp' and 'psnr-rgb' of one length", hint=_HINT)
     ms_ssim = results.get("ms-ssim-rgb", results.get("ms-ssim", [None] * len(bpp)))
     if not isinstance(ms_ssim, list) or len(ms_ssim) != len(bpp):
         raise LicError(f"{path} has {len(bpp)} rates and not as many MS-SSIM figures")
     rows = [{"bpp": a, "psnr": b, "ms_ssim": c} for a, b, c in zip(bpp, psnr, ms_ssim, strict=True)]
     figures = _checked(path, _FIGURES, rows)
-    if not all(math.isfinite(one.psnr) for one in figures):
+    if not all(math.isfinite(figure.psnr) for figure in figures):
         raise LicError(f"{path} has PSNR that is not finite")
-    return tuple(sorted(figures, key=lambda one: one.bpp))
+    return tuple(sorted(figures, key=lambda figure: figure.bpp))
 
 
 def _checked(path: Path, kind: TypeAdapter[Any], content: Any) -> Any:
-    """The content, its types and ranges checked."""
+    """Return the content, with its types and ranges checked. Raises LicError where they are wrong."""
     try:
         return kind.validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(key) for key in first["loc"][:4])
-        raise LicError(f"{path} has broken figures at {where[:80]}: {first['msg']}", hint=_GIVE) from None
+        raise LicError(f"{path} has broken figures at {where[:80]}: {first['msg']}", hint=_HINT) from None
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: null for a float that is not finite."""
+    """Return a value for JSON: None for a float that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,8 @@
-"""Rate-distortion runs: each image coded to real bytes, decoded again, compared bit for bit, and measured.
+"""Rate-distortion runs: code each image to real bytes, decode it, compare it bit for bit, and measure.
 
-Every image of every point is a unit of one run of the engine, job after job, so that workers start once and keep a
-codec until the next job comes. A row is journalled as it comes; a point whose rows are all there goes into the result
-file. Both say what they were measured of, and what still stands is not measured again.
+Every image of every job is one unit of a single run of the engine, job after job, so that workers start once and keep a
+codec until the next job begins. A row is put into the journal at once, and a point into the result file as soon as all
+its rows exist. Both have the key of what was measured, and what is still valid is not measured again.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ from lic_dist.evaluation.summary import write_csv
 from lic_dist.models.names import label
 from lic_dist.progress import Progress
 
-Row = Mapping[str, Any]  # as the journal has it: figures, or a "fault"
+Row = Mapping[str, Any]  # of the journal: figures, or a "fault"
 _FIGURES = tuple(field.name for field in fields(ImageResult))
 _STATISTICS = ("channel_bits", "k_counts", "z_bpp")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """An image to code for a job; `picture` is where the decoded one is kept, "" nowhere."""
+    """An image to code for a job; `picture` is the path at which the decoded picture is kept, or empty."""
 
     job: Job
     image: str
@@ -71,7 +71,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Measured:
-    """An image that was coded: figures, the decoded picture uint8 [H, W, 3], k [lanes, steps] and the lanes' bits."""
+    """A coded image: figures, the decoded picture uint8 [H, W, 3], k int16 [lanes, steps] and the bits of each lane."""
 
     result: ImageResult
     picture: NDArray[np.uint8]
@@ -80,15 +80,15 @@ class Measured:
 
 
 def evaluate(experiment: Experiment) -> Path:
-    """Run every checkpoint with every quantizer over the images; returns the result file, a CSV of rows beside it.
+    """Code the images with every checkpoint and its quantizers; return the result file, with a CSV of rows beside it.
 
-    Both are written after each point; points that the file already holds, of the same tensors, record and images, are
-    not measured again, and those of other checkpoints and quantizers stay. An image that cannot be coded is set aside
-    with its reason.
+    Both files are written after each point. Points that the file already holds for the same tensors, record and images
+    are not measured again; points of other checkpoints and quantizers are kept. An image that cannot be coded is set
+    aside with its reason.
 
     Raises:
         LicError: no images, one that cannot be read, a decoder that does not give the encoder's picture, a job that
-            can code no image, another run at work on the file.
+            can code no image, or another run that writes the file.
         UsageError: an unknown checkpoint, quantizer or image, or a quantizer made for another model.
     """
     task = Task.of(experiment)
@@ -97,32 +97,32 @@ def evaluate(experiment: Experiment) -> Path:
     if section.show:
         task.require_outside(section.out)
     with Journal.of(section.out) as journal:
-        before = read_points(section.out)
+        stored = read_points(section.out)
         originals = read_originals(section.out) | _keep_originals(section.out, section.show, task)
-        known = {Key.of(point): point for point in before}
-        others = task.others(before)
+        known = {Key.of(point): point for point in stored}
+        others = task.others(stored)
         found: dict[Job, Point | None] = {
             job: replace(point, checkpoint=job.checkpoint, arm=job.arm, seed=job.seed)
             if (point := known.get(task.key(job)))
             else None
             for job in task.jobs
         }
-        kept = {job: _kept(section.out, job, task, section.show) for job in task.jobs}
-        units = [unit for job in task.jobs for unit in _missing(job, task, found[job], journal, kept[job])]
+        pictures = {job: _picture_paths(section.out, job, task, section.show) for job in task.jobs}
+        units = [unit for job in task.jobs for unit in _units_left(job, task, found[job], journal, pictures[job])]
 
         def finish(jobs: Sequence[Job]) -> None:
             for job in jobs:
                 rows = [row for name in task.names if (row := journal.rows.get((task.key(job), name))) is not None]
                 point = found[job] or _point(job, task, rows)
-                shown = {name: _relative(path, section.out) for name, path in kept[job].items()}
-                found[job] = point and replace(point, shown=_there({**point.shown, **shown}, section.out))
-            points = [*(one for one in found.values() if one), *others]
-            used = {name for one in points for name in one.shown}
+                shown = {name: _relative(path, section.out) for name, path in pictures[job].items()}
+                found[job] = point and replace(point, shown=_existing({**point.shown, **shown}, section.out))
+            points = [*(point for point in found.values() if point), *others]
+            used = {name for point in points for name in point.shown}
             kept_originals = {name: path for name, path in originals.items() if name in used}
             write_points(section.out, experiment.name, points, originals=kept_originals)
             write_csv(beside(section.out, ".csv"), points)
 
-        _tell_bases(task, units)
+        _print_base_lines(task, units)
         code(task, units, journal, _measured_row, finish)
         for job, point in found.items():
             if point is None:
@@ -132,8 +132,8 @@ def evaluate(experiment: Experiment) -> Path:
     return section.out
 
 
-def _tell_bases(task: Task, units: Sequence[Unit]) -> None:
-    """One line on each base model that is about to code, as it is."""
+def _print_base_lines(task: Task, units: Sequence[Unit]) -> None:
+    """Print a line on each base model that is about to code: see `base_summary_of_pictures`."""
     bases = {unit.job.checkpoint: unit.job for unit in units if unit.job.arm == BASE}
     for job in bases.values():
         if line := base_summary_of_pictures(job.load(), task.folder, task.names):
@@ -147,13 +147,14 @@ def code(
     work: Callable[[ImageCodec, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]],
     finish: Callable[[Sequence[Job]], None],
 ) -> None:
-    """Do `work` on every unit and journal the rows; `finish` jobs whose units are done, first those that have none.
+    """Do `work` on every unit, put the rows into the journal, and call `finish` with jobs whose units are all done.
 
-    `work` takes a codec, an image and its name, and returns a row and a picture; it must pickle.
+    `finish` is called first with the jobs that have no units. `work` takes a codec, an image and its name, and
+    returns a row and a picture; it must be picklable.
     """
     left = Counter(unit.job for unit in units)
-    if whole := [job for job in task.jobs if not left[job]]:
-        finish(whole)
+    if without_units := [job for job in task.jobs if not left[job]]:
+        finish(without_units)
     if not units:
         return
     engine = task.engine
@@ -173,18 +174,19 @@ def code(
 def _make_coder(
     folder: str, work: Callable[[ImageCodec, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]]
 ) -> Callable[[Unit], Row]:
+    """Set up a worker process; return the function that codes a unit and keeps the codec for the next one."""
     torch.set_num_threads(1)
-    held: tuple[Job, ImageCodec] | None = None
+    loaded: tuple[Job, ImageCodec] | None = None
 
     def code(unit: Unit) -> Row:
-        nonlocal held
-        if held is None or held[0] != unit.job:
-            held = None  # two models at once are too many
-            held = unit.job, unit.job.codec()
-            _warm_up(held[1])
+        nonlocal loaded
+        if loaded is None or loaded[0] != unit.job:
+            loaded = None  # free it first: two models may not fit into memory
+            loaded = unit.job, unit.job.codec()
+            _warm_up(loaded[1])
         image = images.read(Path(folder) / unit.image)
         try:
-            row, picture = work(held[1], image, unit.image)
+            row, picture = work(loaded[1], image, unit.image)
         except BitstreamError as error:
             raise LicError(f"{unit}: {error.message}", hint=error.hint) from None
         except LicError as error:
@@ -197,8 +199,8 @@ def _make_coder(
 
 
 def _warm_up(codec: ImageCodec) -> None:
-    """Load the compiled kernels: that is no time of an image."""
-    with suppress(LicError):  # of a model that can code nothing: its images will say so
+    """Load the compiled kernels, so that no image's time includes it."""
+    with suppress(LicError):  # a model that can code nothing: the rows of its images will say so
         codec.decode(codec.encode(np.zeros((1, 1, 3), np.uint8)).data)
 
 
@@ -210,7 +212,7 @@ def _measured_row(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> tup
 def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Measured:
     """Encode, decode and measure one image, uint8 [H, W, 3].
 
-    Latents are compared, bit for bit: the picture is a function of y_hat alone.
+    The latents are compared bit for bit, because the picture is a function of y_hat alone.
 
     Raises:
         LicError: latents that cannot be coded.
@@ -243,19 +245,19 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
 
 
 def statistics(codec: ImageCodec, measured: Measured) -> dict[str, Any]:
-    """Where the bits of an image are: `channel_bits`, `k_counts` and `z_bpp` as `Point` has them."""
+    """Return how the bits of an image are distributed: `channel_bits`, `k_counts` and `z_bpp` as in `Point`."""
     pixels = measured.result.height * measured.result.width
     by_channel = (measured.bits / pixels).reshape(-1, len(codec.record.weights)).sum(axis=0)
-    counted = np.clip(measured.k, -LARGEST_COUNTED, LARGEST_COUNTED).ravel() + LARGEST_COUNTED
+    positions = np.clip(measured.k, -LARGEST_COUNTED, LARGEST_COUNTED).ravel() + LARGEST_COUNTED
     return {
         "channel_bits": by_channel.tolist(),
-        "k_counts": np.bincount(counted, minlength=2 * LARGEST_COUNTED + 1).tolist(),
+        "k_counts": np.bincount(positions, minlength=2 * LARGEST_COUNTED + 1).tolist(),
         "z_bpp": measured.result.estimated_bpp - float(by_channel.sum()),
     }
 
 
 def _point(job: Job, task: Task, rows: Sequence[Row]) -> Point | None:
-    """A job's point, of the rows of all its images; None where not one could be coded."""
+    """Return a job's point from the rows of all its images; None where no image could be coded."""
     coded = [row for row in rows if "fault" not in row]
     if not coded:
         return None
@@ -276,46 +278,46 @@ def _point(job: Job, task: Task, rows: Sequence[Row]) -> Point | None:
     )
 
 
-def _missing(job: Job, task: Task, point: Point | None, journal: Journal, kept: Mapping[str, Path]) -> list[Unit]:
-    """The units of a job that are left: images without a row, and shown ones without their picture."""
+def _units_left(job: Job, task: Task, point: Point | None, journal: Journal, paths: Mapping[str, Path]) -> list[Unit]:
+    """Return the units that a job still needs: images without a row, and shown images without their picture."""
     units = []
     for name in task.names:
         row = journal.rows.get((task.key(job), name), {})
-        wanted = str(kept[name].resolve()) if name in kept else ""
+        picture = str(paths[name].resolve()) if name in paths else ""
         faulty = "fault" in row or (point is not None and name in point.set_aside)
         measured = point is not None or faulty or {*_FIGURES, *_STATISTICS} <= row.keys()
-        if not measured or (wanted and not faulty and not kept[name].exists()):
-            units.append(Unit(job, name, wanted))
+        if not measured or (picture and not faulty and not paths[name].exists()):
+            units.append(Unit(job, name, picture))
     return units
 
 
 def _require_known(show: Sequence[str], names: Sequence[str]) -> None:
     for name in show:
         if name not in names:
-            alike = [one for one in names if Path(one).name == Path(name).name]
+            alike = [known for known in names if Path(known).name == Path(name).name]
             near = alike or difflib.get_close_matches(name, names, 1) or names
             raise UsageError(f"evaluate.show names no image: '{name}'", hint=f"there is '{near[0]}'")
 
 
 def _keep_originals(out: Path, show: Sequence[str], task: Task) -> dict[str, str]:
-    """Write the originals of the shown images; their paths by name."""
+    """Write the originals of the shown images as PNG; return their relative paths by name."""
     folder = beside(out, ".pictures") / f"original-{task.pictures[:8]}"
-    paths = {name: _png(folder, name) for name in show}
+    paths = {name: _png_path(folder, name) for name in show}
     for name, path in paths.items():
         if not path.exists():
             _write_png(images.read(task.folder / name), path)
     return {name: _relative(path, out) for name, path in paths.items()}
 
 
-def _kept(out: Path, job: Job, task: Task, show: Sequence[str]) -> dict[str, Path]:
-    """Where the decoded pictures of a job are kept, by image."""
+def _picture_paths(out: Path, job: Job, task: Task, show: Sequence[str]) -> dict[str, Path]:
+    """Return the paths at which the decoded pictures of a job are kept, by image."""
     digest = hashlib.sha256(f"{job.model} {job.record} {task.pictures}".encode()).hexdigest()
     folder = file_safe(f"{label(job.checkpoint)}-{job.quantizer}-{digest[:8]}")
-    return {name: _png(beside(out, ".pictures") / folder, name) for name in show}
+    return {name: _png_path(beside(out, ".pictures") / folder, name) for name in show}
 
 
-def _png(folder: Path, name: str) -> Path:
-    """The PNG of an image: its name, .png behind it even where that is its ending, so that no two are one."""
+def _png_path(folder: Path, name: str) -> Path:
+    """Return the path of an image's PNG; .png is appended even to `a.jpg.png`, so that `a.jpg` has another path."""
     return folder / f"{name}.png"
 
 
@@ -323,7 +325,7 @@ def _relative(path: Path, out: Path) -> str:
     return path.relative_to(out.parent).as_posix()
 
 
-def _there(paths: Mapping[str, str], out: Path) -> dict[str, str]:
+def _existing(paths: Mapping[str, str], out: Path) -> dict[str, str]:
     return {name: path for name, path in paths.items() if (out.parent / path).exists()}
 
 

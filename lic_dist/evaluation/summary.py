@@ -1,4 +1,4 @@
-"""Points as tables: one row an image in a CSV, means over images as plain figures and on the terminal."""
+"""Tables of points: a CSV with a row for each image; means over images as plain data and on the terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OF_IMAGE = ("image", "height", "width", "bpp", "psnr", "ms_ssim", *RATES[1:], *S
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:
-    """A line for each image and point, with a line of heads; blank where a figure is missing or not finite.
+    """Write a line for each image of each point below a header; a figure is blank where it is missing or not finite.
 
     Raises:
         LicError: the folder cannot be written.
@@ -43,7 +43,7 @@ def write_csv(path: Path, points: Sequence[Point]) -> None:
 
 
 def means(point: Point) -> dict[str, Any]:
-    """A point's figures, means over its images; None where one is missing or not finite."""
+    """Return the means of a point's figures over its images; None where one is missing or not finite."""
     figures = {name: fmean(getattr(row, name) for row in point.images) for name in (*RATES, "psnr", *SECONDS)}
     finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
     of_point = {name: getattr(point, name) for name in (*OF_POINT, "record", "model", "pictures", "z_bpp")}
@@ -52,9 +52,9 @@ def means(point: Point) -> dict[str, Any]:
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """Show the points of a result file in a short table, and its path; returns their means.
+    """Print a short table of a result file's points, and its path; return the points' means.
 
-    `gap` is of the written bits over the estimated ones.
+    The column `gap` is the excess of the written bits over the estimated ones.
     """
     points = [means(point) for point in read_points(path)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -85,9 +85,9 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def require_coded(summaries: Sequence[dict[str, Any]]) -> None:
-    """Raises ToleranceError, after a warning for each, where images were set aside: means are over the others."""
-    by_file = {one["out"]: one for one in summaries}  # several runs may write one
-    points = [point for one in by_file.values() for point in one["points"]]
+    """Raise ToleranceError where images were set aside, after a warning for each; means are over the others."""
+    by_file = {result["out"]: result for result in summaries}  # several experiments may write one file
+    points = [point for result in by_file.values() for point in result["points"]]
     lacking = [point for point in points if point["set_aside"]]
     for point in lacking:
         for name, reason in point["set_aside"].items():

@@ -71,7 +71,7 @@ def test_units_are_places_and_a_document_has_the_stages_of_its_sections(
     one, two = documents(write(tmp_path, base, photos))
     assert [len(units_of(stage, one)) for stage in studies.STAGES] == [0, 1, 4, 0, 0]
     assert [len(units_of(stage, two)) for stage in studies.STAGES] == [0, 0, 0, 1, 1]
-    assert [unit.place for unit in units_of("finetune", one)][:2] == [
+    assert [unit.output for unit in units_of("finetune", one)][:2] == [
         "runs/model-decoder-sq-adapted",
         "runs/model-decoder-tcq4",
     ]

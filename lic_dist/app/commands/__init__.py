@@ -1,1 +1,1 @@
-"""The groups of commands, and what all commands share."""
+"""The groups of commands, and the arguments and helpers that commands share."""

@@ -1,4 +1,4 @@
-"""`lic-dist cache ...`: build and look after the latent cache."""
+"""`lic-dist cache ...`: build, inspect, verify and repair the latent cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lic_dist.cache.storage import Storage
     from lic_dist.config import Experiment
 
-NAMED_PHOTOS = 20  # photos set aside that a command names beside its work
+NAMED_PHOTOS = 20  # how many of the photos set aside a command names
 
 app = typer.Typer(help="Build and look after the latent cache.", no_args_is_help=True)
 
@@ -46,7 +46,7 @@ def scan(
     for experiment in experiments(config, overrides, section="cache"):
         photos = manifest_of(experiment, afresh, strict)
         faulty = sum(photos.faults.values())
-        _name(photos.reasons(0))
+        _name_photos(photos.reasons(0))
         typer.echo(f"{counted(len(photos) - faulty, 'photo')}, {faulty} set aside{_reasons(photos.faults)}")
 
 
@@ -116,7 +116,7 @@ def build(
     from lic_dist.building.build import build as run
 
     chosen = experiments(config, overrides, engine, "cache")
-    firsts = _firsts(chosen)  # the others add to the stores that these begin
+    firsts = _first_of_each_store(chosen)  # the others add groups to the stores that these create
     if rebuild and not yes:
         for experiment in firsts:
             _ask_to_remove(experiment)
@@ -136,7 +136,8 @@ def requantize(
     """
     from lic_dist.building.build import requantize as run
 
-    write_json(out, [_show_build(run(one)) for one in experiments(config, overrides, engine, "cache")])
+    chosen = experiments(config, overrides, engine, "cache")
+    write_json(out, [_show_build(run(experiment)) for experiment in chosen])
 
 
 def _show_build(report: BuildReport) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def _show_build(report: BuildReport) -> dict[str, Any]:
 
     if report.faults:
         typer.secho(f"warning: samples set aside{_reasons(report.faults)}", fg="yellow", err=True)
-        _name(report.photos)
+        _name_photos(report.photos)
     rate = f", {report.bpp:.4f} bpp" if report.shards_built else ""
     typer.echo(
         f"{report.path}: {counted(report.samples, 'sample')}, "
@@ -153,8 +154,8 @@ def _show_build(report: BuildReport) -> dict[str, Any]:
     return asdict(report)
 
 
-def _name(photos: Mapping[str, str]) -> None:
-    """The first of the photos set aside, with their reasons."""
+def _name_photos(photos: Mapping[str, str]) -> None:
+    """Print the first NAMED_PHOTOS photos set aside, with their reasons, on standard error."""
     from lic_dist.cache.set_aside import photo_lines
 
     for line in photo_lines(photos, NAMED_PHOTOS):
@@ -162,19 +163,25 @@ def _name(photos: Mapping[str, str]) -> None:
 
 
 def _reasons(faults: Mapping[str, int]) -> str:
+    """Return the counts by reason, as in ": 2 corrupt, 1 too small"; empty where there are none."""
     return ": " + ", ".join(f"{count} {reason}" for reason, count in sorted(faults.items())) if faults else ""
 
 
 def _ask_to_remove(experiment: Experiment) -> None:
+    """Ask whether an experiment's store, if there is one, may be removed; exit with code 1 if not.
+
+    Raises:
+        UsageError: there is no terminal to ask on.
+    """
     from lic_dist.building.storage import experiment_storage
     from lic_dist.cache.layout import group_folders, read_attributes
 
-    there = experiment_storage(experiment)
-    if read_attributes(there) is None:
+    storage = experiment_storage(experiment)
+    if read_attributes(storage) is None:
         return
-    size = sum(entry.bytes for entry in there.listing().values())
-    groups = ", ".join(group_folders(there)) or "none"
-    typer.echo(f"{there}: {size / 1e6:.1f} MB, groups: {groups}")
+    size = sum(entry.bytes for entry in storage.listing().values())
+    groups = ", ".join(group_folders(storage)) or "none"
+    typer.echo(f"{storage}: {size / 1e6:.1f} MB, groups: {groups}")
     if not sys.stdin.isatty():
         raise UsageError("--rebuild removes this store", hint="say --yes where nobody can be asked")
     if not typer.confirm("Remove it and build anew?"):
@@ -182,20 +189,20 @@ def _ask_to_remove(experiment: Experiment) -> None:
 
 
 def _stores(target: str, overrides: list[str] | None) -> list[tuple[Storage, Experiment | None]]:
-    """A store by its path or URL, or those of an experiment's YAML file."""
+    """Return the store at a path or URL, or each store of a YAML file with its first experiment."""
     from lic_dist.building.storage import experiment_storage
     from lic_dist.cache.storages import open_storage
 
     if Path(target).suffix in (".yaml", ".yml"):
         return [
             (experiment_storage(experiment), experiment)
-            for experiment in _firsts(experiments(Path(target), overrides, section="cache"))
+            for experiment in _first_of_each_store(experiments(Path(target), overrides, section="cache"))
         ]
     return [(open_storage(target), None)]
 
 
-def _firsts(chosen: list[Experiment]) -> list[Experiment]:
-    """The first combination of a sweep in each store."""
+def _first_of_each_store(chosen: list[Experiment]) -> list[Experiment]:
+    """Return the first experiment of each store."""
     from lic_dist.building.storage import experiment_storage
 
     found: dict[str, Experiment] = {}
@@ -247,24 +254,24 @@ def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) ->
             raise LicError(f"nothing is known yet of the photos of {storage}", hint="`lic-dist cache scan` reads them")
         found = set_aside(storage, photos, section.crop if section else None)
         duplicates = photos.duplicates if photos else {}
-        there = photo_files.search(section.path) if section and section.path.is_dir() else None
+        listing = photo_files.search(section.path) if section and section.path.is_dir() else None
         for line in [
             *photo_lines(found),
-            *photo_lines({name: f"the same as {one}" for name, one in duplicates.items()}),
+            *photo_lines({name: f"the same as {first}" for name, first in duplicates.items()}),
         ]:
             typer.echo(line)
-        passed_over = there.describe() if there else ""
+        passed_over = listing.describe() if listing else ""
         typer.echo(
             f"{storage}: {counted(len(found), 'photo')} set aside{_reasons(Counter(map(_kind, found.values())))}; "
             f"{counted(len(duplicates), 'duplicate')}" + (f"; passed over {passed_over}" if passed_over else "")
         )
-        kinds = dict(there.passed_over) if there else {}
+        kinds = dict(listing.passed_over) if listing else {}
         figures.append({"path": str(storage), "set_aside": found, "duplicates": duplicates, "passed_over": kinds})
     write_json(out, figures[0] if len(figures) == 1 else figures)
 
 
 def _kind(reason: str) -> str:
-    """The reason without a photo's own size."""
+    """Return a reason without the photo's size that it may begin with, so that equal reasons count together."""
     return reason.rpartition(", ")[2]
 
 
@@ -284,7 +291,7 @@ def verify(
     figures, left = [], 0
     for storage, experiment in _stores(target, overrides):
         findings = check(storage)
-        unwritten = [one for one in findings if one.what == "missing" and one.array.startswith("_progress/")]
+        unwritten = [found for found in findings if found.what == "missing" and found.array.startswith("_progress/")]
         for finding in findings:
             if finding not in unwritten:
                 shard = f"shard {finding.shard}: " if finding.shard >= 0 else ""

@@ -1,4 +1,4 @@
-"""`lic-dist encode` and `decode`: one picture to a bitstream and back, without the cache, the engines or training."""
+"""`lic-dist encode` and `decode`: code one picture and decode it, without the cache, the engines or training."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lic_dist.errors import LicError, UsageError
 if TYPE_CHECKING:
     from lic_dist.codec.codec import ImageCodec
 
-LARGE = 4 << 20  # pixels, above which coding shows its progress
-LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}  # suffixes of pictures and Pillow's formats
+LARGE = 4 << 20  # pixels; coding shows its progress for larger pictures
+LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}  # Pillow's format by suffix
 
 
 def encode(
@@ -50,12 +50,12 @@ def encode(
         checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
         name = quantizer or preferred_quantizer(loaded)
         codec = ImageCodec(loaded.model, local_record(loaded, name), deterministic)
-        with _tiles(codec, "encoding", *pixels.shape[:2]):
+        with _tile_progress(codec, "encoding", *pixels.shape[:2]):
             data = codec.encode(pixels).data
         out.write(data)
     bpp = 8 * len(data) / (pixels.shape[0] * pixels.shape[1])
-    why = "" if quantizer or name != "sq" else ": the checkpoint carries no TCQ"
-    typer.echo(f"{file}: {len(data)} bytes, {bpp:.4f} bpp, with {name}{why}")
+    note = "" if quantizer or name != "sq" else ": the checkpoint carries no TCQ"
+    typer.echo(f"{file}: {len(data)} bytes, {bpp:.4f} bpp, with {name}{note}")
 
 
 def decode(
@@ -89,8 +89,8 @@ def decode(
             codec = open_decoder(data, model, architecture, lmbda)
         else:
             codec = open_codec(model, quantizer, architecture, lmbda)
-        held = Container.unpack(data)
-        with _tiles(codec, "decoding", held.height, held.width):
+        container = Container.unpack(data)
+        with _tile_progress(codec, "decoding", container.height, container.width):
             pixels = codec.decode(data)
         from PIL import Image
 
@@ -100,12 +100,12 @@ def decode(
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name whole, once all went well; opened before the work.
+    """Open a file to write that appears under its name only when it is whole and the block ends without an error.
 
     Raises:
-        LicError: it cannot be written there.
+        LicError: the file cannot be written.
     """
-    path = Path(os.path.realpath(path))  # a link stays, and what it points to is written
+    path = Path(os.path.realpath(path))  # a symbolic link stays; its target is written
     partial = path.with_name(f".lic-dist.{os.getpid()}.partial")
     try:
         if path.exists() and not path.is_file():
@@ -123,8 +123,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _tiles(codec: ImageCodec, title: str, height: int, width: int) -> Iterator[None]:
-    """Progress by tiles, of pictures that take a while."""
+def _tile_progress(codec: ImageCodec, title: str, height: int, width: int) -> Iterator[None]:
+    """Show the progress of coding a picture in tiles, if it has more than LARGE pixels."""
     if height * width <= LARGE:
         yield
         return

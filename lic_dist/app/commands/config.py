@@ -1,4 +1,4 @@
-"""`lic-dist config`: what experiment files may hold, and what one comes to. `lic-dist init` writes a first one."""
+"""`lic-dist config ...`: explain experiment files and show one resolved. `lic-dist init`: write a first one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def show(
     if everything:
         from lic_dist.config.reference import commented
 
-        typer.echo("\n---\n".join(commented(one) for one in chosen))
+        typer.echo("\n---\n".join(commented(experiment) for experiment in chosen))
         return
     documents = [experiment.model_dump(mode="json", exclude_none=True) for experiment in chosen]
     typer.echo(yaml.safe_dump_all(documents, sort_keys=False).rstrip())

@@ -1,4 +1,4 @@
-"""Arguments that commands share, and what they all do with an experiment file and with figures."""
+"""Arguments that commands share, and helpers to read experiments and to write figures."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures
 def experiments(
     path: Path, overrides: list[str] | None, engine: str | None = None, section: str = "name"
 ) -> list[Experiment]:
-    """The experiments of a file, one for each combination of its sweep: those with a section, if any has it."""
+    """Return the experiments of a file, sweeps expanded: those that have `section`, or all where none has it."""
     from lic_dist.config.sweeps import expand
 
     found = list(expand(path, with_engine(overrides, engine)))
-    return [one for one in found if getattr(one, section) is not None] or found
+    return [experiment for experiment in found if getattr(experiment, section) is not None] or found
 
 
 def with_engine(overrides: list[str] | None, engine: str | None) -> list[str]:
-    """The overrides of a command, and the one that its --engine is."""
+    """Return the overrides, and after them that of --engine where it is given."""
     return [*(overrides or []), *([f"engine.name={engine}"] if engine else [])]
 
 
 def write_json(path: Path | None, figures: Any) -> None:
-    """Write a command's figures where --json asks for them."""
+    """Write a command's figures as JSON to the path of --json, where it is given."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=1, default=str) + "\n")

@@ -1,4 +1,4 @@
-"""`lic-dist submit ...`: commands as jobs on a Ray cluster."""
+"""`lic-dist submit ...`: run commands as jobs on a Ray cluster, and list, follow and stop them."""
 
 from __future__ import annotations
 
@@ -70,28 +70,28 @@ def _submit(kind: Kind, path: Path, overrides: list[str] | None, address: str, f
 
     job = submit(kind, path, overrides or (), address, folder)
     typer.echo(job)  # alone on stdout, for scripts
-    where = "" if address == LOCAL_DASHBOARD else f" --address {address}"
+    option = "" if address == LOCAL_DASHBOARD else f" --address {address}"
     if follow:
         _follow(address, job)
     else:
-        typer.echo(f"watch it: lic-dist submit logs {job} --follow{where}", err=True)
-        typer.echo(f"end it:   lic-dist submit stop {job}{where}", err=True)
-    typer.echo(_afterwards(kind, path, overrides, where), err=True)
+        typer.echo(f"watch it: lic-dist submit logs {job} --follow{option}", err=True)
+        typer.echo(f"end it:   lic-dist submit stop {job}{option}", err=True)
+    typer.echo(_next_step(kind, path, overrides, option), err=True)
 
 
-def _afterwards(kind: Kind, path: Path, overrides: list[str] | None, where: str) -> str:
-    """What a job writes, and the command that comes after it."""
+def _next_step(kind: Kind, path: Path, overrides: list[str] | None, option: str) -> str:
+    """Return a line that says what a job writes and what to do after it."""
     from lic_dist.config import need
     from lic_dist.config.sweeps import expand
 
     first = next(iter(expand(path, overrides or ())))
-    writes = need(first.cache, "cache").path if kind == "cache" else need(getattr(first, kind), kind).out
+    output = need(first.cache, "cache").path if kind == "cache" else need(getattr(first, kind), kind).out
     after = {
-        "cache": f"lic-dist submit finetune {path}{where}" if first.finetune else "a finetune section in the file",
-        "finetune": f"lic-dist submit evaluate {path}{where}" if first.evaluate else "an evaluate section in the file",
-        "evaluate": f"lic-dist report {writes}",
+        "cache": f"lic-dist submit finetune {path}{option}" if first.finetune else "a finetune section in the file",
+        "finetune": f"lic-dist submit evaluate {path}{option}" if first.evaluate else "an evaluate section in the file",
+        "evaluate": f"lic-dist report {output}",
     }
-    return f"it writes {writes}; then: {after[kind]}"
+    return f"it writes {output}; then: {after[kind]}"
 
 
 def _follow(address: str, job: str) -> None:

@@ -1,4 +1,4 @@
-"""The closing table of a quick start: from SQ to a retrained decoder, what each step brings, with its interval."""
+"""The closing table of a quick start: the gain of each step from SQ to a retrained decoder, with intervals."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from lic_dist.reporting.gains import SQ_ADAPTED
 from lic_dist.reporting.lead import LeadRow, lead
 from lic_dist.text import counted
 
-FEW_TESTED, FEW_TRAINED = 8, 40  # photos, below which a word says that they prove little
+FEW_TESTED, FEW_TRAINED = 8, 40  # photos; with fewer, `words` says that they prove little
 RETRAINED, CONTROL = "decoder", "decoder straight-through"  # arms
-Rows = dict[str, LeadRow]  # by the name that the table has them under
+Rows = dict[str, LeadRow]  # by the name of the row
 
 
 def closing(results: Path, retrained: Path, trained: int, console: Console) -> dict[str, Any]:
-    """Print the table of a result file, and in plain words what it says; returns the figures."""
+    """Print the table of a result file and its conclusions in sentences; return the figures."""
     points = read_points(results)
     rows = rows_of(points)
     tested = len(points[0].images)
-    _show(rows, tested, points[0].lmbda, console)
+    _print_table(rows, tested, points[0].lmbda, console)
     best_step = checkpoints.read(retrained)["history"][-1]["best_step"]
     for line in words(rows, tested, trained, best_step):
         console.print(line)
     return {
         "rows": [_plain(name, row) for name, row in rows.items()],
-        "images": [one.image for one in points[0].images],
+        "images": [row.image for row in points[0].images],
         "best_step": best_step,
     }
 
 
 def rows_of(points: Sequence[Point]) -> Rows:
-    """SQ with CompressAI's tables, SQ with adapted ones, TCQ, TCQ with the retrained decoder, and the control."""
-    anchor = next(one for one in points if (one.arm, one.quantizer) == (BASE, "sq"))
+    """Return the rows SQ, SQ with adapted tables, TCQ, TCQ with the retrained decoder, and the control."""
+    anchor = next(point for point in points if (point.arm, point.quantizer) == (BASE, "sq"))
     found = {(row.gain.arm, row.gain.point.quantizer): row for row in lead(points, anchor).rows}
     group = next(quantizer for arm, quantizer in found if arm == RETRAINED)
     name = group.replace("tcq", "TCQ-")
@@ -55,15 +55,15 @@ def rows_of(points: Sequence[Point]) -> Rows:
 
 
 def words(rows: Rows, tested: int, trained: int, best_step: int) -> list[str]:
-    """What the table says, in plain sentences: the way from SQ, the part of retraining, and what is not proven."""
+    """Return the table's conclusions in sentences: the gain over SQ, retraining's part in it, what is not proven."""
     *_, (name, retrained), (_, control) = rows.items()
-    gain, other, rate = retrained.own, control.own, retrained.rate
-    assert gain is not None and other is not None and rate is not None
+    gain, control_gain, rate = retrained.own, control.own, retrained.rate
+    assert gain is not None and control_gain is not None and rate is not None
     lines = [
         "L = lambda 255^2 MSE + bpp, the loss that the model was trained for; intervals are of 95 %, over photos.",
         f"From SQ to {name}: L {retrained.change}, worth {-rate.mean:.1f} % of the rate at equal quality.",
         f"Retraining alone, against TCQ without: L {gain}; the control ({CONTROL!r} in the report), "
-        f"as many steps on SQ's latents: L {other}.",
+        f"as many steps on SQ's latents: L {control_gain}.",
     ]
     if best_step == 0 or gain.high >= 0:
         why = "the best weights were those it began with" if best_step == 0 else "the interval does not exclude 0"
@@ -79,14 +79,14 @@ def words(rows: Rows, tested: int, trained: int, best_step: int) -> list[str]:
 
 
 def _plain(name: str, row: LeadRow) -> dict[str, Any]:
-    """A row as plain data: means over the test photos; changes in percent, with their intervals."""
+    """Return a row as plain data: means over the test photos; changes in percent, with their intervals."""
     changes = {"change": row.change, "rate": row.rate, "retraining": row.own}
     figures = row.gain.point.figures
-    plain = {key: one and asdict(one) for key, one in changes.items()}
+    plain = {key: change and asdict(change) for key, change in changes.items()}
     return {"name": name, "bpp": figures.bpp, "psnr": figures.psnr, "L": row.gain.loss, **plain}
 
 
-def _show(rows: Rows, tested: int, lmbda: float, console: Console) -> None:
+def _print_table(rows: Rows, tested: int, lmbda: float, console: Console) -> None:
     table = Table(title=f"{counted(tested, 'test photo')}, real bits, lambda {lmbda}", box=SIMPLE_HEAD)
     table.add_column("")
     for column in ("bpp", "PSNR dB", "L", "change of L [95 %]"):

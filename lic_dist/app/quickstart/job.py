@@ -1,11 +1,11 @@
-"""The main job of a quick start, and what it shows.
+"""The main job of a quick start, from photos to the closing table.
 
     photos -> crops -> frozen encoder -> TCQ -> cache (Ray) -> retrained decoder, and a control -> real bits -> report
 
-Every step is a job of the experiment file that it writes, so that `evaluate` and `report` make the comparison again.
-The quantizers are those that the base carries, calibrated for it on more photos than a quick start has. The control's
-decoder takes the same steps on the same crops, but on latents quantized as in the base's own training. Test photos are
-seen by nothing before the closing table.
+Every step is a job of the experiment file that is written, so that `evaluate` and `report` can repeat the comparison.
+The quantizers are those that the base model carries, calibrated for it on more photos than a quick start has. The
+control is a decoder that takes the same steps on the same crops, but on latents quantized as in the base model's own
+training. No step before the final evaluation uses the test photos.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ from lic_dist.text import counted
 from lic_dist.training.finetune import finetune
 
 BASE, GROUP = "transform-0.013", "tcq32"
-CROPS, MOST_VARIATIONS = 640, 48  # crops to retrain on, and of one photo at most
-STEPS, SHOWN = 64, 3  # steps of the retraining; test photos whose pictures are kept for the viewer
-NAMED = 8  # photos passed over that are named
+CROPS, MOST_VARIATIONS = 640, 48  # crops to retrain on in all, and crops of one photo at most
+STEPS, SHOWN = 64, 3  # steps of the retraining; test photos shown in the report's viewer
+NAMED = 8  # how many of the photos passed over are named
 
 
 def quickstart(out: Path, photos: Path | None, engine: str) -> dict[str, Any]:
-    """Run the main job into `out`; returns the closing figures.
+    """Run the main job in the folder `out`; return the closing figures.
 
     Raises:
-        LicError: fewer than four usable photos, or `out` is of a quick start with others.
+        LicError: fewer than four usable photos, or `out` holds a quick start with other photos.
     """
     console = Console(highlight=False)
     console.print(f"[bold]1/4[/] photos: {photos or 'embedded'}")
     parts = split(photos)
-    _tell_photos(parts, lay_out(parts, out), console)
+    _print_photos(parts, lay_out(parts, out), console)
     record = checkpoints.load(BASE).quantizers[GROUP]
     experiment = _experiment(parts, QuantizerRecord.from_json(record), out)
     _save(experiment, out / "experiment.yaml")
     _save(_control(experiment, out), out / "control.yaml")
     console.print(f"[bold]2/4[/] quantize their latents with {GROUP.upper()} into a cache")
-    _leave_record(experiment, record)
-    build(_on(experiment, engine)).require_tolerated()
+    _put_record(experiment, record)
+    build(_with_engine(experiment, engine)).require_tolerated()
     console.print("[bold]3/4[/] retrain the decoder on them; beside it a control, on latents as the base knows them")
-    with _beside(out / "control.yaml", out / "control.log"):
+    with _finetune_alongside(out / "control.yaml", out / "control.log"):
         retrained = finetune(experiment)
     console.print("[bold]4/4[/] real bitstreams of the test photos")
     results = evaluate(experiment)
@@ -74,7 +74,7 @@ def quickstart(out: Path, photos: Path | None, engine: str) -> dict[str, Any]:
     return {**figures, "passed_over": parts.passed_over, "out": str(out)}
 
 
-def _tell_photos(parts: Split, cut: list[str], console: Console) -> None:
+def _print_photos(parts: Split, cut: list[str], console: Console) -> None:
     train, held_out, test = (len(part) for part in (parts.train, parts.held_out, parts.test))
     console.print(f"      {train} to retrain on, {held_out} held out to choose the weights by, {test} to test")
     for name, reason in list(parts.passed_over.items())[:NAMED]:
@@ -88,7 +88,7 @@ def _tell_photos(parts: Split, cut: list[str], console: Console) -> None:
 
 
 def _experiment(parts: Split, record: QuantizerRecord, out: Path) -> config.Experiment:
-    """What `experiment.yaml` says: the cache, the retraining, the evaluation and its report."""
+    """Return the content of `experiment.yaml`: the cache, the retraining, the evaluation and its report."""
     variations = min(MOST_VARIATIONS, -(-CROPS // len(parts.train)))
     tested = photo_files.find(out / "test")
     return config.Experiment(
@@ -131,19 +131,21 @@ def _experiment(parts: Split, record: QuantizerRecord, out: Path) -> config.Expe
 
 
 def _control(experiment: config.Experiment, out: Path) -> config.Experiment:
+    """Return the control's experiment: the same retraining, on straight-through latents."""
     section = config.need(experiment.finetune, "finetune")
     straight = section.model_copy(update={"latents": "straight-through", "out": out / "control"})
     return experiment.model_copy(update={"name": "control", "finetune": straight, "evaluate": None, "report": None})
 
 
-def _leave_record(experiment: config.Experiment, record: str) -> None:
-    """Leave the record that the base carries where `cache adapt` leaves one, for the build to find."""
+def _put_record(experiment: config.Experiment, record: str) -> None:
+    """Put the record that the base model carries where `cache adapt` would put one, so that the build uses it."""
     around, key = record_location(experiment_storage(experiment), GROUP)
     around.make()
     around.put(key, record.encode())
 
 
-def _on(experiment: config.Experiment, engine: str) -> config.Experiment:
+def _with_engine(experiment: config.Experiment, engine: str) -> config.Experiment:
+    """Return the experiment with one worker of each kind on this engine."""
     section = config.Engine(name=engine, encoders=1, searchers=1, readers=1, num_cpus=3)
     return experiment.model_copy(update={"engine": section})
 
@@ -153,18 +155,18 @@ def _save(experiment: config.Experiment, path: Path) -> None:
 
 
 @contextmanager
-def _beside(experiment: Path, log: Path) -> Iterator[None]:
-    """Retrain by another experiment in a process of its own while the block runs, each with half of the cores.
+def _finetune_alongside(experiment: Path, log: Path) -> Iterator[None]:
+    """Finetune another experiment in a second process while the block runs, each of the two with half of the cores.
 
     Raises:
-        LicError: that process failed.
+        LicError: the second process failed.
     """
     threads = max(1, (os.cpu_count() or 1) // 2)
     before = torch.get_num_threads()
     command = [sys.executable, "-m", "lic_dist", "finetune", str(experiment)]
-    with log.open("w") as said:
+    with log.open("w") as output:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         torch.set_num_threads(threads)
         try:
             yield

@@ -1,7 +1,7 @@
-"""The photos of a quick start: the embedded ones or a user's, parted into training, held-out and test photos.
+"""The photos of a quick start: the embedded ones or a user's, split into training, held-out and test photos.
 
-Nothing is copied but test photos that are too large to code in a first hour: of those the middle is cut out. Files keep
-the names that their owner gave them.
+Photos are linked under their own names, not copied. Of a test photo that is too large to code quickly, the middle is
+cut out and written as a PNG.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from lic_dist.data import images, photo_files
 from lic_dist.data.manifest import scan
 from lic_dist.errors import LicError
 
-CROP = 256  # pixels a side of what is cached: a photo must be as large
-FEWEST, MOST_TESTED = 4, 12
-TEST_LONG, TEST_SHORT = 1536, 1024  # pixels: the largest part of a test photo that is coded
+CROP = 256  # side of the cached crops, in pixels; smaller photos are passed over
+FEWEST, MOST_TESTED = 4, 12  # usable photos needed, and test photos at most
+TEST_LONG, TEST_SHORT = 1536, 1024  # sides of the largest picture that is coded, in pixels
 PARTS = ("train", "held_out", "test")
 EMBEDDED = Path(__file__).parent / "photos"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Photos of each part, by their names relative to the source; and those passed over, with the reason."""
+    """The photos of each part, as names relative to `source`; and the reason for each that was passed over."""
 
     source: Path
     train: tuple[str, ...]
@@ -37,9 +37,10 @@ class Split:
 
 
 def split(source: Path | None) -> Split:
-    """The embedded photos as they are parted, or a folder's, parted by digest: adding photos moves few of the others.
+    """Return the embedded photos in their fixed parts, or a folder's photos, split by their digests.
 
-    A fifth of a user's photos are test photos, MOST_TESTED at most, and an eighth are held out.
+    A fifth of a user's photos are test photos, MOST_TESTED at most, and an eighth are held out. Photos that are added
+    to the folder move few of the others to another part.
 
     Raises:
         LicError: fewer than FEWEST photos can be used.
@@ -75,24 +76,24 @@ def split(source: Path | None) -> Split:
 
 
 def lay_out(parts: Split, out: Path) -> list[str]:
-    """Put the photos into out/photos/train, out/photos/held_out and out/test; the test photos that were cut.
+    """Link or cut the photos into out/photos/train, out/photos/held_out and out/test; return the names of those cut.
 
     Raises:
-        LicError: other photos lie there already; nothing is ever removed.
+        LicError: a folder holds other photos already; nothing is ever removed.
     """
     cut = []
     for part in PARTS:
         names = getattr(parts, part)
         folder = out / "test" if part == "test" else out / "photos" / part
-        files = {_inside(parts, name): parts.source / name for name in names}
+        files = {_name_in_part(parts, name): parts.source / name for name in names}
         placed = {
-            _cut_name(name) if part == "test" and _too_large(file) else name: file for name, file in files.items()
+            _name_of_cut(name) if part == "test" and _too_large(file) else name: file for name, file in files.items()
         }
         folder.mkdir(parents=True, exist_ok=True)
-        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-        there = {name for name in there if not any(map(photo_files.is_hidden, name.split("/")))}
-        if strange := there - set(placed):
-            raise LicError(f"{folder} holds other photos, such as {min(strange)}", hint="give another --out")
+        existing = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        existing = {name for name in existing if not any(map(photo_files.is_hidden, name.split("/")))}
+        if unexpected := existing - set(placed):
+            raise LicError(f"{folder} holds other photos, such as {min(unexpected)}", hint="give another --out")
         for name, file in placed.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,12 +108,12 @@ def lay_out(parts: Split, out: Path) -> list[str]:
     return cut
 
 
-def _inside(parts: Split, name: str) -> str:
-    """The name in its folder: an embedded photo's without the part that it lies in already."""
+def _name_in_part(parts: Split, name: str) -> str:
+    """Return a photo's name in its part; an embedded photo's name begins with the part, which is removed."""
     return name.partition("/")[2] if parts.source == EMBEDDED else name
 
 
-def _cut_name(name: str) -> str:
+def _name_of_cut(name: str) -> str:
     return f"{name}.png"
 
 
