@@ -48,6 +48,7 @@ from lic_dist.cache.verify import Finding, verify_shard
 from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, ToleranceError, UsageError
+from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.text import counted
@@ -138,52 +139,57 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
     return replace(_report(storage, made, found, started), excess=excess, photos=named)
 
 
-def requantize(
-    experiment: config.Experiment, record: QuantizerRecord | None = None, share: tuple[int, int] = (0, 1)
+def requantize(experiment: config.Experiment) -> BuildReport:
+    """Add the experiment's group to its finished store: see `requantize_store`."""
+    section = config.need(experiment.quantizer, "quantizer")
+    return requantize_store(open_cache(experiment), load_parent(experiment), section, workers_of(experiment))
+
+
+def requantize_store(
+    cache: LatentCache,
+    parent: Checkpoint,
+    section: config.Quantizer,
+    workers: Workers,
+    record: QuantizerRecord | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> BuildReport:
     """Add a group, or what is left of it, to a finished store from its stored y, without encoder or photos.
 
     The quantizer is `record`, or the record that `cache adapt` left beside the store, or it is calibrated on the
-    store's own samples. The model may be a finetuned one: it must have the store's encoder, and the group takes its
-    entropy model. `share` (i, n) does every n-th shard from the i-th on, as one of n jobs, and does not wait for the
-    others.
+    store's own samples. `parent` (`workers.model` names the same) may be a finetuned model: it must have the store's
+    encoder, and the group takes its entropy model. `share` (i, n) does every n-th shard from the i-th on, as one of n
+    jobs, and does not wait for the others.
 
     Raises:
         LicError: another encoder, a group of another identity, or latents that are not all written.
         UsageError: the store does not keep y.
     """
     started = time.monotonic()
-    section = config.need(experiment.quantizer, "quantizer")
-    cache, parent, workers = open_cache(experiment), load_parent(experiment), workers_of(experiment)
+    storage, group = cache.storage, section.group
     check_encoder(cache, parent)
     if not cache.header.store_y:
-        raise UsageError(f"{cache.storage} does not keep y", hint="build with cache.store_y: true to quantize it again")
+        raise UsageError(f"{storage} does not keep y", hint="build with cache.store_y: true to quantize it again")
     written = len(cache.written())
     if written < cache.num_shards:
         raise LicError(
-            f"{cache.storage} has latents of {written} of {counted(cache.num_shards, 'shard')}",
+            f"{storage} has latents of {written} of {counted(cache.num_shards, 'shard')}",
             hint="`lic-dist cache build` goes on where it stopped",
         )
     check_refined(cache, section.refine)
-    record, trials_file = (
-        record or existing_record(cache.storage, section, parent),
-        Trials.of_group(cache.storage, section.group),
-    )
+    trials_file = Trials.of_group(storage, group)
+    record = record or existing_record(storage, section, parent)
     if record is None:
-        record = calibrate(
-            parent, section, *calibration_samples(cache, section), batch=cache.header.batch, trials_file=trials_file
-        )
-    store.create_group(cache.storage, section.group, record.to_json(), group_identity(parent, record), provenance())
+        samples = calibration_samples(cache, section)
+        record = calibrate(parent, section, *samples, batch=cache.header.batch, trials_file=trials_file)
+    store.create_group(storage, group, record.to_json(), group_identity(parent, record), provenance())
     trials_file.delete()
     mine, jobs = share
-    numbers = [number for number in store.pending(cache.storage, section.group) if number % jobs == mine]
-    made = _run(
-        cache.storage, workers, _requantize_stages(cache.storage, workers, section.group, record), _Units(numbers)
-    )
+    numbers = [number for number in store.pending(storage, group) if number % jobs == mine]
+    made = _run(storage, workers, _requantize_stages(storage, workers, group, record), _Units(numbers))
     if jobs == 1:
-        _require_whole(cache.storage, section.group)
-    base = store.finished_markers(cache.storage, cache.header)
-    return _report(cache.storage, made, markers.fault_counts(base.values()), started)
+        _require_whole(storage, group)
+    base = store.finished_markers(storage, cache.header)
+    return _report(storage, made, markers.fault_counts(base.values()), started)
 
 
 def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:

@@ -2,10 +2,10 @@
 
 The search weighs squared errors of the latents by S_c, and bits by lambda_q = g * 3 / (lmbda * 255^2). Errors that
 rate-distortion optimization chooses are not independent, so g = 1 is not the optimum, and a coarser step with a milder
-search can win (METHOD.md section 1). Each trial adapts its tables on the pilot, quantizes the held-out crops and
+search can win. Each trial adapts its tables on the pilot, quantizes the held-out crops and
 decodes them. Trials follow a pattern search in (log strength, log step, shift) whose moves are halved where no
-neighbour is better. The strength is g for RDOQ and TCQ, and the rounding offset xi for the dead zone. The shift moves
-the decoder's levels away from zero, which costs no bits.
+neighbour is better. The strength is g for RDOQ and TCQ, and xi for the dead zone (quantization/kinds.py). The shift
+moves the decoder's levels away from zero, which costs no bits.
 
 The record's notes keep what was measured: every trial, each round of adaptation at the chosen point, and the ratio of
 the predicted change of the picture's MSE to the real one.
@@ -33,6 +33,7 @@ from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint, digest
 from lic_dist.progress import Progress
 from lic_dist.quantization.adaptation import adaptation_rounds
+from lic_dist.quantization.kinds import KINDS
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.sensitivity import sensitivities
@@ -177,7 +178,7 @@ def calibrate(
             bar.advance(1, strength=strength, step=step, shift=shift, L=trials[one].L)
         return trials[one].L
 
-    begin = space.start if warm_start is None else (_strength(warm_start), warm_start.step, warm_start.shift)
+    begin = space.start if warm_start is None else (warm_start.strength, warm_start.step, warm_start.shift)
     strength, step, shift = (value if free is None else free for value, free in zip(begin, fixed, strict=True))
     start, moves = (strength, step, shift), space.moves if warm_start is None else space.moves[1:]
     expected = (1, 8, 20, 30)[fixed.count(None)]
@@ -234,12 +235,11 @@ def _identity(
 def describe(record: QuantizerRecord) -> list[str]:
     """Return lines about a calibrated record's notes: the chosen point, the gain of each round, the prediction."""
     notes = record.notes
-    strength = _strength(record)
-    symbols = {"sq": "", "deadzone": f", xi {strength:.4g}"}.get(record.name, f", g {strength:.4g}")
-    states = f" with {record.states} states" if record.name == "tcq" else ""
+    strength = f", {record.kind.symbol} {record.strength:.4g}" if record.kind.strength else ""
+    states = f" with {record.states} states" if record.kind.trellis else ""
     shift = f", shift {record.shift:+.2g}" if record.shift else ""
     lines = [
-        f"{record.name}{states}: step {record.step:.4g}{symbols}{shift}, L {notes['L']:.4f} on "
+        f"{record.name}{states}: step {record.step:.4g}{strength}{shift}, L {notes['L']:.4f} on "
         f"{counted(notes['calibration_samples'], 'held-out crop')}, the least of "
         f"{counted(len(notes['calibration']), 'trial')}"
     ]
@@ -259,10 +259,6 @@ def describe(record: QuantizerRecord) -> list[str]:
     return lines
 
 
-def _strength(record: QuantizerRecord) -> float:
-    return record.rounding if record.name == "deadzone" else record.lambda_scale
-
-
 def is_fixed(section: config.Quantizer) -> bool:
     """Return whether a section fixes strength, step and shift, so that nothing is left to search."""
     return None not in _fixed(section)
@@ -273,9 +269,10 @@ def _fixed(section: config.Quantizer) -> Fixed:
     shift.
     """
     step, shift = (None if value == "auto" else float(value) for value in (section.step, section.shift))
-    if section.name == "sq":
+    kind = KINDS[section.name]
+    if kind.strength is None:
         return 1.0, step or 1.0, shift or 0.0
-    strength = section.rounding if section.name == "deadzone" else section.lambda_scale
+    strength = getattr(section, kind.strength)
     return None if strength == "auto" else float(strength), step, shift
 
 

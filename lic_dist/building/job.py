@@ -14,7 +14,7 @@ import torch
 
 from lic_dist import config
 from lic_dist.building.storage import experiment_storage
-from lic_dist.cache.layout import read_header
+from lic_dist.cache import layout
 from lic_dist.cache.markers import fault_counts
 from lic_dist.cache.plan import Geometry, Plan, differences
 from lic_dist.cache.reader import LatentCache
@@ -131,7 +131,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
         raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
     geometry = Geometry(section.crop, parent.spec.M, section.crop // Y_STRIDE, parent.spec.N, section.crop // Z_STRIDE)
     identity = {
-        "format": 1,
+        "format": layout.FORMAT,
         "model": model_identity(parent),
         "precision": "float32",
         "images": {
@@ -153,7 +153,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
 
 def faults(job: Job) -> dict[str, int]:
     """Return the number of samples set aside by reason: the store's, and those of photos that the plan left out."""
-    counts = fault_counts(finished_markers(job.storage, read_header(job.storage)).values())
+    counts = fault_counts(finished_markers(job.storage, layout.read_header(job.storage)).values())
     for reason, count in job.photos.set_aside(job.images.crop).items():
         counts[reason] = counts.get(reason, 0) + count * job.images.variations
     return counts

@@ -24,7 +24,8 @@ from lic_dist.data.photo import Crop
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
-from lic_dist.quantization.record import SEARCHED, QuantizerRecord
+from lic_dist.quantization.kinds import KINDS
+from lic_dist.quantization.record import QuantizerRecord
 
 
 def pilot_latents(job: Job) -> tuple[Latents, Latents]:
@@ -126,9 +127,10 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
     """Refuse a record that the quantizer section and the checkpoint do not ask for. Raises LicError; each field is
     named.
     """
+    kind = KINDS[section.name]
     expected: dict[str, Any] = {
         "name": section.name,
-        "states": section.states if section.name == "tcq" else 1,
+        "states": section.states if kind.trellis else 1,
         "lmbda": parent.spec.lmbda,
         "rates": section.rates,
         "refine": section.refine,
@@ -137,10 +139,8 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
         expected["step"] = section.step
     if section.shift != "auto":
         expected["shift"] = section.shift
-    if section.lambda_scale != "auto" and section.name in SEARCHED:
-        expected["lambda_scale"] = section.lambda_scale
-    if section.rounding != "auto" and section.name == "deadzone":
-        expected["rounding"] = section.rounding
+    if kind.strength and (strength := getattr(section, kind.strength)) != "auto":
+        expected[kind.strength] = strength
     found = {key: record.notes.get(key) if key == "rates" else getattr(record, key) for key in expected}
     settings = record.notes.get("settings", {})
     asked = {key: value for key, value in settings_of(section).items() if key in settings}

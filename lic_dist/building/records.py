@@ -8,7 +8,8 @@ from lic_dist.cache.storages import open_storage
 from lic_dist.codec.records import coder_tables, local_record, require_fit, unknown_quantizer
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.adaptation import gaussian_record
-from lic_dist.quantization.record import SEARCHED, QuantizerRecord
+from lic_dist.quantization.kinds import KINDS
+from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.trellis import SCALAR, trellis
 
 
@@ -17,17 +18,17 @@ def analytic_record(
 ) -> QuantizerRecord:
     """Return a quantizer for this checkpoint with the rates of the Gaussian itself, from which adaptation starts.
 
-    `strength` is g of rdoq and tcq, the rounding offset xi of deadzone.
+    `strength` is what the kind calls so (quantization/kinds.py); it is not read where there is none.
     """
+    kind = KINDS[name]
     return gaussian_record(
         name,
         step,
         weights,
         checkpoint.spec.lmbda,
-        lambda_scale=strength if name in SEARCHED else 1.0,
-        trellis=trellis(states) if name == "tcq" else SCALAR,
-        rounding=strength if name == "deadzone" else 0.5,
+        trellis=trellis(states) if kind.trellis else SCALAR,
         z_tables=coder_tables(checkpoint.model.entropy_bottleneck),
+        **({kind.strength: strength} if kind.strength else {}),
     )
 
 

@@ -41,7 +41,7 @@ Editors with a YAML language server complete and check files whose first line na
 # yaml-language-server: $schema=schema.json
 ```
 
-This page is written by `lic-dist config explain --markdown` from the descriptions in `lic_dist/config/experiment.py`.
+This page is written by `lic-dist config explain --markdown` from the descriptions in `lic_dist/config/`.
 """
 
 

@@ -4,9 +4,9 @@ work.
     x -> 8x8 blocks -> 1x1 -> blocks -> 2x2 of them -> 1x1 -> blocks -> gain -> y     g_a; g_s goes the same way back
     y -> in units of each channel's deviation -> h_a -> z -> h_s -> means, log scales in these units -> means, scales
 
-Both 1x1 layers begin as a two-step Karhunen-Loeve transform, which residual blocks of depthwise 5x5 convolutions then
-modify. The model has the names of a CompressAI mean-scale hyperprior (g_a, h_a, h_s, g_s, entropy_bottleneck,
-gaussian_conditional), its strides of 16 and 64, and its `compress` and `decompress`.
+Residual blocks of depthwise 5x5 convolutions modify what both 1x1 layers make; the shipped weights began with these as
+a two-step Karhunen-Loeve transform. The model has the names of a CompressAI mean-scale hyperprior (g_a, h_a, h_s, g_s,
+entropy_bottleneck, gaussian_conditional), its strides of 16 and 64, and its `compress` and `decompress`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Import compressai without its slow imports, and torchvision beside a CPU build of torch. No other module does."""
+"""Import compressai without its slow imports, and torchvision beside a CPU build of torch."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lic_dist.quantization.distributions import adapted_pmf, analytic_pmf, count, pmf_shape
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import CdfTables, tables_from_pmf
-from lic_dist.quantization.record import SEARCHED, QuantizerRecord
+from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.trellis import SCALAR, Trellis
 
 Part = tuple[NDArray[Any], NDArray[Any]]  # r float32, level uint8, both [lanes, steps]
@@ -74,7 +74,7 @@ def adaptation_rounds(
     """Yield the record of each round. Quantizers without a search choose the same k at any rates, so they have one
     round.
     """
-    for _ in range(rounds if record.name in SEARCHED else min(rounds, 1)):
+    for _ in range(rounds if record.kind.searched else min(rounds, 1)):
         quantizer = Quantizer(record)
         record = record_from_counts(record, sum_counts(count_indices(quantizer, part, threads) for part in parts))
         yield record

@@ -181,18 +181,18 @@ class Quantizer:
         record's M channels. LicError where r is not finite or an index does not fit 16 bits.
         """
         record = self.record
-        if record.name in ("sq", "deadzone"):
+        if not record.kind.searched:
             r = r.float() if isinstance(r, torch.Tensor) else _contiguous(r, np.float32)
             _checked_levels(level, r.shape, LEVELS)
             _check_range(r, record.step, _LARGEST_INDEX)
-            if record.name == "sq":
-                return scalar.uniform(r, record.step)
-            return scalar.dead_zone(r, record.step, record.rounding)
+            if record.kind.strength:
+                return scalar.dead_zone(r, record.step, record.rounding)
+            return scalar.uniform(r, record.step)
         channels = len(record.weights)
         if len(r) % channels:
             raise ValueError(f"{len(r)} lanes are not whole images of {channels} channels")
         weight = record.lane_weights(len(r) // channels)
-        if record.name == "rdoq":
+        if not record.kind.trellis:
             return rdoq(r, level, weight, record.step, self._rates, threads)[0]
         return search(r, level, weight, record.step, self._rates, self.trellis, threads)[0]
 

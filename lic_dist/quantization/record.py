@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lic_dist.errors import LicError
+from lic_dist.quantization.kinds import KINDS, Kind
 from lic_dist.quantization.rates import LEVEL_RULES, LEVELS, CdfTables
 from lic_dist.quantization.trellis import SCALAR, Trellis
 
 FORMAT = "lic_dist quantizer record 2"
-NAMES = ("sq", "deadzone", "rdoq", "tcq")
-SEARCHED = ("rdoq", "tcq")  # the quantizers that weigh rate against distortion
 _MOST_BYTES = 1 << 25  # limits what a broken record may claim
 _DTYPES = ("<i4", "<f4")
 _UNIFORM = CdfTables(np.array([[0, 1 << 15, 1 << 16]]), np.array([3]), np.array([0]))
@@ -32,7 +31,7 @@ _UNIFORM = CdfTables(np.array([[0, 1 << 15, 1 << 16]]), np.array([3]), np.array(
 class QuantizerRecord:
     """A quantizer and its rate tables. Two records with the same digest write the same bits.
 
-        name          "sq", "deadzone", "rdoq" or "tcq"
+        name          of its kind: one of KINDS
         step          Delta of the scalar quantizers, D of TCQ's union lattice, in units of the latent
         lmbda         lambda of the loss lmbda 255^2 MSE + bpp
         lambda_scale  g in the price of a bit, lambda_q = g 3 / (lmbda 255^2); only searches use it
@@ -64,9 +63,9 @@ class QuantizerRecord:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"no quantizer {self.name!r}: there are {', '.join(NAMES)}")
-        if (self.name == "tcq") != (self.trellis.quantizers == 2):
+        if self.name not in KINDS:
+            raise ValueError(f"no quantizer {self.name!r}: there are {', '.join(KINDS)}")
+        if self.kind.trellis != (self.trellis.quantizers == 2):
             raise ValueError(f"{self.name} does not go with the trellis {self.trellis.name}")
         for name in ("step", "lmbda", "lambda_scale"):
             value = float(getattr(self, name))
@@ -79,7 +78,7 @@ class QuantizerRecord:
             raise ValueError(f"a record has 0 <= rounding <= 1/2, |shift| < 1/2: not {self.rounding}, {self.shift}")
         if self.refine < 0:
             raise ValueError(f"refine is a number of steps, not {self.refine}")
-        if self.name != "deadzone" and self.rounding != 0.5:
+        if self.kind.strength != "rounding" and self.rounding != 0.5:
             raise ValueError(f"rounding is the dead zone's, not {self.name}'s")
         weights = np.array(self.weights, np.float32)
         if weights.ndim != 1 or not len(weights) or not (np.isfinite(weights) & (weights >= 0)).all():
@@ -95,8 +94,17 @@ class QuantizerRecord:
             raise ValueError(f"no level rule {self.level_rule!r}: there are {', '.join(LEVEL_RULES)}")
         if self.y_tables.rows != LEVELS * self.trellis.quantizers:
             raise ValueError(f"y_tables have {self.y_tables.rows} rows, not {LEVELS * self.trellis.quantizers}")
-        if self.name in SEARCHED and not self.y_tables.symmetric:
+        if self.kind.searched and not self.y_tables.symmetric:
             raise ValueError(f"{self.name} needs symmetric y_tables")
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.name]
+
+    @property
+    def strength(self) -> float:
+        """The kind's strength (g or xi): what calibration moves; 1 where the kind has none."""
+        return float(getattr(self, self.kind.strength)) if self.kind.strength else 1.0
 
     @property
     def states(self) -> int:

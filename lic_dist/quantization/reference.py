@@ -1,6 +1,6 @@
 """The searches in plain numpy and python: the definition that every engine must reproduce bit for bit.
 
-Costs are integers in 1/256 bit: the coder's rate table plus one rounded float32 distortion. See METHOD, "Search".
+Costs are integers in 1/256 bit: the coder's rate table plus one rounded float32 distortion.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@
     straight-through    the second control: SQ of y about the means for y_hat, without a gradient through the rounding
                         to the means; the likelihood of y + uniform noise (Minnen and Singh 2020)
 
-METHOD.md section 3. z_hat is the stored one; its bits are CompressAI's likelihood.
+z_hat is the stored one; its bits are CompressAI's likelihood.
 """
 
 from __future__ import annotations

@@ -13,12 +13,13 @@ the checkpoint of the best round.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lic_dist import config
-from lic_dist.building.build import requantize
-from lic_dist.building.job import load_parent, open_cache
+from lic_dist.building.build import requantize_store
+from lic_dist.building.job import Workers, load_parent, open_cache, workers_of
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.names import SUFFIX
@@ -36,17 +37,22 @@ def finetune(experiment: config.Experiment) -> Path:
         LicError, UsageError: see `retrain`.
     """
     section = config.need(experiment.finetune, "finetune")
-    config.need(experiment.quantizer, "quantizer")
+    quantizer = config.need(experiment.quantizer, "quantizer")
     with joined() as ranks:
+        parent, cache = load_parent(experiment), open_cache(experiment)
+        source = Source(parent, cache, quantizer.group, quantizer)
         if section.rounds == 1:
-            return _run_round(experiment, 1, section.out, ranks)
-        if not open_cache(experiment).header.store_y:
+            return retrain(source, section, section.out, ranks)
+        if not cache.header.store_y:
             raise UsageError("rounds need y, which this cache does not keep", hint="build it with cache.store_y: true")
+        workers = workers_of(experiment)
+        if ranks.world > 1:  # the ranks hold the machines that an engine would use
+            workers = replace(workers, engine=config.Engine(name="local"))
         paths: list[Path] = []
         for number in range(1, section.rounds + 1):
             if paths:
-                experiment = _with_model(experiment, paths[-1])
-            paths.append(_run_round(experiment, number, section.out / f"round-{number}", ranks))
+                source = _search_again(source, number, paths[-1], workers, ranks)
+            paths.append(retrain(source, section, section.out / f"round-{number}", ranks))
         best = section.out / f"checkpoint{SUFFIX}"
         if ranks.first:
             _write_best_round(paths, best)
@@ -54,24 +60,16 @@ def finetune(experiment: config.Experiment) -> Path:
         return best
 
 
-def _with_model(experiment: config.Experiment, path: Path) -> config.Experiment:
-    """Return the experiment with the model of a finished round."""
-    model = config.Model(checkpoint=str(path))
-    return experiment.model_copy(update={"model": model})
-
-
-def _run_round(experiment: config.Experiment, number: int, out: Path, ranks: Ranks) -> Path:
-    section, quantizer = config.need(experiment.finetune, "finetune"), config.need(experiment.quantizer, "quantizer")
-    parent, group = load_parent(experiment), quantizer.group
-    if number > 1:
-        group = f"{group}-round{number}-{checkpoints.digest(parent.model.state_dict())[:8]}"
-        searched: dict[str, Any] = {"quantizer": quantizer.model_copy(update={"group": group})}
-        if ranks.world > 1:  # the ranks hold the machines that an engine would use
-            searched |= {"engine": config.Engine(name="local")}
-        record = QuantizerRecord.from_json(parent.quantizers[quantizer.group])
-        requantize(experiment.model_copy(update=searched), record, (ranks.rank, ranks.world))
-        ranks.wait()
-    return retrain(Source(parent, open_cache(experiment), group, quantizer), section, out, ranks)
+def _search_again(source: Source, number: int, checkpoint: Path, workers: Workers, ranks: Ranks) -> Source:
+    """Return the source of a round: the last round's model, and the group that all ranks together search with it."""
+    parent, quantizer = checkpoints.load(str(checkpoint)), source.section
+    group = f"{quantizer.group}-round{number}-{checkpoints.digest(parent.model.state_dict())[:8]}"
+    record = QuantizerRecord.from_json(parent.quantizers[quantizer.group])
+    workers = replace(workers, model=(checkpoints.absolute(str(checkpoint)), None, None))
+    named = quantizer.model_copy(update={"group": group})
+    requantize_store(source.cache, parent, named, workers, record, (ranks.rank, ranks.world))
+    ranks.wait()
+    return replace(source, parent=parent, group=group)
 
 
 def _write_best_round(paths: list[Path], best: Path) -> None:

@@ -2,8 +2,8 @@
 
 Whatever latents a job trains on, it is evaluated on really quantized held-out samples: the cache's own integers or,
 where means and scales are trained, the integers that the same quantizer chooses with them. The checkpoint carries the
-quantizer calibrated for the new weights under the name of the group (METHOD.md section 3: every arm at its own (g, D)),
-and the record that the cache was made with as `<group>-cached`.
+quantizer calibrated for the new weights under the name of the group, since arms are compared each at its own strength
+and step, and the record that the cache was made with as `<group>-cached`.
 """
 
 from __future__ import annotations

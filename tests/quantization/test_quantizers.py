@@ -154,7 +154,7 @@ def test_trellis_quantizer_takes_the_records_weights() -> None:
     ("name", "machine", "least", "most"), [("tcq", ECM8, -0.155, -0.115), ("rdoq", SCALAR, -0.10, -0.055)]
 )
 def test_adapted_searches_save_at_equal_error(name: str, machine: Trellis, least: float, most: float) -> None:
-    """METHOD section 2: -13 to -14 % rate for 8 states, -8 % for RDOQ; here few latents, nine (D, c), lower hull."""
+    """Published for Gaussians: -13 to -14 % rate for 8 states, RDOQ -8; here few latents, nine (D, c), lower hull."""
     rng = np.random.default_rng(0)
     sigma = np.exp(rng.normal(-0.5, 1.0, (512, 256))).astype(np.float32)
     latent, scale_level = (sigma * rng.standard_normal(sigma.shape)).astype(np.float32), level_index(sigma)
