@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray reads it once a process, and would set "token" itself
 
 import multiprocessing
 import shutil
@@ -23,6 +24,19 @@ torch.set_num_threads(1)
 # A process has one fork server, which whatever comes first starts: a loader of a test, or builds to be killed.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preloaded"])
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+# The files that take longest come first, so that no process of two is left with one at the end.
+HEAVIEST = (
+    *("cluster/test_on_a_head", "training/test_finetune", "building/test_kill", "cache/test_remote"),
+    *("house/test_printed", "house/test_startup", "engine/test_on_ray", "benchmarks/test_benchmarks"),
+    *("training/test_ranks", "quantization/test_search", "app/test_study", "codec/test_codec", "cache/test_stream"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {Path(__file__).parent / f"{name}.py": rank for rank, name in enumerate(HEAVIEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def dying_at(step: int) -> Callable[..., object]:

@@ -6,11 +6,11 @@ import os
 import sys
 
 from lic_dist.app.cli import main
-from tests.ranks import die_at
+from tests.forked import die_at
 
 if __name__ == "__main__":
-    ranks, step = sys.argv[1].split(","), int(sys.argv[2])
+    dying, step = sys.argv[1].split(","), int(sys.argv[2])
     del sys.argv[1:3]
-    if os.environ["RANK"] in ranks and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    if os.environ["RANK"] in dying and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         die_at(step)
     main()

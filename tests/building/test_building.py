@@ -89,14 +89,6 @@ def test_a_build_cut_short_and_resumed_has_the_same_bytes(
     assert contents(path) == contents(store)
 
 
-@pytest.mark.slow
-def test_ray_writes_the_same_bytes(store: Path, base: Path, photos: Path, tmp_path: Path) -> None:
-    path = tmp_path / "ray.zarr"
-    workers = {"name": "ray", "encoders": 1, "searchers": 2, "num_cpus": 2}
-    assert build(experiment(base, photos, path, engine=workers)).shards_built == 3
-    assert contents(path) == contents(store)
-
-
 def test_a_second_quantizer_is_added_from_stored_latents(
     store: Path, base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,7 +206,7 @@ def test_resuming_reads_only_the_buffers_it_begins_in(cache, monkeypatch):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(step=st.integers(0, 60), batch=st.sampled_from([1, 4, 6, 12]), seed=st.integers(0, 2))
 def test_resumed_equals_uninterrupted(cache, step, batch, seed):
     whole = list(islice(open_stream(cache, ARRAYS, batch, seed), step + 3))[step:]

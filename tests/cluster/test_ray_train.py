@@ -1,33 +1,18 @@
-"""Finetuning under Ray Train: the weights of one process, a worker killed in mid-run, errors as they were raised."""
+"""Finetuning under Ray Train, without a Ray: lost workers, a node without the folder, who asks for it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from lic_dist import config
 from lic_dist.building.build import build
 from lic_dist.cluster import train
 from lic_dist.errors import LicError
-from lic_dist.models import checkpoint
-from lic_dist.models.parts import tensors
-from lic_dist.training.finetune import finetune
-from lic_dist.training.log import read_log
 from tests.app.test_cli import lic_dist, refused
-from tests.building.test_kill import end, of_ray, ray_environment
-from tests.cluster.test_submit import head, submit  # noqa: F401  (a fixture)
 from tests.training.test_finetune import document
 
 STEPS = 24
@@ -44,78 +29,6 @@ def job(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> J
     sections["engine"] = {"trainers": 2, "num_cpus": 2}
     (folder / "x.yaml").write_text(yaml.safe_dump(sections))
     return folder, sections
-
-
-@pytest.fixture()
-def ray_folder() -> Iterator[Path]:
-    """A folder of Ray's own, with a short name; whatever still runs in it afterwards is ended."""
-    folder = Path(f"/tmp/lt{os.getpid()}{random.randrange(10**6)}")
-    yield folder
-    for process in of_ray(folder):
-        end(process)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def rows(out: Path) -> list[int]:
-    """The steps that a job has logged."""
-    return [row["step"] for row in read_log(out / "log.jsonl")]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)  # three clusters, one after another
-def test_two_workers_give_the_weights_of_one_process_and_outlive_a_kill(
-    job: Job,
-    ray_folder: Path,
-    head: str,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder, sections = job
-    monkeypatch.chdir(folder)
-    here = {**sections, "finetune": {**sections["finetune"], "out": "one"}}
-    one = checkpoint.load(str(finetune(config.Experiment.model_validate(here))))
-
-    done = submit("finetune", "x.yaml", "--address", head, "--follow", folder=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "best weights at step" in done.stdout and "out/checkpoint.pth.tar" in done.stdout.splitlines()
-    two = checkpoint.load("out")
-    for name, value in tensors(one.model, ("g_s.", "h_s.")).items():
-        if not name.endswith("gamma"):  # see above_bound in test_ranks.py
-            torch.testing.assert_close(two.model.state_dict()[name], value, rtol=1e-4, atol=2e-6)
-    assert {file.name for file in Path("out").iterdir()} == {"checkpoint.pth.tar", "log.jsonl", "states"}
-    wrong = ["--set", "finetune.batch=3", "--set", "engine.trainers=1"]
-    failed = submit("finetune", "x.yaml", *wrong, "--address", head, "--follow", folder=folder)
-    assert failed.returncode == 2, failed.stdout + failed.stderr
-    errors = [line for line in failed.stdout.splitlines() if line.startswith("error:")]
-    assert errors == ["error: out/states is of another job: batch (4 there, 3 here)"]
-    assert "Traceback" not in failed.stdout and "lost a trainer" not in failed.stdout
-
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "lic_dist", "finetune", "x.yaml", "--engine", "ray", "--set", "finetune.out=cut"],
-        env={**os.environ, **ray_environment(ray_folder)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        wait_for_rows(Path("cut"), 1, driver)  # before the first step
-        (_, worker) = of_ray(ray_folder, "ray::RayTrainWorker")
-        wait_for_rows(Path("cut"), 2, driver)
-        os.kill(worker, signal.SIGKILL)
-        time.sleep(0.5)
-        assert max(rows(Path("cut"))) < STEPS
-        output, _ = driver.communicate(timeout=240)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            driver.kill()
-    assert driver.returncode == 0, output
-    assert output.count("lost a trainer") == output.count("starting again, 1 of 3") == 1, output
-    assert rows(Path("cut")) == list(range(0, STEPS + 1, 4))
-    resumed = checkpoint.load("cut")
-    assert checkpoint.digest(resumed.model.state_dict()) == checkpoint.digest(two.model.state_dict())
-
-
-def wait_for_rows(out: Path, count: int, driver: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while len(rows(out)) < count:
-        assert driver.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_job_that_loses_a_trainer_again_and_again_ends_with_one_error(

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lic_dist.cache.verify import verify
 from lic_dist.cluster.submit import entrypoint
+from tests.forked import free_port, run
 
 ROOT = Path(__file__).resolve().parents[2]
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -30,15 +25,7 @@ Done = subprocess.CompletedProcess[str]
 
 def submit(*arguments: object, folder: Path | None = None, **environment: str) -> Done:
     """`lic-dist submit ...` in a process of its own: Ray reads its environment once."""
-    return subprocess.run(
-        [sys.executable, "-m", "lic_dist", "submit", *map(str, arguments)],
-        env={**CLEAN, **environment},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run("submit", *arguments, environment={**CLEAN, **environment}, folder=folder)
 
 
 def refused(done: Done, code: int, *words: str) -> None:
@@ -53,12 +40,6 @@ def experiment(path: Path, **sections: object) -> Path:
         yaml.safe_dump({"name": "a b/c", "engine": {"name": "ray", "encoders": 1, "readers": 1}, **sections})
     )
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 Dashboard = tuple[str, list[dict[str, Any]], dict[str, int]]
@@ -184,81 +165,3 @@ def test_what_is_no_dashboard_is_one_line(dashboard: Dashboard) -> None:
     refused(submit("stop", "x", "--address", address), 1, "knows no job x", "submit status")
     answers["jobs"] = 500
     refused(submit("status", "x", "--address", address), 1, "status code 500")
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The dashboard's address of a Ray head of two CPUs, started as on a cluster and ended by its own process group."""
-    port = free_port()
-    options = {
-        "port": free_port(),
-        "dashboard-port": port,
-        "dashboard-agent-listen-port": free_port(),
-        "ray-client-server-port": free_port(),
-        "num-cpus": 2,
-        "include-dashboard": "true",
-    }
-    environment = {**CLEAN, "PATH": f"{Path(sys.executable).parent}:{CLEAN['PATH']}"}
-    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
-    ray = Path(sys.executable).with_name("ray")
-    log = tmp_path_factory.mktemp("head") / "log"
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short, log.open("w") as output:
-        process = subprocess.Popen(
-            [ray, "start", "--head", "--block", f"--temp-dir={short}", *(f"--{k}={v}" for k, v in options.items())],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            address = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 60
-            while submit("status", "--address", address).returncode != 0:
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            yield address
-        finally:
-            process.send_signal(signal.SIGTERM)  # it ends what it started
-            try:
-                process.wait(30)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_a_submitted_build_leaves_a_whole_store(head: str, base: Path, photos: Path, tmp_path: Path) -> None:
-    file = experiment(
-        tmp_path / "tiny.yaml",
-        model={"checkpoint": str(base)},
-        images={"path": str(photos), "crop": 64, "held_out": "valid"},
-        quantizer={"step": 0.5, "lambda_scale": 0.1, "group": "a"},
-        cache={"path": "runs/x.zarr", "shard": 4},
-        evaluate={"images": "none"},
-    )
-    done = submit("cache", file, "--address", head, "--follow", folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    job = done.stdout.splitlines()[0]
-    assert "8 samples, 2 of 2 shards built now" in done.stdout and f"{job}: SUCCEEDED" in done.stderr
-    assert verify(tmp_path / "runs" / "x.zarr") == []
-    assert f"{job}: SUCCEEDED" in submit("status", job, "--address", head).stdout
-    assert submit("logs", job, "--address", head).stdout in done.stdout
-    assert submit("logs", job, "--follow", "--address", head).returncode == 0
-
-    long = submit("cache", file, "--set", "cache.path=y.zarr", "--set", "images.variations=9999", "--address", head)
-    job = long.stdout.strip()
-    ends: list[Done] = []
-    following = threading.Thread(target=lambda: ends.append(submit("logs", job, "--follow", "--address", head)))
-    following.start()
-    stopped = submit("stop", job, "--address", head)
-    following.join()
-    assert stopped.returncode == 0 and f"{job}: STOPPED" in stopped.stdout, stopped.stderr
-    refused(ends[0], 1, "was stopped")
-    assert f"{job}: STOPPED" in submit("stop", job, "--address", head).stdout  # nothing left to stop
-
-    failed = submit("evaluate", file, "--address", head, "--follow", folder=tmp_path)
-    assert "error: no such folder" in failed.stdout.replace("\n", " ")
-    refused(failed, 1, "failed", "exit code 1")
-    refused(submit("cache", file, "--folder", "/no/such", "--address", head, "--follow"), 2, "exit code 2")
-    states = submit("status", "--address", head).stdout.splitlines()
-    assert [line.split(": ")[1].split(",")[0] for line in states] == ["SUCCEEDED", "STOPPED", "FAILED", "FAILED"]
-    refused(submit("logs", "nobody", "--follow", "--address", head), 1, "knows no job nobody")

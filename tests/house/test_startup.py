@@ -76,11 +76,11 @@ EXPERIMENT = """
 name: nobody
 model: {checkpoint: base-small}
 images: {path: photos, crop: 64, variations: 2, held_out: 0.4}
-quantizer: {name: tcq, states: 4, step: 1.0, lambda_scale: 0.1, shift: 0.0, group: tcq4, pilot: 4, calibration: 4}
+quantizer: {name: rdoq, step: 1.0, lambda_scale: 0.1, shift: 0.0, group: rdoq, pilot: 4, calibration: 4}
 cache: {path: x.zarr, shard: 8}
 engine: {name: local}
 finetune: {recipe: decoder, steps: 2, batch: 4, out: finetuned}
-evaluate: {images: photos, checkpoints: [base-small, finetuned], quantizers: [sq, tcq4], out: e.json}
+evaluate: {images: photos, checkpoints: [base-small, finetuned], quantizers: [sq, rdoq], out: e.json}
 report: {out: report}
 """
 LINES = """
@@ -91,7 +91,7 @@ cache scan e.yaml
 cache plan e.yaml
 cache adapt e.yaml
 cache build e.yaml
-cache requantize e.yaml --set quantizer.states=8 --set quantizer.group=tcq8
+cache requantize e.yaml --set quantizer.name=deadzone --set quantizer.rounding=0.4 --set quantizer.group=deadzone
 cache inspect e.yaml --plot plot.png
 cache faults e.yaml
 cache verify e.yaml
@@ -102,7 +102,7 @@ run e.yaml
 encode photos/0.png a.lic --model finetuned
 decode a.lic a.png --model finetuned
 export base-small half.pth.tar --half
-bench quantization --part speed --quick --rounds 1
+bench codec --model finetuned --images photos --quick --rounds 1
 """
 
 

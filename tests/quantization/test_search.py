@@ -193,9 +193,9 @@ CACHED = """
 import numpy as np
 from lic_dist.quantization import viterbi
 from lic_dist.quantization.quantize import search
-from tests.quantization.test_search import ECM8, STEP, TABLES, latents
-search(*latents(2, 9), STEP, TABLES, ECM8)
-stats = viterbi.compile_search(ECM8).stats
+from tests.quantization.test_search import STEP, TABLES, VVC4, latents
+search(*latents(2, 9), STEP, TABLES, VVC4)
+stats = viterbi.compile_search(VVC4).stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 

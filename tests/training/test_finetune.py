@@ -41,11 +41,12 @@ from lic_dist.training.samples import Batch, Samples, training_data
 from tests.conftest import dying_at, picture
 
 
-def document(base: Path, photos: Path, store: Path, out: Path, **finetune: object) -> dict:
+def document(base: Path, photos: Path, store: Path, out: Path, shift: object = 0.05, **finetune: object) -> dict:
     return {
         "model": {"checkpoint": str(base)},
         "images": {"path": str(photos), "crop": 64, "variations": 3, "held_out": "valid"},
-        "quantizer": {"name": "tcq", "step": 0.5, "lambda_scale": 0.1, "pilot": 8, "calibration": 4, "group": "tcq8"},
+        "quantizer": {"name": "tcq", "step": 0.5, "lambda_scale": 0.1, "shift": shift, "pilot": 8, "calibration": 4,
+                      "group": "tcq8"},
         "cache": {"path": str(store), "shard": 8, "batch": 4},
         "engine": {"name": "local"},
         "finetune": {"recipe": "decoder", "steps": 12, "batch": 4, "lr": 1e-3, "warmup": 2, "evaluate_every": 4,
@@ -84,7 +85,7 @@ def test_only_the_recipes_part_changes(
     recipe: str, latents: str, base: Path, photos: Path, store: Path, tmp_path: Path
 ) -> None:
     parent = checkpoint.load(str(base))
-    made = run(base, photos, store, tmp_path, recipe=recipe, latents=latents)
+    made = run(base, photos, store, tmp_path, shift="auto", recipe=recipe, latents=latents)
     before, after = parent.model.state_dict(), made.model.state_dict()
     changed = {name for name in tensors(parent.model, ("",)) if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith(prefixes(recipe)) for name in changed)

@@ -31,7 +31,7 @@ from lic_dist.training.decoding import Decoding
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import read_log
 from lic_dist.training.samples import Samples
-from tests.ranks import launch
+from tests.forked import ranks
 from tests.training.test_finetune import document
 
 DYING = Path(__file__).parents[1] / "dying.py"
@@ -123,16 +123,16 @@ def test_ranks_that_die_end_the_job_which_goes_on_to_the_same_bits(
         return path
 
     said = tmp_path / "said"
-    assert launch("finetune", file("whole"), output=said) == [0, 0], said.read_text()[-3000:]
+    assert ranks("finetune", file("whole"), output=said) == [0, 0], said.read_text()[-3000:]
     weights = checkpoint.digest(checkpoint.load(str(tmp_path / "whole")).model.state_dict())
 
-    codes = launch("finetune", file("cut"), output=said, dying=(1,), step=5)  # after the state of step 4
+    codes = ranks("finetune", file("cut"), output=said, dying=(1,), step=5)  # after the state of step 4
     assert codes == [1, -signal.SIGKILL] and "rank 0 of 2 lost another" in said.read_text()
     assert not (tmp_path / "cut" / "checkpoint.pth.tar").exists()
     assert [path.name for path in (tmp_path / "cut" / "states").glob("*.pth*")] == ["00000004.pth"]
-    codes = launch("finetune", file("cut"), output=said, dying=(0, 1), step=4)  # after those of steps 5, a phase's last
+    codes = ranks("finetune", file("cut"), output=said, dying=(0, 1), step=4)  # after those of steps 5, a phase's last
     assert codes == [-signal.SIGKILL, -signal.SIGKILL]
-    assert launch("finetune", file("cut"), output=said) == [0, 0], said.read_text()[-3000:]
+    assert ranks("finetune", file("cut"), output=said) == [0, 0], said.read_text()[-3000:]
     assert checkpoint.digest(checkpoint.load(str(tmp_path / "cut")).model.state_dict()) == weights
     assert [row["step"] for row in read_log(tmp_path / "cut" / "log.jsonl")] == [0, 4, 5, 9, 12]
 
@@ -156,13 +156,13 @@ def test_two_ranks_take_the_steps_of_one(
         done = torchrun("-m", "lic_dist", "finetune", file)
         assert done.returncode == 0, done.stderr[-3000:]
     else:
-        assert launch("finetune", file, output=said) == [0, 0], said.read_text()[-3000:]
+        assert ranks("finetune", file, output=said) == [0, 0], said.read_text()[-3000:]
     one, two = (checkpoint.load(str(tmp_path / name)).model.state_dict() for name in ("one", "two"))
     for name, value in one.items():
         if name.startswith(("g_s.", "h_s.")) and not name.endswith("gamma"):  # see above_bound
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-6)
     again = tmp_path / "again"
-    assert launch("finetune", file, output=again) == [0, 0]
+    assert ranks("finetune", file, output=again) == [0, 0]
     assert again.read_text().count("done already") == 1 and "step/s" not in again.read_text()
     losses = [read_log(tmp_path / part / "log.jsonl")[-1]["held_out_L"] for part in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
@@ -174,7 +174,7 @@ def test_a_job_of_two_ranks_goes_on_with_one(base: Path, photos: Path, store: Pa
     more = {"recipe": "decoder+hyper", "latents": "noise"}
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(document(base, photos, store, tmp_path / "a", **more)))
-    assert launch("finetune", path, output=tmp_path / "said", dying=(0, 1), step=6) == 2 * [-signal.SIGKILL]
+    assert ranks("finetune", path, output=tmp_path / "said", dying=(0, 1), step=6) == 2 * [-signal.SIGKILL]
     job.finetune(config.Experiment.model_validate(document(base, photos, store, tmp_path / "a", **more)))
     job.finetune(config.Experiment.model_validate(document(base, photos, store, tmp_path / "b", **more)))
     one, two = (checkpoint.load(str(tmp_path / name)).model.state_dict() for name in "ab")
@@ -191,7 +191,7 @@ def test_two_ranks_share_the_search_between_rounds(base: Path, photos: Path, sto
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(document(base, photos, tmp_path / "a.zarr", tmp_path / "out", steps=4, rounds=2)))
     said = tmp_path / "said"
-    assert launch("finetune", path, output=said) == [0, 0], said.read_text()[-3000:]
+    assert ranks("finetune", path, output=said) == [0, 0], said.read_text()[-3000:]
     second = json.loads((tmp_path / "out" / "rounds.json").read_text())[1]
     assert LatentCache.open(tmp_path / "a.zarr").written(second["group"]) == [0, 1, 2]
     assert not verify(tmp_path / "a.zarr")

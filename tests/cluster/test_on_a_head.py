@@ -1,0 +1,175 @@
+"""Real jobs on a real Ray head: a submitted build, and a finetuning that loses a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from lic_dist import config
+from lic_dist.cache.verify import verify
+from lic_dist.models import checkpoint
+from lic_dist.models.parts import tensors
+from lic_dist.training.finetune import finetune
+from lic_dist.training.log import read_log
+from tests.building.test_kill import of_ray
+from tests.cluster.test_ray_train import STEPS, Job, job  # noqa: F401  (a fixture)
+from tests.cluster.test_submit import CLEAN, Done, experiment, refused, submit
+from tests.forked import free_port
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running Ray head: the address of its dashboard, and the folder that marks its processes."""
+
+    address: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A Ray head of two CPUs, started as on a cluster and ended by its own process group."""
+    port = free_port()
+    options = {
+        "port": free_port(),
+        "dashboard-port": port,
+        "dashboard-agent-listen-port": free_port(),
+        "ray-client-server-port": free_port(),
+        "num-cpus": 2,
+        "include-dashboard": "true",
+    }
+    environment = {**CLEAN, "PATH": f"{Path(sys.executable).parent}:{CLEAN['PATH']}"}
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
+    ray = Path(sys.executable).with_name("ray")
+    log = tmp_path_factory.mktemp("head") / "log"
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short, log.open("w") as output:
+        process = subprocess.Popen(
+            [ray, "start", "--head", "--block", f"--temp-dir={short}", *(f"--{k}={v}" for k, v in options.items())],
+            env={**environment, "RAY_TMPDIR": short},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + 60
+            while submit("status", "--address", address).returncode != 0:
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            yield Head(address, Path(short))
+        finally:
+            process.send_signal(signal.SIGTERM)  # it ends what it started
+            try:
+                process.wait(30)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def tiny(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment of eight samples, in a folder of its own."""
+    return experiment(
+        tmp_path_factory.mktemp("tiny") / "tiny.yaml",
+        model={"checkpoint": str(base)},
+        images={"path": str(photos), "crop": 64, "held_out": "valid"},
+        quantizer={"step": 0.5, "lambda_scale": 0.1, "group": "a"},
+        cache={"path": "runs/x.zarr", "shard": 4},
+        engine={"name": "ray", "encoders": 1, "readers": 1, "searchers": 1},
+    )
+
+
+@pytest.mark.slow
+def test_a_submitted_build_leaves_a_whole_store(head: Head, tiny: Path) -> None:
+    done = submit("cache", tiny, "--address", head.address, "--follow", folder=tiny.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    name = done.stdout.splitlines()[0]
+    assert "8 samples, 2 of 2 shards built now" in done.stdout and f"{name}: SUCCEEDED" in done.stderr
+    assert verify(tiny.parent / "runs" / "x.zarr") == []
+    assert f"{name}: SUCCEEDED" in submit("status", name, "--address", head.address).stdout
+    assert submit("logs", name, "--address", head.address).stdout in done.stdout
+    assert submit("logs", name, "--follow", "--address", head.address).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_job_is_stopped_and_one_that_fails_says_why(head: Head, tiny: Path) -> None:
+    where = ("--address", head.address)
+    long = submit("cache", tiny, "--set", "cache.path=y.zarr", "--set", "images.variations=9999", *where)
+    name = long.stdout.strip()
+    ends: list[Done] = []
+    following = threading.Thread(target=lambda: ends.append(submit("logs", name, "--follow", *where)))
+    following.start()
+    stopped = submit("stop", name, *where)
+    following.join()
+    assert stopped.returncode == 0 and f"{name}: STOPPED" in stopped.stdout, stopped.stderr
+    refused(ends[0], 1, "was stopped")
+    assert f"{name}: STOPPED" in submit("stop", name, *where).stdout  # nothing left to stop
+
+    failed = submit("cache", tiny, "--set", "images.path=none", *where, "--follow", folder=tiny.parent)
+    assert "error: no such folder" in failed.stdout.replace("\n", " ")
+    refused(failed, 1, "failed", "exit code 1")
+    refused(submit("cache", tiny, "--folder", "/no/such", *where, "--follow"), 2, "exit code 2")
+    states = [line.split(": ")[1].split(",")[0] for line in submit("status", *where).stdout.splitlines()]
+    assert states[-3:] == ["STOPPED", "FAILED", "FAILED"]
+    refused(submit("logs", "nobody", "--follow", *where), 1, "knows no job nobody")
+
+
+@pytest.mark.slow
+def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(
+    job: Job,  # noqa: F811
+    head: Head,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, sections = job
+    monkeypatch.chdir(folder)
+    here = {**sections, "finetune": {**sections["finetune"], "out": "one"}}
+    one = checkpoint.load(str(finetune(config.Experiment.model_validate(here))))
+
+    ends: list[Done] = []
+    where = ("--address", head.address, "--follow")
+    driver = threading.Thread(target=lambda: ends.append(submit("finetune", "x.yaml", *where, folder=folder)))
+    driver.start()
+    wait_for_rows(Path("out"), 2, driver)  # the first is of before the first step
+    (_, worker) = of_ray(head.folder, "ray::RayTrainWorker")
+    os.kill(worker, signal.SIGKILL)
+    time.sleep(0.5)
+    assert max(rows(Path("out"))) < STEPS
+    driver.join()
+    (done,) = ends
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("lost a trainer") == done.stdout.count("starting again, 1 of 3") == 1, done.stdout
+    assert "best weights at step" in done.stdout and "out/checkpoint.pth.tar" in done.stdout.splitlines()
+    assert rows(Path("out")) == list(range(0, STEPS + 1, 4))
+    two = checkpoint.load("out").model.state_dict()
+    for name, value in tensors(one.model, ("g_s.", "h_s.")).items():
+        if not name.endswith("gamma"):  # see above_bound in test_ranks.py
+            torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-6)
+    assert {file.name for file in Path("out").iterdir()} == {"checkpoint.pth.tar", "log.jsonl", "states"}
+
+    wrong = ("--set", "finetune.batch=3", "--set", "engine.trainers=1")
+    failed = submit("finetune", "x.yaml", *wrong, *where, folder=folder)
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    errors = [line for line in failed.stdout.splitlines() if line.startswith("error:")]
+    assert errors == ["error: out/states is of another job: batch (4 there, 3 here)"]
+    assert "Traceback" not in failed.stdout and "lost a trainer" not in failed.stdout
+
+
+def rows(out: Path) -> list[int]:
+    """The steps that a job has logged."""
+    return [row["step"] for row in read_log(out / "log.jsonl")]
+
+
+def wait_for_rows(out: Path, count: int, driver: threading.Thread) -> None:
+    deadline = time.monotonic() + 240
+    while len(rows(out)) < count:
+        assert driver.is_alive() and time.monotonic() < deadline
+        time.sleep(0.005)
