@@ -34,6 +34,9 @@ from tests.evaluation.test_resuming import folder, timeless  # noqa: F401  (a fi
 from tests.stores import FIXED, contents, experiment
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """A Ray of four logical CPUs, shared by these tests."""
@@ -46,7 +49,6 @@ def cluster():
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
-@pytest.mark.slow
 def test_ray_gives_every_unit_once_from_pools_larger_than_the_machine(cluster):
     stages = [Stage("square", make_square, 3), Stage("pid", make_process_id, 3)]  # six actors on four CPUs
     results = list(run(stages, range(20), engine="ray"))
@@ -54,13 +56,11 @@ def test_ray_gives_every_unit_once_from_pools_larger_than_the_machine(cluster):
     assert os.getpid() not in {process for _, process in results}
 
 
-@pytest.mark.slow
 def test_ray_hands_large_results_between_stages(cluster):
     results = dict(run([Stage("wide", make_wide, 1), Stage("narrow", make_narrow, 1)], range(6), engine="ray"))
     assert results == {n: (n, float(n)) for n in range(6)}
 
 
-@pytest.mark.slow
 def test_ray_bounds_units_in_flight(cluster, tmp_path):
     delays = {"fast": 0.0, "slow": 0.1}
     stages = [Stage(name, partial(make_log, tmp_path, name, seconds)) for name, seconds in delays.items()]
@@ -72,7 +72,6 @@ def test_ray_bounds_units_in_flight(cluster, tmp_path):
         assert fast[n] >= slow[n - 2]
 
 
-@pytest.mark.slow
 def test_ray_replaces_a_dead_worker_and_repeats_its_unit(cluster, tmp_path):
     stages = [Stage("add", partial(make_add, 10)), Stage("dies", partial(make_dies_once, tmp_path, 12))]
     assert sorted(run(stages, range(5), engine="ray")) == [(n, n + 10) for n in range(5)]
@@ -93,7 +92,6 @@ def fail_to_load():
     raise ModuleNotFoundError("no module of this name on the node")
 
 
-@pytest.mark.slow
 def test_ray_gives_up_on_workers_that_do_not_start(cluster, monkeypatch):
     monkeypatch.setattr("lic_dist.engine.on_ray.RETRIES", 1)
     with pytest.raises(LicError, match="workers of stage 'strange' do not start") as caught:
@@ -116,7 +114,6 @@ def load_slowly():
     return SlowToLoad()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 4])  # with CPUs to spare, and with none: then it shares one, once
 def test_ray_waits_for_workers_that_are_slow_to_start(cluster, monkeypatch, workers):
     from lic_dist.engine import on_ray
@@ -126,12 +123,10 @@ def test_ray_waits_for_workers_that_are_slow_to_start(cluster, monkeypatch, work
     assert sorted(unit for unit, _ in results) == list(range(6))
 
 
-@pytest.mark.slow
 def test_none_ends_a_unit_before_the_later_stages(cluster):
     assert_none_ends_a_unit("ray")
 
 
-@pytest.mark.slow
 def test_ray_gives_up_on_a_unit_that_kills_its_workers(cluster, tmp_path, monkeypatch):
     from lic_dist.engine import on_ray
 
@@ -142,7 +137,6 @@ def test_ray_gives_up_on_a_unit_that_kills_its_workers(cluster, tmp_path, monkey
     assert (tmp_path / "attempts").read_text() == "xx"
 
 
-@pytest.mark.slow
 def test_ray_raises_the_works_own_exception(cluster):
     failing = Stage("fails", partial(make_fail, LicError("no such checkpoint", hint="train one")))
     with pytest.raises(LicError) as caught:
@@ -182,7 +176,6 @@ def test_ray_frees_its_workers_when_the_caller_stops_early(cluster):
     assert ray.available_resources().get("CPU") == 4
 
 
-@pytest.mark.slow
 def test_a_build_writes_the_same_bytes(cluster, made: Path, base: Path, photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "ray.zarr"
     workers = {"name": "ray", "readers": 1, "encoders": 1, "searchers": 2}
@@ -190,7 +183,6 @@ def test_a_build_writes_the_same_bytes(cluster, made: Path, base: Path, photos: 
     assert contents(path) == contents(made)
 
 
-@pytest.mark.slow
 def test_an_evaluation_gives_the_same_figures(cluster, base: Path, folder: Path) -> None:  # noqa: F811
     found = {}
     for engine in ("local", "ray"):
