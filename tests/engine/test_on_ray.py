@@ -33,7 +33,6 @@ from tests.evaluation.test_resuming import experiment as evaluation
 from tests.evaluation.test_resuming import folder, timeless  # noqa: F401  (a fixture)
 from tests.stores import FIXED, contents, experiment
 
-
 pytestmark = pytest.mark.slow
 
 
