@@ -9,7 +9,15 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.parts import PARTS, RECIPES, encoder_digest, entropy_digest, freeze_all_but, trainable
+from lic_dist.models.parts import (
+    PARTS,
+    RECIPES,
+    decoder_digest,
+    encoder_digest,
+    entropy_digest,
+    freeze_all_but,
+    trainable,
+)
 from lic_dist.models.stages import GaussianStage, analyse, dequantize_z, run_stages
 
 
@@ -94,6 +102,23 @@ def test_digests_see_their_part_and_no_other() -> None:
     with torch.no_grad():
         model.entropy_bottleneck.quantiles[0, 0, 1] += 0.25
     assert encoder_digest(model) != before[0]
+
+
+OF_THE_ZOO = {  # the first digits of the digests of encoder, entropy model and decoder
+    "base-0.0035": ("a0b418f21e263053", "ab37b324127746c6", "4a7563b995354ac5"),
+    "base-0.0067": ("f992b1a06c17bc48", "8c2a0405284b8746", "96a01ba7417a8a3d"),
+    "base-0.013": ("4546a8781ed85d63", "e9d2048b2f8a73e4", "d3c81516dfbd445d"),
+    "base-0.025": ("0cc15793bb05f2c0", "c06cdd9bbcd971b5", "1f4a2b0be9c10979"),
+    "base-small": ("c95e3d2cceaa293e", "9c73ee48c3e76f25", "be898e8d19b90716"),
+    "transform-0.013": ("96032f589805d3e9", "2cde992c762954c1", "4b396aeccd51b4ca"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(checkpoint.zoo()))
+def test_digests_that_stores_and_files_carry_do_not_drift(name: str) -> None:
+    model = checkpoint.load(name).model
+    found = (encoder_digest(model), entropy_digest(model), decoder_digest(model))
+    assert tuple(digest[:16] for digest in found) == OF_THE_ZOO[name]
 
 
 def test_recipes_train_their_part_only() -> None:
