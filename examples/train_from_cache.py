@@ -9,20 +9,21 @@ import torch
 from torch.utils.data import DataLoader
 
 import lic_dist
-from lic_dist.models.stages import dequantize_z, stages
+from lic_dist.models.stages import dequantize_z, only_stage
 
 
 def main(store: str, group: str, model: str, steps: str = "20") -> None:
     cache = lic_dist.LatentCache.open(store)  # a folder, or s3://...
     quantizer = lic_dist.Quantizer(lic_dist.QuantizerRecord.from_json(cache.record_json(group)))
-    network = lic_dist.load_checkpoint(model).model
+    checkpoint = lic_dist.load_checkpoint(model)
+    network = checkpoint.model
     optimizer = torch.optim.Adam(network.g_s.parameters(), lr=2e-5)
 
     arrays = ("pixels", "latents/z", f"quantized/{group}/k")
     batches = DataLoader(cache.stream(arrays, batch=4, seed=0), batch_size=None)  # shuffled, without end
     for step, batch in zip(range(int(steps)), batches, strict=False):
         with torch.no_grad():  # y_hat = means of the hyper-decoder + levels of the really quantized k
-            stage = next(stages(network, dequantize_z(network, batch["latents/z"])))
+            stage = only_stage(checkpoint.codec, (dequantize_z(network, batch["latents/z"]),))
             k = batch[f"quantized/{group}/k"]
             level = quantizer.dequantize(k.flatten(0, 1).flatten(1).numpy())  # a lane a channel
             y_hat = stage.means + torch.from_numpy(level).view(k.shape)

@@ -16,7 +16,6 @@ from lic_dist.building.calibrate import measure, one_thread
 from lic_dist.building.job import Job
 from lic_dist.building.latents import encode, quantizer_input
 from lic_dist.building.records import analytic_record
-from lic_dist.codec.tiles import STRIDE
 from lic_dist.data import images
 from lic_dist.data.photo import PhotoError
 from lic_dist.models.checkpoint import Checkpoint
@@ -48,8 +47,9 @@ def base_summary_of_pictures(parent: Checkpoint, folder: Path, names: Sequence[s
     for name in names[:CROPS]:
         with suppress(PhotoError):  # the evaluation sets it aside, with its reason
             pictures.append(images.read(folder / name))
-    side = min([MIDDLE, *(min(picture.shape[:2]) // STRIDE * STRIDE for picture in pictures)])
-    if side < STRIDE:
+    multiple = parent.codec.strides.multiple
+    side = min(MIDDLE, *(min(picture.shape[:2]) for picture in pictures)) // multiple * multiple if pictures else 0
+    if not side:
         return ""
     pixels = [images.middle(picture, side, side).transpose(2, 0, 1) for picture in pictures]
     return _summary(parent, np.stack(pixels), f"the middle {side}x{side} of {counted(len(pixels), 'picture')}", 1)
@@ -64,7 +64,7 @@ def _summary(parent: Checkpoint, pixels: NDArray[np.uint8], what: str, batch: in
     of = f"base {parent.source}, SQ, {what}"
     if overflow.any():
         return f"{of}: latents that are not finite or overflow\nwarning: is this the checkpoint of a trained model?"
-    record = analytic_record(parent, "sq", 1, 1.0, 1.0, np.ones(parent.spec.M, np.float32))
+    record = analytic_record(parent, "sq", 1, 1.0, 1.0, np.ones(parent.codec.channels, np.float32))
     found = measure(parent, record, samples, quantizer_input(parent.model, samples.y, samples.z, batch))
     psnr = -10 * math.log10(found.mse)
     line = f"{of}: {found.bpp:.3f} bpp, {psnr:.2f} dB"

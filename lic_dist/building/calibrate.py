@@ -107,10 +107,10 @@ def channel_weights(
 ) -> tuple[Any, dict[str, Any]]:
     """Return (S_c float32 [M], notes): the decoder's squared gain of each channel with its standard error, or ones."""
     if section.weights == "uniform":
-        return np.ones(checkpoint.spec.M, np.float32), {}
+        return np.ones(checkpoint.codec.channels, np.float32), {}
     y_hat = torch.from_numpy((np.rint(inputs.residual).reshape(inputs.means.shape) + inputs.means)[:PROBED])
     generator = torch.Generator().manual_seed(0)
-    mean, error = sensitivities(checkpoint.model.g_s, y_hat, PROBES, generator)  # type: ignore[arg-type]
+    mean, error = sensitivities(checkpoint.codec.synthesise, y_hat, PROBES, generator)
     return mean.astype(np.float32), {"weights_standard_error": [float(value) for value in error]}
 
 

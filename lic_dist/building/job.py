@@ -23,16 +23,15 @@ from lic_dist.cache.storage import Storage
 from lic_dist.cache.store import finished_markers
 from lic_dist.data.crops import plan_crops, require_held_out
 from lic_dist.data.manifest import Manifest, scan
-from lic_dist.errors import LicError
+from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest
 from lic_dist.models.refine import Refinement
+from lic_dist.models.stages import only_side
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.text import counted
 from lic_dist.version import __version__
-
-Y_STRIDE, Z_STRIDE = 16, 64
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
     crops = plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
     if not crops:
         raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
-    geometry = Geometry(section.crop, parent.spec.M, section.crop // Y_STRIDE, parent.spec.N, section.crop // Z_STRIDE)
+    geometry = geometry_of(parent, section.crop)
     identity = {
         "format": layout.FORMAT,
         "model": model_identity(parent),
@@ -149,6 +148,19 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
     plan = Plan(crops, geometry, cache.shard, cache.batch, identity)
     storage = experiment_storage(experiment)
     return Job(storage, parent, photos, plan, section, cache.store_y, experiment.quantizer, workers)
+
+
+def geometry_of(parent: Checkpoint, crop: int) -> Geometry:
+    """Return the shapes of a store's arrays for crops of this side in pixels.
+
+    Raises:
+        UsageError: crops that the model does not take.
+    """
+    codec = parent.codec
+    side, strides = only_side(codec), codec.strides
+    if crop % strides.multiple:
+        raise UsageError(f"images.crop {crop} is no multiple of {strides.multiple}, which {codec.name} needs")
+    return Geometry(crop, codec.channels, crop // strides.y, side.channels, crop // strides.sides[0])
 
 
 def faults(job: Job) -> dict[str, int]:

@@ -8,10 +8,11 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from lic_dist.models.architectures import adapt
 from lic_dist.models.refine import Refinement, refine_latents, squared_error_gradient
-from lic_dist.models.stages import GaussianStage, analyse, dequantize_z, run_stages, stages, to_input
+from lic_dist.models.stages import analyse, dequantize_z, only_side, only_stage, to_input
 from lic_dist.quantization.rates import level_index
 
 
@@ -57,8 +58,9 @@ def encode(
         x = to_input(torch.from_numpy(padded), device)
         y, z = analyse(model, x)
         if refinement is not None and refinement.steps:
-            stage = next(stages(model, dequantize_z(model, z)))
-            y = refine_latents(model, y, stage, partial(squared_error_gradient, model, x), refinement)
+            codec = adapt(model)
+            stage = only_stage(codec, (dequantize_z(model, z),))
+            y = refine_latents(codec, y, stage, partial(squared_error_gradient, codec, x), refinement)
         ys.append(y[: len(part)].cpu().numpy())
         zs.append(z[: len(part)].cpu().numpy())
     y_all, z_all = np.concatenate(ys), np.concatenate(zs)
@@ -72,22 +74,18 @@ def encode(
 def quantizer_input(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int16], batch: int) -> QuantizerInput:
     """Compute means and scales of cached latents in batches of a fixed size, and the residuals about the means."""
     device = next(model.parameters()).device
-    residuals, levels, means = [], [], []
-
+    codec = adapt(model)
+    side, residuals, levels, means = only_side(codec), [], [], []
     for first in range(0, len(y), batch):
         part_y, part_z = (np.zeros((batch, *a.shape[1:]), a.dtype) for a in (y, z))
         count = len(y[first : first + batch])
         part_y[:count], part_z[:count] = y[first : first + batch], z[first : first + batch]
         values = torch.from_numpy(part_y).float().to(device)
-
-        def make_y_hat(stage: GaussianStage, values: Tensor = values, count: int = count) -> Tensor:
-            lanes = count * stage.means.shape[1]
-            residuals.append(stage.to_lanes(values - stage.means)[:lanes])
-            levels.append(level_index(stage.to_lanes(stage.scales))[:lanes])
-            means.append(stage.means[:count].cpu().numpy())
-            return values
-
-        run_stages(model, dequantize_z(model, torch.from_numpy(part_z).to(device)), make_y_hat)
+        stage = only_stage(codec, (side.dequantize(torch.from_numpy(part_z).to(device)),))
+        lanes = count * codec.channels
+        residuals.append(stage.to_lanes(values - stage.means)[:lanes])
+        levels.append(level_index(stage.to_lanes(stage.scales))[:lanes])
+        means.append(stage.means[:count].cpu().numpy())
     return QuantizerInput(np.concatenate(residuals), np.concatenate(levels), np.concatenate(means))
 
 
@@ -95,9 +93,9 @@ def quantizer_input(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int1
 def squared_error(model: nn.Module, y_hat: NDArray[np.float32], pixels: NDArray[np.uint8], batch: int = 8) -> float:
     """Return the mean squared error of g_s(y_hat), clamped to [0, 1], against pixels/255."""
     device = next(model.parameters()).device
-    total = 0.0
+    codec, total = adapt(model), 0.0
     for first in range(0, len(pixels), batch):
         x = to_input(torch.from_numpy(pixels[first : first + batch]), device)
-        x_hat = model.g_s(torch.from_numpy(y_hat[first : first + batch]).to(device)).clamp(0, 1)  # type: ignore[operator]
+        x_hat = codec.synthesise(torch.from_numpy(y_hat[first : first + batch]).to(device)).clamp(0, 1)
         total += float((x_hat - x).double().square().sum())
     return total / pixels.size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lic_dist.cache.storages import open_storage
-from lic_dist.codec.records import coder_tables, local_record, require_fit, unknown_quantizer
+from lic_dist.codec.records import local_record, require_fit, side_tables, unknown_quantizer
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.adaptation import gaussian_record
 from lic_dist.quantization.kinds import KINDS
@@ -27,7 +27,7 @@ def analytic_record(
         weights,
         checkpoint.spec.lmbda,
         trellis=trellis(states) if kind.trellis else SCALAR,
-        z_tables=coder_tables(checkpoint.model.entropy_bottleneck),
+        z_tables=side_tables(checkpoint.codec),
         **({kind.strength: strength} if kind.strength else {}),
     )
 

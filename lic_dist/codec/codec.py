@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +25,14 @@ from torch import Tensor, nn
 from lic_dist.codec import rans
 from lic_dist.codec.container import OVERHEAD, Container, check_sides
 from lic_dist.codec.rans import BitstreamError
-from lic_dist.codec.tiles import STRIDE, Grid, analyse, entropy_parameters, squared_error_gradient, synthesise
+from lic_dist.codec.tiles import Grid, analyse, run_in_tiles, squared_error_gradient, synthesise
 from lic_dist.errors import LicError
-from lic_dist.models.integer import IntegerHyperDecoder
+from lic_dist.models.architectures import adapt
+from lic_dist.models.integer import IntegerNet, exact_z_hat
 from lic_dist.models.parts import decoder_digest, entropy_digest
+from lic_dist.models.protocol import TRANSFORMS, Stage
 from lic_dist.models.refine import Refinement, refine_latents
-from lic_dist.models.stages import GaussianStage, dequantize_z, gaussian_likelihoods, stages, to_input
+from lic_dist.models.stages import only_side, only_stage, to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
@@ -72,9 +73,9 @@ class DecodedLatents:
     y_hat: Tensor
 
 
-def padding(height: int, width: int) -> tuple[int, int, int, int]:
-    """Return CompressAI's centred padding to multiples of 64: (left, right, top, bottom)."""
-    tall, wide = -height % STRIDE, -width % STRIDE
+def padding(height: int, width: int, multiple: int = 64) -> tuple[int, int, int, int]:
+    """Return CompressAI's centred padding to multiples of pixels: (left, right, top, bottom)."""
+    tall, wide = -height % multiple, -width % multiple
     return wide // 2, wide - wide // 2, tall // 2, tall - tall // 2
 
 
@@ -96,14 +97,18 @@ class ImageCodec:
     follows the file's flag. `advance` is called for each tile that g_a reads or g_s has made.
 
     Raises:
-        LicError: the record has another number of channels than the model.
+        LicError: the record has another number of channels than the model, or its family does not support `integer`.
     """
 
     def __init__(self, model: nn.Module, record: QuantizerRecord, integer: bool = False) -> None:
-        if len(record.weights) != model.M:
-            raise LicError(f"the quantizer has {len(record.weights)} channels, the model {model.M}")
-        if record.z_tables.rows != model.N:
-            raise LicError(f"the quantizer has {record.z_tables.rows} channels of z, the model {model.N}")
+        self._codec = adapt(model)
+        self._side, channels = only_side(self._codec), self._codec.channels
+        if len(record.weights) != channels:
+            raise LicError(f"the quantizer has {len(record.weights)} channels, the model {channels}")
+        if record.z_tables.rows != self._side.channels:
+            raise LicError(f"the quantizer has {record.z_tables.rows} channels of z, the model {self._side.channels}")
+        if integer:
+            self._codec.require("deterministic")
         self.model, self.record, self.quantizer, self.integer = model, record, Quantizer(record), integer
         self.device = next(model.parameters()).device
         self.advance: Callable[[], None] = lambda: None
@@ -121,9 +126,9 @@ class ImageCodec:
             raise ValueError(f"an image is uint8 [H, W, 3] or [H, W], not {image.dtype} {image.shape}")
         height, width = image.shape[:2]
         check_sides(height, width)
-        grid = Grid.of(height, width)
+        grid = self.grid(height, width)
         pixels = partial(self._window, image)
-        y, z = analyse(self.model, grid, pixels)
+        y, z = analyse(self._codec, grid, pixels)
         if int(z.max()) > 32767 or int(z.min()) < -32767 or not bool(torch.isfinite(y).all()):
             raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
         z_lanes = z[0].reshape(z.shape[1], -1).cpu().numpy().astype(np.int16)
@@ -131,10 +136,10 @@ class ImageCodec:
         level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
         if self.record.refine:
             refinement = Refinement(self.record.refine, self.record.lmbda)
-            left, _, top, _ = padding(height, width)
+            left, _, top, _ = self._padding(height, width)
             inside = slice(top, top + height), slice(left, left + width)
-            gradient = partial(squared_error_gradient, self.model, pixels, inside)
-            y = refine_latents(self.model, y, stage, gradient, refinement)
+            gradient = partial(squared_error_gradient, self._codec, grid, pixels, inside)
+            y = refine_latents(self._codec, y, stage, gradient, refinement)
         k = self.quantizer.quantize(stage.to_lanes(y.float() - stage.means), level)
         y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables)
@@ -163,8 +168,8 @@ class ImageCodec:
             raise BitstreamError(
                 "this file was made with another quantizer", hint="give the quantizer it was made with"
             )
-        grid = Grid.of(container.height, container.width)
-        z_rows = _channel_rows((self.record.z_tables.rows, grid.high * grid.wide))
+        grid = self.grid(container.height, container.width)
+        z_rows = _channel_rows((self.record.z_tables.rows, grid.high * grid.wide * grid.side**2))
         stage = self._stage(rans.decode(container.z, z_rows, self.record.z_tables, SCALAR), grid, container.integer)
         level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
         if zlib.crc32(level.data) != container.planes:
@@ -204,27 +209,38 @@ class ImageCodec:
         """
         if (self.record.name, self.record.step, self.record.shift) != ("sq", 1, 0):
             return math.nan
-        model: Any = self.model
-        grid = Grid.of(*encoded.shape[:2])
+        grid = self.grid(*encoded.shape[:2])
         stage = self._stage(encoded.z, grid, self.integer)
-        z_hat = dequantize_z(model, self._z_tensor(encoded.z, grid))
-        _, of_z = model.entropy_bottleneck(z_hat, training=False)
-        of_y = gaussian_likelihoods(model, encoded.y_hat, stage)
+        of_z = self._side.likelihood(self._side.dequantize(self._z_tensor(encoded.z, grid)))
+        of_y = self._codec.likelihood(encoded.y_hat, stage)
         return -float(of_z.double().log2().sum() + of_y.double().log2().sum())
 
     def _z_tensor(self, z_lanes: NDArray[np.int16], grid: Grid) -> Tensor:
-        return torch.from_numpy(z_lanes.astype(np.int32)).reshape(1, -1, grid.high, grid.wide).to(self.device)
+        shape = 1, -1, grid.side * grid.high, grid.side * grid.wide
+        return torch.from_numpy(z_lanes.astype(np.int32)).reshape(shape).to(self.device)
 
-    def _stage(self, z_lanes: NDArray[np.int16], grid: Grid, integer: bool) -> GaussianStage:
+    def _stage(self, z_lanes: NDArray[np.int16], grid: Grid, integer: bool) -> Stage:
         """Return the means and scales that follow from z int16 [Nz, positions]."""
         z = self._z_tensor(z_lanes, grid)
-        if integer:
-            return entropy_parameters(self.model, z, self._integer_h_s)
-        return entropy_parameters(self.model, dequantize_z(self.model, z), lambda part: next(stages(self.model, part)))
+        z_hat = exact_z_hat(self._side, z) if integer else self._side.dequantize(z)
+        nets = self._integer_nets if integer else self._codec.nets
+        return only_stage(self._codec, (z_hat,), run_in_tiles(self._codec, grid, nets.__getitem__))
 
     @cached_property
-    def _integer_h_s(self) -> IntegerHyperDecoder:
-        return IntegerHyperDecoder(self.model)
+    def _integer_nets(self) -> dict[str, IntegerNet]:
+        return {name: IntegerNet(net) for name, net in self._codec.nets.items() if name not in TRANSFORMS}
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Return the tiles of a picture of this size in pixels."""
+        return Grid.of(height, width, self._codec.strides)
+
+    def tile_count(self, height: int, width: int) -> int:
+        """Return how many tiles g_a reads, and g_s makes, of a picture of this size in pixels."""
+        grid = self.grid(height, width)
+        return len(list(grid.tiles(self._codec, "g_a", grid.pixel, grid.latent)))
+
+    def _padding(self, height: int, width: int) -> tuple[int, int, int, int]:
+        return padding(height, width, self._codec.strides.multiple)
 
     def _window(self, image: NDArray[np.uint8], rows: slice, columns: slice) -> Tensor:
         """Return a window of the padded image as g_a reads it: float32 [1, 3, ., .]; grey is repeated to three
@@ -232,7 +248,7 @@ class ImageCodec:
         """
         self.advance()
         height, width = image.shape[:2]
-        left, _, top, _ = padding(height, width)
+        left, _, top, _ = self._padding(height, width)
         first_row, last_row = max(rows.start - top, 0), min(rows.stop - top, height)
         first_column, last_column = max(columns.start - left, 0), min(columns.stop - left, width)
         part = image[first_row:last_row, first_column:last_column]
@@ -248,9 +264,9 @@ class ImageCodec:
         once.
         """
         height, width = shape[:2]
-        left, right, top, bottom = padding(height, width)
+        left, right, top, bottom = self._padding(height, width)
         padded = np.empty((height + top + bottom, width + left + right, *shape[2:]), np.uint8)
-        for rows, columns, x_hat in synthesise(self.model, y_hat):
+        for rows, columns, x_hat in synthesise(self._codec, self.grid(height, width), y_hat):
             if not bool(torch.isfinite(x_hat).all()):
                 raise LicError("the decoder's picture is not finite", hint="is this the checkpoint of a trained model?")
             x_hat = x_hat[0].clamp(0, 1).permute(1, 2, 0)

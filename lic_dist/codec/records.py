@@ -10,7 +10,10 @@ from torch import nn
 
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.errors import UsageError
+from lic_dist.models.architectures import adapt
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.protocol import CodecModel
+from lic_dist.models.stages import only_side
 from lic_dist.quantization.rates import CdfTables
 from lic_dist.quantization.record import QuantizerRecord
 
@@ -24,18 +27,23 @@ def coder_tables(entropy_model: Any) -> CdfTables:
     )
 
 
+def side_tables(codec: CodecModel) -> CdfTables:
+    """Return the integer tables of a model's side latent, a row a channel."""
+    return coder_tables(only_side(codec).prior)
+
+
 def compressai_record(checkpoint: Checkpoint) -> QuantizerRecord:
     """Return SQ as CompressAI codes it: step 1, its Gaussian tables, the next scale level above."""
-    model: Any = checkpoint.model
+    codec = checkpoint.codec
     return QuantizerRecord(
         name="sq",
         step=1.0,
         lmbda=checkpoint.spec.lmbda,
         lambda_scale=1.0,
-        weights=np.ones(checkpoint.spec.M, np.float32),
+        weights=np.ones(codec.channels, np.float32),
         level_rule="above",
-        y_tables=coder_tables(model.gaussian_conditional),
-        z_tables=coder_tables(model.entropy_bottleneck),
+        y_tables=coder_tables(codec.gaussian),
+        z_tables=side_tables(codec),
         notes={"rates": "compressai"},
     )
 
@@ -108,6 +116,7 @@ def require_fit(record: QuantizerRecord, checkpoint: Checkpoint, name: str) -> Q
 
 def fits(record: QuantizerRecord, model: nn.Module) -> bool:
     """Return whether a record was made for this model's prior of z and number of channels."""
-    z = coder_tables(model.entropy_bottleneck)
+    codec = adapt(model)
+    z = side_tables(codec)
     same = all(np.array_equal(getattr(z, name), getattr(record.z_tables, name)) for name in ("cdf", "size", "offset"))
-    return same and len(record.weights) == model.M
+    return same and len(record.weights) == codec.channels

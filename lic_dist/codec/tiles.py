@@ -4,7 +4,8 @@ A fixed grid cuts the image into equal shares of at most TILE pixels a side, the
 each share of its output from its receptive field, which follows from the kernels and strides of its layers; inputs
 further out cannot change it. So the result is that of the whole image, except for the last bits: convolutions of other
 shapes sum in another order. Encoder and decoder use the same grid, which is therefore part of the format: h_s sees the
-same shapes on both sides. An image of one tile goes through the networks whole.
+same shapes on both sides. An image of one tile goes through the networks whole, which is all that families without
+tiles are served with.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lic_dist.models.protocol import CodecModel, Run, Strides
 from lic_dist.models.refine import gradient_at
-from lic_dist.models.stages import GaussianStage, rounded_z
+from lic_dist.models.stages import rounded_z
 
-TILE = 1024  # pixels a side, a multiple of STRIDE
-STRIDE = 64  # pixels a position of z
-LATENT = 4  # positions of y a position of z
+TILE = 1024  # pixels a side
 _OUT_OF_RANGE = 2.0**30  # clamps a z that int32 cannot hold, alike on every device
 
 
@@ -36,33 +36,51 @@ class Span:
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of an image whose z is `high` x `wide`."""
+    """The tiles of an image of `high` x `wide` units, each of `strides.multiple` pixels a side."""
 
     high: int
     wide: int
+    strides: Strides = Strides()
 
     @classmethod
-    def of(cls, height: int, width: int) -> Grid:
+    def of(cls, height: int, width: int, strides: Strides) -> Grid:
         """Return the grid of an image of this size in pixels."""
-        return cls(-(-height // STRIDE), -(-width // STRIDE))
+        return cls(-(-height // strides.multiple), -(-width // strides.multiple), strides)
 
     @property
-    def latents(self) -> tuple[int, int]:
-        """Height and width of y."""
-        return LATENT * self.high, LATENT * self.wide
+    def pixel(self) -> int:
+        """Pixels a unit, along an axis."""
+        return self.strides.multiple
 
-    def tiles(self, network: nn.Module, reads: int, writes: int) -> Iterator[tuple[Span, Span]]:
-        """Yield a network's tiles as rows and columns; `reads` and `writes` are its inputs and outputs a position of
-        z.
+    @property
+    def latent(self) -> int:
+        """Positions of y a unit."""
+        return self.strides.multiple // self.strides.y
+
+    @property
+    def side(self) -> int:
+        """Positions of z a unit."""
+        return self.strides.multiple // self.strides.sides[0]
+
+    def tiles(self, codec: CodecModel, name: str, reads: int, writes: int) -> Iterator[tuple[Span, Span]]:
+        """Yield the tiles of the network of a name as rows and columns; `reads` and `writes` are its inputs and outputs
+        a unit.
+
+        Raises:
+            LicError: there are several, and the family does not support tiles.
         """
-        for rows in spans(network, self.high, reads, writes):
-            for columns in spans(network, self.wide, reads, writes):
+        if max(self.high, self.wide) * self.pixel > TILE:
+            codec.require("tiles")
+        for rows in spans(codec.nets[name], self.high, reads, writes, self.pixel):
+            for columns in spans(codec.nets[name], self.wide, reads, writes, self.pixel):
                 yield rows, columns
 
 
-def spans(network: nn.Module, length: int, reads: int, writes: int) -> list[Span]:
-    """Return the shares of one axis of `length` positions of z."""
-    count = -(-length * STRIDE // TILE)
+def spans(network: nn.Module, length: int, reads: int, writes: int, unit: int) -> list[Span]:
+    """Return the shares of one axis of `length` units, of `unit` pixels each."""
+    count = -(-length * unit // TILE)
+    if count == 1:
+        return [Span(slice(0, reads * length), slice(0, writes * length), slice(0, writes * length))]
     share = -(-length // count)
     step = max(1, reads // writes)  # a source begins at a multiple of the network's stride
     result = []
@@ -102,70 +120,72 @@ def _axis(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int, int]:
     return layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
 
 
-def analyse(model: nn.Module, grid: Grid, pixels: Callable[[slice, slice], Tensor]) -> tuple[Tensor, Tensor]:
-    """Run `models.stages.analyse` in tiles: y float16 [1, M, h, w], z int32 [1, Nz, hz, wz].
+def analyse(codec: CodecModel, grid: Grid, pixels: Callable[[slice, slice], Tensor]) -> tuple[Tensor, Tensor]:
+    """Run `models.stages.analyse` in tiles: y float16 [1, M, h, w], z int32 [1, N, hz, wz].
 
     `pixels` returns a window of the padded image, float32 [1, 3, ., .] in [0, 1], channels last.
     """
-    networks: Any = model
     y = z = torch.empty(0)
-    for rows, columns in grid.tiles(networks.g_a, STRIDE, LATENT):
-        part = networks.g_a(pixels(rows.source, columns.source))
+    for rows, columns in grid.tiles(codec, "g_a", grid.pixel, grid.latent):
+        part = codec.analyse(pixels(rows.source, columns.source))
         if not len(y):
-            y = _channels_last(part.new_empty(1, part.shape[1], *grid.latents))
+            y = _channels_last(part.new_empty(1, part.shape[1], grid.latent * grid.high, grid.latent * grid.wide))
         y[..., rows.target, columns.target] = part[..., rows.kept, columns.kept]
-    for rows, columns in grid.tiles(networks.h_a, LATENT, 1):
-        part = rounded_z(model, _channels_last(y[..., rows.source, columns.source]))
+    for rows, columns in grid.tiles(codec, "h_a", grid.latent, grid.side):
+        part = rounded_z(codec, _channels_last(y[..., rows.source, columns.source]))
         if not len(z):
-            z = torch.empty(1, part.shape[1], grid.high, grid.wide, dtype=torch.int32, device=part.device)
+            shape = 1, part.shape[1], grid.side * grid.high, grid.side * grid.wide
+            z = torch.empty(shape, dtype=torch.int32, device=part.device)
         z[..., rows.target, columns.target] = (
             part[..., rows.kept, columns.kept].nan_to_num(nan=_OUT_OF_RANGE).clamp(-_OUT_OF_RANGE, _OUT_OF_RANGE).int()
         )
     return y.half(), z
 
 
-def entropy_parameters(model: nn.Module, z: Tensor, h_s: Callable[[Tensor], GaussianStage]) -> GaussianStage:
-    """Compute means and scales of the whole image in tiles, for a model of one stage.
+def run_in_tiles(codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[Tensor], Tensor]]) -> Run:
+    """Return the `run` of `CodecModel.walk` over a whole image; every network that it runs writes positions of y.
 
-    `h_s` makes them from a window of z, in whatever form of z it takes: [1, Nz, ., .].
+    `form` returns what computes the network of a name, on a window of its input [1, C, ., .].
     """
-    networks: Any = model
-    grid = Grid(*z.shape[2:])
-    shape = 1, networks.M, *grid.latents
-    means, scales = torch.empty(shape, device=z.device), torch.empty(shape, device=z.device)
-    for rows, columns in grid.tiles(networks.h_s, 1, LATENT):
-        part = h_s(z[..., rows.source, columns.source])
-        means[..., rows.target, columns.target] = part.means[..., rows.kept, columns.kept]
-        scales[..., rows.target, columns.target] = part.scales[..., rows.kept, columns.kept]
-    return GaussianStage(means, scales)
+
+    def run(name: str, values: Tensor) -> Tensor:
+        network, reads, whole = form(name), values.shape[2] // grid.high, torch.empty(0)
+        for rows, columns in grid.tiles(codec, name, reads, grid.latent):
+            window = values[..., rows.source, columns.source]
+            part = network(window.flatten().view(window.shape))  # in one memory layout
+            if not len(whole):
+                whole = part.new_empty(1, part.shape[1], grid.latent * grid.high, grid.latent * grid.wide)
+            whole[..., rows.target, columns.target] = part[..., rows.kept, columns.kept]
+        return whole
+
+    return run
 
 
-def synthesise(model: nn.Module, y_hat: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def synthesise(codec: CodecModel, grid: Grid, y_hat: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Run g_s in tiles: yield rows and columns of the padded image, and x_hat float32 [1, 3, ., .] there."""
-    networks: Any = model
-    grid = Grid(*(side // LATENT for side in y_hat.shape[2:]))
-    for rows, columns in grid.tiles(networks.g_s, LATENT, STRIDE):
-        x_hat = networks.g_s(y_hat[..., rows.source, columns.source].contiguous())
+    for rows, columns in grid.tiles(codec, "g_s", grid.latent, grid.pixel):
+        x_hat = codec.synthesise(y_hat[..., rows.source, columns.source].contiguous())
         yield rows.target, columns.target, x_hat[..., rows.kept, columns.kept]
 
 
 def squared_error_gradient(
-    model: nn.Module, pixels: Callable[[slice, slice], Tensor], inside: tuple[slice, slice], y: Tensor
+    codec: CodecModel,
+    grid: Grid,
+    pixels: Callable[[slice, slice], Tensor],
+    inside: tuple[slice, slice],
+    y: Tensor,
 ) -> Tensor:
     """Compute `models.refine.squared_error_gradient` in tiles, for y float32 [1, M, h, w]; `pixels` as for `analyse`.
 
     `inside` are the rows and columns of the padded image that the picture covers; the padding outside causes no error.
     """
-    networks: Any = model
-    grid = Grid(*(side // LATENT for side in y.shape[2:]))
     total = torch.zeros_like(y)
-    for rows, columns in grid.tiles(networks.g_s, LATENT, STRIDE):
+    for rows, columns in grid.tiles(codec, "g_s", grid.latent, grid.pixel):
         visible = (..., _intersection(rows.target, inside[0]), _intersection(columns.target, inside[1]))
 
         def squared_error(part: Tensor, rows: Span = rows, columns: Span = columns, visible: Any = visible) -> Tensor:
-            error = networks.g_s(part)[..., rows.kept, columns.kept] - pixels(rows.target, columns.target)
-            loss: Tensor = error[visible].square().sum()
-            return loss
+            error = codec.synthesise(part)[..., rows.kept, columns.kept] - pixels(rows.target, columns.target)
+            return error[visible].square().sum()
 
         source = (..., rows.source, columns.source)
         total[source] += gradient_at(y[source].contiguous(), squared_error)

@@ -1,23 +1,24 @@
-"""The architectures served, and how to build and recognise them."""
+"""The architectures served, and how to build a module, and to see it as its family does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lic_dist.errors import UsageError
 from lic_dist.models.compat import import_compressai
+from lic_dist.models.protocol import CodecModel
 
 ARCHITECTURES = {
-    "block-transform": "lic_dist.models.block_transform:BlockTransform",
-    "bmshj2018-hyperprior": "compressai.models:ScaleHyperprior",
-    "mbt2018-mean": "compressai.models:MeanScaleHyperprior",
+    "block-transform": "lic_dist.models.families.hyperprior:BlockTransform",
+    "bmshj2018-hyperprior": "lic_dist.models.families.hyperprior:ScaleHyperprior",
+    "mbt2018-mean": "lic_dist.models.families.hyperprior:MeanScaleHyperprior",
 }
-"""Architectures, by CompressAI's names where it has them, and their classes. All are hyperprior models of one stage."""
+"""Architectures, by CompressAI's names where it has them, and their families."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,48 @@ class ModelSpec:
         return asdict(self)
 
 
-def build(architecture: str, N: int, M: int) -> nn.Module:
-    """Return a freshly initialised model.
+@cache
+def family(architecture: str) -> type[CodecModel]:
+    """Return the family of a name.
 
     Raises:
         UsageError: an architecture that is not served.
     """
     if architecture not in ARCHITECTURES:
         raise UsageError(f"unknown architecture '{architecture}'", hint=f"one of: {', '.join(sorted(ARCHITECTURES))}")
+    found: type[CodecModel] = _imported(ARCHITECTURES[architecture])
+    return found
+
+
+def adapt(module: nn.Module) -> CodecModel:
+    """Return a module as its family sees it, told by the module's class.
+
+    Raises:
+        UsageError: a class of no family.
+    """
+    for name in ARCHITECTURES:
+        if type(module) is module_class(family(name)):
+            return family(name)(module)
+    raise UsageError(f"no family of models wraps a {type(module).__name__}")
+
+
+@cache
+def module_class(of: type[CodecModel]) -> type[nn.Module]:
+    """Return the class of the modules that a family wraps, imported where it is named."""
     import_compressai()
-    module, name = ARCHITECTURES[architecture].split(":")
-    model: nn.Module = getattr(import_module(module), name)(N=N, M=M)
-    return model
+    found: type[nn.Module] = _imported(of.module_class) if isinstance(of.module_class, str) else of.module_class
+    return found
 
 
-def sizes_of(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Return (N, M), read off a hyperprior's weights as CompressAI's `from_state_dict` does."""
-    if "h_a.0.deviation" in state:
-        return state["h_a.1.weight"].size(0), state["h_a.1.weight"].size(1)
-    return state["g_a.0.weight"].size(0), state["g_a.6.weight"].size(0)
+def build(architecture: str, N: int, M: int) -> nn.Module:
+    """Return a freshly initialised model.
+
+    Raises:
+        UsageError: an architecture that is not served.
+    """
+    return module_class(family(architecture))(N=N, M=M)
+
+
+def _imported(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(import_module(module), name)

@@ -18,7 +18,6 @@ from compressai.models import MeanScaleHyperprior
 from compressai.models.base import CompressionModel
 from torch import Tensor, nn
 
-from lic_dist.models.architectures import sizes_of
 from lic_dist.models.layers import DenormalizeGaussians, Gain, NormalizeChannels, Residual
 
 BLOCK = 8  # pixels a side of what the first layer transforms
@@ -75,6 +74,6 @@ class BlockTransform(MeanScaleHyperprior):
     @classmethod
     def from_state_dict(cls, state_dict: OrderedDict[str, Tensor]) -> BlockTransform:
         """Return a model of these tensors, as CompressAI's classes do."""
-        model = cls(*sizes_of(state_dict))
+        model = cls(*state_dict["h_a.1.weight"].shape[:2])
         model.load_state_dict(state_dict)
         return model

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.errors import LicError, UsageError
-from lic_dist.models.architectures import ModelSpec, build
+from lic_dist.models.architectures import ModelSpec, adapt, build
 from lic_dist.models.compat import import_compressai
 from lic_dist.models.lambdas import LAMBDAS
 from lic_dist.models.names import SUFFIX
+from lic_dist.models.protocol import CodecModel
 from lic_dist.models.recognise import parse_published_name, recognise, tensors_of
 from lic_dist.models.unpickle import read
 
@@ -41,6 +42,11 @@ class Checkpoint:
     quantizers: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     source: str = ""
+
+    @property
+    def codec(self) -> CodecModel:
+        """The model as its family sees it."""
+        return adapt(self.model)
 
 
 def zoo() -> dict[str, Path]:
@@ -223,10 +229,9 @@ def write(content: dict[str, Any], path: Path) -> None:
 
 
 def update_tables(model: nn.Module) -> None:
-    """Rebuild the integer CDF tables of both entropy models from the present weights, for CompressAI's own coder."""
-    import_compressai()
+    """Rebuild the integer CDF tables of all entropy models from the present weights, for CompressAI's own coder."""
     with torch.no_grad():
-        model.update(force=True)  # type: ignore[operator]
+        adapt(model).update()
 
 
 def digest(tensors: dict[str, Tensor]) -> str:

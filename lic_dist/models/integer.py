@@ -1,4 +1,5 @@
-"""h_s in exact integers: the same means and scales on every machine, whatever its threads, batch, layout or backend.
+"""Networks of the entropy model, such as h_s, in exact integers: the same means and scales on every machine, whatever
+its threads, batch, layout or backend.
 
 The definition. Every value is an integer; round() is to the nearest, a half to the even one; floor(v / 2^s) is a shift.
 
@@ -40,8 +41,7 @@ from torch import Tensor, nn
 
 from lic_dist.errors import LicError
 from lic_dist.models.layers import LEAST_LOG_SCALE, MOST_LOG_SCALE, MOST_MEAN, DenormalizeGaussians
-from lic_dist.models.parts import medians
-from lic_dist.models.stages import GaussianStage, gaussians
+from lic_dist.models.protocol import Side
 
 UNIT_BITS, WEIGHT_BITS, MOST_BITS, SLOPE_BITS = 12, 14, 24, 19
 LARGEST = 1 << 24
@@ -49,28 +49,30 @@ _EXACT = 1 << 53
 _HINT = "code without --deterministic"
 
 
-class IntegerHyperDecoder:
-    """The integer form of a hyperprior model's h_s, on the model's device; see the module's text.
+class IntegerNet:
+    """The integer form of a network of the entropy model, on its device; see the module's text.
 
     Raises:
         LicError: a layer without an integer form, or sums that float64 may not hold exactly.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        middle = medians(model)
-        whole = np.rint(np.ldexp(middle.cpu().numpy().astype(np.float64), UNIT_BITS))
-        self._medians, self._M = torch.from_numpy(whole).to(middle.device), model.M
-        self._layers = [_layer(layer) for layer in model.h_s]  # type: ignore[union-attr]
+    def __init__(self, net: nn.Module) -> None:
+        self._layers = [_layer(layer) for layer in (net if isinstance(net, nn.Sequential) else [net])]
 
     @torch.no_grad()
-    def __call__(self, z: Tensor) -> GaussianStage:
-        """Return means and scales, float32 [B, M, h, w], multiples of 2^-12; z: integers about the medians [B, Nz,
-        hz, wz].
-        """
-        x = _clamp(z.double() * 2.0**UNIT_BITS + self._medians).transpose(0, 1)
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map [B, C, h, w] of any float type, rounded to multiples of 2^-12, to float32 multiples of 2^-12."""
+        x = _clamp((x.double() * 2.0**UNIT_BITS).round()).transpose(0, 1)
         for layer in self._layers:
             x = layer(x)
-        return gaussians((x.transpose(0, 1) * 2.0**-UNIT_BITS).float(), self._M)  # type: ignore[arg-type]
+        return (x.transpose(0, 1) * 2.0**-UNIT_BITS).float()
+
+
+def exact_z_hat(side: Side, z: Tensor) -> Tensor:
+    """Return z_hat, float64 [B, N, hz, wz], for the medians rounded to multiples of 2^-12; exact for z of int32."""
+    middle = side.medians()
+    whole = np.rint(np.ldexp(middle.cpu().numpy().astype(np.float64), UNIT_BITS))
+    return z.double() + torch.from_numpy(np.ldexp(whole, -UNIT_BITS)).to(middle.device)
 
 
 class _Convolution:

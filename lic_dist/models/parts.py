@@ -1,33 +1,31 @@
-"""Parts of a hyperprior model: which parameters belong to encoder, decoder, hyper-decoder and z's prior.
+"""The parts of a model: which parameters belong to encoder, decoder, entropy model and priors, and their digests.
 
-The medians of z's prior belong to the encoder, because stored z are relative to them.
+The medians of a prior belong to the encoder, because stored z are relative to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lic_dist.errors import UsageError
+from lic_dist.models.architectures import adapt, family
 from lic_dist.models.checkpoint import CDF, digest
+from lic_dist.models.protocol import Part
 
-ENCODER = ("g_a.", "h_a.", "entropy_bottleneck.quantiles")
-ENTROPY = ("h_s.", "entropy_bottleneck.")
-PARTS: dict[str, tuple[str, ...]] = {
-    "decoder": ("g_s.",),
-    "hyper": ("h_s.",),
-    "prior": ("entropy_bottleneck.matrices.", "entropy_bottleneck.biases.", "entropy_bottleneck.factors."),
-}
-"""What may be retrained from a cache, by prefixes of parameters: all of z's prior but its quantiles."""
-
+TRAINABLE: tuple[Part, ...] = ("decoder", "hyper", "context", "prior")
 RECIPES = {
     "decoder": ("decoder",),
-    "decoder+hyper": ("decoder", "hyper"),
-    "all-but-encoder": ("decoder", "hyper", "prior"),
+    "decoder+hyper": ("decoder", "hyper", "context"),
+    "all-but-encoder": ("decoder", "hyper", "context", "prior"),
 }
 """The parts that each finetuning recipe trains."""
+PARTS = family("mbt2018-mean").parts
+"""The parts of CompressAI's hyperprior models, by the prefixes of parameters."""
 
+QUANTILES = ".quantiles"  # end the names of the parameters that bound a prior's integer tables; the medians among them
 _TABLES = (*CDF, ".scale_table", ".target")  # follow from the parameters
 
 
@@ -40,30 +38,25 @@ def tensors(model: nn.Module, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     }
 
 
-def medians(model: nn.Module) -> Tensor:
-    """Return the medians of z's prior: float32 [1, Nz, 1, 1]."""
-    quantiles: Tensor = model.entropy_bottleneck.quantiles  # type: ignore[union-attr,assignment]
-    return quantiles.detach()[:, 0, 1].reshape(1, -1, 1, 1)
-
-
 def encoder_digest(model: nn.Module) -> str:
     """Return the sha256 of what cached y and z depend on: g_a, h_a and the medians of z."""
-    part = tensors(model, ("g_a.", "h_a."))
-    return digest({**part, "medians": medians(model)})
+    codec = adapt(model)
+    medians = {"medians": torch.cat([side.medians() for side in codec.sides], 1)} if codec.sides else {}
+    return digest({**tensors(model, codec.prefixes("encoder")), **medians})
 
 
 def entropy_digest(model: nn.Module) -> str:
-    """Return the sha256 of what cached indices depend on besides y: h_s and z's prior."""
-    return digest(tensors(model, ENTROPY))
+    """Return the sha256 of what cached indices depend on besides y: hyper and context networks, and the priors."""
+    return digest(tensors(model, adapt(model).prefixes("hyper", "context", "prior")))
 
 
 def decoder_digest(model: nn.Module) -> str:
     """Return the sha256 of g_s."""
-    return digest(tensors(model, ("g_s.",)))
+    return digest(tensors(model, adapt(model).prefixes("decoder")))
 
 
 def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the parameters that a recipe trains: one of RECIPES, or a list of PARTS and of parameters.
+    """Return the names of the parameters that a recipe trains: one of RECIPES, or a list of parts and of parameters.
 
     A parameter's name may be cut at a dot: "g_s.6" stands for its weight and bias.
 
@@ -71,17 +64,24 @@ def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:
         UsageError: an unknown recipe or name, or a parameter of the encoder, on which cached latents depend.
     """
     wanted = RECIPES.get(recipe, (recipe,)) if isinstance(recipe, str) else tuple(recipe)
+    codec = adapt(model)
+    parts: dict[str, tuple[str, ...]] = {part: codec.prefixes(part) for part in TRAINABLE}
     names = [name for name, _ in model.named_parameters()]
     chosen: set[str] = set()
     for one in wanted:
-        prefixes = PARTS.get(one, (f"{one}.",))
-        found = {name for name in names if name == one or name.startswith(prefixes)}
-        if not found:
-            known = ", ".join(PARTS)
+        found = {name for name in names if name == one or name.startswith(parts.get(one, (f"{one}.",)))}
+        if one in parts:
+            found = {name for name in found if not name.endswith(QUANTILES)}
+        elif not found:
+            known = ", ".join(parts)
             raise UsageError(f"recipe: nothing is named '{one}'", hint=f"{known}, or parameters such as g_s.6")
-        if frozen := sorted(name for name in found if name.startswith(ENCODER)):
+        if frozen := sorted(
+            name for name in found if name.startswith(codec.prefixes("encoder")) or name.endswith(QUANTILES)
+        ):
             raise UsageError(f"recipe: {frozen[0]} belongs to the encoder", hint="the cache holds what it made")
         chosen |= found
+    if not chosen:
+        raise UsageError(f"recipe: a model of {codec.name} has nothing of {', '.join(wanted)}")
     return tuple(name for name in names if name in chosen)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lic_dist.errors import LicError
-from lic_dist.models.architectures import sizes_of
+from lic_dist.models.architectures import ARCHITECTURES, family
 
 WRAPPERS = ("ema", "state_dict", "model_state_dict", "net_state_dict", "model", "net", "network")
 """Keys under which training scripts keep the tensors. `ema` comes first: it is the one that is judged."""
@@ -62,26 +62,9 @@ def _renamed(name: str) -> str:
     return f"entropy_bottleneck.{_PLURAL[found[1]]}.{found[2]}" if found else name
 
 
-def _hyperprior(factor: int) -> Callable[[_Names], bool]:
-    """Return a test for h_s ending in `factor` channels for each channel of y."""
-
-    def fits(state: _Names) -> bool:
-        last, y = state.get("h_s.4.weight"), state.get("g_a.6.weight")
-        return last is not None and y is not None and last.size(0) == factor * y.size(0)
-
-    return fits
-
-
 def _has(*parts: str) -> Callable[[_Names], bool]:
     return lambda state: all(any(part in name for name in state) for part in parts)
 
-
-SERVED: tuple[tuple[str, Callable[[_Names], bool], Callable[[_Names], tuple[int, int]]], ...] = (
-    ("block-transform", _has("h_a.0.deviation"), sizes_of),
-    ("mbt2018-mean", _hyperprior(2), sizes_of),
-    ("bmshj2018-hyperprior", _hyperprior(1), sizes_of),
-)
-"""The families served: name, whether a state_dict is of it, and its (N, M)."""
 
 OTHERS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (
     ("ELIC (elic2022)", _has("latent_codec.", "channel_context")),
@@ -104,11 +87,12 @@ def recognise(state: Mapping[str, Tensor]) -> Sizes:
     """
     for name, fits in OTHERS:
         if fits(state):
-            served = ", ".join(served for served, _, _ in SERVED)
+            served = ", ".join(ARCHITECTURES)
             raise LicError(f"this is {name}, a family that is not served", hint=f"served are {served}")
-    for name, fits, sizes in SERVED:
-        if fits(state):
-            return name, *sizes(state)
+    for name in ARCHITECTURES:
+        if family(name).fits(state):
+            sizes = family(name).sizes(state)
+            return name, sizes["N"], sizes["M"]
     raise LicError("this holds no image codec", hint="a CompressAI state_dict has tensors such as g_a.0.weight")
 
 

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lic_dist.models.stages import GaussianStage, bits_of, gaussian_likelihoods
+from lic_dist.models.protocol import CodecModel, Stage
+from lic_dist.models.stages import bits_of
 
 # Adam's rate in units of y, falling linearly to zero, and its betas; chosen on training crops for few steps.
 RATE, BETAS = 0.15, (0.7, 0.99)
@@ -36,25 +37,26 @@ def gradient_at(y: Tensor, cost: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.autograd.grad(cost(y), y)[0]
 
 
-def squared_error_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def squared_error_gradient(codec: CodecModel, x: Tensor, y: Tensor) -> Tensor:
     """Return the gradient in y of the squared error of g_s(y) against x, summed over images, pixels and colours."""
-    return gradient_at(y, lambda y: (model.g_s(y) - x).square().sum())  # type: ignore[operator]
+    return gradient_at(y, lambda y: (codec.synthesise(y) - x).square().sum())
 
 
 def refine_latents(
-    model: nn.Module, y: Tensor, stage: GaussianStage, gradient: Callable[[Tensor], Tensor], refinement: Refinement
+    codec: CodecModel, y: Tensor, stage: Stage, gradient: Callable[[Tensor], Tensor], refinement: Refinement
 ) -> Tensor:
     """Return y after the steps, float16 [B, M, h, w] like y; each image is refined independently.
 
     The rate is the model's Gaussian likelihood of y itself, as if coded with step 1. `gradient` returns the gradient of
     the squared error in y, as `squared_error_gradient` does.
     """
+    codec.require("refinement")
     error_weight = refinement.lmbda * 255**2 / 3  # of a unit of squared error, in bits
     moved = y.detach().float().clone()
     optimizer = torch.optim.Adam([moved], lr=RATE, betas=BETAS)
     for step in range(refinement.steps):
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / refinement.steps)
-        rate = gradient_at(moved, lambda y: bits_of(gaussian_likelihoods(model, y, stage)))
+        rate = gradient_at(moved, lambda y: bits_of(codec.likelihood(y, stage)))
         moved.grad = error_weight * gradient(moved) + rate
         optimizer.step()
     return moved.half()

@@ -21,10 +21,11 @@ from lic_dist.data.crops import is_held_out, require_held_out
 from lic_dist.data.manifest import scan
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
-from lic_dist.models.architectures import ModelSpec, build
+from lic_dist.models.architectures import ModelSpec, adapt, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.names import SUFFIX
-from lic_dist.models.stages import bits_of, gaussians, hyper_analyse, to_input
+from lic_dist.models.parts import QUANTILES
+from lic_dist.models.stages import bits_of, only_side, only_stage, to_input
 from lic_dist.training import photos as photo_crops
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks, joined
@@ -47,25 +48,26 @@ class RelaxedModel(nn.Module):
     def __init__(self, model: nn.Module, relaxation: str, bf16: bool = False) -> None:
         super().__init__()
         self.model, self.relaxation, self.bf16 = model, relaxation, bf16
+        self._codec = adapt(model)
+        self._side = only_side(self._codec)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x_hat, bits of the batch), float32, of x float32 [B, 3, H, W]."""
-        model: Any = self.model
         autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
         with autocast:
-            y = model.g_a(x).float()
-        z = hyper_analyse(model, y)
-        z_hat, z_likelihoods = model.entropy_bottleneck(z)
+            y = self._codec.analyse(x).float()
+        (z,) = self._codec.hyper_analyse(y)
+        z_hat, z_likelihoods = self._side.prior(z)
         rounding = self.training and self.relaxation == "mixed"
         if rounding:
-            medians = model.entropy_bottleneck._get_medians().detach().reshape(1, -1, 1, 1)
+            medians = self._side.medians()
             z_hat = _round_straight_through(z - medians) + medians
-        stage = gaussians(model.h_s(z_hat), y.shape[1])
-        y_hat, y_likelihoods = model.gaussian_conditional(y, stage.scales, means=stage.means)
+        stage = only_stage(self._codec, (z_hat,))
+        y_hat, y_likelihoods = self._codec.gaussian(y, stage.scales, means=stage.means)
         if rounding:
             y_hat = _round_straight_through(y - stage.means) + stage.means
         with autocast:
-            x_hat = model.g_s(y_hat)
+            x_hat = self._codec.synthesise(y_hat)
         return x_hat.float(), bits_of(y_likelihoods) + bits_of(z_likelihoods)
 
 
@@ -110,10 +112,10 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         return final
     relaxed = RelaxedModel(model, config.relaxation, config.precision == "bf16").train()
     distortion = Distortion(config.distortion, config.crop, ranks.device)
-    trained = tuple(name for name, _ in model.named_parameters() if name != "entropy_bottleneck.quantiles")
+    trained = tuple(name for name, _ in model.named_parameters() if not name.endswith(QUANTILES))
     if config.compile:
-        model.g_a.compile()
-        model.g_s.compile()
+        for name in ("g_a", "g_s"):
+            start.codec.nets[name].compile()
 
     def loss(forward: nn.Module, pixels: Tensor) -> Tensor:
         x = to_input(pixels, ranks.device)

@@ -19,14 +19,16 @@ z_hat is the stored one; its bits are CompressAI's likelihood.
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lic_dist.config import Finetune
-from lic_dist.models.stages import GaussianStage, bits_of, dequantize_z, gaussian_likelihoods, gaussians, run_stages
+from lic_dist.models.architectures import adapt
+from lic_dist.models.protocol import TRANSFORMS, Stage
+from lic_dist.models.stages import bits_of, only_side, only_stage
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch
@@ -64,12 +66,17 @@ class Decoding(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.bf16, self.pixels = model, bf16, means_gradient == "pixels"
+        self._codec = adapt(model)
+        self._side = only_side(self._codec)
         self.rate, self.unit_sq = IndexRate(record), unit_sq(record)
         error_weight = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
         weights = torch.from_numpy(record.weights * np.float32(error_weight))
         self.register_buffer("weights", weights.reshape(1, -1, 1, 1), persistent=False)
         self.weights: Tensor
-        self.parent: Any = copy.deepcopy(model.h_s).requires_grad_(False) if form == "likelihood" else None
+        self.parent = nn.ModuleDict()  # the parent's networks of the entropy model
+        if form == "likelihood":
+            nets = {name: net for name, net in self._codec.nets.items() if name not in TRANSFORMS}
+            self.parent = nn.ModuleDict(copy.deepcopy(nets)).requires_grad_(False)
         forms = {
             "quantized": self._quantized,
             "likelihood": self._likelihood,
@@ -80,47 +87,36 @@ class Decoding(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (x_hat float32 [b, 3, s, s], bits of y and z in the batch, float32)."""
-        model: Any = self.model
-        z_hat = dequantize_z(model, batch.z)
-        _, z_likelihoods = model.entropy_bottleneck(z_hat, training=False)
-        bits = bits_of(z_likelihoods)
-
-        def make_y_hat(stage: GaussianStage) -> Tensor:
-            nonlocal bits
-            y_hat, bits_of_y = self.make_y_hat(batch, stage, z_hat)
-            bits = bits + bits_of_y
-            return y_hat
-
-        y_hat = run_stages(model, z_hat, make_y_hat)
+        z_hat = self._side.dequantize(batch.z)
+        stage = only_stage(self._codec, (z_hat,))
+        y_hat, bits_of_y = self.make_y_hat(batch, stage, z_hat)
+        bits = bits_of(self._side.likelihood(z_hat)) + bits_of_y
         with torch.autocast(y_hat.device.type, torch.bfloat16, enabled=self.bf16):
-            x_hat = model.g_s(y_hat)
+            x_hat = self._codec.synthesise(y_hat)
         return x_hat.to(y_hat.dtype), bits
 
-    def _quantized(self, batch: Batch, stage: GaussianStage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        model: Any = self.model
-        scales = model.gaussian_conditional.lower_bound_scale(
-            stage.scales
-        )  # its gradient lets sigma grow above the bound
+    def _quantized(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+        scales = self._codec.gaussian.lower_bound_scale(stage.scales)  # its gradient lets sigma grow above the bound
         y_hat, bits = stage.means + batch.level, self.rate(scales, batch.k, batch.quantizer).sum()
         if self.pixels:
             return y_hat, bits
         cost = (self.weights * (batch.y - y_hat).square()).sum()
         return y_hat.detach(), bits + cost - cost.detach()
 
-    def _likelihood(self, batch: Batch, stage: GaussianStage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def _likelihood(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            means = gaussians(self.parent(z_hat), batch.k.shape[1]).means
+            means = only_stage(self._codec, (z_hat,), lambda name, values: self.parent[name](values)).means
         fixed = means + batch.level
         coded = fixed if self.unit_sq else batch.y.to(fixed.dtype) + batch.noise
         return stage.means + batch.level if self.pixels else fixed, self._gaussian_bits(coded, stage)
 
-    def _noise(self, batch: Batch, stage: GaussianStage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def _noise(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         y_hat = batch.y.to(stage.means.dtype) + batch.noise
         return y_hat, self._gaussian_bits(y_hat, stage)
 
-    def _straight_through(self, batch: Batch, stage: GaussianStage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def _straight_through(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         y, means = batch.y.to(stage.means.dtype), stage.means.detach()
         return torch.round(y - means) + means, self._gaussian_bits(y + batch.noise, stage)
 
-    def _gaussian_bits(self, y_hat: Tensor, stage: GaussianStage) -> Tensor:
-        return bits_of(gaussian_likelihoods(self.model, y_hat, stage))
+    def _gaussian_bits(self, y_hat: Tensor, stage: Stage) -> Tensor:
+        return bits_of(self._codec.likelihood(y_hat, stage))

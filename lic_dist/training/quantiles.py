@@ -1,36 +1,36 @@
-"""Train the quantiles of z's prior, which bound its integer tables, by CompressAI's auxiliary loss alone, without
+"""Train the quantiles of the priors, which bound their integer tables, by CompressAI's auxiliary loss alone, without
 data.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lic_dist.models.architectures import adapt
 
 AUXILIARY_SMALL = 0.02  # per channel of z
 QUANTILE_PHASES = 10
 
 
-def train_quantiles(model: Any, steps: int, with_medians: bool = True, rate: float = 1e-1) -> float:
-    """Train the quantiles of z's prior until the auxiliary loss is small; return the loss.
+def train_quantiles(model: nn.Module, steps: int, with_medians: bool = True, rate: float = 1e-1) -> float:
+    """Train the quantiles of the priors of all side latents until the auxiliary loss is small; return the loss.
 
     Runs phases of `steps` steps, each with its own cosine schedule, until the loss is below AUXILIARY_SMALL a channel:
     priors with long tails need quantiles far from where they start. `with_medians` False keeps the medians, which a
     hyper-decoder needs that was trained on z rounded about them.
     """
-    quantiles = model.entropy_bottleneck.quantiles
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter is quantiles)
-    optimizer = torch.optim.Adam([quantiles], lr=rate)
+    priors = [side.prior for side in adapt(model).sides]
+    model.requires_grad_(False)
+    quantiles = [prior.quantiles.requires_grad_(True) for prior in priors]
+    optimizer = torch.optim.Adam(quantiles, lr=rate)
     trained = [0, 1, 2] if with_medians else [0, 2]
 
     def auxiliary_loss() -> Tensor:
-        prior = model.entropy_bottleneck
-        logits = prior._logits_cumulative(quantiles, stop_gradient=True)
-        return (logits - prior.target).abs()[..., trained].sum()
+        logits = [prior._logits_cumulative(prior.quantiles, stop_gradient=True) - prior.target for prior in priors]
+        return torch.cat(logits).abs()[..., trained].sum()
 
     for _ in range(QUANTILE_PHASES):
         for step in range(steps):
@@ -39,6 +39,6 @@ def train_quantiles(model: Any, steps: int, with_medians: bool = True, rate: flo
             optimizer.zero_grad()
             auxiliary_loss().backward()
             optimizer.step()
-        if (loss := float(auxiliary_loss().detach())) < AUXILIARY_SMALL * quantiles.shape[0]:
+        if (loss := float(auxiliary_loss().detach())) < AUXILIARY_SMALL * sum(map(len, quantiles)):
             break
     return loss

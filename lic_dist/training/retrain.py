@@ -32,9 +32,10 @@ from lic_dist.cache.trials import Trials
 from lic_dist.codec.records import fits
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models.architectures import adapt
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.names import SUFFIX
-from lic_dist.models.parts import PARTS, trainable
+from lic_dist.models.parts import trainable
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -83,7 +84,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     check_record(record, source.section, parent, f"{cache.storage}/quantized/{source.group}")
     phases = [PhasePlan(trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.each_phase]
     names = {name for phase in phases for name in phase.parameters}
-    hyper = any(not name.startswith(PARTS["decoder"]) for name in names)
+    hyper = any(not name.startswith(parent.codec.prefixes("decoder")) for name in names)
     control = section.latents != "quantized"
     if (control or hyper) and not cache.header.store_y:
         what = f"latents: {section.latents}" if control else "retraining more than the decoder"
@@ -113,7 +114,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     held_out = Samples(cache, source.group, quantizer, cache.indices(held_out=True)[:HELD_OUT_MOST], with_y=hyper)
     parts = _held_out_batches(len(held_out))
     if section.compile:
-        model.g_s.compile()
+        adapt(model).nets["g_s"].compile()
 
     def decode(numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
         batch = held_out.batch(numbers)
@@ -144,7 +145,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     if ranks.first:
         made = Checkpoint(copy.deepcopy(parent.model), parent.spec)  # on the CPU, laid out and compiled as parents are
         made.model.load_state_dict(loop.best.weights)
-        if any(name.startswith(PARTS["prior"]) for name in names):
+        if any(name.startswith(parent.codec.prefixes("prior")) for name in names):
             train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
         keep_quantizer = not hyper and is_fixed(source.section)  # of a fixed quantizer a decoder alone changes no bit
         _calibrate_and_save(
@@ -204,15 +205,14 @@ def _evaluate_calibrated(
     checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, batch: int, distortion: Distortion
 ) -> HeldOut:
     """Quantize samples, count bits by the integer tables and decode; return what a model and its quantizer cost."""
-    model: Any = checkpoint.model
-    inputs, quantizer = quantizer_input(model, samples.y, samples.z, batch), Quantizer(record)
+    inputs, quantizer = quantizer_input(checkpoint.model, samples.y, samples.z, batch), Quantizer(record)
     k = quantizer.quantize(inputs.residual, inputs.level)
     y_hat = torch.from_numpy(inputs.means + quantizer.dequantize(k).reshape(inputs.means.shape))
     bits = quantizer.bits(k, inputs.level).reshape(len(samples), -1).sum(axis=1) + z_bits(record, samples.z)
 
     def decode(numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         x = to_input(torch.from_numpy(samples.pixels[numbers]), torch.device("cpu"))
-        return x, model.g_s(y_hat[numbers]), torch.tensor(bits[numbers].sum())
+        return x, checkpoint.codec.synthesise(y_hat[numbers]), torch.tensor(bits[numbers].sum())
 
     parts = _held_out_batches(len(samples))
     return held_out_figures(parts, decode, distortion, checkpoint.spec.lmbda, Ranks(0, 1, torch.device("cpu")))

@@ -90,7 +90,8 @@ def test_the_gradient_in_tiles_is_the_whole_images_without_its_padding(
     error = (loaded.model.g_s(part) - x)[..., inside[0], inside[1]]
     (whole,) = torch.autograd.grad(error.square().sum(), part)
     monkeypatch.setattr(tiles, "TILE", 128)
-    found = tiles.squared_error_gradient(loaded.model, lambda rows, columns: x[..., rows, columns], inside, y)
+    grid = tiles.Grid.of(*shape, loaded.codec.strides)
+    found = tiles.squared_error_gradient(loaded.codec, grid, lambda rows, columns: x[..., rows, columns], inside, y)
     assert torch.allclose(found, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from lic_dist.building.records import analytic_record
 from lic_dist.codec import tiles
 from lic_dist.codec.codec import ImageCodec
-from lic_dist.codec.tiles import Grid, analyse, entropy_parameters, receptive_field, spans, synthesise
+from lic_dist.codec.tiles import Grid, analyse, receptive_field, run_in_tiles, spans, synthesise
 from lic_dist.models import stages
 from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint, update_tables
+from lic_dist.models.protocol import CodecModel, Stage
 from tests.conftest import picture
 
 GRID = Grid(5, 7)
@@ -45,16 +46,20 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def through(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, stages.GaussianStage, Tensor]:
+def in_tiles(codec: CodecModel, z_hat: Tensor) -> Stage:
+    return stages.only_stage(codec, (z_hat,), run_in_tiles(codec, GRID, codec.nets.__getitem__))
+
+
+def through(codec: CodecModel, x: Tensor) -> tuple[Tensor, Tensor, Stage, Tensor]:
     """y, z, means and scales, x_hat of a padded image; h_s and g_s get what does not depend on tiles."""
     with torch.no_grad():
-        y, z = analyse(model, GRID, lambda rows, columns: x[..., rows, columns])
+        y, z = analyse(codec, GRID, lambda rows, columns: x[..., rows, columns])
         generator = torch.Generator().manual_seed(0)
         z_hat = torch.randint(-5, 6, (1, 8, GRID.high, GRID.wide), generator=generator).float()
-        stage = entropy_parameters(model, z_hat, lambda part: next(stages.stages(model, part)))
-        y_hat = torch.randn((1, 12, *GRID.latents), generator=generator) * 3
+        stage = in_tiles(codec, z_hat)
+        y_hat = torch.randn((1, 12, 4 * GRID.high, 4 * GRID.wide), generator=generator) * 3
         x_hat = torch.full(x.shape, torch.nan)
-        for rows, columns, part in synthesise(model, y_hat):
+        for rows, columns, part in synthesise(codec, GRID, y_hat):
             x_hat[..., rows, columns] = part
     return y, z, stage, x_hat
 
@@ -66,10 +71,10 @@ def pixels() -> Tensor:
 
 def test_tiles_give_what_the_whole_image_gives(made: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     x = pixels()
-    y, z, stage, x_hat = through(made.model, x)
+    y, z, stage, x_hat = through(made.codec, x)
     monkeypatch.setattr(tiles, "TILE", 128)
-    assert len(list(GRID.tiles(made.model.g_a, 64, 4))) == 12
-    y2, z2, stage2, x_hat2 = through(made.model, x)
+    assert len(list(GRID.tiles(made.codec, "g_a", 64, 4))) == 12
+    y2, z2, stage2, x_hat2 = through(made.codec, x)
     assert float(y.abs().max()) > 3 and int(z.abs().max()) > 1
     assert torch.allclose(y2.float(), y.float(), rtol=2e-3, atol=1e-4)  # float16: a last bit may differ
     assert float((z2 != z).float().mean()) < 0.01
@@ -81,7 +86,7 @@ def test_tiles_give_what_the_whole_image_gives(made: Checkpoint, monkeypatch: py
 def test_the_margins_are_needed(made: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without them there are seams: what the test above would see."""
     x = pixels()
-    y, _, stage, x_hat = through(made.model, x)
+    y, _, stage, x_hat = through(made.codec, x)
     monkeypatch.setattr(tiles, "TILE", 128)
     ratios = {id(getattr(made.model, name)): ratio for name, ratio in (("g_a", 16), ("h_a", 4), ("h_s", 0), ("g_s", 0))}
 
@@ -93,7 +98,7 @@ def test_the_margins_are_needed(made: Checkpoint, monkeypatch: pytest.MonkeyPatc
         return first // shrink, last // shrink
 
     monkeypatch.setattr(tiles, "receptive_field", bare)
-    y2, _, stage2, x_hat2 = through(made.model, x)
+    y2, _, stage2, x_hat2 = through(made.codec, x)
     assert float((y2 - y).float().abs().max()) > 0.1
     assert float((stage2.scales - stage.scales).abs().max()) > 1e-3
     assert float((x_hat2 - x_hat).abs().max()) > 1e-2 * float(x_hat.abs().max())
@@ -115,7 +120,7 @@ def test_needed_inputs_are_those_that_gradients_reach(made: Checkpoint, name: st
 
 def test_shares_are_even_and_cover_every_position_once(made: Checkpoint) -> None:
     for length in (1, 16, 17, 33, 100):
-        shares = spans(made.model.g_a, length, 64, 4)
+        shares = spans(made.model.g_a, length, 64, 4, 64)
         covered = [position for span in shares for position in range(span.target.start, span.target.stop)]
         assert covered == list(range(4 * length))
         sizes = [(span.target.stop - span.target.start) // 4 for span in shares]
@@ -127,14 +132,14 @@ def test_one_tile_is_the_whole_image_to_the_last_bit(made: Checkpoint) -> None:
     x = pixels()
     with torch.no_grad():
         for ours, theirs in zip(
-            analyse(made.model, GRID, lambda rows, columns: x[..., rows, columns]),
+            analyse(made.codec, GRID, lambda rows, columns: x[..., rows, columns]),
             stages.analyse(made.model, x),
             strict=True,
         ):
             assert torch.equal(ours, theirs)
         z_hat = torch.randn(1, 8, GRID.high, GRID.wide)
-        whole = next(stages.stages(made.model, z_hat))
-        tiled = entropy_parameters(made.model, z_hat, lambda part: next(stages.stages(made.model, part)))
+        whole = stages.only_stage(made.codec, (z_hat,))
+        tiled = in_tiles(made.codec, z_hat)
     assert torch.equal(whole.means, tiled.means) and torch.equal(whole.scales, tiled.scales)
 
 

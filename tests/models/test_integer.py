@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,12 @@ from lic_dist.codec.rans import BitstreamError
 from lic_dist.codec.records import compressai_record
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
-from lic_dist.models.architectures import ARCHITECTURES, build
+from lic_dist.models.architectures import ARCHITECTURES, adapt, build
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.integer import LARGEST, IntegerHyperDecoder
+from lic_dist.models.integer import LARGEST, IntegerNet, exact_z_hat
 from lic_dist.models.layers import DenormalizeGaussians
-from lic_dist.models.stages import dequantize_z, gaussians
+from lic_dist.models.protocol import Stage
+from lic_dist.models.stages import dequantize_z, only_side, only_stage
 from lic_dist.quantization.rates import LEVEL_RULES, SCALES, level_index
 from tests.conftest import picture
 
@@ -115,9 +115,15 @@ def by_the_book(model: Any, z: Tensor) -> NDArray[np.object_]:
     return x
 
 
+def in_integers(model: nn.Module) -> Callable[[Tensor], Stage]:
+    """The stage that follows from the integers z."""
+    codec, net = adapt(model), IntegerNet(model.h_s)
+    return lambda z: only_stage(codec, (exact_z_hat(only_side(codec), z),), lambda name, values: net(values))
+
+
 def integers(model: nn.Module, z: Tensor) -> NDArray[np.int64]:
     """Scales then means in units, int64 [B, 2M, h, w]."""
-    stage = IntegerHyperDecoder(model)(z)
+    stage = in_integers(model)(z)
     units = torch.cat([stage.scales, stage.means], 1).double() * 4096
     assert bool((units == units.round()).all())
     return units.long().numpy()
@@ -160,7 +166,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_threads_batch_and_layout_change_nothing(architecture: str, threads: None) -> None:
     model = build(architecture, 40, 56).eval()
-    decoder, z = IntegerHyperDecoder(model), some_z(3, 3, 40, 5, 7)
+    decoder, z = in_integers(model), some_z(3, 3, 40, 5, 7)
     one = decoder(z)
     for count, change in product((1, 2, 3), (Tensor.contiguous, lambda z: z.to(memory_format=torch.channels_last))):
         torch.set_num_threads(count)
@@ -188,8 +194,8 @@ def test_a_tile_with_two_positions_around_it_equals_the_whole(architecture: str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_gpu_computes_the_same(architecture: str) -> None:
     model, z = build(architecture, 128, 192).eval(), some_z(5, 2, 128, 8, 12)
-    here = IntegerHyperDecoder(model)(z)
-    there = IntegerHyperDecoder(model.cuda())(z.cuda())
+    here = in_integers(model)(z)
+    there = in_integers(model.cuda())(z.cuda())
     assert torch.equal(there.means.cpu(), here.means) and torch.equal(there.scales.cpu(), here.scales)
 
 
@@ -209,8 +215,8 @@ def test_it_is_close_to_the_float_network(source: str, base: Path) -> None:
     model = checkpoint.load(str(base) if source == "base" else "base-small").model
     z = some_z(6, 2, model.N, 6, 7, largest=9)
     with torch.no_grad():
-        exact = gaussians(model.h_s(dequantize_z(model, z)), model.M)
-    ours = IntegerHyperDecoder(model)(z)
+        exact = only_stage(adapt(model), (dequantize_z(model, z),))
+    ours = in_integers(model)(z)
     spread = float(exact.means.std())
     assert float((ours.means - exact.means).abs().max()) < 0.01 * max(1.0, spread)
     levels = [level_index(stage.to_lanes(stage.scales)).astype(int) for stage in (ours, exact)]
@@ -218,25 +224,22 @@ def test_it_is_close_to_the_float_network(source: str, base: Path) -> None:
     assert apart.max() <= 1 and (apart > 0).mean() < 0.01 and len(np.unique(levels[1])) > 10
 
 
-def only(*layers: nn.Module) -> Any:
-    """A stand-in for a model that has h_s and medians of zero."""
-    for layer in layers:
-        layer.requires_grad_(False)
-    bottleneck = SimpleNamespace(quantiles=torch.zeros(layers[0].weight.shape[0], 1, 3))
-    return SimpleNamespace(h_s=nn.Sequential(*layers), M=1, entropy_bottleneck=bottleneck)
+def only(*layers: nn.Module) -> nn.Module:
+    """A network of these layers."""
+    return nn.Sequential(*layers).requires_grad_(False)
 
 
 def test_sums_that_float64_may_not_hold_are_refused() -> None:
     wide = nn.ConvTranspose2d(1400, 1, 5, 2, 2, 1)
     nn.init.constant_(wide.weight, 0.49999)
     with pytest.raises(LicError, match="too wide for exact sums"):
-        IntegerHyperDecoder(only(wide))  # 25 * 1400 * 2^14 * 2^24 > 2^53
+        IntegerNet(only(wide))  # 25 * 1400 * 2^14 * 2^24 > 2^53
     nn.init.constant_(wide.weight, 0.25001)
-    IntegerHyperDecoder(only(wide))
+    IntegerNet(only(wide))
     for value in (math.nan, math.inf, 1e30):
         wide.weight[0, 0, 0, 0] = value
         with pytest.raises(LicError, match="weights too large"):
-            IntegerHyperDecoder(only(wide))
+            IntegerNet(only(wide))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +261,7 @@ def test_sums_that_float64_may_not_hold_are_refused() -> None:
 )
 def test_other_layers_are_refused_by_name(layer: nn.Module) -> None:
     with pytest.raises(LicError, match=f"without a form in integers: {type(layer).__name__}"):
-        IntegerHyperDecoder(only(nn.Conv2d(2, 2, 3, padding=1), layer))
+        IntegerNet(only(nn.Conv2d(2, 2, 3, padding=1), layer))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from lic_dist.models.parts import (
     freeze_all_but,
     trainable,
 )
-from lic_dist.models.stages import GaussianStage, analyse, dequantize_z, run_stages
+from lic_dist.models.protocol import Stage
+from lic_dist.models.stages import analyse, dequantize_z, run_stages
 
 
 def fresh(architecture: str = "mbt2018-mean") -> Checkpoint:
@@ -68,9 +69,9 @@ def test_stages_and_analyse_equal_compressais_forward(architecture: str) -> None
         expected = model(x)
         y, z = analyse(model, x)
         z_hat = dequantize_z(model, z)
-        seen: list[GaussianStage] = []
+        seen: list[Stage] = []
 
-        def serve(stage: GaussianStage) -> torch.Tensor:
+        def serve(stage: Stage) -> torch.Tensor:
             seen.append(stage)
             return torch.round(model.g_a(x) - stage.means) + stage.means
 
@@ -84,7 +85,7 @@ def test_stages_and_analyse_equal_compressais_forward(architecture: str) -> None
 def test_lanes_are_channels_and_steps_are_raster_positions() -> None:
     means = torch.zeros(2, 3, 4, 5)
     values = torch.arange(120.0).reshape(2, 3, 4, 5)
-    stage = GaussianStage(means, means)
+    stage = Stage(means, means)
     lanes = stage.to_lanes(values)
     assert lanes.shape == (6, 20) and lanes[4, 7] == values[1, 1, 1, 2]
     assert torch.equal(stage.from_lanes(lanes), values)

@@ -128,11 +128,9 @@ def _tile_progress(codec: ImageCodec, title: str, height: int, width: int) -> It
     if height * width <= LARGE:
         yield
         return
-    from lic_dist.codec.tiles import LATENT, STRIDE, Grid
     from lic_dist.progress import Progress
 
     passes = 1 + codec.record.refine if title == "encoding" else 1
-    tiles = len(list(Grid.of(height, width).tiles(codec.model.g_a, STRIDE, LATENT)))  # type: ignore[arg-type]
-    with Progress(title, passes * tiles, "tile") as bar:
+    with Progress(title, passes * codec.tile_count(height, width), "tile") as bar:
         codec.advance = bar.advance
         yield

@@ -1,0 +1,100 @@
+"""Hyperprior models of one stage: means and scales of all of y follow from one z by h_s."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lic_dist.models.protocol import CodecModel, Run, Side, Sides, Stage
+
+
+class MeanScaleHyperprior(CodecModel):
+    """CompressAI's `mbt2018-mean`, and the base of whatever has its names (g_a, h_a, h_s, g_s, entropy_bottleneck,
+    gaussian_conditional): h_s gives scales and means, [B, 2M, h, w], in this order.
+    """
+
+    name = "mbt2018-mean"
+    module_class: ClassVar[type[nn.Module] | str] = "compressai.models:MeanScaleHyperprior"
+    parts = {
+        "encoder": ("g_a.", "h_a."),
+        "decoder": ("g_s.",),
+        "hyper": ("h_s.",),
+        "context": (),
+        "prior": ("entropy_bottleneck.",),
+    }
+    supports = frozenset({"deterministic", "tiles", "refinement"})
+
+    @classmethod
+    def fits(cls, state: Mapping[str, Tensor]) -> bool:
+        return _channels_of_h_s(state) == 2
+
+    @classmethod
+    def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {"N": state["g_a.0.weight"].size(0), "M": state["g_a.6.weight"].size(0)}
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return (Side("z", self.module.entropy_bottleneck),)
+
+    @property
+    def nets(self) -> Mapping[str, nn.Module]:
+        return {name: getattr(self.module, name) for name in ("g_a", "h_a", "g_s", "h_s")}
+
+    def analyse(self, x: Tensor) -> Tensor:
+        return self.run("g_a", x)
+
+    def hyper_analyse(self, y: Tensor) -> Sides:
+        return (self.run("h_a", y),)
+
+    def walk(self, sides_hat: Sides, run: Run) -> Generator[Stage, Tensor, Tensor]:
+        (z_hat,) = sides_hat
+        return (yield self.stage(run("h_s", z_hat.flatten().view(z_hat.shape))))  # in one memory layout
+
+    def stage(self, parameters: Tensor) -> Stage:
+        """Return the stage of what h_s gives."""
+        scales, means = parameters.chunk(2, 1)
+        return Stage(means, scales)
+
+    def synthesise(self, y_hat: Tensor) -> Tensor:
+        return self.run("g_s", y_hat)
+
+
+class ScaleHyperprior(MeanScaleHyperprior):
+    """CompressAI's `bmshj2018-hyperprior`: h_a reads |y|, h_s gives scales alone, [B, M, h, w], and all means are 0."""
+
+    name = "bmshj2018-hyperprior"
+    module_class = "compressai.models:ScaleHyperprior"
+
+    @classmethod
+    def fits(cls, state: Mapping[str, Tensor]) -> bool:
+        return _channels_of_h_s(state) == 1
+
+    def hyper_analyse(self, y: Tensor) -> Sides:
+        return (self.run("h_a", torch.abs(y)),)
+
+    def stage(self, parameters: Tensor) -> Stage:
+        return Stage(torch.zeros_like(parameters), parameters)
+
+
+class BlockTransform(MeanScaleHyperprior):
+    """The light codec of `models/block_transform.py`."""
+
+    name = "block-transform"
+    module_class = "lic_dist.models.block_transform:BlockTransform"
+
+    @classmethod
+    def fits(cls, state: Mapping[str, Tensor]) -> bool:
+        return "h_a.0.deviation" in state
+
+    @classmethod
+    def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        return dict(zip("NM", state["h_a.1.weight"].shape, strict=False))
+
+
+def _channels_of_h_s(state: Mapping[str, Tensor]) -> float:
+    """Return how many channels h_s ends in for each channel of y, by CompressAI's names; 0 without these."""
+    last, y = state.get("h_s.4.weight"), state.get("g_a.6.weight")
+    return 0 if last is None or y is None else last.size(0) / y.size(0)

@@ -1,0 +1,260 @@
+"""The protocol of codec models: all that search, coder, cache, finetuning and evaluation ask of a family of models.
+
+    x -> analyse -> y -> hyper_analyse -> z of each side, rounded about its medians -> z_hat
+    z_hat -> walk -> Stage -> (y_hat of its elements is sent) -> next Stage ... -> y_hat whole -> synthesise -> x_hat
+
+A family is a subclass of `CodecModel`. An object of it wraps a module, whose parameters keep their names and values:
+checkpoints, digests and optimizers see the module alone. What a family is (its name, strides and parts) belongs to the
+class, what one model computes to the object. Tensors are float32 unless it is said otherwise. B images, M channels of y
+on h x w positions, N channels of a side latent z on hz x wz positions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lic_dist.errors import LicError
+
+Part = Literal["encoder", "decoder", "hyper", "context", "prior"]
+Support = Literal["deterministic", "tiles", "refinement"]
+Sides = tuple[Tensor, ...]  # z_hat of each side latent, [B, N, hz, wz] each
+Run = Callable[[str, Tensor], Tensor]  # runs the network of a name, one of `nets`, on its input
+
+TRANSFORMS = ("g_a", "h_a", "g_s")  # of `nets`; all others are networks of the entropy model, which `walk` runs
+
+
+@dataclass(frozen=True)
+class Strides:
+    """Pixels a position, along each axis: of y, of each side latent, and what a picture's sides are padded to."""
+
+    y: int = 16
+    sides: tuple[int, ...] = (64,)
+    multiple: int = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Elements:
+    """The elements of y that a stage covers, and how they lie in lanes: known from the size of y alone.
+
+    `channels` are some of the M; `positions`, int64 [P], are raster indices into the h*w positions in the order of
+    coding, None for all of them. A lane is what a trellis runs over: a channel of an image, whose steps are its
+    positions; or, along "channels", a position of an image, whose steps are its channels.
+    """
+
+    channels: slice = field(default_factory=lambda: slice(None))
+    positions: NDArray[np.int64] | None = None
+    along: Literal["positions", "channels"] = "positions"
+
+    def take(self, whole: Tensor) -> Tensor:
+        """Return these elements of a tensor [B, M, h, w]: [B, C, P], or a view [B, C, h, w] where they have all
+        positions.
+        """
+        part = whole[:, self.channels]
+        return part if self.positions is None else part.flatten(2)[..., torch.from_numpy(self.positions)]
+
+    def put(self, whole: Tensor, part: Tensor) -> None:
+        """Write what `take` returns back into a tensor [B, M, h, w], which is changed, and is contiguous where
+        `positions` are given.
+        """
+        if self.positions is None:
+            whole[:, self.channels] = part
+        else:
+            whole.view(*whole.shape[:2], -1)[:, self.channels, torch.from_numpy(self.positions)] = part
+
+    def to_lanes(self, part: Tensor) -> NDArray[Any]:
+        """Reshape what `take` returns to [lanes, steps] on the CPU; lanes are image-major."""
+        lanes = part.detach().flatten(2)
+        lanes = lanes.transpose(1, 2) if self.along == "channels" else lanes
+        return lanes.reshape(-1, lanes.shape[2]).cpu().numpy()
+
+    def from_lanes(self, lanes: NDArray[Any], like: Tensor) -> Tensor:
+        """Invert `to_lanes`: return a tensor of the shape and on the device of `like`."""
+        values = torch.from_numpy(lanes)
+        if self.along == "channels":
+            values = values.reshape(len(like), -1, like.shape[1]).transpose(1, 2)
+        return values.reshape(like.shape).to(like.device)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is known of some elements of y before they are coded: the means and scales of their Gaussians.
+
+    Both have the shape of `elements.take(y)`. The scales are positive or are raised to CompressAI's bound, 0.11.
+    """
+
+    means: Tensor
+    scales: Tensor
+    elements: Elements = Elements()
+
+    def to_lanes(self, part: Tensor) -> NDArray[Any]:
+        """Reshape a tensor of the means' shape to lanes: see `Elements`."""
+        return self.elements.to_lanes(part)
+
+    def from_lanes(self, lanes: NDArray[Any]) -> Tensor:
+        """Invert `to_lanes`, on the device of the means."""
+        return self.elements.from_lanes(lanes, self.means)
+
+
+class Given(NamedTuple):
+    """Means and scales of all of y, and y_hat as `synthesise` takes it: [B, M, h, w] each."""
+
+    means: Tensor
+    scales: Tensor
+    y_hat: Tensor
+
+
+@dataclass(frozen=True)
+class Side:
+    """A side latent, coded by a factorized prior, a CompressAI EntropyBottleneck with integer tables after `update`."""
+
+    name: str
+    prior: Any
+
+    @property
+    def channels(self) -> int:
+        """N, the number of its channels."""
+        return int(self.prior.channels)
+
+    def medians(self) -> Tensor:
+        """Return the medians of the prior, from which the coded integers count: [1, N, 1, 1]."""
+        quantiles: Tensor = self.prior.quantiles
+        return quantiles.detach()[:, 0, 1].reshape(1, -1, 1, 1)
+
+    def dequantize(self, z: Tensor) -> Tensor:
+        """Return z_hat, z + medians, of the coded integers z of any type, [B, N, hz, wz]."""
+        middle = self.medians()
+        return z.to(middle.dtype) + middle
+
+    def likelihood(self, z_hat: Tensor) -> Tensor:
+        """Return the probability of each element of z_hat, at least CompressAI's bound of 1e-9."""
+        likelihood: Tensor = self.prior(z_hat, training=False)[1]
+        return likelihood
+
+
+class CodecModel(ABC):
+    """A model that codes images, as the rest of lic_dist sees it. Subclasses are families; see the module's text."""
+
+    name: ClassVar[str]
+    """What checkpoints and configurations call the family; CompressAI's name where it has one."""
+    module_class: ClassVar[type[nn.Module] | str]
+    """The class of the modules that it wraps, or where that is imported from: "package.module:Class"."""
+    strides: ClassVar[Strides] = Strides()
+    parts: ClassVar[Mapping[Part, tuple[str, ...]]]
+    """How the names of each part's parameters and buffers begin; a part may be absent. The cache depends on the
+    encoder; decoder, hyper and context networks and priors are what finetuning trains. Names that end in `.quantiles`
+    belong to no recipe: the medians among them count as the encoder's, the rest follows the prior."""
+    supports: ClassVar[frozenset[Support]] = frozenset()
+    """deterministic: the networks of `walk` have a form in integers (models/integer.py). tiles: receptive fields follow
+    from the layers of `nets` (codec/tiles.py). refinement: y may be moved before the search (models/refine.py)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module: Any = module
+
+    @classmethod
+    def prefixes(cls, *parts: Part) -> tuple[str, ...]:
+        """Return how the names of the parameters of some parts begin."""
+        return tuple(prefix for part in parts for prefix in cls.parts.get(part, ()))
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, state: Mapping[str, Tensor]) -> bool:
+        """Return whether a state_dict, told by names and shapes, is of this family and of no other."""
+
+    @classmethod
+    @abstractmethod
+    def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the arguments of `build`, N and M at least, that are read off the shapes of a state_dict."""
+
+    @property
+    @abstractmethod
+    def sides(self) -> tuple[Side, ...]:
+        """The side latents, in the order of coding."""
+
+    @property
+    @abstractmethod
+    def nets(self) -> Mapping[str, nn.Module]:
+        """The networks by name, TRANSFORMS first: what may be compiled, run in tiles, or replaced by integers."""
+
+    @abstractmethod
+    def analyse(self, x: Tensor) -> Tensor:
+        """Return y [B, M, h, w] of pictures x [B, 3, H, W] in [0, 1], sides multiples of `strides.multiple`."""
+
+    @abstractmethod
+    def hyper_analyse(self, y: Tensor) -> Sides:
+        """Return z of each side, before rounding, [B, N, hz, wz] each."""
+
+    @abstractmethod
+    def walk(self, sides_hat: Sides, run: Run) -> Generator[Stage, Tensor, Tensor]:
+        """Yield the stages of y in the order of `layout`; after each, be sent y_hat of its elements, in their shape.
+
+        Return y_hat whole, [B, M, h, w], with all corrections, as `synthesise` takes it. Networks are called by `run`
+        alone, and on both sides of a channel with inputs of one memory layout: other layouts select other convolution
+        kernels, whose results differ in the last bit.
+        """
+
+    @abstractmethod
+    def synthesise(self, y_hat: Tensor) -> Tensor:
+        """Return the decoded pictures x_hat [B, 3, H, W], not clamped, of y_hat [B, M, h, w]."""
+
+    @property
+    def channels(self) -> int:
+        """M, the number of channels of y."""
+        return int(self.module.M)
+
+    @property
+    def gaussian(self) -> Any:
+        """The CompressAI GaussianConditional of y: its bounds, and its integer tables after `update`."""
+        return self.module.gaussian_conditional
+
+    def layout(self, height: int, width: int) -> tuple[Elements, ...]:
+        """Return the elements of each stage, for y of this height and width in positions; one stage covers all."""
+        return (Elements(),)
+
+    def run(self, name: str, values: Tensor) -> Tensor:
+        """Run one of `nets` as it is: the `run` of training."""
+        result: Tensor = self.nets[name](values)
+        return result
+
+    def given(self, sides_hat: Sides, y_hat: Tensor) -> Given:
+        """Return means and scales where all of y_hat [B, M, h, w] is known, differentiable in all that is given.
+
+        It drives `walk`. A family whose stages need not be taken one after another then overrides it.
+        """
+        walk, stage, stages = self.walk(sides_hat, self.run), None, []
+        while True:
+            try:
+                stage = next(walk) if stage is None else walk.send(stage.elements.take(y_hat))
+            except StopIteration as done:
+                corrected: Tensor = done.value
+                break
+            stages.append(stage)
+        if len(stages) == 1:
+            return Given(stages[0].means, stages[0].scales, corrected)
+        means, scales = y_hat.new_empty(y_hat.shape), y_hat.new_empty(y_hat.shape)
+        for stage in stages:
+            stage.elements.put(means, stage.means)
+            stage.elements.put(scales, stage.scales)
+        return Given(means, scales, corrected)
+
+    def likelihood(self, y: Tensor, stage: Stage) -> Tensor:
+        """Return CompressAI's likelihood of a stage's elements y, for cells of step 1 about them, with its bound."""
+        gaussian = self.gaussian
+        likelihood: Tensor = gaussian.likelihood_lower_bound(gaussian._likelihood(y, stage.scales, stage.means))
+        return likelihood
+
+    def update(self) -> None:
+        """Make the integer tables of `gaussian` and of the priors from the present weights."""
+        self.module.update(force=True)
+
+    def require(self, what: Support) -> None:
+        """Raise LicError where the family does not support something."""
+        if what not in self.supports:
+            raise LicError(f"{self.name} does not support {what}", hint="`lic-dist models` lists what families support")
