@@ -38,12 +38,12 @@ from lic_dist.version import __version__
 class Workers:
     """How many workers process shards, on which engine and model, and with how many refinement steps of y.
 
-    `model` is what a worker on any node loads: a checkpoint's absolute path or a shipped name, and the architecture and
-    lmbda of a checkpoint that does not state them.
+    `model` is what a worker on any node loads: a checkpoint's absolute path or a shipped name, and the architecture,
+    lmbda and options of a checkpoint that does not state them.
     """
 
     engine: config.Engine
-    model: tuple[str, str | None, float | None]
+    model: tuple[str, str | None, float | None, dict[str, Any]]
     refine: int
 
 
@@ -72,7 +72,7 @@ class Job:
 def workers_of(experiment: config.Experiment) -> Workers:
     """Return the experiment's workers."""
     section = config.need(experiment.model, "model")
-    model = checkpoints.absolute(section.checkpoint), section.architecture, section.lmbda
+    model = checkpoints.absolute(section.checkpoint), section.architecture, section.lmbda, section.options
     return Workers(experiment.engine, model, experiment.quantizer.refine if experiment.quantizer else 0)
 
 
@@ -85,8 +85,8 @@ def open_cache(experiment: config.Experiment) -> LatentCache:
 def load_parent(experiment: config.Experiment) -> Checkpoint:
     """Load the experiment's base model."""
     section = config.need(experiment.model, "model")
-    loaded = checkpoints.load(section.checkpoint, section.architecture, section.lmbda)
-    said = section.model_dump(include={"architecture", "N", "M", "lmbda"})
+    loaded = checkpoints.load(section.checkpoint, section.architecture, section.lmbda, section.options)
+    said = section.model_dump(include={"architecture", "N", "M", "lmbda", "options"})
     checkpoints.check_agrees(loaded.spec, **said)
     return loaded
 
@@ -179,6 +179,7 @@ def model_identity(parent: Checkpoint) -> dict[str, Any]:
         "N": spec.N,
         "M": spec.M,
         "encoder_sha256": encoder_digest(parent.model),
+        **({"options": spec.options} if spec.options else {}),
     }
 
 

@@ -140,10 +140,10 @@ def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
 
 
 def make_encoder(
-    source: str, architecture: str | None, lmbda: float | None, batch: int, refine: int
+    source: str, architecture: str | None, lmbda: float | None, options: dict[str, Any], batch: int, refine: int
 ) -> Callable[[ReadShard], EncodedShard]:
     """Make the second stage: the frozen encoder, `refine` steps of y, and the hyper-decoder; float32 without TF32."""
-    loaded = _load(source, architecture, lmbda)
+    loaded = _load(source, architecture, lmbda, options)
     model, refinement = loaded.model, Refinement(refine, loaded.spec.lmbda)
 
     def work(read: ReadShard) -> EncodedShard:
@@ -162,10 +162,15 @@ def make_encoder(
 
 
 def make_hyper_decoder(
-    target: Target, source: str, architecture: str | None, lmbda: float | None, batch: int
+    target: Target,
+    source: str,
+    architecture: str | None,
+    lmbda: float | None,
+    options: dict[str, Any],
+    batch: int,
 ) -> Callable[[Shard], EncodedShard | None]:
     """Make the stage that replaces the first two where y is stored: read it and run the hyper-decoder."""
-    model = _load(source, architecture, lmbda).model
+    model = _load(source, architecture, lmbda, options).model
     cache = LatentCache.open(target.storage)
 
     def work(shard: Shard) -> EncodedShard:
@@ -191,11 +196,11 @@ def restore_torch_settings() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = allowed
 
 
-def _load(source: str, architecture: str | None, lmbda: float | None) -> checkpoint.Checkpoint:
+def _load(source: str, architecture: str | None, lmbda: float | None, options: dict[str, Any]) -> checkpoint.Checkpoint:
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    loaded = checkpoint.load(source, architecture, lmbda)
+    loaded = checkpoint.load(source, architecture, lmbda, options)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 

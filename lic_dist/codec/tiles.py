@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lic_dist.models.protocol import CodecModel, Run, Strides
+from lic_dist.models.protocol import CodecModel, Run, Strides, one_layout
 from lic_dist.models.refine import gradient_at
 from lic_dist.models.stages import rounded_z
 
@@ -151,8 +151,7 @@ def run_in_tiles(codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[
     def run(name: str, values: Tensor) -> Tensor:
         network, reads, whole = form(name), values.shape[2] // grid.high, torch.empty(0)
         for rows, columns in grid.tiles(codec, name, reads, grid.latent):
-            window = values[..., rows.source, columns.source]
-            part = network(window.flatten().view(window.shape))  # in one memory layout
+            part = network(one_layout(values[..., rows.source, columns.source]))
             if not len(whole):
                 whole = part.new_empty(1, part.shape[1], grid.latent * grid.high, grid.latent * grid.wide)
             whole[..., rows.target, columns.target] = part[..., rows.kept, columns.kept]

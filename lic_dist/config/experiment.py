@@ -29,12 +29,18 @@ class Model(Section):
 
     checkpoint: PathText = Field(description="A checkpoint's path, or a name of `lic-dist models`.")
     architecture: str | None = Field(
-        None, description="CompressAI's name of the model's family; null: as the checkpoint says."
+        None,
+        description="The model's family: a name of `lic-dist models`, or my_package.my_module:MyCodec, a CodecModel; "
+        "null: as the checkpoint says.",
     )
     N: int | None = Field(
         None, description="Channels of the hyper-latents z and of the layers; null: as the checkpoint says."
     )
     M: int | None = Field(None, description="Channels of the latents y; null: as the checkpoint says.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Arguments of the model's class beyond N and M, where the checkpoint has none.",
+    )
     lmbda: float | None = Field(
         None, description="lambda of L = lambda 255^2 MSE + bits per pixel; null: as the checkpoint says."
     )

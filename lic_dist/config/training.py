@@ -102,9 +102,15 @@ class Steps(Section):
 class Train(Steps):
     """Conventional end-to-end training of a base model (`lic-dist train`)."""
 
-    architecture: str = Field("mbt2018-mean", description="CompressAI's name of the model's family.")
+    architecture: str = Field(
+        "mbt2018-mean",
+        description="The model's family: a name of `lic-dist models`, or my_package.my_module:MyCodec, a CodecModel.",
+    )
     N: int = Field(48, ge=1, description="Channels of the hyper-latents z and of the layers.")
     M: int = Field(72, ge=1, description="Channels of the latents y.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the model's class beyond N and M, by name."
+    )
     lmbda: float = Field(0.013, gt=0, description="lambda of the loss L = lambda 255^2 MSE + bits per pixel.")
     steps: int = Field(10000, ge=1, description="Steps of the optimizer.")
     crop: int = Field(256, ge=64, multiple_of=64, description="Side of a crop, in pixels.")
@@ -140,7 +146,7 @@ class Finetune(Steps):
 
     recipe: Recipe = Field(
         "decoder+hyper",
-        description="What trains: a name, or a list of parts (decoder, hyper, prior) and parameters (g_s.6).",
+        description="What trains: a name, or a list of parts (decoder, hyper, context, prior) and parameters (g_s.6).",
     )
     latents: Literal["quantized", "noise", "straight-through"] = Field(
         "quantized", description="What the decoder trains on; the last two are controls."

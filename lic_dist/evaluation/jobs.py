@@ -6,9 +6,9 @@ import fnmatch
 import glob
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lic_dist.building.records import named_record
 from lic_dist.codec.codec import ImageCodec
@@ -43,13 +43,16 @@ class Job:
     model: str
     arm: str
     seed: int | None = None
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         return f"{label(self.checkpoint)}, {self.quantizer}"
 
     def load(self) -> Checkpoint:
         """Load the checkpoint."""
-        return replace(checkpoints.load(self.model_at, self.architecture, self.lmbda), source=self.checkpoint)
+        return replace(
+            checkpoints.load(self.model_at, self.architecture, self.lmbda, self.options), source=self.checkpoint
+        )
 
     def codec(self) -> ImageCodec:
         """Load the codec. Raises UsageError where checkpoint or record has changed since the run began."""
@@ -141,7 +144,8 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment) 
     """Return the jobs of a checkpoint. A quantizer's name is a record that it carries, else a group of the cache."""
     section = experiment.model
     architecture, lmbda = (section.architecture, section.lmbda) if section else (None, None)
-    loaded = checkpoints.load(checkpoint, architecture, lmbda)
+    options = section.options if section else {}
+    loaded = checkpoints.load(checkpoint, architecture, lmbda, options)
     model = checkpoints.digest(loaded.model.state_dict())
     jobs = []
     names = [name for text in quantizers for name in (carried(loaded) if text == CARRIED else (text,))]
@@ -163,6 +167,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment) 
                 model=model,
                 arm=arm_of(loaded),
                 seed=seed_of(loaded),
+                options=options,
             )
         )
     return jobs

@@ -4,7 +4,7 @@ A checkpoint is a dictionary of plain data and tensors, so that it loads with `w
 CompressAI's own `eval_model`:
 
     state_dict    tensors, float32 (in the zoo parameters float16, loaded to float32, and CDF tables empty)
-    architecture, N, M, lmbda
+    architecture, N, M, lmbda, and options where the model was built with some
     quantizers    {name: quantizer record as JSON}
     history       [{what was done: recipe, steps, cache fingerprint, parent ...}], oldest first
 """
@@ -12,6 +12,7 @@ CompressAI's own `eval_model`:
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.errors import LicError, UsageError
-from lic_dist.models.architectures import ModelSpec, adapt, build
+from lic_dist.models.architectures import ModelSpec, adapt, build, family, installed
 from lic_dist.models.compat import import_compressai
 from lic_dist.models.lambdas import LAMBDAS
 from lic_dist.models.names import SUFFIX
@@ -111,21 +112,35 @@ def load(
     name_or_path: str,
     architecture: str | None = None,
     lmbda: float | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Load a checkpoint of lic_dist or a plain one of CompressAI's (give its lmbda, unless the file's name tells it).
 
+    `options` are arguments of the model's class beyond N and M. What the file says counts, where it says something; of
+    a file that says its architecture, its options. A class of a user's own (see architectures.py) is imported where
+    `architecture` names it, never because a file does.
+
     Raises:
-        UsageError: no such file, or a lmbda that neither the file nor the caller gives.
+        UsageError: no such file, a class that is not named here, or a lmbda that neither the file nor the caller gives.
         LicError: a file that is not a checkpoint, a family that is not served, or a tensor that is not finite.
     """
     path = locate(name_or_path)
     content = read(path)
+    said = str(content.get("architecture") or "")
+    if ":" in said and said not in (architecture, *installed().values()):
+        raise UsageError(
+            f"{path} is a model of {said}, which is not imported because a file names it",
+            hint="if it is yours, name it too: model.architecture in a configuration, --architecture to a command",
+        )
+    architecture = said or architecture
+    if architecture is not None:
+        family(architecture)
     try:
         state = tensors_of(content)
-        found, N, M = recognise(state)
+        found, sizes = recognise(state, architecture)
     except LicError as error:
         raise LicError(f"{path}: {error.message}", hint=error.hint) from None
-    architecture = content.get("architecture") or architecture or found
+    architecture = architecture or found
     lmbda = content.get("lmbda") or lmbda or _published_lmbda(path)
     if lmbda is None:
         values = ", ".join(f"{value:g}" for value in LAMBDAS["mse"])
@@ -134,15 +149,16 @@ def load(
             hint="give model.lmbda or model.quality in a configuration, --lambda to a command; "
             f"CompressAI's qualities 1 to 8 have {values}",
         )
-    model = build(architecture, N, M)
     if architecture != found:
         raise LicError(f"{path} does not fit {architecture}: it is {found}")
+    options = dict((content.get("options") if said else options) or {})
+    model = build(architecture, **{**options, **sizes})
     try:
         model.load_state_dict(state)
     except (RuntimeError, KeyError, ValueError) as error:
         raise LicError(f"{path} does not fit {architecture}: {str(error).splitlines()[-1].strip()}") from None
     update_tables(model)
-    spec = ModelSpec(architecture, N, M, float(lmbda))
+    spec = ModelSpec(architecture, sizes["N"], sizes["M"], float(lmbda), options)
     return Checkpoint(
         model.eval(), spec, dict(content.get("quantizers", {})), list(content.get("history", [])), str(name_or_path)
     )
@@ -165,15 +181,15 @@ def _published_lmbda(path: Path) -> float | None:
     )
 
 
-def check_agrees(spec: ModelSpec, **said: str | float | None) -> None:
-    """Refuse an architecture, N, M or lmbda, given by a configuration or command, that differs from the checkpoint's.
+def check_agrees(spec: ModelSpec, **said: Any) -> None:
+    """Refuse what a configuration or command says of a model where it differs from the checkpoint's spec.
 
     Raises:
         UsageError: they differ; both values are named.
     """
     for key, value in said.items():
         held = getattr(spec, key)
-        if value is not None and value != held:
+        if value is not None and value != {} and value != held:
             raise UsageError(
                 f"{key} {value} is given, the checkpoint has {held}", hint=f"leave {key} out, it is in the file"
             )

@@ -14,6 +14,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lic_dist.errors import LicError
+from lic_dist.models.compat import import_compressai
 
 Part = Literal["encoder", "decoder", "hyper", "context", "prior"]
 Support = Literal["deterministic", "tiles", "refinement"]
@@ -139,6 +142,14 @@ class Side:
         return likelihood
 
 
+def one_layout(values: Tensor) -> Tensor:
+    """Return a tensor in the memory layout that networks of the entropy model are given, by encoder and decoder alike.
+
+    Other layouts, such as channels last, select other convolution kernels, whose results differ in the last bit.
+    """
+    return values.flatten().view(values.shape)
+
+
 class CodecModel(ABC):
     """A model that codes images, as the rest of lic_dist sees it. Subclasses are families; see the module's text."""
 
@@ -157,6 +168,22 @@ class CodecModel(ABC):
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
+
+    @classmethod
+    @cache
+    def module_type(cls) -> type[nn.Module]:
+        """Return `module_class`, imported where it is text."""
+        if not isinstance(cls.module_class, str):
+            return cls.module_class
+        import_compressai()
+        module, _, name = cls.module_class.partition(":")
+        found: type[nn.Module] = getattr(import_module(module), name)
+        return found
+
+    @classmethod
+    def build(cls, **sizes: Any) -> nn.Module:
+        """Return a freshly initialised module: `sizes` are N, M and what else its class takes."""
+        return cls.module_type()(**sizes)
 
     @classmethod
     def prefixes(cls, *parts: Part) -> tuple[str, ...]:
@@ -181,28 +208,27 @@ class CodecModel(ABC):
     @property
     @abstractmethod
     def nets(self) -> Mapping[str, nn.Module]:
-        """The networks by name, TRANSFORMS first: what may be compiled, run in tiles, or replaced by integers."""
-
-    @abstractmethod
-    def analyse(self, x: Tensor) -> Tensor:
-        """Return y [B, M, h, w] of pictures x [B, 3, H, W] in [0, 1], sides multiples of `strides.multiple`."""
-
-    @abstractmethod
-    def hyper_analyse(self, y: Tensor) -> Sides:
-        """Return z of each side, before rounding, [B, N, hz, wz] each."""
+        """The networks by name: TRANSFORMS, and those that `walk` runs."""
 
     @abstractmethod
     def walk(self, sides_hat: Sides, run: Run) -> Generator[Stage, Tensor, Tensor]:
         """Yield the stages of y in the order of `layout`; after each, be sent y_hat of its elements, in their shape.
 
         Return y_hat whole, [B, M, h, w], with all corrections, as `synthesise` takes it. Networks are called by `run`
-        alone, and on both sides of a channel with inputs of one memory layout: other layouts select other convolution
-        kernels, whose results differ in the last bit.
+        alone, with inputs of `one_layout`.
         """
 
-    @abstractmethod
+    def analyse(self, x: Tensor) -> Tensor:
+        """Return y [B, M, h, w] of pictures x [B, 3, H, W] in [0, 1], sides multiples of `strides.multiple`."""
+        return self.run("g_a", x)
+
+    def hyper_analyse(self, y: Tensor) -> Sides:
+        """Return z of each side, before rounding, [B, N, hz, wz] each; here, of a single one."""
+        return (self.run("h_a", y),)
+
     def synthesise(self, y_hat: Tensor) -> Tensor:
         """Return the decoded pictures x_hat [B, 3, H, W], not clamped, of y_hat [B, M, h, w]."""
+        return self.run("g_s", y_hat)
 
     @property
     def channels(self) -> int:

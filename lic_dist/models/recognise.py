@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lic_dist.errors import LicError
-from lic_dist.models.architectures import ARCHITECTURES, family
+from lic_dist.models.architectures import ARCHITECTURES, family, installed
 
 WRAPPERS = ("ema", "state_dict", "model_state_dict", "net_state_dict", "model", "net", "network")
 """Keys under which training scripts keep the tensors. `ema` comes first: it is the one that is judged."""
@@ -24,7 +24,6 @@ _PUBLISHED = re.compile(
 )
 
 _Names = Mapping[str, Tensor]
-Sizes = tuple[str, int, int]
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -76,23 +75,27 @@ OTHERS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (
     ("mbt2018", _has("context_prediction", "g_a.0.weight")),
     ("bmshj2018-factorized", lambda state: _has("g_a.", "entropy_bottleneck.")(state) and not _has("h_a.")(state)),
 )
-"""Families that are not served, looked for from the first on."""
+"""Families that are not served, looked for from the first on, after those of installed packages."""
 
 
-def recognise(state: Mapping[str, Tensor]) -> Sizes:
-    """Return (architecture, N, M), read off names and shapes.
+def recognise(state: Mapping[str, Tensor], named: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Return (architecture, sizes), read off names and shapes: `named` where the state_dict is of that family.
+
+    Sizes are N, M and what else `CodecModel.sizes` tells.
 
     Raises:
         LicError: a family that is not served, which is named, or no image codec.
     """
+    for name in ([named] if named else []) + list(installed()):
+        if family(name).fits(state):
+            return name, family(name).sizes(state)
     for name, fits in OTHERS:
         if fits(state):
-            served = ", ".join(ARCHITECTURES)
+            served = ", ".join([*ARCHITECTURES, *installed()])
             raise LicError(f"this is {name}, a family that is not served", hint=f"served are {served}")
     for name in ARCHITECTURES:
         if family(name).fits(state):
-            sizes = family(name).sizes(state)
-            return name, sizes["N"], sizes["M"]
+            return name, family(name).sizes(state)
     raise LicError("this holds no image codec", hint="a CompressAI state_dict has tensors such as g_a.0.weight")
 
 

@@ -99,8 +99,9 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     judged = photo_crops.centre_crops(section.path, held_out, HELD_OUT_CROP, HELD_OUT_MOST)
     if not len(judged):
         judged = photo_crops.centre_crops(section.path, held_out, config.crop, HELD_OUT_MOST)
+    unused = () if config.options else ("options",)
     identity = {
-        **config.model_dump(mode="json", exclude={"out", "start", "keep", "tensorboard"}),
+        **config.model_dump(mode="json", exclude={"out", "start", "keep", "tensorboard", *unused}),
         "start": checkpoint.digest(start.model.state_dict()),
         "manifest_sha256": manifest.digest,
         "held_out": section.held_out,
@@ -171,11 +172,11 @@ def evaluate_held_out(model: nn.Module, pixels: Tensor, config: Train, ranks: Ra
 
 def _initial_checkpoint(config: Train) -> Checkpoint:
     """Return the model before the first step: a new one, or the checkpoint `train.start`, whose lambda may differ."""
-    spec = ModelSpec(config.architecture, config.N, config.M, config.lmbda)
+    spec = ModelSpec(config.architecture, config.N, config.M, config.lmbda, config.options)
     if config.start is None:
         torch.manual_seed(config.seed)
-        return Checkpoint(build(config.architecture, config.N, config.M), spec)
-    start = checkpoint.load(config.start)
+        return Checkpoint(build(spec.architecture, spec.N, spec.M, **spec.options), spec)
+    start = checkpoint.load(config.start, spec.architecture, spec.lmbda, spec.options)
     if replace(start.spec, lmbda=spec.lmbda) != spec:
         raise LicError(f"train.start is a {start.spec.architecture} with N={start.spec.N}, M={start.spec.M}")
     return replace(start, spec=spec)

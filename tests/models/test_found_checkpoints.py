@@ -40,7 +40,7 @@ def loads_same(path: Path, expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("architecture", ["mbt2018-mean", "bmshj2018-hyperprior", "block-transform"])
 def test_architecture_and_sizes_are_read_off_the_tensors(architecture: str) -> None:
-    assert recognise(state(architecture)) == (architecture, 4, 6)
+    assert recognise(state(architecture)) == (architecture, {"N": 4, "M": 6})
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key; may be repeated.")]
 EngineName = Annotated[str | None, typer.Option("--engine", help="ray or local; overrides engine.name.")]
-Architecture = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say its own.")]
+Architecture = Annotated[
+    str | None,
+    typer.Option(help="Of a checkpoint that does not say its own, or is of your class package.module:Class."),
+]
 Lmbda = Annotated[float | None, typer.Option("--lambda", help="Of a checkpoint that does not say its own.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be used.")]
 Target = Annotated[str, typer.Argument(help="The store's path or URL, or the experiment's YAML file.")]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lic_dist.models.protocol import CodecModel, Run, Side, Sides, Stage
+from lic_dist.models.protocol import CodecModel, Run, Side, Sides, Stage, one_layout
 
 
 class MeanScaleHyperprior(CodecModel):
@@ -43,23 +43,14 @@ class MeanScaleHyperprior(CodecModel):
     def nets(self) -> Mapping[str, nn.Module]:
         return {name: getattr(self.module, name) for name in ("g_a", "h_a", "g_s", "h_s")}
 
-    def analyse(self, x: Tensor) -> Tensor:
-        return self.run("g_a", x)
-
-    def hyper_analyse(self, y: Tensor) -> Sides:
-        return (self.run("h_a", y),)
-
     def walk(self, sides_hat: Sides, run: Run) -> Generator[Stage, Tensor, Tensor]:
         (z_hat,) = sides_hat
-        return (yield self.stage(run("h_s", z_hat.flatten().view(z_hat.shape))))  # in one memory layout
+        return (yield self.stage(run("h_s", one_layout(z_hat))))
 
     def stage(self, parameters: Tensor) -> Stage:
         """Return the stage of what h_s gives."""
         scales, means = parameters.chunk(2, 1)
         return Stage(means, scales)
-
-    def synthesise(self, y_hat: Tensor) -> Tensor:
-        return self.run("g_s", y_hat)
 
 
 class ScaleHyperprior(MeanScaleHyperprior):
@@ -73,7 +64,7 @@ class ScaleHyperprior(MeanScaleHyperprior):
         return _channels_of_h_s(state) == 1
 
     def hyper_analyse(self, y: Tensor) -> Sides:
-        return (self.run("h_a", torch.abs(y)),)
+        return super().hyper_analyse(torch.abs(y))
 
     def stage(self, parameters: Tensor) -> Stage:
         return Stage(torch.zeros_like(parameters), parameters)
