@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lic_dist.app.commands import cache, codec, submit
+from lic_dist.app.commands import cache, codec, models, submit
 from lic_dist.app.commands import config as config_commands
 from lic_dist.app.commands.options import (
     Architecture,
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure, beside named baselines, in one run.", no_args_is_help=True)
 app.add_typer(cache.app, name="cache")
+app.add_typer(models.app, name="models")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(bench_app, name="bench")
 app.add_typer(submit.app, name="submit")
@@ -196,17 +197,6 @@ def run_study(
 app.command()(config_commands.init)
 app.command()(codec.encode)
 app.command()(codec.decode)
-
-
-@app.command()
-def models() -> None:
-    """List the checkpoints shipped with the package."""
-    from lic_dist.models import checkpoint
-
-    for name, path in checkpoint.zoo().items():
-        content = checkpoint.read(path)
-        spec = ", ".join(f"{key} {content[key]}" for key in ("architecture", "N", "M", "lmbda"))
-        typer.echo(f"{name}: {spec}; quantizers: {', '.join(['sq', *content['quantizers']])}")
 
 
 @app.command()

@@ -38,6 +38,17 @@ def tensors(model: nn.Module, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     }
 
 
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Return the number of parameters of each part that has some; the quantiles of priors count with their priors."""
+    codec = adapt(model)
+    found: dict[str, int] = {}
+    for part in codec.parts:
+        prefixes = codec.prefixes(part)
+        sizes = [values.numel() for name, values in model.named_parameters() if name.startswith(prefixes)]
+        found |= {part: sum(sizes)} if sizes else {}
+    return found
+
+
 def encoder_digest(model: nn.Module) -> str:
     """Return the sha256 of what cached y and z depend on: g_a, h_a and the medians of z."""
     codec = adapt(model)

@@ -85,6 +85,7 @@ report: {out: report}
 """
 LINES = """
 models
+models describe base-small
 config explain quantizer.states
 init mine --images photos --checkpoint base-small
 cache scan e.yaml

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from lic_dist.app.cli import app
 from lic_dist.errors import UsageError
 from lic_dist.models import architectures, checkpoint
 from lic_dist.models.architectures import ModelSpec, adapt, build, family, installed
@@ -116,3 +118,27 @@ def test_a_named_family_is_asked_before_others(plugin: str) -> None:
     assert recognise(state) == ("block-transform", {"N": 8, "M": 12})
     assert recognise(state, plugin) == (plugin, {"N": 8, "M": 12})
     assert recognise(build("mbt2018-mean", 8, 12).state_dict(), plugin)[0] == "mbt2018-mean"
+
+
+def test_models_lists_families_and_what_they_support(plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, plugin)
+    said = CliRunner().invoke(app, ["models"]).output
+    for name in ("mbt2018-mean", "bmshj2018-hyperprior", "block-transform", "twin"):
+        assert f"  {name}: y a 16th, z a 64th of the sides; deterministic, refinement, tiles\n" in said
+    assert "  base-small: architecture mbt2018-mean, N 48, M 72, lmbda 0.013; quantizers: sq\n" in said
+
+
+def test_describe_says_what_a_plain_checkpoint_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build("bmshj2018-hyperprior", 8, 12)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "plain.tar")
+    said = CliRunner().invoke(app, ["models", "describe", str(tmp_path / "plain.tar")]).output.splitlines()
+    assert said[0] == f"{tmp_path / 'plain.tar'}: bmshj2018-hyperprior, told by its tensors"
+    assert said[1:4] == [
+        "  N 8, M 12, lambda not said",
+        "  strides: y 16, z 64; pictures are padded to multiples of 64",
+        "  stages of a crop of 256x256: 1; channels of y: 12",
+    ]
+    counts = [int(line.split()[1].replace(",", "")) for line in said if line.endswith("parameters")]
+    assert [line.split(":")[0].strip() for line in said[5:9]] == ["encoder", "decoder", "hyper", "prior"]
+    assert sum(counts) == sum(values.numel() for values in model.parameters()) and said[-1] == "  quantizers: sq"

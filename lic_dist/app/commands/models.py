@@ -1,0 +1,73 @@
+"""`lic-dist models`: the families served and the checkpoints shipped. `lic-dist models describe`: a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lic_dist.app.commands.options import Architecture
+
+if TYPE_CHECKING:
+    from lic_dist.models.checkpoint import Checkpoint
+
+app = typer.Typer(
+    help="List families of models and what they support, and the shipped checkpoints.", invoke_without_command=True
+)
+
+
+@app.callback()
+def list_all(context: typer.Context) -> None:
+    """List families of models and what they support, and the shipped checkpoints."""
+    if context.invoked_subcommand is not None:
+        return
+    from lic_dist.models import checkpoint
+    from lic_dist.models.architectures import ARCHITECTURES, family, installed
+
+    typer.echo("families:")
+    for name in (*ARCHITECTURES, *installed()):
+        of = family(name)
+        sides = " and ".join(map(str, of.strides.sides))
+        typer.echo(f"  {name}: y a {of.strides.y}th, z a {sides}th of the sides; {', '.join(sorted(of.supports))}")
+    typer.echo("checkpoints:")
+    for name, path in checkpoint.zoo().items():
+        content = checkpoint.read(path)
+        spec = ", ".join(f"{key} {content[key]}" for key in ("architecture", "N", "M", "lmbda"))
+        typer.echo(f"  {name}: {spec}; quantizers: {', '.join(['sq', *content['quantizers']])}")
+
+
+@app.command()
+def describe(
+    file: Annotated[str, typer.Argument(help="A checkpoint, or a name of `lic-dist models`.")],
+    architecture: Architecture = None,
+) -> None:
+    """Say what a checkpoint is: its family, strides, stages, the parameters of its parts, the quantizers it carries."""
+    from lic_dist.models import checkpoint
+
+    said = checkpoint.read(checkpoint.locate(file)).get("architecture")
+    loaded = checkpoint.load(file, architecture, math.nan)
+    typer.echo(f"{file}: {loaded.spec.architecture}, told by {'the file' if said else architecture or 'its tensors'}")
+    for line in _lines(loaded):
+        typer.echo(f"  {line}")
+
+
+def _lines(loaded: Checkpoint) -> Iterator[str]:
+    from lic_dist.models.parts import parameter_counts
+
+    codec, spec = loaded.codec, loaded.spec
+    options = "".join(f", {key} {value}" for key, value in spec.options.items())
+    lmbda = "not said" if math.isnan(spec.lmbda) else f"{spec.lmbda:g}"
+    yield f"N {spec.N}, M {spec.M}{options}, lambda {lmbda}"
+    yield (
+        f"strides: y {codec.strides.y}, "
+        + ", ".join(f"{side.name} {stride}" for side, stride in zip(codec.sides, codec.strides.sides, strict=True))
+        + f"; pictures are padded to multiples of {codec.strides.multiple}"
+    )
+    stages = codec.layout(256 // codec.strides.y, 256 // codec.strides.y)
+    yield f"stages of a crop of 256x256: {len(stages)}; channels of y: {codec.channels}"
+    yield f"supports: {', '.join(sorted(codec.supports)) or 'none of deterministic, tiles, refinement'}"
+    for part, count in parameter_counts(loaded.model).items():
+        yield f"{part}: {count:,} parameters"
+    yield f"quantizers: {', '.join(['sq', *loaded.quantizers])}"
