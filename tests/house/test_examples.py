@@ -8,12 +8,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 import lic_dist
-from lic_dist.evaluation.results import write_points
+from lic_dist.app.cli import app
+from lic_dist.errors import LicError
+from lic_dist.evaluation.results import read_points, write_points
+from tests.conftest import picture
 from tests.points import measured, of_arm
+from tests.stores import FIXED
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Run = Callable[..., list[str]]
@@ -46,7 +53,7 @@ def test_names_are_loaded_when_they_are_used() -> None:
 
 def test_examples_are_short() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert len(lengths) == 4 and max(lengths.values()) < 60, lengths
+    assert len(lengths) == 5 and max(lengths.values()) < 60, lengths
 
 
 def test_a_picture_is_coded(run: Run, tmp_path: Path) -> None:
@@ -66,6 +73,68 @@ def test_a_cache_is_read_in_a_training_loop(run: Run, made: Path, base: Path) ->
     lines = run("train_from_cache.py", made, "tcq8", base, 3)
     assert [line.split(":")[0] for line in lines] == ["step 0", "step 1", "step 2"]
     assert all(float(line.split()[2]) > 10 for line in lines)
+
+
+@pytest.fixture
+def own(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint of the example's codec, trained for some steps, and its experiment beside it."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    named = {"architecture": "own_architecture:Linear", "options": {"slope": 0.1}}
+    sizes = {"N": 4, "M": 16, "lmbda": 0.05, "steps": 80, "batch": 4, "crop": 64, "lr": 2e-2, "quantile_steps": 60}
+    document = {
+        "train": {**named, **sizes, "out": str(tmp_path / "base")},
+        "model": {"checkpoint": str(tmp_path / "base"), **named},
+        "images": {"path": str(photos), "crop": 64, "variations": 3, "held_out": "valid"},
+        "quantizer": {"name": "tcq", "states": 8, "pilot": 8, "calibration": 4, **FIXED},
+        "cache": {"path": str(tmp_path / "a.zarr"), "shard": 8, "batch": 4},
+        "engine": {"name": "local"},
+        "finetune": {"recipe": "decoder+hyper", "steps": 4, "batch": 4, "out": str(tmp_path / "tuned")},
+        "evaluate": {
+            "images": str(photos / "valid"),
+            "checkpoints": [str(tmp_path / "base"), str(tmp_path / "tuned")],
+            "quantizers": ["sq", "tcq8"],
+            "out": str(tmp_path / "e.json"),
+        },
+    }
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(document))
+    lic_dist_run("train", tmp_path / "e.yaml")
+    return tmp_path / "e.yaml"
+
+
+def lic_dist_run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
+
+
+def test_an_architecture_of_ones_own_goes_through_the_whole_job(own: Path, tmp_path: Path) -> None:
+    lic_dist_run("cache", "build", own)
+    store = lic_dist.LatentCache.open(str(tmp_path / "a.zarr"))
+    assert store.array("latents/y").shape[1:] == (16, 8, 8) and store.array("latents/z").shape[1:] == (4, 2, 2)
+    assert store.identity["model"]["options"] == {"slope": 0.1}
+    lic_dist_run("finetune", own)
+    lic_dist_run("evaluate", own)
+    points = read_points(tmp_path / "e.json")
+    assert len(points) == 4 and all(len(point.images) == 2 for point in points)
+    named = ("--architecture", "own_architecture:Linear")
+    for options in ((), ("--quantizer", "sq", "--deterministic")):
+        Image.fromarray(picture(9, 75, 130)).save(tmp_path / "a.png")
+        tuned = ("--model", str(tmp_path / "tuned"), *named)
+        lic_dist_run("encode", tmp_path / "a.png", tmp_path / "a.lic", *tuned, *options)
+        here = lic_dist.open_codec(str(tmp_path / "tuned"), "sq" if options else "tcq8", named[1])
+        command = [sys.executable, "-m", "lic_dist", "decode", tmp_path / "a.lic", tmp_path / "b.png", *tuned]
+        subprocess.run([*map(str, command)], check=True, timeout=120, cwd=EXAMPLES)  # a process that knows no more
+        decoded = np.asarray(Image.open(tmp_path / "b.png"))
+        assert np.array_equal(decoded, here.decode((tmp_path / "a.lic").read_bytes()))
+    said = lic_dist_run("models", "describe", tmp_path / "tuned", *named)
+    assert "own_architecture:Linear, told by the file" in said and "N 4, M 16, slope 0.1, lambda 0.05" in said
+    assert "y 8, z 32" in said and "decoder: 3,264 parameters" in said and "quantizers: sq, tcq8" in said
+
+
+def test_a_file_that_names_a_class_does_not_import_it(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(LicError, match="own_architecture:Linear, which is not imported because a file names it"):
+        lic_dist.load_checkpoint(str(tmp_path / "base"))
+    assert lic_dist.load_checkpoint(str(tmp_path / "base"), "own_architecture:Linear").codec.name == "linear"
 
 
 def test_curves_are_compared(run: Run, tmp_path: Path) -> None:
