@@ -17,12 +17,17 @@ def only_stage(codec: CodecModel, sides_hat: Sides, run: Run | None = None) -> S
     """Return the stage of a model that has one; `run` is that of `CodecModel.walk`, by default `CodecModel.run`.
 
     Raises:
-        LicError: the first stage does not cover all of y.
+        LicError: the model has several stages, or corrects y_hat after the last, so that means and scales do not do.
     """
-    stage = next(codec.walk(sides_hat, run or codec.run))
-    if stage.means.dim() != 4 or stage.means.shape[1] != codec.channels:
-        raise LicError(f"{codec.name} codes y in several stages, which is not served yet")
-    return stage
+    walk = codec.walk(sides_hat, run or codec.run)
+    stage = next(walk)
+    try:
+        walk.send(stage.means)
+    except StopIteration as done:
+        if done.value is stage.means:
+            return stage
+        raise LicError(f"{codec.name} corrects y_hat after its stages, which is not served yet") from None
+    raise LicError(f"{codec.name} codes y in several stages, which is not served yet")
 
 
 def only_side(codec: CodecModel) -> Side:

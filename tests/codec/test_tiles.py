@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lic_dist.building.records import analytic_record
 from lic_dist.codec import tiles
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.tiles import Grid, analyse, receptive_field, run_in_tiles, spans, synthesise
+from lic_dist.errors import LicError
 from lic_dist.models import stages
 from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint, update_tables
@@ -141,6 +143,21 @@ def test_one_tile_is_the_whole_image_to_the_last_bit(made: Checkpoint) -> None:
         whole = stages.only_stage(made.codec, (z_hat,))
         tiled = in_tiles(made.codec, z_hat)
     assert torch.equal(whole.means, tiled.means) and torch.equal(whole.scales, tiled.scales)
+
+
+def test_what_a_family_does_not_support_is_one_line(
+    made: Checkpoint, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(made.codec), "supports", frozenset())
+    record = analytic_record(made, "sq", 1, 1.0, 1.0, np.ones(12))
+    codec, image = ImageCodec(made.model, record), picture(3, 130, 64)
+    assert codec.decode(codec.encode(image[:128]).data).shape == (128, 64, 3)  # one tile
+    with pytest.raises(LicError, match="does not support tiles"):
+        codec.encode(image)
+    with pytest.raises(LicError, match="does not support deterministic"):
+        ImageCodec(made.model, record, integer=True)
+    with pytest.raises(LicError, match="does not support refinement"):
+        ImageCodec(made.model, replace(record, refine=1)).encode(image[:64])
 
 
 @pytest.mark.parametrize("shape", [(300, 420, 3), (129, 64), (1, 700, 3)])

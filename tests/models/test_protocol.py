@@ -84,6 +84,16 @@ def test_several_stages_are_refused_where_one_is_served() -> None:
         only_stage(codec, (z_hat,))
 
 
+def test_a_correction_of_y_hat_is_refused_where_none_is_served() -> None:
+    class Corrected(MeanScaleHyperprior):
+        def walk(self, sides_hat: Sides, run: Run) -> Generator[Stage, Tensor, Tensor]:
+            y_hat = yield from super().walk(sides_hat, run)
+            return y_hat + 1
+
+    with pytest.raises(LicError, match="mbt2018-mean corrects y_hat after its stages"):
+        only_stage(Corrected(two_stages()[0].module), (torch.zeros(1, 8, 1, 1),))
+
+
 def test_one_stage_given_is_its_own() -> None:
     codec, z_hat = MeanScaleHyperprior(build("mbt2018-mean", 8, 12).eval()), torch.randn(1, 8, 1, 1)
     y_hat = torch.randn(1, 12, 4, 4)
