@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SEARCH = ("tests/quantization/test_search.py", "-k", "any_step or contracts or bad_latents")
+SEARCH = ("tests/quantization/test_search.py", "-k", "any_step or contracts or bad_latents or weights_of")
 REFERENCE = ("tests/quantization/test_search.py", "-k", "best_of_all or cost_is_that")
 TRITON = ("tests/quantization/test_search.py", "-k", "interpreter")
 TRELLIS, RATES = ("tests/quantization/test_trellis.py",), ("tests/quantization/test_rates.py",)
@@ -55,6 +55,7 @@ MUTANTS = (
     mutant("quantization/viterbi.py", "metric[BLOCK:] = UNREACHED", "metric[BLOCK:] = 0", SEARCH),
     mutant("quantization/viterbi.py", "cost[lane] += least[lane]", "cost[lane] = least[lane]", SEARCH),
     mutant("quantization/viterbi.py", "-magnitude if row_r[offset] < 0", "-magnitude if row_r[offset] > 0", SEARCH),
+    mutant("quantization/viterbi.py", "weight[0, min(step + 1, steps - 1)]", "weight[0, step]", SEARCH),
     mutant("quantization/candidates.py", "zero0 <= cost0", "zero0 < cost0", SEARCH),
     mutant("quantization/candidates.py", "distortion < SATURATION else", "distortion < 2 * SATURATION else", SEARCH),
     mutant("quantization/candidates.py", "value, nibbles = 2 * beyond, 0", "value, nibbles = beyond, 0", SEARCH),

@@ -206,18 +206,19 @@ def branch_costs(
     zeros: NDArray[Any],
 ) -> None:
     """Fill in the branch costs of two steps, [2, 4, lane], and in a byte the two nibbles of the classes that took
-    zero.
+    zero. The weights are those of the two steps, [2, lane].
     """
-    width = len(weight)
+    width = weight.shape[1]
+    first_weight, second_weight = weight[0], weight[1]
     first_low, second_low, first_high, second_high = low[0], low[1], high[0], high[1]
     first_scaled, second_scaled, first_zero, second_zero = scaled[0], scaled[1], zero[0], zero[1]
     for lane in range(width):
         a, b, c, d, even = _step_costs(
-            first_scaled[lane], weight[lane], first_low[lane], first_high[lane], first_zero[lane]
+            first_scaled[lane], first_weight[lane], first_low[lane], first_high[lane], first_zero[lane]
         )
         branch[lane], branch[lane + BLOCK], branch[lane + 2 * BLOCK], branch[lane + 3 * BLOCK] = a, b, c, d
         a, b, c, d, odd = _step_costs(
-            second_scaled[lane], weight[lane], second_low[lane], second_high[lane], second_zero[lane]
+            second_scaled[lane], second_weight[lane], second_low[lane], second_high[lane], second_zero[lane]
         )
         branch[lane + 4 * BLOCK], branch[lane + 5 * BLOCK] = a, b
         branch[lane + 6 * BLOCK], branch[lane + 7 * BLOCK] = c, d

@@ -38,9 +38,10 @@ def search(
 ) -> tuple[Any, Any]:
     """Find the path of least cost through a trellis: indices int16 [lanes, steps], costs int64 [lanes] in 1/256 bit.
 
-    r float32 [lanes, steps]; level, unsigned, [lanes, steps], the scale level; weight float32 [lanes], the cost in
-    1/256 bit of a squared error of one step D (`QuantizerRecord.lane_weights`); step D; tables of rows Q * levels +
-    level. The lanes are divided among `threads` of the CPU. The result equals that of `reference.search` bit for bit.
+    r float32 [lanes, steps]; level, unsigned, [lanes, steps], the scale level; weight float32 [lanes], or [1, steps]
+    where lanes run along channels, the cost in 1/256 bit of a squared error of one step D
+    (`QuantizerRecord.lane_weights`); step D; tables of rows Q * levels + level. The lanes are divided among `threads`
+    of the CPU. The result equals that of `reference.search` bit for bit.
     LicError where r is not finite or an index would not fit; ValueError for a machine without a trellis, or arguments
     that do not fit.
     """
@@ -104,19 +105,20 @@ def _run_search(
         kind = type(r)
         r, weight = _contiguous(r, np.float32), _contiguous(weight, np.float32)
     level = _checked_levels(level, r.shape, len(rates.costs) // quantizers)
-    if len(rates.costs) % quantizers or tuple(weight.shape) != tuple(r.shape[:1]):
+    if len(rates.costs) % quantizers or tuple(weight.shape) not in ((r.shape[0],), (1, r.shape[1])):
         raise ValueError(f"{len(rates.costs)} rows of tables and weights {tuple(weight.shape)} do not fit {r.shape}")
     if threads < 1:
         raise ValueError(f"{threads} threads")
-    if weight.shape[0] and not (bool((weight >= 0).all()) and float(weight.max()) < np.inf):
-        raise ValueError("weight is one finite number >= 0 a lane")
+    if 0 not in weight.shape and not (bool((weight >= 0).all()) and float(weight.max()) < np.inf):
+        raise ValueError("weights are finite numbers >= 0")
     if not isinstance(r, np.ndarray):
         found: tuple[Any, Any] = on_device(r, level, weight)
         return found
     k, cost = np.empty(r.shape, np.int16), np.zeros(len(r), np.int64)
 
     def work(piece: slice) -> None:
-        on_cpu(r[piece], level[piece], weight[piece], k[piece], cost[piece])
+        weights = weight[piece] if weight.ndim == 1 else weight
+        on_cpu(r[piece], level[piece], weights, k[piece], cost[piece])
 
     if threads == 1:
         work(slice(None))

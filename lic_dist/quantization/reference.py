@@ -5,6 +5,7 @@ Costs are integers in 1/256 bit: the coder's rate table plus one rounded float32
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -25,15 +26,9 @@ def search(
     r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables, trellis: Trellis
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Run a Viterbi search: indices int16 [lanes, steps], costs int64 [lanes]; arguments as `quantize.search`."""
-    rates = search_rates(tables)
-    inverse_step = inverse(step)
     k = np.zeros(r.shape, np.int16)
     cost = np.zeros(len(r), np.int64)
-    for lane in range(len(r)):
-        choices = [
-            candidates(r[lane, position], int(level[lane, position]), weight[lane], inverse_step, rates)
-            for position in range(r.shape[1])
-        ]
+    for lane, choices in enumerate(_choices(r, level, weight, step, tables)):
         magnitudes, cost[lane] = _search_lane(choices, trellis)
         k[lane] = np.where(r[lane] < 0, -magnitudes, magnitudes)
     return k, cost
@@ -46,12 +41,13 @@ def rdoq(
     `quantize.rdoq`.
     """
     rates = search_rates(tables)
+    weights = by_element(weight, r.shape)
     k, cost = np.zeros(r.shape, np.int16), np.zeros(len(r), np.int64)
     for (lane, at), value in np.ndenumerate(r):
         position = np.abs(value) * inverse(step)
         nearest = int(np.rint(position))
         least, magnitude = min(
-            (distortion(position, m, weight[lane]) + rates.cost(int(level[lane, at]), m), m)
+            (distortion(position, m, weights[lane, at]) + rates.cost(int(level[lane, at]), m), m)
             for m in {0, max(nearest - 1, 0), nearest}
         )
         k[lane, at] = -magnitude if value < 0 else magnitude
@@ -62,6 +58,23 @@ def rdoq(
 def inverse(step: float) -> np.float32:
     """Return 1/D, rounded once to float32, by which the searches multiply."""
     return np.float32(1.0 / step)
+
+
+def by_element(weight: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return the weight of every element, [lanes, steps], from weights [lanes] or [1, steps]."""
+    return np.broadcast_to(weight[:, None] if weight.ndim == 1 else weight, shape)
+
+
+def _choices(
+    r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables
+) -> Iterator[list[list[list[list[Candidate]]]]]:
+    """Yield the candidates of every step of a lane, for each lane."""
+    rates, weights = search_rates(tables), by_element(weight, r.shape)
+    for lane in range(len(r)):
+        yield [
+            candidates(r[lane, at], int(level[lane, at]), weights[lane, at], inverse(step), rates)
+            for at in range(r.shape[1])
+        ]
 
 
 def candidates(
@@ -122,14 +135,9 @@ def brute_force(
     r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables, trellis: Trellis
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Search as `search` does by enumerating every sequence of candidates: exponential, for short lanes only."""
-    rates = search_rates(tables)
     k = np.zeros(r.shape, np.int16)
     cost = np.zeros(len(r), np.int64)
-    for lane in range(len(r)):
-        choices = [
-            candidates(r[lane, position], int(level[lane, position]), weight[lane], inverse(step), rates)
-            for position in range(r.shape[1])
-        ]
+    for lane, choices in enumerate(_choices(r, level, weight, step, tables)):
         alphabets = [sorted({m for q in choice for p in q for _, m in p}) for choice in choices]
         scored = [
             scored_path for path in product(*alphabets) if (scored_path := _score(path, choices, trellis)) is not None

@@ -56,22 +56,25 @@ def rdoq(
     k: NDArray[Any],
     cost: NDArray[Any],
 ) -> None:
-    """Fill k int16 [lanes, steps] and cost int64 [lanes] by RDOQ of r [lanes, steps]; arguments as `SearchRates`."""
+    """Fill k int16 [lanes, steps] and cost int64 [lanes] by RDOQ of r [lanes, steps]; arguments as
+    `viterbi.search_lanes` and `SearchRates`.
+    """
     last = costs.shape[1] - 1
     for lane in range(len(r)):
         total = np.int64(0)
         for step in range(r.shape[1]):
             position = abs(r[lane, step]) * inverse_step
             row = level[lane, step]
+            price = weight[lane] if weight.ndim == 1 else weight[0, step]
             nearest = int(rint(position))
             best = 0
-            least = distortion(position, weight[lane]) + costs[row, 0]
+            least = distortion(position, price) + costs[row, 0]
             for magnitude in range(max(nearest - 1, 1), nearest + 1):
                 if magnitude <= last:
                     rate = costs[row, magnitude]
                 else:
                     rate = flag[row] + bypass_cost(magnitude - reach[row] - 1)
-                candidate = distortion(position - np.float32(magnitude), weight[lane]) + rate
+                candidate = distortion(position - np.float32(magnitude), price) + rate
                 if candidate < least:
                     best, least = magnitude, candidate
             k[lane, step] = -best if r[lane, step] < 0 else best

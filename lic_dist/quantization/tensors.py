@@ -60,7 +60,7 @@ def distortion(difference: Tensor, weight: Tensor) -> Tensor:
 
 def rdoq(r: Tensor, level: Tensor, weight: Tensor, inverse_step: float, rates: DeviceRates) -> tuple[Tensor, Tensor]:
     """Search as `scalar.rdoq` does: return (k int16 [lanes, steps], cost int64 [lanes])."""
-    position, weight = r.abs() * inverse_step, weight[:, None]
+    position, weight = r.abs() * inverse_step, weight[:, None] if weight.ndim == 1 else weight
     nearest = torch.round(position).int()
     best = torch.zeros_like(nearest)
     least = distortion(position, weight) + rates.cost(level, best)
@@ -79,7 +79,8 @@ def search(
     cost = cost.to(r.device)
     for first in range(0, len(r), LANES):
         block = slice(first, first + LANES)
-        magnitude, cost[block] = _search_block(r[block], level[block], weight[block], inverse_step, rates, trellis)
+        weights = weight[block] if weight.ndim == 1 else weight
+        magnitude, cost[block] = _search_block(r[block], level[block], weights, inverse_step, rates, trellis)
         k[block] = torch.where(r[block] < 0, -magnitude, magnitude).short()
     return k, cost
 
@@ -101,6 +102,7 @@ def _search_block(
 ) -> tuple[Tensor, Tensor]:
     lanes, steps = r.shape
     position, row = (r.abs() * inverse_step).T.contiguous(), level.T.contiguous().long()
+    weights = weight.expand(steps, lanes) if weight.ndim == 1 else weight.T.expand(steps, lanes)
     previous, number = torch.tensor(trellis.entering_branches(), device=r.device).flatten(0, 1).T
     bit = torch.arange(trellis.states, dtype=torch.int32, device=r.device)[:, None]
     metric = torch.full((trellis.states, lanes), UNREACHED, dtype=torch.int32, device=r.device)
@@ -108,7 +110,8 @@ def _search_block(
     cost = torch.zeros(lanes, dtype=torch.int64, device=r.device)
     decisions, zeros = [], []  # a tile each: packed
     for start in range(0, steps, TILE):
-        branch, taken = _branch_costs(position[start : start + TILE], row[start : start + TILE], weight, rates)
+        run = slice(start, start + TILE)
+        branch, taken = _branch_costs(position[run], row[run], weights[run], rates)
         chosen = []
         for one in branch:
             both = (metric[previous] + one[number]).view(trellis.states, 2, lanes)

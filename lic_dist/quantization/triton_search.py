@@ -32,7 +32,7 @@ def search(position, level, weight, quads, zero_pairs, reach, flag, branches, de
            lanes, steps, columns, levels, THREADS: tl.constexpr):
     lane = tl.program_id(0) * THREADS + tl.arange(0, THREADS)
     live = lane < lanes
-    w = tl.load(weight + lane, mask=live, other=0.0)
+{lane_weight}
     total = tl.zeros([THREADS], tl.int64)
 {start}
     for pair in range(0, (steps + 1) // 2):
@@ -43,6 +43,7 @@ def search(position, level, weight, quads, zero_pairs, reach, flag, branches, de
             inside = live & (lane * 0 + step < steps)
             p = tl.load(position + step * lanes + lane, mask=inside, other=0.0)
             row = tl.load(level + step * lanes + lane, mask=inside, other=0).to(tl.int32)
+{step_weight}
             m0 = tl.maximum(p.to(tl.int32) - 1, 1)
             quad = tl.load(quads + row.to(tl.int64) * columns + tl.minimum(m0, columns - 1), mask=inside, other=0)
             zero = tl.load(zero_pairs + row, mask=inside, other=0)
@@ -115,7 +116,8 @@ def search(
     flight = max(THREADS, min(FLIGHT, (2**31 - 1) // steps))  # offsets are 32 bits wide
     for first in range(0, lanes, flight):
         block = slice(first, first + flight)
-        k[block] = _search_block(r[block], level[block], weight[block], inverse_step, rates, trellis, cost[block])
+        weights = weight[block] if weight.ndim == 1 else weight
+        k[block] = _search_block(r[block], level[block], weights, inverse_step, rates, trellis, cost[block])
     return k, cost
 
 
@@ -131,7 +133,7 @@ def _search_block(
     magnitude = torch.empty((steps, lanes), dtype=torch.int16, device=r.device)
     packed = [state << 2 | number for pair in trellis.entering_branches() for state, number in pair]
     branches = torch.tensor(packed, dtype=torch.int32, device=r.device)
-    kernel(trellis)[(triton.cdiv(lanes, THREADS),)](
+    kernel(trellis, weight.ndim == 2)[(triton.cdiv(lanes, THREADS),)](
         position,
         level.T.contiguous(),
         weight,
@@ -156,8 +158,11 @@ def _search_block(
 
 
 @lru_cache(maxsize=64)
-def kernel(trellis: Trellis) -> Any:
-    """Return the kernel of a machine, compiled by Triton from source with a variable for each state."""
+def kernel(trellis: Trellis, by_step: bool = False) -> Any:
+    """Return the kernel of a machine, compiled by Triton from source with a variable for each state.
+
+    `by_step` takes the weights by step instead of by lane.
+    """
     states, small = trellis.states, trellis.states <= 4
     start = [f"m_{s} = tl.full([THREADS], {UNREACHED if s else 0}, tl.int32)" for s in range(states)]
     costs = []
@@ -189,7 +194,11 @@ def kernel(trellis: Trellis) -> Any:
         for s in range(1, states)
         for line in (f"state = tl.where(m_{s} < final, {s}, state)", f"final = tl.minimum(final, m_{s})")
     ]
+    by_lane = [] if by_step else ["w = tl.load(weight + lane, mask=live, other=0.0)"]
+    every_step = ["w = tl.load(weight + step + 0 * lane, mask=inside, other=0.0)"] if by_step else []
     source = _SOURCE.format(
+        lane_weight=_indented(by_lane, 4),
+        step_weight=_indented(every_step, 12),
         start=_indented(start, 4),
         costs=_indented(costs, 12),
         select=_indented(select, 12),

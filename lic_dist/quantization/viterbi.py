@@ -64,11 +64,11 @@ def search_lanes(
 ) -> float:
     """Search every lane; fill k int16 [lanes, steps] and cost int64 [lanes] (1/256 bit).
 
-    r float32 [lanes, steps]; level, unsigned, [lanes, steps]; weight float32 [lanes]; quads int64 [levels, width]: at
-    the smallest candidate m0 the rates of the four candidates by branch class, 16 bits each; zero_pairs int32 [levels]:
-    the rate of zero in Q0 and, 16 bits higher, in Q1; reach, flag int32 [2 levels], of each row: the largest |k| not
-    escaped, the cost of the escape's flag. Returns the largest |r|/D; where it is not finite, or too large for int16
-    indices, k and cost are meaningless.
+    r float32 [lanes, steps]; level, unsigned, [lanes, steps]; weight float32 [lanes] or [1, steps]; quads int64
+    [levels, width]: at the smallest candidate m0 the rates of the four candidates by branch class, 16 bits each;
+    zero_pairs int32 [levels]: the rate of zero in Q0 and, 16 bits higher, in Q1; reach, flag int32 [2 levels], of each
+    row: the largest |k| not escaped, the cost of the escape's flag. Returns the largest |r|/D; where it is not finite,
+    or too large for int16 indices, k and cost are meaningless.
     """
     lanes, steps = r.shape
     width = block_width(lanes)
@@ -195,15 +195,16 @@ def _search(
     low, high = np.zeros((PANEL, BLOCK), np.int32), np.zeros((PANEL, BLOCK), np.int32)
     by_step, by_lane = np.empty((TILE, width), np.uint8), np.empty((width, TILE), np.uint8)
     state, least = np.zeros(width, np.uint32), np.zeros(BLOCK, np.int32)
-    block_weight = np.zeros(width, np.float32)
+    block_weight = np.zeros(2 * width, np.float32)  # of two steps
     peak, tile_peak = _I(0), np.zeros(1, np.int32)
     for first in range(0, lanes, width):
         size = min(width, lanes - first)
         padded = (size + SIMD - 1) // SIMD * SIMD
         taken = decisions.ravel()[: len(decisions) * padded].reshape(len(decisions), padded)
-        weights = block_weight[:padded]
+        weights = block_weight[: 2 * padded].reshape(2, padded)
         block_r, block_level = r[first : first + size], level[first : first + size]
-        block_weight[:size] = weight[first : first + size]
+        if weight.ndim == 1:
+            weights[:, :size] = weight[first : first + size]
         metric[:BLOCK] = 0
         metric[BLOCK:] = UNREACHED
         cost[first : first + size] = 0
@@ -218,6 +219,9 @@ def _search(
                     look_up_escapes(position, row, panel - start, size, quads, reach, flag, low, high)
                 for step in range(panel, min(panel + PANEL, end), 2):
                     at, half = step - panel, step >> 1
+                    if weight.ndim == 2:
+                        weights[0, :] = weight[0, step]
+                        weights[1, :] = weight[0, min(step + 1, steps - 1)]
                     branch_costs(
                         scaled[at : at + 2],
                         low[at : at + 2],

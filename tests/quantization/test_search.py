@@ -65,6 +65,34 @@ def test_kernel_is_the_reference(machine: Trellis, shape: tuple[int, int]) -> No
     assert np.array_equal(cost, expected_cost) and np.array_equal(k, expected_k)
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("shape", [(0, 7), (3, 0), (1, 1), (12, 5), (2, 65), (143, 35)])
+def test_weights_of_the_steps(machine: Trellis, shape: tuple[int, int]) -> None:
+    """Where a lane runs along the channels of a position: [1, steps] instead of [lanes], in every engine."""
+    r, level, _ = latents(*shape, seed=sum(shape))
+    weight = latents(shape[1], 1)[2][None]
+    expected = reference.search(r, level, weight, STEP, TABLES, machine)
+    for threads in (1, 2):
+        for one, right in zip(search(r, level, weight, STEP, TABLES, machine, threads), expected, strict=True):
+            assert np.array_equal(one, right)
+    if r.size:
+        for one, right in zip(_in_torch(tensors.search, r, level, weight, machine), expected, strict=True):
+            assert np.array_equal(one, right)
+    if shape == (12, 5):
+        brute = reference.brute_force(r, level, weight, STEP, TABLES, machine)
+        assert np.array_equal(brute[0], expected[0]) and np.array_equal(brute[1], expected[1])
+    if shape[0] == 143:
+        q = active(expected[0], machine)
+        error = (levels(expected[0], q, STEP, machine) - r).astype(np.float64) / STEP
+        bits = TABLES.bits(expected[0], q.astype(np.int32) * LEVELS + level)
+        assert np.allclose((256 * bits + weight * error**2).sum(axis=1), expected[1], rtol=2e-3)
+    scalar = reference.rdoq(r, level, weight, 0.5, SCALAR_TABLES)
+    rates = tensors.DeviceRates.of(search_rates(SCALAR_TABLES), torch.device("cpu"), trellis=False)
+    in_torch = tensors.rdoq(*map(torch.from_numpy, (r, level, weight)), float(reference.inverse(0.5)), rates)
+    for found in (rdoq(r, level, weight, 0.5, SCALAR_TABLES), in_torch):
+        assert all(np.array_equal(np.asarray(one), right) for one, right in zip(found, scalar, strict=True))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 10_000),
@@ -125,6 +153,12 @@ def test_bad_latents_end_in_one_line() -> None:
         search(r, level + np.uint8(64), weight, STEP, TABLES, ECM8)
     with pytest.raises(ValueError, match="no trellis"):
         search(r, level, weight, STEP, TABLES, SCALAR)
+    for wrong in (weight[:1], weight[:, None], np.ones((2, 8), np.float32)):
+        with pytest.raises(ValueError, match="do not fit"):
+            search(r, level, wrong, STEP, TABLES, ECM8)
+    for wrong in (np.float32([[1] * 7 + [-1]]), np.float32([1, np.inf])):
+        with pytest.raises(ValueError, match="finite numbers"):
+            search(r, level, wrong, STEP, TABLES, ECM8)
     at_the_edge = np.full((2, 8), 65_000 * STEP, np.float32)
     assert search(at_the_edge, level, weight, STEP, TABLES, ECM8)[0].min() > 32_000
 
@@ -216,9 +250,12 @@ from lic_dist.quantization.quantize import search
 from lic_dist.quantization.rates import search_rates
 from tests.quantization.test_search import MACHINES, STEP, TABLES, latents
 
-for machine, shape in zip([*MACHINES, MACHINES[1]], [(3, 130), (70, 65), (2, 33), (3, 32), (1, 1)], strict=True):
+shapes = [(3, 130), (70, 65), (2, 33), (3, 32), (1, 1), (70, 35)]
+for machine, shape in zip([*MACHINES, MACHINES[1], MACHINES[1]], shapes, strict=True):
     r, level, weight = latents(*shape, seed=3)
     r[:, 0] *= 500
+    if shape == (70, 35):
+        weight = weight[None, :35]
     rates = tensors.DeviceRates.of(search_rates(TABLES), torch.device("cpu"), trellis=True)
     inputs = map(torch.from_numpy, (r, level, weight))
     k, cost = triton_search.search(*inputs, float(reference.inverse(STEP)), rates, machine)
@@ -238,8 +275,9 @@ def test_tritons_interpreter_gives_the_reference() -> None:
     assert done.stdout.strip() == "the same", done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("by_step", [False, True])
 @pytest.mark.parametrize("machine", MACHINES)
-def test_triton_compiles_for_a_gpu_and_fuses_no_product_with_a_sum(machine: Trellis, monkeypatch: Any) -> None:
+def test_triton_compiles_for_a_gpu_and_fuses_no_product_with_a_sum(machine: Trellis, by_step: bool) -> None:
     """For Hopper, without one: down to its machine code."""
     compiler = pytest.importorskip("triton.compiler")
     backends = pytest.importorskip("triton.backends.compiler")
@@ -247,7 +285,7 @@ def test_triton_compiles_for_a_gpu_and_fuses_no_product_with_a_sum(machine: Trel
 
     from lic_dist.quantization import triton_search
 
-    kernel = triton_search.kernel(machine)
+    kernel = triton_search.kernel(machine, by_step)
     kind = {4: "u8", 8: "u8", 16: "i16", 32: "i32"}[machine.states]
     pointers = {"position": "fp32", "level": "u8", "weight": "fp32", "quads": "i64", "decisions": kind, "zeros": "u8"}
     pointers |= {"magnitude": "i16", "cost": "i64"} | dict.fromkeys(("zero_pairs", "reach", "flag", "branches"), "i32")
