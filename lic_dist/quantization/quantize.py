@@ -3,8 +3,8 @@
     r = y - means --quantize--> k --dequantize--> level, y_hat = means + level
                                  \\--rows--> table rows --> bits, or the entropy coder
 
-The layout is always [lanes, steps]. A lane is one channel of one image (image-major), its steps are the positions in
-raster order, and every lane starts in state 0.
+The layout is always [lanes, steps]. A lane is one channel of one image (image-major) and its steps are the positions in
+raster order, or a part of them; or a lane is a position and its steps are the channels. Every lane starts in state 0.
 
 Arrays and tensors are both accepted, and the same kind is returned. Arrays and CPU tensors go through the compiled
 kernels; tensors of a GPU stay there (Triton where it is installed, else torch). All give the same integers.
@@ -176,11 +176,12 @@ class Quantizer:
     def _rates(self) -> SearchRates:
         return search_rates(self.record.y_tables)
 
-    def quantize(self, r: Any, level: Any, threads: int = 1) -> Any:
+    def quantize(self, r: Any, level: Any, threads: int = 1, channels: Any = None) -> Any:
         """Return indices int16 of residuals r = y - means, float32 [lanes, steps]; level uint8, the same shape.
 
-        SQ and the dead zone round; RDOQ and TCQ search (on `threads` of the CPU). The lanes are whole images of the
-        record's M channels. LicError where r is not finite or an index does not fit 16 bits.
+        SQ and the dead zone round; RDOQ and TCQ search (on `threads` of the CPU). `channels` names the channel of each
+        lane, integers [lanes], or of each step, [1, steps]; without it the lanes are whole images of the record's M
+        channels. LicError where r is not finite or an index does not fit 16 bits.
         """
         record = self.record
         if not record.kind.searched:
@@ -190,13 +191,23 @@ class Quantizer:
             if record.kind.strength:
                 return scalar.dead_zone(r, record.step, record.rounding)
             return scalar.uniform(r, record.step)
-        channels = len(record.weights)
-        if len(r) % channels:
-            raise ValueError(f"{len(r)} lanes are not whole images of {channels} channels")
-        weight = record.lane_weights(len(r) // channels)
+        weight = self._weights(len(r), channels)
         if not record.kind.trellis:
             return rdoq(r, level, weight, record.step, self._rates, threads)[0]
         return search(r, level, weight, record.step, self._rates, self.trellis, threads)[0]
+
+    def _weights(self, lanes: int, channels: Any) -> NDArray[Any]:
+        """Return the weights that a search takes, [lanes] or [1, steps]: those of `channels`, or of whole images."""
+        count = len(self.record.weights)
+        if channels is None:
+            if lanes % count:
+                raise ValueError(f"{lanes} lanes are not whole images of {count} channels")
+            return self.record.lane_weights(lanes // count)
+        channels = np.asarray(_to_numpy(channels))
+        if channels.size and not 0 <= channels.min() <= channels.max() < count:
+            raise ValueError(f"channels are 0 to {count - 1}")
+        weights: NDArray[Any] = self.record.channel_weights[channels]
+        return weights
 
     def active(self, k: Any) -> Any:
         """Return the active quantizer of each index, uint8 [lanes, steps]."""

@@ -87,7 +87,7 @@ class QuantizerRecord:
         object.__setattr__(self, "weights", weights)
         with np.errstate(over="ignore", divide="ignore"):
             steps = np.array([self.step, 1 / np.float32(self.step)], np.float32)
-            finite = np.isfinite(steps).all() and steps.all() and np.isfinite(self.lane_weights(1)).all()
+            finite = np.isfinite(steps).all() and steps.all() and np.isfinite(self.channel_weights).all()
         if not finite:
             raise ValueError(f"a step of {self.step} with these weights and lambda leaves float32")
         if self.level_rule not in LEVEL_RULES:
@@ -116,10 +116,17 @@ class QuantizerRecord:
         """The price of a bit, as a squared error summed over the pixels and colours: g 3 / (lmbda 255^2)."""
         return self.lambda_scale * 3.0 / (self.lmbda * 255.0**2)
 
+    @cached_property
+    def channel_weights(self) -> NDArray[Any]:
+        """The cost in 1/256 bit of a squared error of one step, 256 S_c D^2 / lambda_q: float32 [M]."""
+        weights: NDArray[Any] = (256.0 * self.weights.astype(np.float64) * self.step**2 / self.lambda_q).astype(
+            np.float32
+        )
+        return weights
+
     def lane_weights(self, images: int) -> NDArray[Any]:
-        """Return the cost in 1/256 bit of a squared error of one step, 256 S_c D^2 / lambda_q: float32 [images * M]."""
-        one_image = 256.0 * self.weights.astype(np.float64) * self.step**2 / self.lambda_q
-        return np.tile(one_image.astype(np.float32), images)
+        """Return the `channel_weights` of the lanes of whole images: float32 [images * M]."""
+        return np.tile(self.channel_weights, images)
 
     @cached_property
     def digest(self) -> str:

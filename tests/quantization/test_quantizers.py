@@ -150,6 +150,27 @@ def test_trellis_quantizer_takes_the_records_weights() -> None:
         quantizer.quantize(r[:4], level[:4])
 
 
+@pytest.mark.parametrize("record", EVERY, ids=lambda record: f"{record.name}{record.states}")
+def test_a_part_of_the_channels(record: QuantizerRecord) -> None:
+    """Lanes of some channels, in any order, are searched as among whole images; so are lanes along channels."""
+    quantizer = Quantizer(record)
+    r, level, _ = latents(12, 40)
+    whole, part = quantizer.quantize(r, level), np.array([4, 0, 11, 7])
+    for channels in (part % 3, torch.from_numpy(part % 3)):
+        assert np.array_equal(quantizer.quantize(r[part], level[part], channels=channels), whole[part])
+    along = np.array([[2, 0, 1, 1, 2]])
+    k = quantizer.quantize(r[:, :5], level[:, :5], channels=along)
+    if record.kind.searched:
+        weight = record.channel_weights[along]
+        inputs = (r[:, :5], level[:, :5], weight, record.step, record.y_tables)
+        searched = reference.search(*inputs, record.trellis) if record.kind.trellis else reference.rdoq(*inputs)
+        assert np.array_equal(k, searched[0])
+        for wrong, message in ((np.array([0, 3]), "channels are"), (np.array([-1, 0]), "channels are"), ([0], "fit")):
+            with pytest.raises(ValueError, match=message):
+                quantizer.quantize(r[:2], level[:2], channels=wrong)
+    assert np.array_equal(quantizer.dequantize(k), quantizer.dequantize(k[::-1])[::-1])  # each lane from state 0
+
+
 @pytest.mark.parametrize(
     ("name", "machine", "least", "most"), [("tcq", ECM8, -0.155, -0.115), ("rdoq", SCALAR, -0.10, -0.055)]
 )
