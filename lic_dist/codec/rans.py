@@ -5,7 +5,8 @@
 
 A plane is [lanes, steps]; its symbols are coded step by step, all lanes of a step in order. The decoder walks
 one state machine a lane: the state says which quantizer's table reads the next symbol, and the symbol's parity
-moves the state on.
+moves the state on. A stream may hold several planes, one after the other: a `Decoder` reads them one by one, so that
+the levels of a plane may follow from the planes before it.
 
 Format (compressai/cpp_exts/rans/rans_interface.cpp on ryg_rans' rans64.h): 32-bit little-endian words. The first
 two are the coder's state x, low word first, always in [2^31, 2^63). A symbol of frequency f and cumulative
@@ -18,6 +19,7 @@ so a whole stream ends there, with no word left over.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 from lic_dist.errors import LicError
 from lic_dist.models.compat import import_compressai
 from lic_dist.quantization.jit import kernel
-from lic_dist.quantization.rates import LEVELS, CdfTables
+from lic_dist.quantization.rates import CdfTables
 from lic_dist.quantization.trellis import Trellis
 
 LOWEST_STATE = 1 << 31  # RANS64_L: where the encoder starts and the decoder must end
@@ -57,55 +59,102 @@ def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables) -> 
     Raises ValueError where the shapes differ, a row is not in the tables, or the plane has fewer than
     FEWEST_SYMBOLS indices, for which CompressAI's encoder writes out of bounds.
     """
-    if k.shape != rows.shape or k.ndim != 2:
-        raise ValueError(f"k has shape {k.shape}, rows {rows.shape}: not one [lanes, steps]")
-    if k.size < FEWEST_SYMBOLS:
-        raise ValueError(f"a plane has at least {FEWEST_SYMBOLS} indices, not {k.size}")
-    if rows.min() < 0 or rows.max() >= tables.rows:
-        raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
+    return encode_planes([(k, rows)], tables)
+
+
+def encode_planes(planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]], tables: CdfTables) -> bytes:
+    """Code planes (k, rows), one after the other, into one stream; each as `encode` takes it, and as a `Decoder` reads
+    them. They may have different shapes, and some may be empty. Raises ValueError as `encode` does, which asks for
+    FEWEST_SYMBOLS indices in all.
+    """
+    for k, rows in planes:
+        if k.shape != rows.shape or k.ndim != 2:
+            raise ValueError(f"k has shape {k.shape}, rows {rows.shape}: not one [lanes, steps]")
+        if rows.size and (rows.min() < 0 or rows.max() >= tables.rows):
+            raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
+    if (size := sum(k.size for k, _ in planes)) < FEWEST_SYMBOLS:
+        raise ValueError(f"a stream has at least {FEWEST_SYMBOLS} indices, not {size}")
     encoder = import_compressai().ans.BufferedRansEncoder()
-    steps = max(1, _PIECE // len(k))
-    for first in range(0, k.shape[1], steps):
-        piece = slice(first, first + steps)
-        encoder.encode_with_indexes(
-            k[:, piece].T.ravel().tolist(), rows[:, piece].T.ravel().tolist(), *_compressai_tables(tables)
-        )
+    for k, rows in planes:
+        steps = max(1, _PIECE // max(1, len(k)))
+        for first in range(0, k.shape[1] if len(k) else 0, steps):
+            piece = slice(first, first + steps)
+            encoder.encode_with_indexes(
+                k[:, piece].T.ravel().tolist(), rows[:, piece].T.ravel().tolist(), *_compressai_tables(tables)
+            )
     stream: bytes = encoder.flush()
     return stream
 
 
 def decode(stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, trellis: Trellis) -> NDArray[np.int16]:
-    """Decode indices k, int16 [lanes, steps], of a plane whose scale levels (integers, same shape) are known.
-
-    The row of an index is q * 64 + level, where q is the active quantizer of its lane's state. With the trellis SCALAR
-    the row is the level itself; z is coded so, with its channels as levels. Raises ValueError where levels and trellis
-    can ask for a row that is not in the tables.
+    """Decode indices k, int16 [lanes, steps], of a stream that holds one plane; see `Decoder.decode`.
 
     Raises:
         BitstreamError: the stream is cut, altered or extended. Nearly all damage changes the coder's last state; damage
             to the raw bits of an escape does not, and is left to the container's checksum.
+        ValueError: levels and trellis can ask for a row that is not in the tables.
     """
-    if level.ndim != 2 or level.size == 0:
+    if level.size == 0:
         raise ValueError(f"levels have shape {level.shape}, not [lanes, steps]")
-    if level.min() < 0 or int(level.max()) + (trellis.quantizers - 1) * LEVELS >= tables.rows:
-        raise ValueError(f"levels {level.min()}..{level.max()} ask for rows outside the {tables.rows} tables")
-    if len(stream) % 4 or len(stream) < 8:
-        raise BitstreamError(f"an entropy-coded stream of {len(stream)} bytes is cut")
-    k = np.empty(level.shape[::-1], np.int16)
-    fault = _decode_plane(
-        np.frombuffer(stream, "<u4"),
-        np.ascontiguousarray(level.T),
-        tables.cdf,
-        tables.size,
-        tables.offset,
-        _cached_first_symbols(tables),
-        np.array(trellis.quantizer, np.int64) * LEVELS,
-        np.array(trellis.next_state, np.int64),
-        k,
-    )
-    if fault:
-        raise BitstreamError(f"an entropy-coded stream {_FAULTS[fault]}")
-    return np.ascontiguousarray(k.T)
+    decoder = Decoder(stream)
+    k = decoder.decode(level, tables, trellis)
+    decoder.close()
+    return k
+
+
+class Decoder:
+    """Reads the planes of a stream of `encode_planes` in their order, and checks at its end that nothing is left.
+
+    Raises:
+        BitstreamError: from here, `decode` and `close`: a stream that is cut, altered or extended. A fault in an early
+            plane may show in a later one, or at `close` alone; after a fault the decoder is of no more use.
+    """
+
+    def __init__(self, stream: bytes) -> None:
+        if len(stream) % 4 or len(stream) < 8:
+            raise BitstreamError(f"an entropy-coded stream of {len(stream)} bytes is cut")
+        self._words = np.frombuffer(stream, "<u4")
+        x = int.from_bytes(stream[:8], "little", signed=True)  # 2^63 and above are negative, and impossible
+        self._at = np.array([x, 2], np.int64)  # the coder's state and the next word
+
+    def decode(self, level: NDArray[np.integer[Any]], tables: CdfTables, trellis: Trellis) -> NDArray[np.int16]:
+        """Decode indices k, int16 [lanes, steps], of the next plane, whose levels (integers, same shape) are known.
+
+        The row of an index is q * levels + level, where q is the active quantizer of its lane's state, and `levels` is
+        how many the tables have: their rows over the trellis's quantizers. Every lane starts in state 0. With the
+        trellis SCALAR the row is the level itself; z is coded so, with its channels as levels. Raises ValueError where
+        levels and trellis can ask for a row that is not in the tables.
+        """
+        count, rest = divmod(tables.rows, trellis.quantizers)
+        if level.ndim != 2:
+            raise ValueError(f"levels have shape {level.shape}, not [lanes, steps]")
+        if rest or (level.size and (level.min() < 0 or level.max() >= count)):
+            raise ValueError(f"levels ask for rows outside the {tables.rows} tables of {trellis.quantizers} quantizers")
+        k = np.empty(level.shape[::-1], np.int16)
+        self._check(
+            _decode_plane(
+                self._words,
+                self._at,
+                np.ascontiguousarray(level.T),
+                tables.cdf,
+                tables.size,
+                tables.offset,
+                _cached_first_symbols(tables),
+                np.array(trellis.quantizer, np.int64) * count,
+                np.array(trellis.next_state, np.int64),
+                k,
+            )
+        )
+        return np.ascontiguousarray(k.T)
+
+    def close(self) -> None:
+        """Raise BitstreamError unless the planes decoded are the whole stream."""
+        x, position = self._at
+        self._check(4 if position != len(self._words) else 0 if x == LOWEST_STATE else 5)
+
+    def _check(self, fault: int) -> None:
+        if fault:
+            raise BitstreamError(f"an entropy-coded stream {_FAULTS[fault]}")
 
 
 @lru_cache(maxsize=16)
@@ -139,6 +188,7 @@ def _first_symbols(cdf: NDArray[Any], size: NDArray[Any]) -> NDArray[Any]:
 @kernel
 def _decode_plane(
     words: NDArray[Any],
+    at: NDArray[Any],
     level: NDArray[Any],
     cdf: NDArray[Any],
     size: NDArray[Any],
@@ -150,14 +200,14 @@ def _decode_plane(
 ) -> int:
     """Fill k, int16 [steps, lanes], from words and level of that layout; return 0 or the number of a fault.
 
-    first_row is the first row of a state's quantizer. x stays below 2^63: int64 holds it.
+    `at` holds the coder's state x and the number of the next word, and is moved on where there is no fault. first_row
+    is the first row of a state's quantizer. x stays below 2^63: int64 holds it.
     """
     steps, lanes = level.shape
     state = np.zeros(lanes, np.int64)
-    x = np.int64(words[0]) | np.int64(words[1]) << 32
-    if x < LOWEST_STATE:  # as int64, 2^63 and above are negative
+    x, position = at[0], at[1]
+    if x < LOWEST_STATE:
         return 2
-    position = 2
     for step in range(steps):
         for lane in range(lanes):
             row = first_row[state[lane]] + level[step, lane]
@@ -207,6 +257,5 @@ def _decode_plane(
                 return 3
             k[step, lane] = value
             state[lane] = next_state[state[lane], value & 1]
-    if position != len(words):
-        return 4
-    return 0 if x == LOWEST_STATE else 5
+    at[0], at[1] = x, position
+    return 0

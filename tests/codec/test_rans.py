@@ -14,6 +14,7 @@ from lic_dist.codec.rans import BitstreamError
 from lic_dist.errors import LicError
 from lic_dist.models.compat import import_compressai
 from lic_dist.quantization.distributions import analytic_pmf
+from lic_dist.quantization.quantize import table_rows
 from lic_dist.quantization.rates import LEVELS, CdfTables, tables_from_pmf
 from lic_dist.quantization.trellis import ECM8, SCALAR, VVC4, Trellis, trellis
 
@@ -29,6 +30,8 @@ ASYMMETRIC = CdfTables(  # the shapes that a factorized prior may take: skewed, 
     size=np.array([4, 5, 4, 6]),
     offset=np.array([0, -2, 30000, -30001]),
 )
+
+ASYMMETRIC_THREE = CdfTables(ASYMMETRIC.cdf[:3], ASYMMETRIC.size[:3], ASYMMETRIC.offset[:3])
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +143,110 @@ def test_round_trip_of_channel_tables(symbols: list[tuple[int, int]]) -> None:
     assert np.array_equal(rans.decode(stream, rows, ASYMMETRIC, SCALAR), k)
 
 
+SHAPES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), SHAPES, st.sampled_from((SCALAR, VVC4, ECM8)))
+def test_planes_are_decoded_one_by_one(seed: int, shapes: list[tuple[int, int]], machine: Trellis) -> None:
+    """Each plane's levels follow from the indices before it, as with a context model; every lane starts in state 0."""
+    tables = _TABLES[machine.name]
+
+    def next_level(base: np.ndarray, before: np.ndarray) -> np.ndarray:
+        return ((base + abs(int(before.astype(np.int64).sum()))) % LEVELS).astype(np.uint8)
+
+    drawn, planes, before = [], [], np.zeros((0, 0), np.int16)
+    for number, shape in enumerate([*shapes, (1, 3)]):
+        k, base = plane(seed + number, *shape)
+        planes.append((k, walked_rows(k, next_level(base, before), machine)))
+        drawn.append((k, base))
+        before = k
+    decoder, before = rans.Decoder(rans.encode_planes(planes, tables)), np.zeros((0, 0), np.int16)
+    for k, base in drawn:
+        with pytest.raises(BitstreamError, match="has bytes left over|does not end"):
+            decoder.close()
+        before = decoder.decode(next_level(base, before), tables, machine)
+        assert before.dtype == np.int16 and np.array_equal(before, k)
+    decoder.close()
+
+
+def test_one_plane_or_two_are_the_same_stream() -> None:
+    """Steps follow one another, so planes of the same lanes continue them: with one state the stream is the same."""
+    tables = _TABLES["sq"]
+    k, level = plane(8, 4, 30)
+    rows = level.astype(np.int32)
+    cut = [(k[:, part], rows[:, part]) for part in (slice(0, 11), slice(11, 11), slice(11, 30))]
+    stream = rans.encode_planes(cut, tables)
+    assert stream == rans.encode(k, rows, tables)
+    decoder = rans.Decoder(stream)
+    parts = [decoder.decode(level[:, part], tables, SCALAR) for part in (slice(0, 11), slice(11, 30))]
+    assert np.array_equal(np.hstack(parts), k)
+    decoder.close()
+
+
+def test_lanes_along_channels_have_a_row_for_each_step() -> None:
+    """Lanes are positions, steps channels: a table for each channel and quantizer, asymmetric, more than 64 levels."""
+    channels, positions = 70, 5
+    rng = np.random.default_rng(9)
+    row = np.array([0, 100, 2000, 30000, 60000, 65000, 65500, 65536])
+    tables = CdfTables(np.tile(row, (2 * channels, 1)), np.full(2 * channels, 8), rng.integers(-5, 1, 2 * channels))
+    k = rng.integers(-7, 8, (positions, channels)).astype(np.int16)
+    level = np.broadcast_to(np.arange(channels, dtype=np.uint16), k.shape)
+    rows = table_rows(k, level, ECM8, channels)
+    assert rows.max() > 2 * LEVELS
+    stream = rans.encode_planes([(k[:2], rows[:2]), (k[2:], rows[2:])], tables)
+    decoder = rans.Decoder(stream)
+    assert np.array_equal(decoder.decode(level[:2], tables, ECM8), k[:2])
+    assert np.array_equal(decoder.decode(level[2:], tables, ECM8), k[2:])
+    decoder.close()
+
+
+def staged() -> tuple[bytes, list[np.ndarray], list[np.ndarray]]:
+    """A stream of three planes without escapes: stream, indices and levels."""
+    rng = np.random.default_rng(10)
+    ks = [rng.integers(-1, 2, shape).astype(np.int16) for shape in ((6, 40), (3, 7), (6, 30))]
+    level = [np.full(k.shape, 20, np.uint8) for k in ks]
+    planes = [(k, walked_rows(k, one, ECM8)) for k, one in zip(ks, level, strict=True)]
+    return rans.encode_planes(planes, _TABLES["tcq8"]), ks, level
+
+
+def read(stream: bytes, level: list[np.ndarray]) -> list[np.ndarray]:
+    decoder = rans.Decoder(stream)
+    found = [decoder.decode(one, _TABLES["tcq8"], ECM8) for one in level]
+    decoder.close()
+    return found
+
+
+def test_damage_to_a_stream_of_planes_is_an_error() -> None:
+    stream, ks, level = staged()
+    assert all(np.array_equal(one, k) for one, k in zip(read(stream, level), ks, strict=True))
+    broken = [stream[:length] for length in range(len(stream))]
+    broken += [stream + tail for tail in (b"\0", b"\0" * 4, b"\xff" * 4, stream)]
+    broken += [altered_at(stream, at, flipped) for at in range(len(stream)) for flipped in (0x01, 0x80, 0x41)]
+    for one in broken:
+        with pytest.raises(BitstreamError):
+            read(one, level)
+    for fewer in (level[:2], level[1:], [*level, level[1]]):  # planes of another model
+        with pytest.raises(BitstreamError):
+            read(stream, fewer)
+    decoder = rans.Decoder(stream[:-8])
+    with pytest.raises(BitstreamError, match="ends early"):
+        for one in level:
+            decoder.decode(one, _TABLES["tcq8"], ECM8)
+    with pytest.raises(BitstreamError, match="ends early"):  # and stays so
+        decoder.decode(level[-1], _TABLES["tcq8"], ECM8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=400), SHAPES)
+def test_noise_ends_in_an_error_or_planes(noise: bytes, shapes: list[tuple[int, int]]) -> None:
+    try:
+        found = read(noise, [np.zeros(shape, np.uint8) for shape in shapes])
+        assert [one.shape for one in found] == shapes
+    except BitstreamError as error:
+        assert isinstance(error, LicError) and error.hint
+
+
 def damaged() -> tuple[bytes, np.ndarray, np.ndarray, CdfTables]:
     """A stream to damage, with escapes in it: stream, k, level, tables."""
     tables = _TABLES["tcq8"]
@@ -231,12 +338,19 @@ def test_impossible_requests_are_refused() -> None:
     tables = trellis_tables(SCALAR)
     with pytest.raises(ValueError, match="outside"):
         rans.decode(b"\0" * 8, np.full((1, 3), LEVELS, np.uint8), tables, SCALAR)
-    with pytest.raises(ValueError, match="outside"):  # 64 rows serve one quantizer, not two
-        rans.decode(b"\0" * 8, np.zeros((1, 3), np.uint8), tables, ECM8)
+    with pytest.raises(ValueError, match="outside"):  # 64 rows serve 32 levels of two quantizers
+        rans.decode(b"\0" * 8, np.full((1, 3), 32, np.uint8), tables, ECM8)
+    with pytest.raises(ValueError, match="outside"):
+        rans.decode(b"\0" * 8, np.zeros((1, 3), np.uint8), ASYMMETRIC_THREE, ECM8)
+    for shape in ((3,), (0, 3)):
+        with pytest.raises(ValueError, match=r"not \[lanes, steps\]"):
+            rans.decode(b"\0" * 8, np.zeros(shape, np.uint8), tables, SCALAR)
     with pytest.raises(ValueError, match="outside"):
         rans.encode(np.zeros((1, 3), np.int16), np.full((1, 3), -1, np.int32), tables)
+    few = np.zeros((1, 2), np.int16), np.zeros((1, 2), np.int32)
     with pytest.raises(ValueError, match="at least 3"):
-        rans.encode(np.zeros((1, 2), np.int16), np.zeros((1, 2), np.int32), tables)
+        rans.encode(*few, tables)
+    assert rans.Decoder(rans.encode_planes([few, few], tables)).decode(few[1], tables, SCALAR).tolist() == [[0, 0]]
 
 
 _TABLES = {machine.name: trellis_tables(machine) for machine in (SCALAR, VVC4, ECM8)}
