@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH = ("tests/quantization/test_search.py", "-k", "any_step or contracts or bad_latents or weights_of")
 REFERENCE = ("tests/quantization/test_search.py", "-k", "best_of_all or cost_is_that")
+SIGNED = ("tests/quantization/test_search.py", "-k", "by_sign")
 TRITON = ("tests/quantization/test_search.py", "-k", "interpreter")
 TRELLIS, RATES = ("tests/quantization/test_trellis.py",), ("tests/quantization/test_rates.py",)
 RANS = ("tests/codec/test_rans.py",)
@@ -66,6 +67,8 @@ MUTANTS = (
     mutant("quantization/rates.py", "_LEAST_COUNT = 0.25", "_LEAST_COUNT = 0.5", RATES),
     mutant("quantization/rates.py", "np.where(beyond == 0, 6,", "np.where(beyond == 0, 4,", RATES),
     mutant("quantization/rates.py", "in_q0 | in_q1 << 16", "in_q1 | in_q0 << 16", SEARCH),
+    mutant("quantization/rates.py", "2 * level.astype(np.int32) + (r < 0)", "2 * level.astype(np.int32)", SIGNED),
+    mutant("quantization/rates.py", "size - 3, -tables.offset)", "size - 3, 0 - tables.offset - 1)", SIGNED),
     mutant("quantization/triton_search.py", "total += least", "total = least", TRITON),
     mutant("quantization/triton_search.py", "(z1 <= b3)", "(z1 < b3)", TRITON),
     mutant("codec/rans.py", "escape + (coded >> 1)", "escape + coded", RANS),

@@ -40,8 +40,9 @@ def search(
 
     r float32 [lanes, steps]; level, unsigned, [lanes, steps], the scale level; weight float32 [lanes], or [1, steps]
     where lanes run along channels, the cost in 1/256 bit of a squared error of one step D
-    (`QuantizerRecord.lane_weights`); step D; tables of rows Q * levels + level. The lanes are divided among `threads`
-    of the CPU. The result equals that of `reference.search` bit for bit.
+    (`QuantizerRecord.lane_weights`); step D; tables of rows Q * levels + level, symmetric ones, or the `signed_rates`
+    of others. The lanes are divided among `threads` of the CPU. The result equals that of `reference.search` bit for
+    bit.
     LicError where r is not finite or an index would not fit; ValueError for a machine without a trellis, or arguments
     that do not fit.
     """
@@ -104,9 +105,10 @@ def _run_search(
     else:
         kind = type(r)
         r, weight = _contiguous(r, np.float32), _contiguous(weight, np.float32)
-    level = _checked_levels(level, r.shape, len(rates.costs) // quantizers)
+    level = _checked_levels(level, r.shape, len(rates.costs) // (quantizers * (1 + rates.signed)))
     if len(rates.costs) % quantizers or tuple(weight.shape) not in ((r.shape[0],), (1, r.shape[1])):
         raise ValueError(f"{len(rates.costs)} rows of tables and weights {tuple(weight.shape)} do not fit {r.shape}")
+    level = rates.search_levels(r, level)
     if threads < 1:
         raise ValueError(f"{threads} threads")
     if 0 not in weight.shape and not (bool((weight >= 0).all()) and float(weight.max()) < np.inf):

@@ -4,6 +4,8 @@ A table row is the distribution of an index k given the active quantizer Q and t
 
     row = Q * LEVELS + level                (for y; for z a row is a channel)
 
+Where y has a factorized prior, its channel takes the place of the level, and a row may charge k and -k differently.
+
 Tables have CompressAI's form (`_quantized_cdf`, `_cdf_length`, `_offset`; 16 bit; the last symbol is an escape), so
 that its coder takes them unchanged. The search minimizes costs that are read off the same integers.
 """
@@ -181,17 +183,29 @@ class SearchRates:
 
     costs int32 [rows, largest+1]; reach int32 [rows]; flag int32 [rows], the cost of the escape's flag. The table ends
     beyond every row's reach; further out an index costs `flag` and its bypass bits. No cost in the table exceeds 15
-    bits.
+    bits. `signed` rates have two rows for each of the tables: of k >= 0, then of k <= 0.
     """
 
     costs: NDArray[Any]
     reach: NDArray[Any]
     flag: NDArray[Any]
+    signed: bool = False
 
     @property
     def largest(self) -> int:
         """The largest |k| in `costs`."""
         return self.costs.shape[1] - 1
+
+    def search_levels(self, r: Any, level: Any) -> Any:
+        """Return what the engines take as levels, array or tensor: `level`, or 2 level + (r < 0) for signed rates.
+
+        All candidates of an element have the sign of r, so the sign decides which of the two rows they are charged by.
+        """
+        if not self.signed:
+            return level
+        if isinstance(r, torch.Tensor):
+            return 2 * level.int() + (r < 0)
+        return (2 * level.astype(np.int32) + (r < 0)).astype(np.uint16)
 
     @cached_property
     def union_costs(self) -> NDArray[Any]:
@@ -231,12 +245,31 @@ def search_rates(tables: CdfTables) -> SearchRates:
     """Return the rates of a search from the coder's tables (symmetric ones; ValueError otherwise)."""
     reach = tables.reach()
     largest = int(reach.max()) + 3  # room for whole candidate sets at the table's edge
-    flag_bits = np.take_along_axis(tables.symbol_bits, tables.size[:, None] - 2, axis=1)[:, 0]
+    return SearchRates(costs=tables.costs(largest), reach=reach.astype(np.int32), flag=_flag_costs(tables))
+
+
+def signed_rates(tables: CdfTables) -> SearchRates:
+    """Return the rates of a search from tables that may be asymmetric; ValueError where a row does not hold 0."""
+    reach = np.stack((tables.offset + tables.size - 3, -tables.offset), axis=1)  # of k > 0, of k < 0
+    if reach.min() < 0:
+        raise ValueError("rates by sign need tables whose rows hold 0")
+    k = np.array([[1], [-1]]) * np.arange(int(reach.max()) + 4)
+    shape = (tables.rows, *k.shape)
+    rows = np.broadcast_to(np.arange(tables.rows)[:, None, None], shape)
+    bits = tables.bits(np.broadcast_to(k, shape), rows).reshape(2 * tables.rows, -1)
     return SearchRates(
-        costs=tables.costs(largest),
-        reach=reach.astype(np.int32),
-        flag=np.rint(COST_UNIT * flag_bits).astype(np.int32),
+        costs=np.rint(COST_UNIT * bits).astype(np.int32),
+        reach=reach.reshape(-1).astype(np.int32),
+        flag=np.repeat(_flag_costs(tables), 2),
+        signed=True,
     )
+
+
+def _flag_costs(tables: CdfTables) -> NDArray[Any]:
+    """Return the cost of the flag of each row's escape in 1/256 bit, int32."""
+    bits = np.take_along_axis(tables.symbol_bits, tables.size[:, None] - 2, axis=1)[:, 0]
+    costs: NDArray[Any] = np.rint(COST_UNIT * bits).astype(np.int32)
+    return costs
 
 
 def tables_from_pmf(pmf: NDArray[Any]) -> CdfTables:

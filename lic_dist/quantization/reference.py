@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lic_dist.quantization.rates import LEVELS, CdfTables, SearchRates, search_rates
+from lic_dist.quantization.rates import CdfTables, SearchRates, search_rates
 from lic_dist.quantization.trellis import Trellis
 
 REDUCTION_INTERVAL = 64
@@ -23,7 +23,12 @@ Candidate = tuple[int, int]  # cost, |k|
 
 
 def search(
-    r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables, trellis: Trellis
+    r: NDArray[Any],
+    level: NDArray[Any],
+    weight: NDArray[Any],
+    step: float,
+    tables: CdfTables | SearchRates,
+    trellis: Trellis,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Run a Viterbi search: indices int16 [lanes, steps], costs int64 [lanes]; arguments as `quantize.search`."""
     k = np.zeros(r.shape, np.int16)
@@ -35,13 +40,13 @@ def search(
 
 
 def rdoq(
-    r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables
+    r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables | SearchRates
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Choose the cheapest of round(|r| / Delta), one less, and 0, the smallest on a tie; arguments as
     `quantize.rdoq`.
     """
-    rates = search_rates(tables)
-    weights = by_element(weight, r.shape)
+    rates = _rates(tables)
+    level, weights = rates.search_levels(r, level), by_element(weight, r.shape)
     k, cost = np.zeros(r.shape, np.int16), np.zeros(len(r), np.int64)
     for (lane, at), value in np.ndenumerate(r):
         position = np.abs(value) * inverse(step)
@@ -65,11 +70,16 @@ def by_element(weight: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     return np.broadcast_to(weight[:, None] if weight.ndim == 1 else weight, shape)
 
 
+def _rates(tables: CdfTables | SearchRates) -> SearchRates:
+    return tables if isinstance(tables, SearchRates) else search_rates(tables)
+
+
 def _choices(
-    r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables
+    r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables | SearchRates
 ) -> Iterator[list[list[list[list[Candidate]]]]]:
     """Yield the candidates of every step of a lane, for each lane."""
-    rates, weights = search_rates(tables), by_element(weight, r.shape)
+    rates = _rates(tables)
+    level, weights = rates.search_levels(r, level), by_element(weight, r.shape)
     for lane in range(len(r)):
         yield [
             candidates(r[lane, at], int(level[lane, at]), weights[lane, at], inverse(step), rates)
@@ -83,13 +93,14 @@ def candidates(
     """Return candidates (cost, |k|) by [quantizer][parity] of one residual: 0, and union levels m0..m0+3."""
     position = np.abs(r) * inverse_step
     smallest = max(1, int(np.floor(position)) - 1)
+    levels = len(rates.costs) // 2
     found: list[list[list[Candidate]]] = [[[], []], [[], []]]
     for quantizer in (0, 1):
-        rate = rates.cost(quantizer * LEVELS + level, 0)
+        rate = rates.cost(quantizer * levels + level, 0)
         found[quantizer][0].append((distortion(position, 0, weight) + rate, 0))
     for m in range(smallest, smallest + 4):
         quantizer, magnitude = m & 1, (m + 1) >> 1
-        rate = rates.cost(quantizer * LEVELS + level, magnitude)
+        rate = rates.cost(quantizer * levels + level, magnitude)
         found[quantizer][magnitude & 1].append((distortion(position, m, weight) + rate, magnitude))
     return found
 
@@ -132,7 +143,12 @@ def _search_lane(choices: list[list[list[list[Candidate]]]], trellis: Trellis) -
 
 
 def brute_force(
-    r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], step: float, tables: CdfTables, trellis: Trellis
+    r: NDArray[Any],
+    level: NDArray[Any],
+    weight: NDArray[Any],
+    step: float,
+    tables: CdfTables | SearchRates,
+    trellis: Trellis,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Search as `search` does by enumerating every sequence of candidates: exponential, for short lanes only."""
     k = np.zeros(r.shape, np.int16)
