@@ -76,6 +76,18 @@ def count_magnitudes(k: NDArray[Any], rows: NDArray[Any], row_count: int, width:
 
 
 @kernel
+def count_signed(k: NDArray[Any], rows: NDArray[Any], row_count: int, width: int) -> NDArray[Any]:
+    """Count k by row: int64 [row_count, width], k = 0 in the middle; the first and last columns take what lies
+    beyond.
+    """
+    counts = np.zeros((row_count, width), np.int64)
+    for position in range(len(k)):
+        column = min(max(int(k[position]) + width // 2, 0), width - 1)
+        counts[rows[position], column] += 1
+    return counts
+
+
+@kernel
 def proportional_frequencies(shares: NDArray[Any], weight: NDArray[Any], total: int) -> NDArray[Any]:
     """Return max(1, round(factor shares)), int64 [n], for the largest factor with a weighted sum <= total (64
     bisections).

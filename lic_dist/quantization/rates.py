@@ -49,7 +49,7 @@ _THRESHOLDS = {
     "nearest": np.sqrt(SCALES[:-1].astype(np.float64) * SCALES[1:].astype(np.float64)).astype(np.float32),
     "above": SCALES[:-1],
 }
-LEVEL_RULES = tuple(_THRESHOLDS)
+LEVEL_RULES = (*_THRESHOLDS, "channel")  # the last has no thresholds: the level is the channel
 
 WIDEST_REACH = 4095  # no row holds larger |k|: beyond, escapes
 _SMALLEST_REACH = 1  # every row holds 0 and +-1: two counts protect against a wrong scale
@@ -64,7 +64,7 @@ def level_index(scales: Any, rule: str = "nearest") -> Any:
     raised to it; it costs 1.17 % rate and serves only rows that must equal `eval_model`.
     """
     if rule not in _THRESHOLDS:
-        raise ValueError(f"no level rule {rule!r}: there are {', '.join(LEVEL_RULES)}")
+        raise ValueError(f"scales have no level by the rule {rule!r}, but by {' or '.join(_THRESHOLDS)}")
     thresholds = _THRESHOLDS[rule]
     if isinstance(scales, torch.Tensor):
         boundaries = torch.from_numpy(thresholds.copy()).to(scales.device)
@@ -120,6 +120,11 @@ class CdfTables:
             np.array_equal(row[: size - 2], row[: size - 2][::-1])
             for row, size in zip(frequencies, self.size, strict=True)
         )
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether the index 0 is a symbol of every row."""
+        return bool(((self.offset <= 0) & (self.offset + self.size - 3 >= 0)).all())
 
     @cached_property
     def symbol_bits(self) -> NDArray[Any]:
@@ -250,9 +255,9 @@ def search_rates(tables: CdfTables) -> SearchRates:
 
 def signed_rates(tables: CdfTables) -> SearchRates:
     """Return the rates of a search from tables that may be asymmetric; ValueError where a row does not hold 0."""
-    reach = np.stack((tables.offset + tables.size - 3, -tables.offset), axis=1)  # of k > 0, of k < 0
-    if reach.min() < 0:
+    if not tables.holds_zero:
         raise ValueError("rates by sign need tables whose rows hold 0")
+    reach = np.stack((tables.offset + tables.size - 3, -tables.offset), axis=1)  # of k > 0, of k < 0
     k = np.array([[1], [-1]]) * np.arange(int(reach.max()) + 4)
     shape = (tables.rows, *k.shape)
     rows = np.broadcast_to(np.arange(tables.rows)[:, None, None], shape)
@@ -281,7 +286,7 @@ def tables_from_pmf(pmf: NDArray[Any]) -> CdfTables:
     """
     if pmf.ndim != 2 or pmf.shape[1] < 3 or not ((pmf >= 0) & (pmf <= 1)).all():
         raise ValueError("pmf is [rows, K+1] with K >= 2, each between 0 and 1")
-    frequencies = [_row_frequencies(row) for row in pmf]
+    frequencies = [_half_frequencies(row) for row in pmf]
     width = max(2 * len(half) - 1 for half in frequencies)
     cdf = np.zeros((len(frequencies), width), np.int32)
     reach = np.array([len(half) - 2 for half in frequencies], np.int32)
@@ -291,7 +296,30 @@ def tables_from_pmf(pmf: NDArray[Any]) -> CdfTables:
     return CdfTables(cdf=cdf, size=2 * reach + 3, offset=-reach)
 
 
-def _row_frequencies(pmf: NDArray[Any]) -> NDArray[Any]:
+def tables_from_signed_pmf(pmf: NDArray[Any]) -> CdfTables:
+    """Return integer tables, not symmetric, from P by k = -K..K, float64 [rows, 2K+1]; as `tables_from_pmf` does.
+
+    A row is cut on either side by itself, and holds -1, 0 and 1 at least.
+    """
+    if pmf.ndim != 2 or pmf.shape[1] < 5 or not pmf.shape[1] & 1 or not ((pmf >= 0) & (pmf <= 1)).all():
+        raise ValueError("pmf is [rows, 2K+1] with K >= 2, each between 0 and 1")
+    middle = pmf.shape[1] // 2
+    frequencies, offset = [], []
+    for row in pmf:
+        worthwhile = np.flatnonzero(row * TOTAL >= _LEAST_COUNT) - middle
+        ends = (-worthwhile[0], worthwhile[-1]) if len(worthwhile) else (0, 0)
+        below, above = (min(max(int(end), _SMALLEST_REACH), WIDEST_REACH, middle - 1) for end in ends)
+        kept = row[middle - below : middle + above + 1]
+        frequencies.append(_shared_out(np.append(kept, max(1.0 - kept.sum(), 0.0)), np.ones(len(kept) + 1, np.int64)))
+        offset.append(-below)
+    size = np.array([len(symbols) + 1 for symbols in frequencies], np.int32)
+    cdf = np.zeros((len(size), int(size.max())), np.int32)
+    for entries, symbols in zip(cdf, frequencies, strict=True):
+        entries[1 : len(symbols) + 1] = np.cumsum(symbols)
+    return CdfTables(cdf=cdf, size=size, offset=np.array(offset, np.int32))
+
+
+def _half_frequencies(pmf: NDArray[Any]) -> NDArray[Any]:
     """Return integers [f_0, f_1, .., f_reach, f_escape], f_0 + 2 (f_1 + .. + f_reach) + f_escape = 65536."""
     worthwhile = np.flatnonzero(pmf[1:] * TOTAL >= _LEAST_COUNT) + 1
     reach = int(worthwhile[-1]) if len(worthwhile) else 0
@@ -300,6 +328,14 @@ def _row_frequencies(pmf: NDArray[Any]) -> NDArray[Any]:
     shares = np.append(pmf[: reach + 1], max(tail, 0.0))
     weight = np.full(len(shares), 2)
     weight[[0, -1]] = 1
+    return _shared_out(shares, weight)
+
+
+def _shared_out(shares: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
+    """Return integers of at least 1 near TOTAL times the shares, whose sum with these weights (one of them 1) is TOTAL.
+
+    Proportional ones; then what is left goes where it saves most.
+    """
     frequencies: NDArray[Any] = kernels.proportional_frequencies(shares, weight, TOTAL)
     left = TOTAL - int((weight * frequencies).sum())
     while left > 0:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lic_dist.models.compat import import_compressai
 from lic_dist.quantization import kernels
-from lic_dist.quantization.distributions import adapted_pmf, analytic_pmf, count
+from lic_dist.quantization.distributions import adapted_pmf, analytic_pmf, count, factorized_pmf, pmf_shape
 from lic_dist.quantization.rates import (
     LEVELS,
     SCALES,
@@ -19,6 +19,7 @@ from lic_dist.quantization.rates import (
     level_index,
     search_rates,
     tables_from_pmf,
+    tables_from_signed_pmf,
 )
 from lic_dist.quantization.trellis import ECM8, SCALAR
 
@@ -178,6 +179,87 @@ def test_broken_tables_are_refused(tcq_tables: CdfTables) -> None:
         tcq_tables.bits(np.zeros(1, np.int32), np.array([128]))
     with pytest.raises(ValueError, match="symmetric"):
         CdfTables(tcq_tables.cdf, tcq_tables.size, tcq_tables.offset + 1).costs(3)
+
+
+def laplace(channel: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The cdf of a factorized prior: Laplacians of another width and centre for each channel."""
+    at = (value - (channel % 5 - 2) * 0.7) / (0.3 + channel)
+    return np.where(at < 0, 0.5 * np.exp(np.minimum(at, 0)), 1 - 0.5 * np.exp(-np.maximum(at, 0)))
+
+
+@pytest.mark.parametrize(("machine", "rounding"), [(SCALAR, 0.5), (SCALAR, 0.35), (ECM8, 0.5)])
+def test_cells_of_a_factorized_prior_against_samples(machine, rounding: float) -> None:
+    step, rng = 0.6, np.random.default_rng(4)
+    pmf = factorized_pmf(laplace, 3, step, machine, rounding)
+    assert pmf.shape == pmf_shape(step, machine, 3) and np.abs(pmf.sum(axis=1) - 1).max() < 1e-9
+    middle = pmf.shape[1] // 2
+    for channel in range(3):
+        r = (rng.laplace(0, 0.3 + channel, 400_000) + (channel % 5 - 2) * 0.7) / step
+        size, sign = np.abs(r), np.sign(r)
+        if machine is SCALAR:
+            indices = [sign * np.floor(size + rounding)]
+        else:
+            q1 = np.where(size < 0.5, 0, np.maximum(1, np.floor(size / 2 + 1)))
+            indices = [sign * np.floor((size + 1) / 2), sign * q1]
+        for quantizer, k in enumerate(indices):
+            for value in range(-4, 5):
+                assert abs((k == value).mean() - pmf[quantizer * 3 + channel, middle + value]) < 0.004
+
+
+def test_a_factorized_prior_is_compressais() -> None:
+    torch.manual_seed(0)
+    prior = import_compressai().entropy_models.EntropyBottleneck(4)
+    with torch.no_grad():
+        prior.quantiles[:, 0, 1] = torch.tensor([-1.0, 0.3, 2.0, 0.0])
+    medians = prior.quantiles[:, 0, 1].detach().numpy()[:, None]
+
+    def cdf(channel: np.ndarray, value: np.ndarray) -> np.ndarray:
+        at = torch.from_numpy((value + medians)[:, None]).float()
+        with torch.no_grad():
+            return torch.sigmoid(prior._logits_cumulative(at, stop_gradient=True))[:, 0].double().numpy()
+
+    pmf = factorized_pmf(cdf, 4, 1.0, SCALAR)
+    k = np.arange(-6, 7)
+    with torch.no_grad():
+        y = torch.from_numpy(k[None, None, :, None] + medians[None, :, :, None]).float()
+        _, likelihood = prior.eval()(y, training=False)
+    middle = pmf.shape[1] // 2
+    assert np.abs(pmf[:, middle + k[0] : middle + k[-1] + 1] - likelihood[0, :, :, 0].numpy()).max() < 1e-6
+
+
+def test_tables_by_channel_lose_little_and_are_cut_at_each_side() -> None:
+    pmf = factorized_pmf(laplace, 5, 0.5, ECM8)
+    tables = tables_from_signed_pmf(pmf)
+    assert tables.rows == 10 and tables.holds_zero and not tables.symmetric
+    middle = pmf.shape[1] // 2
+    k = np.arange(pmf.shape[1]) - middle
+    bits = tables.bits(np.tile(k, (10, 1)), np.tile(np.arange(10)[:, None], (1, len(k))))
+    entropy = -(pmf * np.log2(np.maximum(pmf, 1e-300))).sum(axis=1)
+    assert ((pmf * bits).sum(axis=1) - entropy).max() < 0.005
+    for row in range(10):
+        below, above = -tables.offset[row], tables.offset[row] + tables.size[row] - 3
+        assert pmf[row, middle - below - 1] * 65536 < 0.25 and pmf[row, middle + above + 1] * 65536 < 0.25
+    narrow = tables_from_signed_pmf(np.array([[0, 0, 0, 0, 1.0], [0, 0, 1.0, 0, 0], [0, 0, 0, 0, 0]]))
+    assert (narrow.offset.tolist(), narrow.size.tolist()) == ([-1] * 3, [5] * 3)  # K itself is "K or more"
+    assert np.diff(narrow.cdf[1]).tolist() == [1, 65533, 1, 1] and np.diff(narrow.cdf[2])[-1] == 65533
+    for wrong in (np.ones((2, 4)) / 4, np.ones((2, 3)) / 3, np.full((1, 5), 1.5)):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            tables_from_signed_pmf(wrong)
+
+
+def test_signed_counts_and_their_adaptation() -> None:
+    k = np.array([[0, -1, 1, 7], [-32768, 2, 0, 0]], np.int16)
+    rows = np.array([[0, 0, 0, 1], [1, 1, 1, 1]], np.int32)
+    counts = count(k, rows, (2, 5), signed=True)
+    assert counts.tolist() == [[0, 1, 1, 1, 0], [1, 0, 2, 0, 2]]
+    prior = factorized_pmf(laplace, 1, 0.56, ECM8)
+    counts = np.zeros(prior.shape, np.int64)
+    assert np.allclose(adapted_pmf(counts, prior, signed=True), np.maximum(prior, 1e-12), rtol=1e-9)
+    middle = prior.shape[1] // 2
+    counts[:, middle - 1 : middle + 2] = [10**8, 10**9, 3 * 10**8]
+    adapted = adapted_pmf(counts, prior, signed=True)
+    assert np.allclose(adapted[:, middle - 1 : middle + 2], [[1 / 14, 10 / 14, 3 / 14]], rtol=1e-4)
+    assert adapted.min() > 0
 
 
 def test_counts_add_up_and_take_the_large_ones_last() -> None:
