@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lic_dist.errors import LicError
 from lic_dist.quantization import kernels, scalar, tensors, viterbi
-from lic_dist.quantization.rates import LEVELS, CdfTables, SearchRates, search_rates
+from lic_dist.quantization.rates import CdfTables, SearchRates, search_rates, signed_rates
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.reference import inverse
 from lic_dist.quantization.trellis import Trellis, levels
@@ -176,10 +176,11 @@ class Quantizer:
 
     @cached_property
     def _rates(self) -> SearchRates:
-        return search_rates(self.record.y_tables)
+        return (signed_rates if self.record.by_channel else search_rates)(self.record.y_tables)
 
     def quantize(self, r: Any, level: Any, threads: int = 1, channels: Any = None) -> Any:
-        """Return indices int16 of residuals r = y - means, float32 [lanes, steps]; level uint8, the same shape.
+        """Return indices int16 of residuals r = y - means, float32 [lanes, steps]; level uint8 or uint16, the same
+        shape: the level of the scale, or the channel where y has a factorized prior.
 
         SQ and the dead zone round; RDOQ and TCQ search (on `threads` of the CPU). `channels` names the channel of each
         lane, integers [lanes], or of each step, [1, steps]; without it the lanes are whole images of the record's M
@@ -188,7 +189,7 @@ class Quantizer:
         record = self.record
         if not record.kind.searched:
             r = r.float() if isinstance(r, torch.Tensor) else _contiguous(r, np.float32)
-            _checked_levels(level, r.shape, LEVELS)
+            _checked_levels(level, r.shape, record.levels)
             _check_range(r, record.step, _LARGEST_INDEX)
             if record.kind.strength:
                 return scalar.dead_zone(r, record.step, record.rounding)
@@ -216,8 +217,8 @@ class Quantizer:
         return active(k, self.trellis)
 
     def rows(self, k: Any, level: Any) -> Any:
-        """Return the table row of each index, int32 [lanes, steps]: Q * 64 + level."""
-        return table_rows(k, level, self.trellis, LEVELS)
+        """Return the table row of each index, int32 [lanes, steps]: Q * levels + level."""
+        return table_rows(k, level, self.trellis, self.record.levels)
 
     def dequantize(self, k: Any) -> Any:
         """Return reconstruction levels, float32 [lanes, steps]: y_hat = means + level."""

@@ -36,8 +36,9 @@ class QuantizerRecord:
         lmbda         lambda of the loss lmbda 255^2 MSE + bpp
         lambda_scale  g in the price of a bit, lambda_q = g 3 / (lmbda 255^2); only searches use it
         weights       float32 [M]: S_c, squared change of the picture for a unit change of a latent of channel c
-        level_rule    "nearest" or "above": how a scale becomes a level
-        y_tables      rows Q * 64 + level
+        level_rule    "nearest" or "above": how a scale becomes a level; "channel": y has a factorized prior, and a
+                      level is a channel
+        y_tables      rows Q * levels + level, 64 levels or M; for a search symmetric, or by channel with 0 in each row
         trellis       TCQ's state machine; SCALAR for the others
         rounding      xi of the dead zone, up to 1/2
         shift         delta of the reconstruction: levels lie so many steps further from zero than in the search
@@ -92,10 +93,10 @@ class QuantizerRecord:
             raise ValueError(f"a step of {self.step} with these weights and lambda leaves float32")
         if self.level_rule not in LEVEL_RULES:
             raise ValueError(f"no level rule {self.level_rule!r}: there are {', '.join(LEVEL_RULES)}")
-        if self.y_tables.rows != LEVELS * self.trellis.quantizers:
-            raise ValueError(f"y_tables have {self.y_tables.rows} rows, not {LEVELS * self.trellis.quantizers}")
-        if self.kind.searched and not self.y_tables.symmetric:
-            raise ValueError(f"{self.name} needs symmetric y_tables")
+        if self.y_tables.rows != self.levels * self.trellis.quantizers:
+            raise ValueError(f"y_tables have {self.y_tables.rows} rows, not {self.levels * self.trellis.quantizers}")
+        if self.kind.searched and not (self.y_tables.holds_zero if self.by_channel else self.y_tables.symmetric):
+            raise ValueError(f"{self.name} needs y_tables that {'hold 0' if self.by_channel else 'are symmetric'}")
 
     @property
     def kind(self) -> Kind:
@@ -105,6 +106,16 @@ class QuantizerRecord:
     def strength(self) -> float:
         """The kind's strength (g or xi): what calibration moves; 1 where the kind has none."""
         return float(getattr(self, self.kind.strength)) if self.kind.strength else 1.0
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether levels are channels: y has a factorized prior."""
+        return self.level_rule == "channel"
+
+    @property
+    def levels(self) -> int:
+        """How many levels each quantizer's tables have."""
+        return len(self.weights) if self.by_channel else LEVELS
 
     @property
     def states(self) -> int:

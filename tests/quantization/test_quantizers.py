@@ -13,16 +13,18 @@ from lic_dist.quantization import reference
 from lic_dist.quantization.adaptation import (
     adaptation_rounds,
     count_indices,
+    factorized_record,
     gaussian_record,
     record_from_counts,
     sum_counts,
 )
 from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import Quantizer
-from lic_dist.quantization.rates import SCALES, level_index
+from lic_dist.quantization.rates import SCALES, level_index, signed_rates
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.sensitivity import sensitivities
 from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Trellis, register, trellis
+from tests.quantization.test_rates import laplace
 from tests.quantization.test_search import STEP, latents
 
 WEIGHTS = np.linspace(0.01, 0.03, 3, dtype=np.float32)
@@ -123,6 +125,54 @@ def test_counts_of_shards_add_up_to_the_same_record() -> None:
     assert merged.digest == whole[0].digest
     plain = gaussian_record("sq", 1.0, WEIGHTS, 0.013)
     assert [len(list(adaptation_rounds(plain, parts, rounds))) for rounds in (0, 1, 5)] == [0, 1, 1]
+
+
+BY_CHANNEL = [
+    factorized_record("sq", 1.0, np.ones(7), 0.013, laplace),
+    factorized_record("deadzone", 0.9, np.ones(7), 0.013, laplace, rounding=0.35),
+    factorized_record("rdoq", 0.9, np.full(7, 0.02), 0.013, laplace, 3.0),
+    *(
+        replace(factorized_record("tcq", 0.56, np.full(7, 0.02), 0.013, laplace, 3.0, machine), shift=0.1)
+        for machine in (VVC4, ECM8, CODE16, CODE32)
+    ),
+]
+
+
+def channel_samples(images: int, steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Residuals of the Laplacians of `laplace` for seven channels, and the channel of each element."""
+    level = np.tile(np.arange(7, dtype=np.uint8)[:, None], (images, steps))
+    drawn = np.random.default_rng(seed).laplace(0, 0.3 + level.astype(np.float64)) + (level % 5 - 2.0) * 0.7
+    return drawn.astype(np.float32), level
+
+
+@pytest.mark.parametrize("record", BY_CHANNEL, ids=lambda record: f"{record.name}{record.states}")
+def test_tables_by_channel(record: QuantizerRecord) -> None:
+    quantizer = Quantizer(QuantizerRecord.from_json(record.to_json()))
+    r, level = channel_samples(30, 40)
+    k = quantizer.quantize(r, level)
+    assert np.array_equal(quantizer.quantize(r, level, threads=2), k)
+    assert np.array_equal(quantizer.quantize(torch.from_numpy(r), torch.from_numpy(level)).numpy(), k)
+    assert quantizer.quantize(r.T, level.T, channels=level[None, :, 0]).shape == k.T.shape
+    rows = quantizer.active(k).astype(np.int32) * 7 + level
+    assert np.array_equal(quantizer.rows(k, level), rows) and rows.max() == 7 * record.trellis.quantizers - 1
+    assert np.allclose(quantizer.bits(k, level), record.y_tables.bits(k, rows).sum(axis=1))
+    if record.kind.searched:
+        engine = reference.search if record.kind.trellis else reference.rdoq
+        more = [record.trellis] if record.kind.trellis else []
+        inputs = (r, level, record.lane_weights(30), record.step, signed_rates(record.y_tables))
+        assert np.array_equal(k, engine(*inputs, *more)[0])
+    with pytest.raises(ValueError, match="below 7"):
+        quantizer.quantize(r, level + np.uint8(1))
+    fresh_r, fresh_level = channel_samples(300, 40, seed=1)
+    parts = [(fresh_r[first::2], fresh_level[first::2], fresh_level[first::2, 0]) for first in (0, 1)]
+    (whole,), (split,) = (
+        list(adaptation_rounds(record, shards, rounds=1, cdf=laplace)) for shards in ([(fresh_r, fresh_level)], parts)
+    )
+    assert whole.digest == split.digest and whole.notes == {"rates": "adapted", "rounds": 1}
+    before, after = (float(one.y_tables.bits(k, rows).sum()) for one in (record, whole))
+    assert after < (1.003 if record.name in ("sq", "deadzone") else 0.999) * before  # a search leans towards zero
+    with pytest.raises(ValueError, match="cdf of their prior"):
+        record_from_counts(record, count_indices(quantizer, (r, level)))
 
 
 def test_scalar_quantizer_rounds_half_to_even() -> None:

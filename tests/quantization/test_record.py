@@ -77,6 +77,21 @@ def test_digest_is_golden(record: QuantizerRecord) -> None:
     assert small.digest == "cfd12abfa9d826addf613e78562e6b274310bc1807f220f598bc7117f3af9af2"
 
 
+def test_a_record_by_channel(record: QuantizerRecord) -> None:
+    """Of a factorized prior: rows Q * M + channel, asymmetric, and 0 in each where k is searched."""
+    skewed = CdfTables(np.tile([[0, 9, 65000, 65500, 65536]], (6, 1)), np.full(6, 5), np.tile([-1, 0], 3))
+    made = replace(record, level_rule="channel", y_tables=skewed)
+    assert made.by_channel and (made.levels, record.levels) == (3, 64)
+    found = QuantizerRecord.from_json(made.to_json())
+    assert found.digest == made.digest != record.digest and found.decoding_digest == made.decoding_digest
+    with pytest.raises(ValueError, match="rows, not 8"):
+        replace(made, weights=np.ones(4))
+    with pytest.raises(ValueError, match="hold 0"):
+        replace(made, y_tables=replace(skewed, offset=np.full(6, 1)))
+    with pytest.raises(ValueError, match="rows, not 128"):
+        replace(made, level_rule="nearest")
+
+
 def _set(plain: dict, key: str, value: object) -> None:
     plain[key] = value
 
