@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lic_dist.codec import rans
+from lic_dist.codec import rans, walk
 from lic_dist.codec.container import OVERHEAD, Container, check_sides
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.codec.tiles import Grid, analyse, run_in_tiles, squared_error_gradient, synthesise
@@ -30,11 +29,10 @@ from lic_dist.errors import LicError
 from lic_dist.models.architectures import adapt
 from lic_dist.models.integer import IntegerNet, exact_z_hat
 from lic_dist.models.parts import decoder_digest, entropy_digest
-from lic_dist.models.protocol import TRANSFORMS, Stage
+from lic_dist.models.protocol import TRANSFORMS, Run, Sides
 from lic_dist.models.refine import Refinement, refine_latents
 from lic_dist.models.stages import only_side, only_stage, to_input
 from lic_dist.quantization.quantize import Quantizer
-from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.trellis import SCALAR
 
@@ -43,7 +41,7 @@ from lic_dist.quantization.trellis import SCALAR
 class EncodedImage:
     """One coded image: the bytes of its file, and what the encoder knew when it wrote them.
 
-    shape is the image's; z int16 [Nz, positions]; level uint8 and k int16 [lanes, steps]; y_hat float32 [1, M, h, w].
+    shape is the image's; z int16 [Nz, positions]; level uint8 and k int16 [M, h*w]; y_hat float32 [1, M, h, w].
     """
 
     data: bytes
@@ -132,22 +130,24 @@ class ImageCodec:
         if int(z.max()) > 32767 or int(z.min()) < -32767 or not bool(torch.isfinite(y).all()):
             raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
         z_lanes = z[0].reshape(z.shape[1], -1).cpu().numpy().astype(np.int16)
-        stage = self._stage(z_lanes, grid, self.integer)
-        level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
+        sides_hat, run = self._sides_hat(z_lanes, grid, self.integer), self._run(grid, self.integer)
         if self.record.refine:
+            stage = only_stage(self._codec, sides_hat, run)
             refinement = Refinement(self.record.refine, self.record.lmbda)
             left, _, top, _ = self._padding(height, width)
             inside = slice(top, top + height), slice(left, left + width)
             gradient = partial(squared_error_gradient, self._codec, grid, pixels, inside)
             y = refine_latents(self._codec, y, stage, gradient, refinement)
-        k = self.quantizer.quantize(stage.to_lanes(y.float() - stage.means), level)
-        y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
+        coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run)
+        planes = walk.lanes(self._codec, coded.k, coded.level)
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables)
-        y_stream = rans.encode(k, self.quantizer.rows(k, level), self.record.y_tables)
-        planes = zlib.crc32(level.data)
+        rows = [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]
+        y_stream = rans.encode_planes(rows, self.record.y_tables)
+        checksum = walk.planes_checksum(planes)
         flags = {"grey": image.ndim == 2, "integer": self.integer}
-        container = Container(height, width, self.model_id, self.record_id, planes, z_stream, y_stream, **flags)
-        return EncodedImage(container.pack(), image.shape, z_lanes, level, k, y_hat)
+        container = Container(height, width, self.model_id, self.record_id, checksum, z_stream, y_stream, **flags)
+        k, level = (one[0].flatten(1).cpu().numpy() for one in (coded.k, coded.level))
+        return EncodedImage(container.pack(), image.shape, z_lanes, level, k, coded.y_hat)
 
     @torch.no_grad()
     def decode(self, data: bytes) -> NDArray[np.uint8]:
@@ -170,17 +170,11 @@ class ImageCodec:
             )
         grid = self.grid(container.height, container.width)
         z_rows = _channel_rows((self.record.z_tables.rows, grid.high * grid.wide * grid.side**2))
-        stage = self._stage(rans.decode(container.z, z_rows, self.record.z_tables, SCALAR), grid, container.integer)
-        level = stage.to_lanes(level_index(stage.scales, self.record.level_rule))
-        if zlib.crc32(level.data) != container.planes:
-            raise BitstreamError(
-                "this machine computes other scales than the encoder's",
-                hint="decode with the encoder's backend, or encode with --deterministic",
-            )
-        k = rans.decode(container.y, level, self.record.y_tables, self.quantizer.trellis)
-        y_hat = stage.means + stage.from_lanes(self.quantizer.dequantize(k))
+        z = rans.decode(container.z, z_rows, self.record.z_tables, SCALAR)
+        sides_hat, run = self._sides_hat(z, grid, container.integer), self._run(grid, container.integer)
+        k, y_hat = walk.decode(self._codec, sides_hat, grid.latents, container.y, container.planes, self.quantizer, run)
         shape = (container.height, container.width) if container.grey else (container.height, container.width, 3)
-        return DecodedLatents(shape, k, y_hat)
+        return DecodedLatents(shape, k[0].flatten(1).numpy(), y_hat)
 
     def picture(self, latents: EncodedImage | DecodedLatents) -> NDArray[np.uint8]:
         """Return g_s of y_hat in the image's shape: the decoded picture or, for an encoder's latents, the expected
@@ -190,15 +184,17 @@ class ImageCodec:
 
     def estimated_bits(self, encoded: EncodedImage) -> float:
         """Return the sum of -log2 over the integer tables, for z and y."""
-        return self.z_bits(encoded) + float(self.lane_bits(encoded).sum())
+        return self.z_bits(encoded) + float(self.channel_bits(encoded).sum())
 
     def z_bits(self, encoded: EncodedImage) -> float:
         """Return the part of z in `estimated_bits`."""
         return float(self.record.z_tables.bits(encoded.z, _channel_rows(encoded.z.shape)).sum())
 
-    def lane_bits(self, encoded: EncodedImage) -> NDArray[np.float64]:
-        """Return the part of each lane of y in `estimated_bits`, [lanes]."""
-        bits: NDArray[np.float64] = self.quantizer.bits(encoded.k, encoded.level)
+    def channel_bits(self, encoded: EncodedImage) -> NDArray[np.float64]:
+        """Return the part of each channel of y in `estimated_bits`, [M]."""
+        whole = encoded.y_hat.shape
+        k, level = (torch.from_numpy(one).reshape(whole) for one in (encoded.k, encoded.level))
+        bits: NDArray[np.float64] = walk.channel_bits(self._codec, self.quantizer, k, level)[0]
         return bits
 
     @torch.no_grad()
@@ -210,21 +206,24 @@ class ImageCodec:
         if (self.record.name, self.record.step, self.record.shift) != ("sq", 1, 0):
             return math.nan
         grid = self.grid(*encoded.shape[:2])
-        stage = self._stage(encoded.z, grid, self.integer)
+        sides_hat, run = self._sides_hat(encoded.z, grid, self.integer), self._run(grid, self.integer)
+        k = torch.from_numpy(encoded.k).reshape(encoded.y_hat.shape).to(self.device)
+        of_y = walk.likelihood_bits(self._codec, sides_hat, k, self.quantizer, run)
         of_z = self._side.likelihood(self._side.dequantize(self._z_tensor(encoded.z, grid)))
-        of_y = self._codec.likelihood(encoded.y_hat, stage)
-        return -float(of_z.double().log2().sum() + of_y.double().log2().sum())
+        return of_y - float(of_z.double().log2().sum())
 
     def _z_tensor(self, z_lanes: NDArray[np.int16], grid: Grid) -> Tensor:
         shape = 1, -1, grid.side * grid.high, grid.side * grid.wide
         return torch.from_numpy(z_lanes.astype(np.int32)).reshape(shape).to(self.device)
 
-    def _stage(self, z_lanes: NDArray[np.int16], grid: Grid, integer: bool) -> Stage:
-        """Return the means and scales that follow from z int16 [Nz, positions]."""
+    def _sides_hat(self, z_lanes: NDArray[np.int16], grid: Grid, integer: bool) -> Sides:
+        """Return z_hat of z int16 [Nz, positions], as the networks in integers or the model's own take it."""
         z = self._z_tensor(z_lanes, grid)
-        z_hat = exact_z_hat(self._side, z) if integer else self._side.dequantize(z)
-        nets = self._integer_nets if integer else self._codec.nets
-        return only_stage(self._codec, (z_hat,), run_in_tiles(self._codec, grid, nets.__getitem__))
+        return (exact_z_hat(self._side, z) if integer else self._side.dequantize(z),)
+
+    def _run(self, grid: Grid, integer: bool) -> Run:
+        """Return the `run` of `CodecModel.walk` for an image."""
+        return run_in_tiles(self._codec, grid, (self._integer_nets if integer else self._codec.nets).__getitem__)
 
     @cached_property
     def _integer_nets(self) -> dict[str, IntegerNet]:

@@ -62,6 +62,11 @@ class Grid:
         """Positions of z a unit."""
         return self.strides.multiple // self.strides.sides[0]
 
+    @property
+    def latents(self) -> tuple[int, int]:
+        """Height and width of y, in positions."""
+        return self.latent * self.high, self.latent * self.wide
+
     def tiles(self, codec: CodecModel, name: str, reads: int, writes: int) -> Iterator[tuple[Span, Span]]:
         """Yield the tiles of the network of a name as rows and columns; `reads` and `writes` are its inputs and outputs
         a unit.

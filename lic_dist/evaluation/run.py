@@ -71,7 +71,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Measured:
-    """A coded image: figures, the decoded picture uint8 [H, W, 3], k int16 [lanes, steps] and the bits of each lane."""
+    """A coded image: figures, the decoded picture uint8 [H, W, 3], k int16 [M, h*w] and the bits of each channel [M]."""
 
     result: ImageResult
     picture: NDArray[np.uint8]
@@ -227,7 +227,7 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
     ended = time.perf_counter()
     if not (np.array_equal(latents.k, encoded.k) and torch.equal(latents.y_hat, encoded.y_hat)):
         raise BitstreamError(f"{name}: the decoder's picture differs from the encoder's")
-    pixels, bits = height * width, codec.lane_bits(encoded)
+    pixels, bits = height * width, codec.channel_bits(encoded)
     result = ImageResult(
         image=name,
         height=height,
@@ -247,7 +247,7 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
 def statistics(codec: ImageCodec, measured: Measured) -> dict[str, Any]:
     """Return how the bits of an image are distributed: `channel_bits`, `k_counts` and `z_bpp` as in `Point`."""
     pixels = measured.result.height * measured.result.width
-    by_channel = (measured.bits / pixels).reshape(-1, len(codec.record.weights)).sum(axis=0)
+    by_channel = measured.bits / pixels
     positions = np.clip(measured.k, -LARGEST_COUNTED, LARGEST_COUNTED).ravel() + LARGEST_COUNTED
     return {
         "channel_bits": by_channel.tolist(),

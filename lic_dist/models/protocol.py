@@ -72,15 +72,29 @@ class Elements:
         else:
             whole.view(*whole.shape[:2], -1)[:, self.channels, torch.from_numpy(self.positions)] = part
 
-    def to_lanes(self, part: Tensor) -> NDArray[Any]:
-        """Reshape what `take` returns to [lanes, steps] on the CPU; lanes are image-major."""
+    def lanes(self, part: Tensor) -> Tensor:
+        """Reshape what `take` returns to [lanes, steps]; lanes are image-major."""
         lanes = part.detach().flatten(2)
         lanes = lanes.transpose(1, 2) if self.along == "channels" else lanes
-        return lanes.reshape(-1, lanes.shape[2]).cpu().numpy()
+        return lanes.reshape(-1, lanes.shape[2])
 
-    def from_lanes(self, lanes: NDArray[Any], like: Tensor) -> Tensor:
-        """Invert `to_lanes`: return a tensor of the shape and on the device of `like`."""
-        values = torch.from_numpy(lanes)
+    def lane_channels(self, images: int, channels: int) -> NDArray[np.int64] | None:
+        """Return the channel of each lane, [lanes], of so many images and M channels, or of each step, [1, steps].
+
+        None where the lanes are all channels of whole images.
+        """
+        chosen = np.arange(channels)[self.channels]
+        if self.along == "channels":
+            return chosen[None]
+        return None if len(chosen) == channels else np.tile(chosen, images)
+
+    def to_lanes(self, part: Tensor) -> NDArray[Any]:
+        """Return `lanes` as an array on the CPU."""
+        return self.lanes(part).cpu().numpy()
+
+    def from_lanes(self, lanes: NDArray[Any] | Tensor, like: Tensor) -> Tensor:
+        """Invert `lanes`: return a tensor of the shape and on the device of `like`."""
+        values = torch.as_tensor(lanes)
         if self.along == "channels":
             values = values.reshape(len(like), -1, like.shape[1]).transpose(1, 2)
         return values.reshape(like.shape).to(like.device)

@@ -247,7 +247,7 @@ def test_another_model_another_quantizer_and_damage_are_one_clear_error(codec: I
 
 def test_scales_computed_differently_are_noticed(codec: ImageCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     data = codec.encode(picture(9, 64, 64)).data
-    from lic_dist.codec import codec as module
+    from lic_dist.codec import walk as module
 
     true = module.level_index
     monkeypatch.setattr(module, "level_index", lambda scales, rule: true(scales * 1.2, rule))

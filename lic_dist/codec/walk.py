@@ -1,0 +1,182 @@
+"""Quantize y, or decode it, along the stages of a model: each is told y_hat of the stages before it.
+
+    z_hat -> walk -> Stage -> r = y - means -> search -> k -> means + level -> walk -> next Stage ... -> y_hat whole
+
+Every lane begins in state 0 at each stage. Carrying the state over gains nothing: the search has to commit to the k of
+a stage before the means of the next one are known, so only the start state would differ.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lic_dist.codec.rans import BitstreamError, Decoder
+from lic_dist.models.protocol import CodecModel, Elements, Run, Sides, Stage
+from lic_dist.quantization.quantize import Quantizer
+from lic_dist.quantization.rates import level_index
+from lic_dist.quantization.record import QuantizerRecord
+
+OTHER_SCALES = "this machine computes other scales than the encoder's"
+OTHER_SCALES_HINT = "decode with the encoder's backend, or encode with --deterministic"
+
+
+class Coded(NamedTuple):
+    """y as it is quantized: indices k int16 and scale levels uint8, [B, M, h, w] both, y_hat as `synthesise` takes it,
+    float32 [B, M, h, w], and the squared error of y_hat before corrections, summed over positions, float64 [B, M].
+    """
+
+    k: Tensor
+    level: Tensor
+    y_hat: Tensor
+    error: Tensor
+
+
+class Plane(NamedTuple):
+    """The indices of a stage, in lanes: k int16 and scale levels, [lanes, steps] both."""
+
+    elements: Elements
+    k: NDArray[np.int16]
+    level: NDArray[Any]
+
+
+def search(codec: CodecModel, sides_hat: Sides, y: Tensor, quantizer: Quantizer, run: Run | None = None) -> Coded:
+    """Quantize y float32 [B, M, h, w] stage by stage, on the device of y; `run` is that of `CodecModel.walk`.
+
+    Raises:
+        LicError: a latent is not finite, or does not fit 16-bit indices.
+    """
+    k, level = (torch.zeros(y.shape, dtype=dtype, device=y.device) for dtype in (torch.int16, torch.uint8))
+    error = torch.zeros(y.shape[:2], dtype=torch.float64, device=y.device)
+
+    def quantize(stage: Stage) -> Tensor:
+        elements, lanes = stage.elements, _levels(stage, quantizer.record)
+        part = elements.take(y) - stage.means
+        r = elements.lanes(part)
+        found = quantizer.quantize(r, lanes, channels=elements.lane_channels(*y.shape[:2]))
+        value = quantizer.dequantize(found)
+        elements.put(k, elements.from_lanes(found, part))
+        elements.put(level, elements.from_lanes(lanes, part))
+        squared = elements.from_lanes((r.double() - value).square(), part).flatten(2).sum(2)
+        error[:, elements.channels] += squared
+        return elements.from_lanes(value, part)
+
+    return Coded(k, level, _drive(codec, sides_hat, run, quantize), error)
+
+
+def dequantize(codec: CodecModel, sides_hat: Sides, k: Tensor, quantizer: Quantizer, run: Run | None = None) -> Tensor:
+    """Return y_hat, float32 [B, M, h, w], of indices k int16 [B, M, h, w] that are known."""
+
+    def known(stage: Stage) -> Tensor:
+        lanes = stage.elements.lanes(stage.elements.take(k))
+        return stage.elements.from_lanes(quantizer.dequantize(lanes), stage.means)
+
+    return _drive(codec, sides_hat, run, known)
+
+
+def decode(
+    codec: CodecModel,
+    sides_hat: Sides,
+    size: tuple[int, int],
+    stream: bytes,
+    planes: int,
+    quantizer: Quantizer,
+    run: Run | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Decode the stream of y, of `size` in positions: indices k int16 and y_hat float32, [1, M, h, w] both.
+
+    `planes` is the encoder's checksum of all levels, see `planes_checksum`.
+
+    Raises:
+        BitstreamError: a stream that is cut, altered or extended, or this machine computes other scales.
+    """
+    record, decoder, checksum = quantizer.record, Decoder(stream), 0
+    last = len(codec.layout(*size))
+    k, count = torch.zeros(1, codec.channels, *size, dtype=torch.int16), 0
+
+    def read(stage: Stage) -> Tensor:
+        nonlocal checksum, count
+        level = _levels(stage, record).cpu().numpy()
+        checksum, count = zlib.crc32(np.ascontiguousarray(level).data, checksum), count + 1
+        if count == last and checksum != planes:
+            raise BitstreamError(OTHER_SCALES, hint=OTHER_SCALES_HINT)
+        try:
+            found = decoder.decode(level, record.y_tables, quantizer.trellis)
+        except BitstreamError:
+            if count == last:
+                raise
+            raise BitstreamError(OTHER_SCALES, hint=OTHER_SCALES_HINT) from None  # the container is whole: see there
+        part = stage.elements.from_lanes(torch.from_numpy(found), stage.means)
+        stage.elements.put(k, part.cpu())
+        return stage.elements.from_lanes(quantizer.dequantize(torch.from_numpy(found)), stage.means)
+
+    y_hat = _drive(codec, sides_hat, run, read)
+    decoder.close()
+    return k, y_hat
+
+
+def likelihood_bits(
+    codec: CodecModel, sides_hat: Sides, k: Tensor, quantizer: Quantizer, run: Run | None = None
+) -> float:
+    """Return the sum of -log2 of the model's likelihoods of indices k [B, M, h, w], with cells of step 1."""
+    total = 0.0
+
+    def known(stage: Stage) -> Tensor:
+        nonlocal total
+        level = quantizer.dequantize(stage.elements.lanes(stage.elements.take(k)))
+        value = stage.elements.from_lanes(level, stage.means)
+        total -= float(codec.likelihood(stage.means + value, stage).double().log2().sum())
+        return value
+
+    _drive(codec, sides_hat, run, known)
+    return total
+
+
+def lanes(codec: CodecModel, k: Tensor, level: Tensor) -> list[Plane]:
+    """Return the planes of indices and levels [B, M, h, w], in the order of coding, on the CPU."""
+    return [
+        Plane(one, *(one.to_lanes(one.take(values)) for values in (k, level)))
+        for one in codec.layout(k.shape[2], k.shape[3])
+    ]
+
+
+def planes_checksum(planes: list[Plane]) -> int:
+    """Return the CRC-32 of the levels of all planes, by which a decoder knows that it computes the same scales."""
+    checksum = 0
+    for plane in planes:
+        checksum = zlib.crc32(np.ascontiguousarray(plane.level).data, checksum)
+    return checksum
+
+
+def channel_bits(codec: CodecModel, quantizer: Quantizer, k: Tensor, level: Tensor) -> NDArray[np.float64]:
+    """Return the estimated bits, escapes included, of indices and levels [B, M, h, w]: float64 [B, M]."""
+    total = np.zeros(k.shape[:2])
+    for plane in lanes(codec, k, level):
+        bits = quantizer.record.y_tables.bits(plane.k, quantizer.rows(plane.k, plane.level))
+        like = plane.elements.take(k)
+        total[:, plane.elements.channels] += plane.elements.from_lanes(bits, like).flatten(2).sum(2).cpu().numpy()
+    return total
+
+
+def _drive(codec: CodecModel, sides_hat: Sides, run: Run | None, value: Callable[[Stage], Tensor]) -> Tensor:
+    """Take every stage in turn, with y_hat = means + `value`; return y_hat whole."""
+    walk = codec.walk(sides_hat, run or codec.run)
+    stage = next(walk)
+    while True:
+        try:
+            stage = walk.send(stage.means + value(stage))
+        except StopIteration as done:
+            y_hat: Tensor = done.value
+            return y_hat
+
+
+def _levels(stage: Stage, record: QuantizerRecord) -> Tensor:
+    """Return the scale levels of a stage in lanes, uint8 [lanes, steps]."""
+    level: Tensor = stage.elements.lanes(level_index(stage.scales, record.level_rule))
+    return level
