@@ -148,13 +148,17 @@ def analyse(codec: CodecModel, grid: Grid, pixels: Callable[[slice, slice], Tens
 
 
 def run_in_tiles(codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[Tensor], Tensor]]) -> Run:
-    """Return the `run` of `CodecModel.walk` over a whole image; every network that it runs writes positions of y.
+    """Return the `run` of `CodecModel.walk` over a whole image; every network that it runs is pointwise, or
+    writes positions of y.
 
     `form` returns what computes the network of a name, on a window of its input [1, C, ., .].
     """
 
     def run(name: str, values: Tensor) -> Tensor:
-        network, reads, whole = form(name), values.shape[2] // grid.high, torch.empty(0)
+        network, whole = form(name), torch.empty(0)
+        if getattr(codec.nets[name], "pointwise", False) or receptive_field(codec.nets[name], 0, 1) == (0, 1):
+            return network(one_layout(values))
+        reads = values.shape[2] // grid.high
         for rows, columns in grid.tiles(codec, name, reads, grid.latent):
             part = network(one_layout(values[..., rows.source, columns.source]))
             if not len(whole):

@@ -25,6 +25,12 @@ from lic_dist.models.protocol import CodecModel
 ARCHITECTURES = {
     "block-transform": "lic_dist.models.families.hyperprior:BlockTransform",
     "bmshj2018-hyperprior": "lic_dist.models.families.hyperprior:ScaleHyperprior",
+    "cheng2020-anchor": "lic_dist.models.families.raster:Cheng2020Anchor",
+    "cheng2020-anchor-checkerboard": "lic_dist.models.families.latent_codecs:Cheng2020AnchorCheckerboard",
+    "cheng2020-attn": "lic_dist.models.families.raster:Cheng2020Attention",
+    "elic2022-chandelier": "lic_dist.models.families.latent_codecs:Elic2022Chandelier",
+    "elic2022-official": "lic_dist.models.families.latent_codecs:Elic2022Official",
+    "mbt2018": "lic_dist.models.families.raster:JointAutoregressive",
     "mbt2018-mean": "lic_dist.models.families.hyperprior:MeanScaleHyperprior",
 }
 """Architectures served here, by CompressAI's names where it has them, and their families."""

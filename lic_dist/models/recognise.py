@@ -66,13 +66,9 @@ def _has(*parts: str) -> Callable[[_Names], bool]:
 
 
 OTHERS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (
-    ("ELIC (elic2022)", _has("latent_codec.", "channel_context")),
-    ("a CompressAI model with latent codecs", _has("latent_codec.")),
+    ("a model with latent codecs", _has("latent_codec.")),
     ("a video model (ssf2020)", _has("motion_encoder")),
     ("a variable-rate model (vbr)", _has("Gain", "h_a.")),
-    ("cheng2020-attn", _has("context_prediction", "g_a.0.conv1", "conv_b")),
-    ("cheng2020-anchor", _has("context_prediction", "g_a.0.conv1")),
-    ("mbt2018", _has("context_prediction", "g_a.0.weight")),
     ("bmshj2018-factorized", lambda state: _has("g_a.", "entropy_bottleneck.")(state) and not _has("h_a.")(state)),
 )
 """Families that are not served, looked for from the first on, after those of installed packages."""
@@ -89,13 +85,13 @@ def recognise(state: Mapping[str, Tensor], named: str | None = None) -> tuple[st
     for name in ([named] if named else []) + list(installed()):
         if family(name).fits(state):
             return name, family(name).sizes(state)
+    for name in ARCHITECTURES:
+        if family(name).fits(state):
+            return name, family(name).sizes(state)
     for name, fits in OTHERS:
         if fits(state):
             served = ", ".join([*ARCHITECTURES, *installed()])
             raise LicError(f"this is {name}, a family that is not served", hint=f"served are {served}")
-    for name in ARCHITECTURES:
-        if family(name).fits(state):
-            return name, family(name).sizes(state)
     raise LicError("this holds no image codec", hint="a CompressAI state_dict has tensors such as g_a.0.weight")
 
 
