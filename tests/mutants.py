@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH = ("tests/quantization/test_search.py", "-k", "any_step or contracts or bad_latents or weights_of")
 REFERENCE = ("tests/quantization/test_search.py", "-k", "best_of_all or cost_is_that")
-SIGNED = ("tests/quantization/test_search.py", "-k", "by_sign")
+SIGNED = ("tests/quantization/test_signed.py",)
 TRITON = ("tests/quantization/test_search.py", "-k", "interpreter")
 TRELLIS, RATES = ("tests/quantization/test_trellis.py",), ("tests/quantization/test_rates.py",)
 RANS = ("tests/codec/test_rans.py",)
