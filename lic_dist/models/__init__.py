@@ -1,5 +1,6 @@
-"""Models: the families served, loading checkpoints, the stages of an entropy model, refinement of latents.
+"""Models: the protocol that families of models speak, the families served, loading checkpoints, refinement of latents.
 
-In: a checkpoint file or name. Out: a `Checkpoint` (module, spec, carried records), and a batch's latents, means and
-scales. The only room that imports compressai. Imports the ground.
+In: a checkpoint file or name. Out: a `Checkpoint` (module, spec, carried records), whose `codec` is the module as its
+family sees it: latents, stages of means and scales, pictures. The only room that imports compressai. Imports the
+ground.
 """

@@ -69,7 +69,7 @@ def family(architecture: str) -> type[CodecModel]:
     Raises:
         UsageError: an architecture that is not served, or a class that cannot be imported or is no CodecModel.
     """
-    path = {**installed(), **ARCHITECTURES}.get(architecture, architecture)
+    path = ARCHITECTURES.get(architecture) or installed().get(architecture, architecture)
     if ":" not in path:
         known = ", ".join(sorted([*ARCHITECTURES, *installed()]))
         raise UsageError(f"unknown architecture '{architecture}'", hint=f"one of: {known}; or package.module:Class")

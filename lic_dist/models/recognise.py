@@ -82,7 +82,9 @@ def recognise(state: Mapping[str, Tensor], named: str | None = None) -> tuple[st
     Raises:
         LicError: a family that is not served, which is named, or no image codec.
     """
-    for name in ([named] if named else []) + list(installed()):
+    if named and family(named).fits(state):
+        return named, family(named).sizes(state)
+    for name in installed():
         if family(name).fits(state):
             return name, family(name).sizes(state)
     for name in ARCHITECTURES:
