@@ -23,6 +23,7 @@ from tests import stores
 torch.set_num_threads(1)
 # A process has one fork server, which whatever comes first starts: a loader of a test, or builds to be killed.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preloaded"])
+HYPERPRIORS = ("block-transform", "bmshj2018-hyperprior", "mbt2018-mean")  # families of one stage
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -71,7 +71,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Measured:
-    """A coded image: figures, the decoded picture uint8 [H, W, 3], k int16 [M, h*w] and the bits of each channel [M]."""
+    """A coded image: figures, the decoded picture uint8 [H, W, 3], k int16 [M, h*w], bits of each channel [M]."""
 
     result: ImageResult
     picture: NDArray[np.uint8]

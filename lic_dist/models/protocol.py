@@ -164,6 +164,16 @@ def one_layout(values: Tensor) -> Tensor:
     return values.flatten().view(values.shape)
 
 
+def mask_weights(module: nn.Module) -> None:
+    """Set the weights of masked convolutions to zero where their masks are.
+
+    CompressAI's do so themselves in each forward pass, until which a digest would be another one.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d) and isinstance(mask := getattr(layer, "mask", None), Tensor):
+            layer.weight.data.mul_(mask)
+
+
 class CodecModel(ABC):
     """A model that codes images, as the rest of lic_dist sees it. Subclasses are families; see the module's text."""
 

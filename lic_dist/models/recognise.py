@@ -66,7 +66,6 @@ def _has(*parts: str) -> Callable[[_Names], bool]:
 
 
 OTHERS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (
-    ("a model with latent codecs", _has("latent_codec.")),
     ("a video model (ssf2020)", _has("motion_encoder")),
     ("a variable-rate model (vbr)", _has("Gain", "h_a.")),
     ("bmshj2018-factorized", lambda state: _has("g_a.", "entropy_bottleneck.")(state) and not _has("h_a.")(state)),
@@ -87,13 +86,14 @@ def recognise(state: Mapping[str, Tensor], named: str | None = None) -> tuple[st
     for name in installed():
         if family(name).fits(state):
             return name, family(name).sizes(state)
-    for name in ARCHITECTURES:
+    others = [name for name, fits in OTHERS if fits(state)]
+    for name in ARCHITECTURES if not others else ():
         if family(name).fits(state):
             return name, family(name).sizes(state)
-    for name, fits in OTHERS:
-        if fits(state):
-            served = ", ".join([*ARCHITECTURES, *installed()])
-            raise LicError(f"this is {name}, a family that is not served", hint=f"served are {served}")
+    if others or _has("latent_codec.")(state):
+        name = others[0] if others else "a model with latent codecs"
+        served = ", ".join([*ARCHITECTURES, *installed()])
+        raise LicError(f"this is {name}, a family that is not served", hint=f"served are {served}")
     raise LicError("this holds no image codec", hint="a CompressAI state_dict has tensors such as g_a.0.weight")
 
 

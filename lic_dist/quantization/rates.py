@@ -68,7 +68,7 @@ def level_index(scales: Any, rule: str = "nearest") -> Any:
     thresholds = _THRESHOLDS[rule]
     if isinstance(scales, torch.Tensor):
         boundaries = torch.from_numpy(thresholds.copy()).to(scales.device)
-        return torch.bucketize(scales.detach().float(), boundaries, out_int32=True).to(torch.uint8)
+        return torch.bucketize(scales.detach().float().contiguous(), boundaries, out_int32=True).to(torch.uint8)
     return np.searchsorted(thresholds, np.asarray(scales, dtype=np.float32)).astype(np.uint8)
 
 

@@ -16,15 +16,15 @@ from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.tiles import Grid, analyse, receptive_field, run_in_tiles, spans, synthesise
 from lic_dist.errors import LicError
 from lic_dist.models import stages
-from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
+from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint, update_tables
 from lic_dist.models.protocol import CodecModel, Stage
-from tests.conftest import picture
+from tests.conftest import HYPERPRIORS, picture
 
 GRID = Grid(5, 7)
 
 
-@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
+@pytest.fixture(scope="module", params=HYPERPRIORS)
 def made(request: pytest.FixtureRequest) -> Checkpoint:
     """A tiny untrained model whose latents are some levels large."""
     torch.manual_seed(2)

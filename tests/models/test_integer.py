@@ -25,14 +25,14 @@ from lic_dist.codec.rans import BitstreamError
 from lic_dist.codec.records import compressai_record
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
-from lic_dist.models.architectures import ARCHITECTURES, adapt, build
+from lic_dist.models.architectures import adapt, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.integer import LARGEST, IntegerNet, exact_z_hat
 from lic_dist.models.layers import DenormalizeGaussians
 from lic_dist.models.protocol import Stage
 from lic_dist.models.stages import dequantize_z, only_side, only_stage
 from lic_dist.quantization.rates import SCALES, level_index
-from tests.conftest import picture
+from tests.conftest import HYPERPRIORS, picture
 
 
 def invented(architecture: str, N: int = 4, M: int = 3, size: float = 1.0) -> nn.Module:
@@ -130,7 +130,7 @@ def integers(model: nn.Module, z: Tensor) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("size", [1.0, 3.0])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HYPERPRIORS)
 def test_it_is_the_definition(architecture: str, size: float) -> None:
     model = invented(architecture, size=size)
     z = some_z(1, 1, 4, 3, 2, largest=9000 if size > 1 else 12)
@@ -150,7 +150,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HYPERPRIORS)
 def test_the_definition_does_not_drift(architecture: str) -> None:
     units = integers(invented(architecture, 8, 6), some_z(2, 2, 8, 3, 5))
     assert hashlib.sha256(units.astype("<i8").tobytes()).hexdigest()[:16] == GOLDEN[architecture]
@@ -163,7 +163,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HYPERPRIORS)
 def test_threads_batch_and_layout_change_nothing(architecture: str, threads: None) -> None:
     model = build(architecture, 40, 56).eval()
     decoder, z = in_integers(model), some_z(3, 3, 40, 5, 7)
@@ -178,7 +178,7 @@ def test_threads_batch_and_layout_change_nothing(architecture: str, threads: Non
     assert one.scales.unique().numel() > 100
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HYPERPRIORS)
 def test_a_tile_with_two_positions_around_it_equals_the_whole(architecture: str) -> None:
     model = invented(architecture, 8, 6)
     z = some_z(4, 1, 8, 11, 12)
@@ -191,7 +191,7 @@ def test_a_tile_with_two_positions_around_it_equals_the_whole(architecture: str)
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HYPERPRIORS)
 def test_a_gpu_computes_the_same(architecture: str) -> None:
     model, z = build(architecture, 128, 192).eval(), some_z(5, 2, 128, 8, 12)
     here = in_integers(model)(z)

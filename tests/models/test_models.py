@@ -20,6 +20,7 @@ from lic_dist.models.parts import (
 )
 from lic_dist.models.protocol import Stage
 from lic_dist.models.stages import analyse, dequantize_z, run_stages
+from tests.conftest import HYPERPRIORS
 
 
 def fresh(architecture: str = "mbt2018-mean") -> Checkpoint:
@@ -27,7 +28,7 @@ def fresh(architecture: str = "mbt2018-mean") -> Checkpoint:
     return Checkpoint(build(architecture, 8, 12).eval(), ModelSpec(architecture, 8, 12, 0.013))
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", HYPERPRIORS)
 def test_save_and_load_give_the_same_tensors_and_contents(architecture: str, tmp_path: Path) -> None:
     made = fresh(architecture)
     made.quantizers["x"] = "{}"
@@ -60,7 +61,7 @@ def test_the_zoo_is_small_and_loads_in_compressai_as_here(name: str) -> None:
     assert all(torch.equal(value, ours[key]) for key, value in theirs.state_dict().items())
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", HYPERPRIORS)
 def test_stages_and_analyse_equal_compressais_forward(architecture: str) -> None:
     model = fresh(architecture).model
     torch.manual_seed(1)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lic_dist.models.protocol import CodecModel, Elements, Run, Side, Sides, Stage, one_layout
+from lic_dist.models.protocol import CodecModel, Elements, Run, Side, Sides, Stage, mask_weights, one_layout
 
 HYPER, LATENT = "latent_codec.hyper.", "latent_codec.y."
 
@@ -47,13 +47,12 @@ class LatentCodecs(CodecModel):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
+        mask_weights(module)
         self._hyper, self._y = self.module.latent_codec["hyper"], self.module.latent_codec["y"]
         codecs = [one for name, one in getattr(self._y, "latent_codec", {}).items() if name != "y"] or [self._y]
         sizes = getattr(self._y, "groups", None) or [codecs[0].context_prediction.in_channels]
         ends = np.cumsum([0, *sizes]).tolist()
-        self._groups = [
-            _Group(number, slice(*ends[number : number + 2]), codec) for number, codec in enumerate(codecs)
-        ]
+        self._groups = [_Group(number, slice(*ends[number : number + 2]), codec) for number, codec in enumerate(codecs)]
         self._channels = ends[-1]
 
     @property
