@@ -122,10 +122,10 @@ class Cheng2020AnchorCheckerboard(LatentCodecs):
     module_class = "compressai.models.sensetime:Cheng2020AnchorCheckerboard"
 
     @classmethod
-    def build(cls, N: int, M: int) -> nn.Module:
-        if N != M:
+    def build(cls, **sizes: Any) -> nn.Module:
+        if sizes["N"] != sizes["M"]:
             raise TypeError("N and M are the same")
-        return cls.module_type()(N=N)
+        return super().build(**{key: value for key, value in sizes.items() if key != "M"})
 
     @classmethod
     def fits(cls, state: Mapping[str, Tensor]) -> bool:
@@ -148,7 +148,7 @@ class Elic2022Official(LatentCodecs):
 
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        groups = []
+        groups: list[int] = []
         while (weight := state.get(f"{LATENT}latent_codec.y{len(groups)}.context_prediction.weight")) is not None:
             groups.append(weight.size(1))
         M = sum(groups)

@@ -118,10 +118,10 @@ class Cheng2020Anchor(JointAutoregressive):
     module_class = "compressai.models:Cheng2020Anchor"
 
     @classmethod
-    def build(cls, N: int, M: int) -> nn.Module:
-        if N != M:
+    def build(cls, **sizes: Any) -> nn.Module:
+        if sizes["N"] != sizes["M"]:
             raise TypeError("N and M are the same")
-        return cls.module_type()(N=N)
+        return super().build(**{key: value for key, value in sizes.items() if key != "M"})
 
     @classmethod
     def fits(cls, state: Mapping[str, Tensor]) -> bool:
