@@ -1,11 +1,11 @@
 """Run the networks over large images tile by tile, without seams, and with bounded memory for activations.
 
 A fixed grid cuts the image into equal shares of at most TILE pixels a side, the last one smaller. Each network computes
-each share of its output from its receptive field, which follows from the kernels and strides of its layers; inputs
-further out cannot change it. So the result is that of the whole image, except for the last bits: convolutions of other
-shapes sum in another order. Encoder and decoder use the same grid, which is therefore part of the format: h_s sees the
-same shapes on both sides. An image of one tile goes through the networks whole, which is all that families without
-tiles are served with.
+each share of its output from its receptive field (fields.py); inputs further out cannot change it. So the result is
+that of the whole image, except for the last bits: convolutions of other shapes sum in another order. Encoder and
+decoder use the same grid, which is therefore part of the format: the networks of the entropy model see the same shapes
+on both sides. An image of one tile goes through the networks whole, which is all that families without tiles are served
+with.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lic_dist.codec.fields import is_pointwise, receptive_field
 from lic_dist.models.protocol import CodecModel, Run, Strides, one_layout
 from lic_dist.models.refine import gradient_at
 from lic_dist.models.stages import rounded_z
@@ -98,33 +99,6 @@ def spans(network: nn.Module, length: int, reads: int, writes: int, unit: int) -
     return result
 
 
-def receptive_field(network: nn.Module, first: int, last: int) -> tuple[int, int]:
-    """Return the inputs first..last-1 on which outputs first..last-1 depend along one axis; they may exceed the
-    borders.
-
-    A module with children is a chain of them, or adds such a chain to its input; every other layer is pointwise.
-    """
-    for layer in reversed(list(network.children())):
-        if isinstance(layer, nn.PixelUnshuffle):
-            first, last = first * layer.downscale_factor, last * layer.downscale_factor
-        elif isinstance(layer, nn.PixelShuffle):
-            first, last = first // layer.upscale_factor, -(-last // layer.upscale_factor)
-        elif isinstance(layer, nn.ConvTranspose2d):
-            kernel, stride, padding = _axis(layer)
-            first, last = -((kernel - 1 - padding - first) // stride), (last - 1 + padding) // stride + 1
-        elif isinstance(layer, nn.Conv2d):
-            kernel, stride, padding = _axis(layer)
-            first, last = first * stride - padding, (last - 1) * stride - padding + kernel
-        else:
-            first, last = receptive_field(layer, first, last)
-    return first, last
-
-
-def _axis(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int, int]:
-    """Return kernel, stride and padding, which are the same along both axes in every model served."""
-    return layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
-
-
 def analyse(codec: CodecModel, grid: Grid, pixels: Callable[[slice, slice], Tensor]) -> tuple[Tensor, Tensor]:
     """Run `models.stages.analyse` in tiles: y float16 [1, M, h, w], z int32 [1, N, hz, wz].
 
@@ -156,7 +130,7 @@ def run_in_tiles(codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[
 
     def run(name: str, values: Tensor) -> Tensor:
         network, whole = form(name), torch.empty(0)
-        if getattr(codec.nets[name], "pointwise", False) or receptive_field(codec.nets[name], 0, 1) == (0, 1):
+        if is_pointwise(codec.nets[name]):
             return network(one_layout(values))
         reads = values.shape[2] // grid.high
         for rows, columns in grid.tiles(codec, name, reads, grid.latent):

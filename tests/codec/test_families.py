@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from lic_dist.building.records import analytic_record
-from lic_dist.codec import walk
+from lic_dist.codec import fields, tiles, walk
 from lic_dist.codec.codec import ImageCodec, padding
 from lic_dist.codec.records import compressai_record
-from lic_dist.codec.tiles import TILE
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
@@ -150,11 +150,48 @@ def test_given_y_hat_all_stages_are_those_of_the_walk(name: str) -> None:
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_what_a_family_does_not_support_is_one_line(name: str) -> None:
-    loaded = made(name)
     with pytest.raises(LicError, match=f"{name} does not support deterministic"):
-        ImageCodec(loaded.model, record(loaded, "sq"), integer=True)
-    with pytest.raises(LicError, match=f"{name} does not support tiles"):
-        ImageCodec(loaded.model, record(loaded, "sq")).encode(np.zeros((16, TILE + 1, 3), np.uint8))
+        ImageCodec(made(name).model, record(made(name), "sq"), integer=True)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_picture_of_many_tiles_goes_there_and_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, image = ImageCodec(made(name).model, record(made(name), "tcq")), picture(6, 150, 300)
+    whole = codec.encode(image)
+    monkeypatch.setattr(tiles, "TILE", 128)
+    encoded = codec.encode(image)
+    decoded = codec.decode_latents(encoded.data)
+    assert codec.tile_count(150, 300) == 6
+    assert np.array_equal(decoded.k, encoded.k) and torch.equal(decoded.y_hat, encoded.y_hat)
+    assert float((encoded.k != whole.k).mean()) < 0.02  # networks sum in another order
+    assert np.array_equal(codec.picture(decoded), codec.picture(encoded))
+
+
+@pytest.mark.parametrize("name", ["cheng2020-attn", "elic2022-official"])
+@pytest.mark.parametrize("net", ["g_a", "g_s"])
+def test_fields_of_branches_are_those_that_gradients_reach(name: str, net: str) -> None:
+    network = made(name).codec.nets[net]
+    size, channels = (1024, 3) if net == "g_a" else (48, made(name).codec.channels)
+    inputs = torch.randn(1, channels, size, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    outputs = network(inputs)
+    middle = outputs.shape[2] // 2
+    outputs[:, :, middle : middle + 3].abs().sum().backward()
+    assert inputs.grad is not None
+    reached = inputs.grad.abs().sum((0, 1, 3)).nonzero()
+    assert fields.receptive_field(network, middle, middle + 3) == (int(reached.min()), int(reached.max()) + 1)
+
+
+def test_a_module_that_reads_everything_is_refused() -> None:
+    class Everything(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) + x.mean((2, 3), keepdim=True)
+
+    with pytest.raises(LicError, match="Everything depends on inputs too far away"):
+        fields.receptive_field(Everything(), 4, 5)
 
 
 @pytest.mark.parametrize("name", SIZES)

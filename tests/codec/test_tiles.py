@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lic_dist.building.records import analytic_record
 from lic_dist.codec import tiles
 from lic_dist.codec.codec import ImageCodec
-from lic_dist.codec.tiles import Grid, analyse, receptive_field, run_in_tiles, spans, synthesise
+from lic_dist.codec.fields import receptive_field
+from lic_dist.codec.tiles import Grid, analyse, run_in_tiles, spans, synthesise
 from lic_dist.errors import LicError
 from lic_dist.models import stages
 from lic_dist.models.architectures import ModelSpec, build

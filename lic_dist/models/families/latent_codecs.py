@@ -44,6 +44,7 @@ class LatentCodecs(CodecModel):
         "context": (LATENT,),
         "prior": (f"{HYPER}entropy_bottleneck.",),
     }
+    supports = frozenset({"tiles"})
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
