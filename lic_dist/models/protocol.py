@@ -278,17 +278,24 @@ class CodecModel(ABC):
 
         It drives `walk`. A family whose stages need not be taken one after another then overrides it.
         """
-        walk, stage, stages = self.walk(sides_hat, self.run), None, []
+        return self.follow(sides_hat, lambda stage: stage.elements.take(y_hat))
+
+    def follow(self, sides_hat: Sides, y_hat_of: Callable[[Stage], Tensor], run: Run | None = None) -> Given:
+        """Take every stage of `walk` in turn, sent the y_hat that `y_hat_of` returns for it; differentiable.
+
+        `run` is that of `walk`, by default this object's. A y_hat of one stage without a correction is the tensor sent.
+        """
+        walk = self.walk(sides_hat, run or self.run)
+        stages = [next(walk)]
         while True:
             try:
-                stage = next(walk) if stage is None else walk.send(stage.elements.take(y_hat))
+                stages.append(walk.send(y_hat_of(stages[-1])))
             except StopIteration as done:
                 corrected: Tensor = done.value
                 break
-            stages.append(stage)
         if len(stages) == 1:
             return Given(stages[0].means, stages[0].scales, corrected)
-        means, scales = y_hat.new_empty(y_hat.shape), y_hat.new_empty(y_hat.shape)
+        means, scales = corrected.new_empty(corrected.shape), corrected.new_empty(corrected.shape)
         for stage in stages:
             stage.elements.put(means, stage.means)
             stage.elements.put(scales, stage.scales)
