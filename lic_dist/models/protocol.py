@@ -165,13 +165,14 @@ def one_layout(values: Tensor) -> Tensor:
 
 
 def mask_weights(module: nn.Module) -> None:
-    """Set the weights of masked convolutions to zero where their masks are.
+    """Set the masked taps of masked convolutions to zero, as their own forward does: to be done after each step.
 
-    CompressAI's do so themselves in each forward pass, until which a digest would be another one.
+    They are known by a buffer `mask` of the shape of their weight, such as CompressAI's MaskedConv2d has.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d) and isinstance(mask := getattr(layer, "mask", None), Tensor):
-            layer.weight.data.mul_(mask)
+        mask, weight = layer._buffers.get("mask"), layer._parameters.get("weight")
+        if mask is not None and weight is not None and mask.shape == weight.shape:
+            weight.data.mul_(mask)
 
 
 class CodecModel(ABC):
@@ -191,6 +192,7 @@ class CodecModel(ABC):
     from the layers of `nets` (codec/tiles.py). refinement: y may be moved before the search (models/refine.py)."""
 
     def __init__(self, module: nn.Module) -> None:
+        mask_weights(module)  # so that digests and files hold what the networks compute with
         self.module: Any = module
 
     @classmethod

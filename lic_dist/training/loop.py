@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from lic_dist.config.training import Steps
 from lic_dist.errors import SharedError, UsageError
 from lic_dist.models.parts import freeze_all_but
+from lic_dist.models.protocol import mask_weights
 from lic_dist.progress import Progress
 from lic_dist.training.average import WeightAverage
 from lic_dist.training.distributed import Ranks
@@ -168,6 +169,7 @@ class TrainingLoop:
         norm, finite = take_step(mean, self.trained, self.optimizer, self.section.clip)
         if not finite:
             self._stop_not_finite(float(total), norm, batch_name())
+        mask_weights(self.model)
         self.average.update()
         self.taken, self.done, self.loss = self.taken + 1, self.done + 1, mean
         self.bar.advance(1, loss=mean)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lic_dist.models.protocol import CodecModel, Elements, Run, Side, Sides, Stage, mask_weights, one_layout
+from lic_dist.models.protocol import CodecModel, Elements, Run, Side, Sides, Stage, one_layout
 
 HYPER, LATENT = "latent_codec.hyper.", "latent_codec.y."
 
@@ -48,7 +48,6 @@ class LatentCodecs(CodecModel):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        mask_weights(module)
         self._hyper, self._y = self.module.latent_codec["hyper"], self.module.latent_codec["y"]
         codecs = [one for name, one in getattr(self._y, "latent_codec", {}).items() if name != "y"] or [self._y]
         sizes = getattr(self._y, "groups", None) or [codecs[0].context_prediction.in_channels]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lic_dist.models.families.hyperprior import MeanScaleHyperprior
-from lic_dist.models.protocol import Elements, Given, Run, Sides, Stage, mask_weights, one_layout
+from lic_dist.models.protocol import Elements, Given, Run, Sides, Stage, one_layout
 
 MARGIN = 2  # positions that the context reaches to each side, and upward
 
@@ -68,7 +68,6 @@ class JointAutoregressive(MeanScaleHyperprior):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        mask_weights(module)
         self._taps = Taps(self.module.context_prediction)
 
     @classmethod
