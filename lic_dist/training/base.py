@@ -25,7 +25,8 @@ from lic_dist.models.architectures import ModelSpec, adapt, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.names import SUFFIX
 from lic_dist.models.parts import QUANTILES
-from lic_dist.models.stages import bits_of, only_side, only_stage, to_input
+from lic_dist.models.protocol import Sides, Stage
+from lic_dist.models.stages import bits_of, to_input
 from lic_dist.training import photos as photo_crops
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks, joined
@@ -40,35 +41,61 @@ HELD_OUT_MOST, HELD_OUT_CROP = 48, 256  # held-out crops that L is measured on, 
 class RelaxedModel(nn.Module):
     """A model's forward with training's relaxation of rounding; in evaluation mode it rounds.
 
-    noise: uniform noise for rate and decoder (Balle et al. 2017). mixed: noise for the rate, straight-through rounding
-    for what the decoders see (Minnen and Singh 2020). `bf16` runs g_a and g_s under autocast; the entropy model is
-    always float32.
+    noise: uniform noise for rate, decoder and the contexts of later stages (Balle et al. 2017). mixed: noise for the
+    rate, straight-through rounding for what decoder and contexts see (Minnen and Singh 2020). `bf16` runs g_a and g_s
+    under autocast; the entropy model is always float32.
     """
 
     def __init__(self, model: nn.Module, relaxation: str, bf16: bool = False) -> None:
         super().__init__()
         self.model, self.relaxation, self.bf16 = model, relaxation, bf16
         self._codec = adapt(model)
-        self._side = only_side(self._codec)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x_hat, bits of the batch), float32, of x float32 [B, 3, H, W]."""
         autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
         with autocast:
             y = self._codec.analyse(x).float()
-        (z,) = self._codec.hyper_analyse(y)
-        z_hat, z_likelihoods = self._side.prior(z)
-        rounding = self.training and self.relaxation == "mixed"
-        if rounding:
-            medians = self._side.medians()
-            z_hat = _round_straight_through(z - medians) + medians
-        stage = only_stage(self._codec, (z_hat,))
-        y_hat, y_likelihoods = self._codec.gaussian(y, stage.scales, means=stage.means)
-        if rounding:
-            y_hat = _round_straight_through(y - stage.means) + stage.means
+        sides_hat, z_likelihoods = self._sides(y)
+        y_hat, y_likelihoods = self._y_hat(y, sides_hat)
         with autocast:
             x_hat = self._codec.synthesise(y_hat)
-        return x_hat.float(), bits_of(y_likelihoods) + bits_of(z_likelihoods)
+        return x_hat.float(), torch.stack([bits_of(one) for one in (*y_likelihoods, *z_likelihoods)]).sum()
+
+    @property
+    def _mixed(self) -> bool:
+        return self.training and self.relaxation == "mixed"
+
+    def _sides(self, y: Tensor) -> tuple[Sides, list[Tensor]]:
+        """Return z_hat and the likelihoods of each side latent."""
+        sides_hat, likelihoods = [], []
+        for side, z in zip(self._codec.sides, self._codec.hyper_analyse(y), strict=True):
+            z_hat, likelihood = side.prior(z)
+            if self._mixed:
+                medians = side.medians()
+                z_hat = _round_straight_through(z - medians) + medians
+            sides_hat.append(z_hat)
+            likelihoods.append(likelihood)
+        return tuple(sides_hat), likelihoods
+
+    def _y_hat(self, y: Tensor, sides_hat: Sides) -> tuple[Tensor, list[Tensor]]:
+        """Return y_hat as g_s takes it, and the likelihoods of all elements of y."""
+        noisy = y + torch.empty_like(y).uniform_(-0.5, 0.5) if self.training else y
+        if self.training and not self._mixed:
+            found = self._codec.given(sides_hat, noisy)
+            return found.y_hat, [self._codec.likelihood(noisy, Stage(found.means, found.scales))]
+        likelihoods: list[Tensor] = []
+
+        def rounded(stage: Stage) -> Tensor:
+            part = stage.elements.take(y)
+            if self._mixed:
+                likelihoods.append(self._codec.likelihood(stage.elements.take(noisy), stage))
+                return _round_straight_through(part - stage.means) + stage.means
+            value = torch.round(part - stage.means) + stage.means
+            likelihoods.append(self._codec.likelihood(value, stage))
+            return value
+
+        return self._codec.follow(sides_hat, rounded).y_hat, likelihoods
 
 
 def _round_straight_through(values: Tensor) -> Tensor:
@@ -154,8 +181,9 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
 
 
 def evaluate_held_out(model: nn.Module, pixels: Tensor, config: Train, ranks: Ranks) -> HeldOut:
-    """Evaluate CompressAI's own evaluation forward over uint8 crops [n, 3, s, s]; the model's mode is left
-    unchanged.
+    """Evaluate SQ of y about the means, stage by stage as a decoder finds them, over uint8 crops [n, 3, s, s].
+
+    For a model of one stage that is CompressAI's own evaluation forward. The model's mode is left unchanged.
     """
     was_training = model.training
     relaxed = RelaxedModel(model, "noise", config.precision == "bf16").eval()

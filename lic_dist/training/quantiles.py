@@ -5,24 +5,23 @@ data.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lic_dist.models.architectures import adapt
-
-AUXILIARY_SMALL = 0.02  # per channel of z
+AUXILIARY_SMALL = 0.02  # per channel of a prior
 QUANTILE_PHASES = 10
 
 
 def train_quantiles(model: nn.Module, steps: int, with_medians: bool = True, rate: float = 1e-1) -> float:
-    """Train the quantiles of the priors of all side latents until the auxiliary loss is small; return the loss.
+    """Train the quantiles of all factorized priors of a model until the auxiliary loss is small; return the loss.
 
     Runs phases of `steps` steps, each with its own cosine schedule, until the loss is below AUXILIARY_SMALL a channel:
     priors with long tails need quantiles far from where they start. `with_medians` False keeps the medians, which a
     hyper-decoder needs that was trained on z rounded about them.
     """
-    priors = [side.prior for side in adapt(model).sides]
+    priors: list[Any] = [layer for layer in model.modules() if "quantiles" in layer._parameters]
     model.requires_grad_(False)
     quantiles = [prior.quantiles.requires_grad_(True) for prior in priors]
     optimizer = torch.optim.Adam(quantiles, lr=rate)
