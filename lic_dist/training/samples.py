@@ -31,6 +31,7 @@ from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.stream import ShardStream
 from lic_dist.cache.torch_data import StreamedBatches, merge_workers
 from lic_dist.errors import LicError
+from lic_dist.models.protocol import Elements
 from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.training import shared_memory
@@ -38,6 +39,8 @@ from lic_dist.training.distributed import Ranks
 
 IN_MEMORY = 4 << 30  # bytes of decoded samples, all arrays together, that a rank keeps in RAM
 AHEAD = 2  # batches made ahead of the training step
+Layout = tuple[Elements, ...]  # of `CodecModel.layout`
+ONE_STAGE: Layout = (Elements(),)
 T = TypeVar("T")
 
 
@@ -83,9 +86,16 @@ class TrainingData(Protocol):
 
 
 def training_data(
-    cache: LatentCache, group: str, quantizer: Quantizer, with_y: bool, section: config.Finetune
+    cache: LatentCache,
+    group: str,
+    quantizer: Quantizer,
+    with_y: bool,
+    section: config.Finetune,
+    layout: Layout = ONE_STAGE,
 ) -> TrainingData:
     """Return the training part: in RAM where its arrays take up to IN_MEMORY bytes, else (or where asked for) streamed.
+
+    `layout` is the model's, for the cache's size of y.
 
     Raises:
         LicError: the cache has no training samples.
@@ -94,10 +104,10 @@ def training_data(
     names, part = array_names(group, with_y), cache.indices(held_out=False)
     sample = sum(np.dtype(array.dtype).itemsize * int(np.prod(array.shape[1:])) for array in map(cache.array, names))
     if section.streams == "auto" and len(part) * sample <= IN_MEMORY:
-        return ShuffledData(Samples(cache, group, quantizer, part, with_y), section.seed, section.batch)
+        return ShuffledData(Samples(cache, group, quantizer, part, with_y, layout), section.seed, section.batch)
     streams = None if section.streams == "auto" else section.streams
     order = Order(part, cache.header.shard, section.batch, section.seed, streams)
-    return StreamedData(cache, names, quantizer, order, section.workers)
+    return StreamedData(cache, names, quantizer, order, section.workers, layout)
 
 
 def array_names(group: str, with_y: bool) -> tuple[str, ...]:
@@ -109,11 +119,17 @@ class Samples:
     """Samples of a cache decoded to RAM, with access to any batch of them; `part` are their numbers, ascending."""
 
     def __init__(
-        self, cache: LatentCache, group: str, quantizer: Quantizer, part: NDArray[np.int64], with_y: bool
+        self,
+        cache: LatentCache,
+        group: str,
+        quantizer: Quantizer,
+        part: NDArray[np.int64],
+        with_y: bool,
+        layout: Layout = ONE_STAGE,
     ) -> None:
         if not len(part):
             raise LicError("the cache has no usable samples of this part", hint="see images.held_out")
-        self.quantizer, self.names, self.part = quantizer, array_names(group, with_y), part
+        self.quantizer, self.names, self.part, self.layout = quantizer, array_names(group, with_y), part, layout
         arrays = {name: cache.array(name) for name in self.names}
         self.arrays = {name: np.empty((len(part), *array.shape[1:]), array.dtype) for name, array in arrays.items()}
         self._fill(cache, part)
@@ -145,7 +161,7 @@ class Samples:
     def batch(self, numbers: NDArray[np.int64], key: tuple[int, int] = (0, 0)) -> Batch:
         """Return the samples of these numbers, counted within the part, with the noise of a key."""
         rows = {name: self.arrays[name][numbers] for name in self.names}
-        return make_batch(self.quantizer, self.names, {"sample": self.part[numbers], **rows}, key)
+        return make_batch(self.quantizer, self.names, {"sample": self.part[numbers], **rows}, key, self.layout)
 
 
 @dataclass(frozen=True)
@@ -180,6 +196,7 @@ class StreamedData:
     quantizer: Quantizer
     order: Order
     workers: int
+    layout: Layout = ONE_STAGE
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -195,28 +212,39 @@ class StreamedData:
         loader = merge_workers(DataLoader(StreamedBatches(stream), batch_size=None, **how))
         read = ({name: rows.numpy() for name, rows in batch.items()} for batch in loader)
         return prefetch(
-            make_batch(self.quantizer, self.names, rows, (self.order.seed, step))
+            make_batch(self.quantizer, self.names, rows, (self.order.seed, step), self.layout)
             for step, rows in enumerate(read, start=first)
         )
 
 
 def make_batch(
-    quantizer: Quantizer, names: tuple[str, ...], rows: Mapping[str, NDArray[Any]], key: tuple[int, int]
+    quantizer: Quantizer,
+    names: tuple[str, ...],
+    rows: Mapping[str, NDArray[Any]],
+    key: tuple[int, int],
+    layout: Layout = ONE_STAGE,
 ) -> Batch:
     """Make a batch from the arrays' rows, named as by `array_names`, and "sample"; most of it releases the GIL.
 
-    Levels and active quantizers follow from walking the state machine. Where there is y, noise is drawn for each sample
-    by (seed, step, number of the sample), so that it is independent of the rank, the split of the batch and the device.
+    Levels and active quantizers follow from walking the state machine, from state 0 on in each lane of each stage of
+    `layout`. Where there is y, noise is drawn for each sample by (seed, step, number of the sample), so that it is
+    independent of the rank, the split of the batch and the device.
     """
     pixels, z, k, *rest = (rows[name] for name in names)
-    lanes = np.ascontiguousarray(k.reshape(k.shape[0] * k.shape[1], -1))
-    level, active = quantizer.dequantize(lanes).reshape(k.shape), quantizer.active(lanes).reshape(k.shape)
+    indices = torch.from_numpy(k)
+    level, active = torch.empty(k.shape), torch.empty(k.shape, dtype=torch.uint8)
+    for elements in layout:
+        part = elements.take(indices)
+        lanes = elements.lanes(part)
+        elements.put(level, elements.from_lanes(quantizer.dequantize(lanes), part))
+        elements.put(active, elements.from_lanes(quantizer.active(lanes), part))
     y = rest[0] if rest else np.empty(0, np.float16)
     noise = np.empty(y.shape, np.float32)
     for one, sample in zip(noise, rows["sample"] if rest else (), strict=True):
         np.random.default_rng((*key, int(sample))).random(out=one, dtype=np.float32)
     noise -= 0.5
-    return Batch(*map(torch.from_numpy, (rows["sample"], pixels, y, noise, z, k, level, active)))
+    stored = map(torch.from_numpy, (rows["sample"], pixels, y, noise, z))
+    return Batch(*(*stored, indices, level, active))
 
 
 def prefetch(items: Iterator[T]) -> Generator[T, None, None]:
