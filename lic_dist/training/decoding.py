@@ -13,6 +13,10 @@
     straight-through    the second control: SQ of y about the means for y_hat, without a gradient through the rounding
                         to the means; the likelihood of y + uniform noise (Minnen and Singh 2020)
 
+Where y has several stages, later means and scales depend on the y_hat of each form: those that `quantized` rebuilds
+one after another from k, those that the parent's networks rebuild (`likelihood`), y + noise (`noise`), or SQ's. A model
+that corrects y_hat after its stages does so with its present networks, and g_s sees the result.
+
 z_hat is the stored one; its bits are CompressAI's likelihood.
 """
 
@@ -27,8 +31,8 @@ from torch import Tensor, nn
 
 from lic_dist.config import Finetune
 from lic_dist.models.architectures import adapt
-from lic_dist.models.protocol import TRANSFORMS, Stage
-from lic_dist.models.stages import bits_of, only_side, only_stage
+from lic_dist.models.protocol import TRANSFORMS, Given, Run, Sides, Stage
+from lic_dist.models.stages import bits_of
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch
@@ -67,7 +71,6 @@ class Decoding(nn.Module):
         super().__init__()
         self.model, self.bf16, self.pixels = model, bf16, means_gradient == "pixels"
         self._codec = adapt(model)
-        self._side = only_side(self._codec)
         self.rate, self.unit_sq = IndexRate(record), unit_sq(record)
         error_weight = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
         weights = torch.from_numpy(record.weights * np.float32(error_weight))
@@ -87,36 +90,64 @@ class Decoding(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (x_hat float32 [b, 3, s, s], bits of y and z in the batch, float32)."""
-        z_hat = self._side.dequantize(batch.z)
-        stage = only_stage(self._codec, (z_hat,))
-        y_hat, bits_of_y = self.make_y_hat(batch, stage, z_hat)
-        bits = bits_of(self._side.likelihood(z_hat)) + bits_of_y
+        sides = self._codec.sides
+        sides_hat = tuple(side.dequantize(z) for side, z in zip(sides, (batch.z,), strict=True))
+        y_hat, bits = self.make_y_hat(batch, sides_hat)
+        for side, z_hat in zip(sides, sides_hat, strict=True):
+            bits = bits_of(side.likelihood(z_hat)) + bits
         with torch.autocast(y_hat.device.type, torch.bfloat16, enabled=self.bf16):
             x_hat = self._codec.synthesise(y_hat)
         return x_hat.to(y_hat.dtype), bits
 
-    def _quantized(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        scales = self._codec.gaussian.lower_bound_scale(stage.scales)  # its gradient lets sigma grow above the bound
-        y_hat, bits = stage.means + batch.level, self.rate(scales, batch.k, batch.quantizer).sum()
+    def _rebuilt(self, batch: Batch, sides_hat: Sides, run: Run | None = None) -> tuple[Given, Tensor]:
+        """Return what a decoder finds, stage by stage from k, and y_hat before corrections, means + level."""
+        sent: list[Tensor] = []
+
+        def known(stage: Stage) -> Tensor:
+            sent.append(stage.means + stage.elements.take(batch.level))
+            return sent[-1]
+
+        found = self._codec.follow(sides_hat, known, run)
+        return found, sent[0] if found.y_hat is sent[0] else found.means + batch.level
+
+    def _quantized(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
+        found, sent = self._rebuilt(batch, sides_hat)
+        scales = self._codec.gaussian.lower_bound_scale(found.scales)  # its gradient lets sigma grow above the bound
+        bits = self.rate(scales, batch.k, batch.quantizer).sum()
         if self.pixels:
-            return y_hat, bits
-        cost = (self.weights * (batch.y - y_hat).square()).sum()
-        return y_hat.detach(), bits + cost - cost.detach()
+            return found.y_hat, bits
+        cost = (self.weights * (batch.y - sent).square()).sum()
+        bits = bits + cost - cost.detach()
+        if found.y_hat is sent:
+            return sent.detach(), bits
+        return self._codec.given(sides_hat, sent.detach()).y_hat, bits  # the picture trains corrections alone
 
-    def _likelihood(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+    def _likelihood(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            means = only_stage(self._codec, (z_hat,), lambda name, values: self.parent[name](values)).means
-        fixed = means + batch.level
-        coded = fixed if self.unit_sq else batch.y.to(fixed.dtype) + batch.noise
-        return stage.means + batch.level if self.pixels else fixed, self._gaussian_bits(coded, stage)
+            _, fixed = self._rebuilt(batch, sides_hat, lambda name, values: self.parent[name](values))
+        found = self._codec.given(sides_hat, fixed)
+        bits = self._gaussian_bits(fixed if self.unit_sq else self._noisy(batch), found)
+        if self.pixels:
+            return found.means + batch.level + (found.y_hat - fixed), bits  # with the correction, if there is one
+        return found.y_hat, bits
 
-    def _noise(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        y_hat = batch.y.to(stage.means.dtype) + batch.noise
-        return y_hat, self._gaussian_bits(y_hat, stage)
+    def _noise(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
+        noisy = self._noisy(batch)
+        found = self._codec.given(sides_hat, noisy)
+        return found.y_hat, self._gaussian_bits(noisy, found)
 
-    def _straight_through(self, batch: Batch, stage: Stage, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        y, means = batch.y.to(stage.means.dtype), stage.means.detach()
-        return torch.round(y - means) + means, self._gaussian_bits(y + batch.noise, stage)
+    def _straight_through(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
+        y = batch.y.to(self.weights.dtype)
 
-    def _gaussian_bits(self, y_hat: Tensor, stage: Stage) -> Tensor:
-        return bits_of(self._codec.likelihood(y_hat, stage))
+        def rounded(stage: Stage) -> Tensor:
+            means = stage.means.detach()
+            return torch.round(stage.elements.take(y) - means) + means
+
+        found = self._codec.follow(sides_hat, rounded)
+        return found.y_hat, self._gaussian_bits(self._noisy(batch), found)
+
+    def _noisy(self, batch: Batch) -> Tensor:
+        return batch.y.to(self.weights.dtype) + batch.noise
+
+    def _gaussian_bits(self, y: Tensor, found: Given) -> Tensor:
+        return bits_of(self._codec.likelihood(y, Stage(found.means, found.scales)))
