@@ -178,5 +178,5 @@ def _drive(codec: CodecModel, sides_hat: Sides, run: Run | None, value: Callable
 
 def _levels(stage: Stage, record: QuantizerRecord) -> Tensor:
     """Return the scale levels of a stage in lanes, uint8 [lanes, steps]."""
-    level: Tensor = stage.elements.lanes(level_index(stage.scales, record.level_rule))
+    level: Tensor = stage.elements.lanes(level_index(stage.scales.contiguous(), record.level_rule))
     return level

@@ -24,18 +24,20 @@ from torch import Tensor, nn
 from lic_dist import config
 from lic_dist.building.calibrate import calibrate, is_fixed, z_bits
 from lic_dist.building.job import check_cache
-from lic_dist.building.latents import Latents, quantizer_input
+from lic_dist.building.latents import Latents
 from lic_dist.building.pilot import calibration_samples, check_record
 from lic_dist.cache.folder import Folder
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.trials import Trials
 from lic_dist.codec.records import fits
+from lic_dist.codec.walk import lanes
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.architectures import adapt
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.names import SUFFIX
 from lic_dist.models.parts import trainable
+from lic_dist.models.protocol import CodecModel
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -45,7 +47,8 @@ from lic_dist.training.distributed import Ranks
 from lic_dist.training.loop import BestWeights, PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
-from lic_dist.training.samples import Batch, Samples, make_batch, training_data
+from lic_dist.training.samples import Batch, Layout, Samples, make_batch, training_data
+from lic_dist.training.searched import search
 from lic_dist.training.states import is_finished
 
 HELD_OUT_MOST, HELD_OUT_BATCH = 64, 8  # L is measured on the first held-out samples, in batches of this size
@@ -91,7 +94,9 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         raise UsageError(f"{what} needs y, which this cache does not keep", hint="build it with cache.store_y: true")
 
     quantizer = Quantizer(record)
-    training = training_data(cache, source.group, quantizer, control or hyper, section)
+    size = cache.array(f"quantized/{source.group}/k").shape[2:]
+    layout = parent.codec.layout(size[0], size[1])
+    training = training_data(cache, source.group, quantizer, control or hyper, section, layout)
     identity = {
         **section.model_dump(mode="json", exclude=NOT_IDENTITY),
         **training.identity,
@@ -111,7 +116,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     decoding = Decoding(model, record, form_of(section, record, hyper), bf16, means_gradient).to(ranks.device)
     judged = Decoding(model, record, bf16=bf16).to(ranks.device)
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
-    held_out = Samples(cache, source.group, quantizer, cache.indices(held_out=True)[:HELD_OUT_MOST], with_y=hyper)
+    chosen = cache.indices(held_out=True)[:HELD_OUT_MOST]
+    held_out = Samples(cache, source.group, quantizer, chosen, hyper, layout)
     parts = _held_out_batches(len(held_out))
     if section.compile:
         adapt(model).nets["g_s"].compile()
@@ -119,7 +125,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     def decode(numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
         batch = held_out.batch(numbers)
         if hyper:
-            batch = _requantized(batch, model, quantizer)
+            batch = _requantized(batch, adapt(model), quantizer, layout)
         batch = batch.to(ranks.device)
         return to_input(batch.pixels, ranks.device), *judged(batch)
 
@@ -155,12 +161,12 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     return path
 
 
-def _requantized(batch: Batch, model: nn.Module, quantizer: Quantizer) -> Batch:
+def _requantized(batch: Batch, codec: CodecModel, quantizer: Quantizer, layout: Layout) -> Batch:
     """Return the batch with the indices that a quantizer chooses under a model's present means and scales."""
-    inputs = quantizer_input(model, batch.y.numpy(), batch.z.numpy(), HELD_OUT_BATCH)
-    k = quantizer.quantize(inputs.residual, inputs.level).reshape(batch.k.shape)
-    rows = {"sample": batch.sample, "pixels": batch.pixels, "z": batch.z, "k": torch.from_numpy(k), "y": batch.y}
-    return make_batch(quantizer, ("pixels", "z", "k", "y"), {name: rows[name].numpy() for name in rows}, (0, 0))
+    k = search(codec, batch.y.numpy(), batch.z.numpy(), quantizer, HELD_OUT_BATCH).k
+    rows = {"sample": batch.sample, "pixels": batch.pixels, "z": batch.z, "k": k, "y": batch.y}
+    names = ("pixels", "z", "k", "y")
+    return make_batch(quantizer, names, {name: rows[name].numpy() for name in rows}, (0, 0), layout)
 
 
 def _calibrate_and_save(
@@ -205,14 +211,15 @@ def _evaluate_calibrated(
     checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, batch: int, distortion: Distortion
 ) -> HeldOut:
     """Quantize samples, count bits by the integer tables and decode; return what a model and its quantizer cost."""
-    inputs, quantizer = quantizer_input(checkpoint.model, samples.y, samples.z, batch), Quantizer(record)
-    k = quantizer.quantize(inputs.residual, inputs.level)
-    y_hat = torch.from_numpy(inputs.means + quantizer.dequantize(k).reshape(inputs.means.shape))
-    bits = quantizer.bits(k, inputs.level).reshape(len(samples), -1).sum(axis=1) + z_bits(record, samples.z)
+    codec, quantizer = checkpoint.codec, Quantizer(record)
+    coded = search(codec, samples.y, samples.z, quantizer, batch)
+    planes = lanes(codec, coded.k, coded.level)
+    bits = sum(quantizer.bits(one.k, one.level).reshape(len(samples), -1).sum(axis=1) for one in planes)
+    bits = bits + z_bits(record, samples.z)
 
     def decode(numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         x = to_input(torch.from_numpy(samples.pixels[numbers]), torch.device("cpu"))
-        return x, checkpoint.codec.synthesise(y_hat[numbers]), torch.tensor(bits[numbers].sum())
+        return x, codec.synthesise(coded.y_hat[numbers]), torch.tensor(bits[numbers].sum())
 
     parts = _held_out_batches(len(samples))
     return held_out_figures(parts, decode, distortion, checkpoint.spec.lmbda, Ranks(0, 1, torch.device("cpu")))
