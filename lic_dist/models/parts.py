@@ -69,7 +69,8 @@ def decoder_digest(model: nn.Module) -> str:
 def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of the parameters that a recipe trains: one of RECIPES, or a list of parts and of parameters.
 
-    A parameter's name may be cut at a dot: "g_s.6" stands for its weight and bias.
+    "hyper" has the context networks in it. A parameter's name may be cut at a dot: "g_s.6" stands for its weight and
+    bias.
 
     Raises:
         UsageError: an unknown recipe or name, or a parameter of the encoder, on which cached latents depend.
@@ -77,6 +78,7 @@ def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:
     wanted = RECIPES.get(recipe, (recipe,)) if isinstance(recipe, str) else tuple(recipe)
     codec = adapt(model)
     parts: dict[str, tuple[str, ...]] = {part: codec.prefixes(part) for part in TRAINABLE}
+    parts["hyper"] += parts["context"]  # both make the means and scales of y
     names = [name for name, _ in model.named_parameters()]
     chosen: set[str] = set()
     for one in wanted:
