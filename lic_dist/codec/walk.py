@@ -9,7 +9,6 @@ a stage before the means of the next one are known, so only the start state woul
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,9 +64,10 @@ def search(codec: CodecModel, sides_hat: Sides, y: Tensor, quantizer: Quantizer,
         elements.put(level, elements.from_lanes(lanes, part))
         squared = elements.from_lanes((r.double() - value).square(), part).flatten(2).sum(2)
         error[:, elements.channels] += squared
-        return elements.from_lanes(value, part)
+        return stage.means + elements.from_lanes(value, part)
 
-    return Coded(k, level, _drive(codec, sides_hat, run, quantize), error)
+    _, y_hat = codec.drive(sides_hat, quantize, run)
+    return Coded(k, level, y_hat, error)
 
 
 def dequantize(codec: CodecModel, sides_hat: Sides, k: Tensor, quantizer: Quantizer, run: Run | None = None) -> Tensor:
@@ -75,9 +75,9 @@ def dequantize(codec: CodecModel, sides_hat: Sides, k: Tensor, quantizer: Quanti
 
     def known(stage: Stage) -> Tensor:
         lanes = stage.elements.lanes(stage.elements.take(k))
-        return stage.elements.from_lanes(quantizer.dequantize(lanes), stage.means)
+        return stage.means + stage.elements.from_lanes(quantizer.dequantize(lanes), stage.means)
 
-    return _drive(codec, sides_hat, run, known)
+    return codec.drive(sides_hat, known, run)[1]
 
 
 def decode(
@@ -114,9 +114,10 @@ def decode(
             raise BitstreamError(OTHER_SCALES, hint=OTHER_SCALES_HINT) from None  # the container is whole: see there
         part = stage.elements.from_lanes(torch.from_numpy(found), stage.means)
         stage.elements.put(k, part.cpu())
-        return stage.elements.from_lanes(quantizer.dequantize(torch.from_numpy(found)), stage.means)
+        value = quantizer.dequantize(torch.from_numpy(found))
+        return stage.means + stage.elements.from_lanes(value, stage.means)
 
-    y_hat = _drive(codec, sides_hat, run, read)
+    _, y_hat = codec.drive(sides_hat, read, run)
     decoder.close()
     return k, y_hat
 
@@ -130,11 +131,11 @@ def likelihood_bits(
     def known(stage: Stage) -> Tensor:
         nonlocal total
         level = quantizer.dequantize(stage.elements.lanes(stage.elements.take(k)))
-        value = stage.elements.from_lanes(level, stage.means)
-        total -= float(codec.likelihood(stage.means + value, stage).double().log2().sum())
+        value = stage.means + stage.elements.from_lanes(level, stage.means)
+        total -= float(codec.likelihood(value, stage).double().log2().sum())
         return value
 
-    _drive(codec, sides_hat, run, known)
+    codec.drive(sides_hat, known, run)
     return total
 
 
@@ -164,19 +165,7 @@ def channel_bits(codec: CodecModel, quantizer: Quantizer, k: Tensor, level: Tens
     return total
 
 
-def _drive(codec: CodecModel, sides_hat: Sides, run: Run | None, value: Callable[[Stage], Tensor]) -> Tensor:
-    """Take every stage in turn, with y_hat = means + `value`; return y_hat whole."""
-    walk = codec.walk(sides_hat, run or codec.run)
-    stage = next(walk)
-    while True:
-        try:
-            stage = walk.send(stage.means + value(stage))
-        except StopIteration as done:
-            y_hat: Tensor = done.value
-            return y_hat
-
-
 def _levels(stage: Stage, record: QuantizerRecord) -> Tensor:
     """Return the scale levels of a stage in lanes, uint8 [lanes, steps]."""
-    level: Tensor = stage.elements.lanes(level_index(stage.scales.contiguous(), record.level_rule))
+    level: Tensor = stage.elements.lanes(level_index(stage.scales, record.level_rule))
     return level

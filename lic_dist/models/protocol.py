@@ -282,8 +282,10 @@ class CodecModel(ABC):
         """
         return self.follow(sides_hat, lambda stage: stage.elements.take(y_hat))
 
-    def follow(self, sides_hat: Sides, y_hat_of: Callable[[Stage], Tensor], run: Run | None = None) -> Given:
-        """Take every stage of `walk` in turn, sent the y_hat that `y_hat_of` returns for it; differentiable.
+    def drive(
+        self, sides_hat: Sides, y_hat_of: Callable[[Stage], Tensor], run: Run | None = None
+    ) -> tuple[list[Stage], Tensor]:
+        """Take every stage of `walk` in turn, sent the y_hat that `y_hat_of` returns; return all, and y_hat whole.
 
         `run` is that of `walk`, by default this object's. A y_hat of one stage without a correction is the tensor sent.
         """
@@ -293,8 +295,11 @@ class CodecModel(ABC):
             try:
                 stages.append(walk.send(y_hat_of(stages[-1])))
             except StopIteration as done:
-                corrected: Tensor = done.value
-                break
+                return stages, done.value
+
+    def follow(self, sides_hat: Sides, y_hat_of: Callable[[Stage], Tensor], run: Run | None = None) -> Given:
+        """Return what `drive` finds, means and scales of all stages put together; differentiable."""
+        stages, corrected = self.drive(sides_hat, y_hat_of, run)
         if len(stages) == 1:
             return Given(stages[0].means, stages[0].scales, corrected)
         means, scales = corrected.new_empty(corrected.shape), corrected.new_empty(corrected.shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -35,19 +34,6 @@ def only_side(codec: CodecModel) -> Side:
     if len(codec.sides) != 1:
         raise LicError(f"{codec.name} has {len(codec.sides)} side latents; one is served")
     return codec.sides[0]
-
-
-def run_stages(model: nn.Module, z_hat: Tensor, make_y_hat: Callable[[Stage], Tensor]) -> Tensor:
-    """Take every stage in turn, with the y_hat that `make_y_hat` returns for it; return y_hat whole [B, M, h, w]."""
-    codec = adapt(model)
-    walk = codec.walk((z_hat,), codec.run)
-    stage = next(walk)
-    while True:
-        try:
-            stage = walk.send(make_y_hat(stage))
-        except StopIteration as done:
-            y_hat: Tensor = done.value
-            return y_hat
 
 
 def bits_of(likelihoods: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ from lic_dist.evaluation.metrics import psnr8
 from lic_dist.evaluation.results import Point, read_originals, read_points
 from lic_dist.evaluation.run import evaluate
 from lic_dist.models import checkpoint
-from lic_dist.models.stages import analyse, dequantize_z, run_stages, to_input
+from lic_dist.models.architectures import adapt
+from lic_dist.models.stages import analyse, dequantize_z, to_input
 from lic_dist.quantization.rates import level_index
 from tests.app.test_cli import lic_dist, refused, write
 
@@ -141,7 +142,7 @@ def levels(codec: ImageCodec, image: np.ndarray) -> np.ndarray:
             found.append(level_index(stage.to_lanes(stage.scales), codec.record.level_rule))
             return y.float()
 
-        run_stages(codec.model, dequantize_z(codec.model, z), serve)
+        adapt(codec.model).drive((dequantize_z(codec.model, z),), serve)
     return found[0]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
-from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, build
+from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, adapt, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import (
     PARTS,
@@ -19,7 +19,7 @@ from lic_dist.models.parts import (
     trainable,
 )
 from lic_dist.models.protocol import Stage
-from lic_dist.models.stages import analyse, dequantize_z, run_stages
+from lic_dist.models.stages import analyse, dequantize_z
 from tests.conftest import HYPERPRIORS
 
 
@@ -76,7 +76,7 @@ def test_stages_and_analyse_equal_compressais_forward(architecture: str) -> None
             seen.append(stage)
             return torch.round(model.g_a(x) - stage.means) + stage.means
 
-        y_hat = run_stages(model, z_hat, serve)
+        y_hat = adapt(model).drive((z_hat,), serve)[1]
         _, likelihood = model.gaussian_conditional(model.g_a(x), seen[0].scales, means=seen[0].means)
     assert len(seen) == 1 and torch.equal(model.g_s(y_hat), expected["x_hat"])
     assert torch.equal(likelihood, expected["likelihoods"]["y"])
