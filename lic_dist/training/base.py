@@ -35,6 +35,7 @@ from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
 from lic_dist.training.states import is_finished
 
+BLOCK = 16  # channels that oneDNN works on at once
 HELD_OUT_MOST, HELD_OUT_CROP = 48, 256  # held-out crops that L is measured on, and their size where photos allow
 
 
@@ -50,12 +51,13 @@ class RelaxedModel(nn.Module):
         super().__init__()
         self.model, self.relaxation, self.bf16 = model, relaxation, bf16
         self._codec = adapt(model)
+        self._format = _memory_format(model, next(model.parameters()).device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x_hat, bits of the batch), float32, of x float32 [B, 3, H, W]."""
         autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
         with autocast:
-            y = self._codec.analyse(x).float()
+            y = self._codec.analyse(x.contiguous(memory_format=self._format)).float()
         sides_hat, z_likelihoods = self._sides(y)
         y_hat, y_likelihoods = self._y_hat(y, sides_hat)
         with autocast:
@@ -102,6 +104,18 @@ def _round_straight_through(values: Tensor) -> Tensor:
     return values + (torch.round(values) - values).detach()
 
 
+def _memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """Return channels last, except where oneDNN would write beyond its memory in the backward pass: strided 1x1
+    convolutions of few channels on a CPU, such as cheng2020's first shortcut has (uxlfoundation/oneDNN issue 6035).
+    """
+    unsafe = (
+        layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels < BLOCK
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d)
+    )
+    return torch.contiguous_format if device.type == "cpu" and any(unsafe) else torch.channels_last
+
+
 def train(config: Train, photos: Images) -> Path:
     """Train a base model; return the path of the checkpoint.
 
@@ -115,7 +129,7 @@ def train(config: Train, photos: Images) -> Path:
 
 def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     start = _initial_checkpoint(config)
-    model: Any = start.model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: Any = start.model.to(ranks.device, memory_format=_memory_format(start.model, ranks.device))  # type: ignore[call-overload]
     manifest = scan(section.path)
     require_held_out(manifest, section.held_out)
     usable = [photo for photo in manifest if not photo.fault]

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lic_dist import config
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
+from lic_dist.models.architectures import build
 from lic_dist.training import base as job
 from lic_dist.training import loop
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import read_log
 from tests.conftest import dying_at
+from tests.forked import run
 
 
 def section(out: Path, **changes: object) -> config.Train:
@@ -113,3 +116,28 @@ def test_two_ranks_take_the_steps_of_one(photos: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert checkpoint.load(str(tmp_path / "two")).spec.M == 6
     assert [row["step"] for row in read_log(tmp_path / "two" / "log.jsonl")] == [4, 8, 12]
+
+
+def test_strided_shortcuts_of_few_channels_keep_out_of_onednns_channels_last() -> None:
+    cpu = torch.device("cpu")
+    assert job._memory_format(build("cheng2020-anchor", 8, 8), cpu) == torch.contiguous_format
+    assert job._memory_format(build("cheng2020-anchor", 8, 8), torch.device("cuda")) == torch.channels_last
+    assert job._memory_format(build("mbt2018-mean", 8, 12), cpu) == torch.channels_last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["cheng2020-attn", "elic2022-official", "mbt2018"])
+def test_a_family_trains_in_a_process_that_lives(architecture: str, photos: Path, tmp_path: Path) -> None:
+    """oneDNN's fault ended the process within a few steps."""
+    sizes = {"N": 8, "M": 8} if architecture != "elic2022-official" else {"N": 8, "M": 16}
+    options = {"options": {"groups": [4, 4, 8]}} if architecture == "elic2022-official" else {}
+    section = {"architecture": architecture, **sizes, **options, "steps": 6, "batch": 4, "crop": 64, "warmup": 1}
+    document = {
+        "images": {"path": str(photos), "held_out": "valid"},
+        "train": {**section, "quantile_steps": 20, "evaluate_every": 3, "out": "made"},
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(document))
+    done = run("train", "a.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = checkpoint.load(str(tmp_path / "made"))
+    assert made.spec.architecture == architecture
