@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lic_dist.building.calibrate import measure, one_thread
 from lic_dist.building.job import Job
-from lic_dist.building.latents import encode, quantizer_input
+from lic_dist.building.latents import encode, inputs_of
 from lic_dist.building.records import analytic_record
 from lic_dist.data import images
 from lic_dist.data.photo import PhotoError
@@ -65,7 +65,7 @@ def _summary(parent: Checkpoint, pixels: NDArray[np.uint8], what: str, batch: in
     if overflow.any():
         return f"{of}: latents that are not finite or overflow\nwarning: is this the checkpoint of a trained model?"
     record = analytic_record(parent, "sq", 1, 1.0, 1.0, np.ones(parent.codec.channels, np.float32))
-    found = measure(parent, record, samples, quantizer_input(parent.model, samples.y, samples.z, batch))
+    found = measure(parent, record, samples, inputs_of(parent.model, samples.y, samples.z, batch))
     psnr = -10 * math.log10(found.mse)
     line = f"{of}: {found.bpp:.3f} bpp, {psnr:.2f} dB"
     if psnr < LEAST_PSNR:

@@ -7,6 +7,9 @@ decodes them. Trials follow a pattern search in (log strength, log step, shift) 
 neighbour is better. The strength is g for RDOQ and TCQ, and xi for the dead zone (quantization/kinds.py). The shift
 moves the decoder's levels away from zero, which costs no bits.
 
+Where means depend on y_hat, tables are adapted on the residuals that one walk with the analytic tables met, and every
+trial is measured by a walk of its own. S_c knows what y_hat does to the picture, not what it does to later bits.
+
 The record's notes keep what was measured: every trial, each round of adaptation at the chosen point, and the ratio of
 the predicted change of the picture's MSE to the real one.
 """
@@ -26,7 +29,7 @@ import numpy as np
 import torch
 
 from lic_dist import config
-from lic_dist.building.latents import Latents, QuantizerInput, quantizer_input, squared_error
+from lic_dist.building.latents import Inputs, Latents, inputs_of, squared_error
 from lic_dist.building.records import analytic_record
 from lic_dist.cache.trials import Row, Trials
 from lic_dist.errors import LicError
@@ -83,16 +86,14 @@ class Measurement:
     predicted: float
 
 
-def measure(checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, inputs: QuantizerInput) -> Measurement:
+def measure(checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, inputs: Inputs) -> Measurement:
     """Quantize samples, count their bits and decode them; return what the quantizer costs on them."""
-    quantizer = Quantizer(record)
-    k = quantizer.quantize(inputs.residual, inputs.level)
-    level = quantizer.dequantize(k)
-    bits = float(quantizer.bits(k, inputs.level).sum()) + z_bits(record, samples.z).sum()
+    found = inputs.quantize(Quantizer(record))
+    bits = float(found.bits.sum()) + z_bits(record, samples.z).sum()
     bpp = bits / (len(samples) * samples.pixels.shape[2] * samples.pixels.shape[3])
-    mse = squared_error(checkpoint.model, inputs.means + level.reshape(inputs.means.shape), samples.pixels)
-    error = np.square(inputs.residual.astype(np.float64) - level).sum(axis=1)
-    predicted = float(error @ np.tile(record.weights.astype(np.float64), len(samples))) / samples.pixels.size
+    mse = squared_error(checkpoint.model, found.y_hat, samples.pixels)
+    weights = np.tile(record.weights.astype(np.float64), len(samples))
+    predicted = float(found.error.ravel() @ weights) / samples.pixels.size
     return Measurement(checkpoint.spec.lmbda * 255**2 * mse + bpp, bpp, mse, predicted)
 
 
@@ -102,13 +103,11 @@ def z_bits(record: QuantizerRecord, z: np.ndarray) -> np.ndarray:
     return record.z_tables.bits(z.astype(np.int32), rows).sum(axis=(1, 2, 3))
 
 
-def channel_weights(
-    checkpoint: Checkpoint, section: config.Quantizer, inputs: QuantizerInput
-) -> tuple[Any, dict[str, Any]]:
+def channel_weights(checkpoint: Checkpoint, section: config.Quantizer, inputs: Inputs) -> tuple[Any, dict[str, Any]]:
     """Return (S_c float32 [M], notes): the decoder's squared gain of each channel with its standard error, or ones."""
     if section.weights == "uniform":
         return np.ones(checkpoint.codec.channels, np.float32), {}
-    y_hat = torch.from_numpy((np.rint(inputs.residual).reshape(inputs.means.shape) + inputs.means)[:PROBED])
+    y_hat = torch.from_numpy(inputs.rounded(PROBED))
     generator = torch.Generator().manual_seed(0)
     mean, error = sensitivities(checkpoint.codec.synthesise, y_hat, PROBES, generator)
     return mean.astype(np.float32), {"weights_standard_error": [float(value) for value in error]}
@@ -154,10 +153,9 @@ def calibrate(
     Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the
     analytic tables on; `mse_unquantized`; `weights_standard_error`.
     """
-    pilot_inputs = quantizer_input(checkpoint.model, pilot.y, pilot.z, batch)
-    held_inputs = quantizer_input(checkpoint.model, held_out.y, held_out.z, batch)
+    pilot_inputs = inputs_of(checkpoint.model, pilot.y, pilot.z, batch)
+    held_inputs = inputs_of(checkpoint.model, held_out.y, held_out.z, batch)
     weights, notes = channel_weights(checkpoint, section, pilot_inputs)
-    part = (pilot_inputs.residual, pilot_inputs.level)
     trials: dict[Point, Measurement] = {}
     fixed = _fixed(section)
     space = SEARCH_SPACES[section.name]
@@ -167,7 +165,7 @@ def calibrate(
         """Return the record with the analytic tables, and then that of each round of adaptation."""
         first = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
         rounds = section.adapt_rounds if section.rates == "adapted" else 0
-        return [first, *adaptation_rounds(first, [part], rounds)]
+        return [first, *adaptation_rounds(first, pilot_inputs.parts(first), rounds)] if rounds else [first]
 
     def trial(one: Point) -> float:
         strength, step, shift = one
@@ -198,7 +196,7 @@ def calibrate(
         "calibration": [_row(*item) for item in sorted(trials.items())],
         "calibration_samples": len(held_out),
         "adaptation": [{"L": one.L, "bpp": one.bpp} for one in by_round],
-        "mse_unquantized": squared_error(checkpoint.model, held_out.y.astype(np.float32), held_out.pixels),
+        "mse_unquantized": squared_error(checkpoint.model, held_inputs.unquantized(held_out.y), held_out.pixels),
         "L": measured.L,
         "mse": measured.mse,
         "mse_predicted": measured.predicted,
@@ -218,15 +216,15 @@ def _identity(
     checkpoint: Checkpoint,
     asked: dict[str, Any],
     weights: np.ndarray,
-    pilot: QuantizerInput,
-    held_inputs: QuantizerInput,
+    pilot: Inputs,
+    held_inputs: Inputs,
     held_out: Latents,
 ) -> str:
     """Return a digest of all that decides which trials are made and what they measure."""
     total = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     versions = __version__, torch.__version__, np.__version__
     total.update(f"{versions} {checkpoint.spec} {digest(checkpoint.model.state_dict())}".encode())
-    for array in (weights, *vars(pilot).values(), *vars(held_inputs).values(), *vars(held_out).values()):
+    for array in (weights, *pilot.arrays, *held_inputs.arrays, *vars(held_out).values()):
         total.update(f"{array.dtype} {array.shape}".encode())
         total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()

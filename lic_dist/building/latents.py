@@ -1,19 +1,30 @@
-"""Latents in memory, and the residuals and scale levels in lanes that a quantizer works on."""
+"""Latents in memory, and what quantizers make of them.
+
+Of a model of one stage, residuals and scale levels of y are the same for every quantizer: `QuantizerInput`. Where means
+depend on y_hat, of earlier stages, or y_hat is corrected in the end, each quantizer walks the stages: `WalkedInput`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from lic_dist.codec import walk
 from lic_dist.models.architectures import adapt
+from lic_dist.models.protocol import CodecModel
 from lic_dist.models.refine import Refinement, refine_latents, squared_error_gradient
 from lic_dist.models.stages import analyse, dequantize_z, only_side, only_stage, to_input
+from lic_dist.quantization.adaptation import Part, gaussian_record
+from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import level_index
+from lic_dist.quantization.record import QuantizerRecord
 
 
 @dataclass(frozen=True)
@@ -28,9 +39,20 @@ class Latents:
         return len(self.y)
 
 
+class Quantized(NamedTuple):
+    """What a quantizer made of samples: k int16 and y_hat float32 as g_s takes it, [n, M, h, w] both; of each channel,
+    [n, M] float64, the estimated bits and the squared error of y_hat before corrections.
+    """
+
+    k: NDArray[np.int16]
+    y_hat: NDArray[np.float32]
+    bits: NDArray[np.float64]
+    error: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class QuantizerInput:
-    """What a quantizer takes: residuals and scale levels of latents, and the means that the residuals are about.
+    """What any quantizer takes of a model of one stage, and the means that the residuals are about.
 
     residual float32 and level uint8, both [n*M, h*w] (lanes are image-major); means float32 [n, M, h, w].
     """
@@ -38,6 +60,123 @@ class QuantizerInput:
     residual: NDArray[np.float32]
     level: NDArray[np.uint8]
     means: NDArray[np.float32]
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All that `quantize` depends on besides the quantizer."""
+        return self.residual, self.level, self.means
+
+    def quantize(self, quantizer: Quantizer) -> Quantized:
+        """Quantize all samples. Raises LicError as `Quantizer.quantize` does."""
+        shape = self.means.shape
+        k, level, bits, error = quantize_lanes(quantizer, self.residual, self.level, shape[1])
+        return Quantized(k.reshape(shape), self.means + level.reshape(shape), bits, error)
+
+    def rounded(self, count: int) -> NDArray[np.float32]:
+        """Return y_hat of SQ of the first samples, at most `count`."""
+        whole: NDArray[np.float32] = np.rint(self.residual).reshape(self.means.shape) + self.means
+        return whole[:count]
+
+    def unquantized(self, y: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Return what g_s would take if the samples' y were not quantized, float32 [n, M, h, w]."""
+        return y.astype(np.float32)
+
+    def parts(self, record: QuantizerRecord) -> list[Part]:
+        """Return what the tables of a record are adapted on."""
+        return [(self.residual, self.level)]
+
+
+@dataclass(frozen=True, eq=False)
+class WalkedInput:
+    """The same of a model whose means depend on y_hat, or that corrects it: every quantizer walks the stages.
+
+    y float16 [n, M, h, w] and z int16 [n, Nz, hz, wz] are walked in batches of a fixed size on the model's device.
+    """
+
+    model: nn.Module
+    y: NDArray[np.float16]
+    z: NDArray[np.int16]
+    batch: int
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All that `quantize` depends on besides quantizer and model."""
+        return self.y, self.z, np.array(self.batch)
+
+    @torch.no_grad()
+    def quantize(self, quantizer: Quantizer) -> Quantized:
+        """Quantize all samples, stage by stage. Raises LicError as `Quantizer.quantize` does."""
+        codec, made = adapt(self.model), []
+        for count, y, z_hat in _batches(codec, self.y, self.z, self.batch):
+            coded = walk.search(codec, (z_hat,), y, quantizer)
+            k, level, y_hat, error = (one[:count].cpu() for one in coded)
+            bits = walk.channel_bits(codec, quantizer, k, level)
+            made.append(Quantized(k.numpy(), y_hat.numpy(), bits, error.numpy()))
+        return Quantized(*map(np.concatenate, zip(*made, strict=True)))
+
+    def rounded(self, count: int) -> NDArray[np.float32]:
+        """Return y_hat of SQ of the first samples, at most `count`."""
+        record = gaussian_record("sq", 1.0, np.ones(self.y.shape[1]), 1.0)
+        first = WalkedInput(self.model, self.y[:count], self.z[:count], self.batch)
+        return first.quantize(Quantizer(record)).y_hat
+
+    @torch.no_grad()
+    def unquantized(self, y: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Return what g_s would take if the samples' y were not quantized, float32 [n, M, h, w]."""
+        codec = adapt(self.model)
+        given = [
+            codec.given((z_hat,), values).y_hat[:count].cpu().numpy()
+            for count, values, z_hat in _batches(codec, y, self.z, self.batch)
+        ]
+        return np.concatenate(given)
+
+    @torch.no_grad()
+    def parts(self, record: QuantizerRecord) -> list[Part]:
+        """Return what the tables of a record are adapted on: the residuals of a walk with it, whose y_hat are held."""
+        codec, found = adapt(self.model), []
+        for count, y, z_hat in _batches(codec, self.y, self.z, self.batch):
+            quantizer = _Recorder(record)
+            walk.search(codec, (z_hat,), y, quantizer)
+            found += [_of_first(part, count, self.batch) for part in quantizer.parts]
+        return found
+
+
+Inputs = QuantizerInput | WalkedInput
+
+
+class _Recorder(Quantizer):
+    """A quantizer that keeps what it quantizes: a `Part` a stage, on the CPU."""
+
+    def __init__(self, record: QuantizerRecord) -> None:
+        super().__init__(record)
+        self.parts: list[Part] = []
+
+    def quantize(self, r: Any, level: Any, threads: int = 1, channels: Any = None) -> Any:
+        lanes = r.cpu().numpy(), level.cpu().numpy()
+        self.parts.append(lanes if channels is None else (*lanes, channels))
+        return super().quantize(r, level, threads, channels)
+
+
+def _of_first(part: Part, count: int, batch: int) -> Part:
+    """Return the lanes of the first images of a batch."""
+    r, level, *channels = part
+    lanes = len(r) // batch * count
+    if not channels:
+        return r[:lanes], level[:lanes]
+    (of_lanes,) = channels
+    return r[:lanes], level[:lanes], of_lanes if of_lanes.ndim == 2 else of_lanes[:lanes]
+
+
+def quantize_lanes(
+    quantizer: Quantizer, residual: NDArray[np.float32], level: NDArray[np.uint8], channels: int
+) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+    """Quantize lanes [n*M, h*w] of whole images: k and the levels of reconstruction in lanes, and of each channel,
+    [n, M], the estimated bits and the squared error.
+    """
+    k = quantizer.quantize(residual, level)
+    found = quantizer.dequantize(k)
+    error = np.square(residual.astype(np.float64) - found).sum(axis=1)
+    return k, found, quantizer.bits(k, level).reshape(-1, channels), error.reshape(-1, channels)
 
 
 @torch.no_grad()
@@ -71,17 +210,47 @@ def encode(
 
 
 @torch.no_grad()
-def quantizer_input(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int16], batch: int) -> QuantizerInput:
-    """Compute means and scales of cached latents in batches of a fixed size, and the residuals about the means."""
-    device = next(model.parameters()).device
-    codec = adapt(model)
-    side, residuals, levels, means = only_side(codec), [], [], []
+def in_one_stage(codec: CodecModel, y_size: tuple[int, ...], z_size: tuple[int, ...]) -> bool:
+    """Return whether a model codes y of this height and width in one stage, and leaves y_hat as that makes it."""
+    if len(codec.layout(*y_size)) > 1:
+        return False
+    side, device = only_side(codec), next(codec.module.parameters()).device
+    z_hat = side.dequantize(torch.zeros(1, side.channels, *z_size, device=device))
+    stages, y_hat = codec.drive((z_hat,), lambda stage: stage.means)
+    return y_hat is stages[0].means
+
+
+def inputs_of(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int16], batch: int) -> Inputs:
+    """Return what quantizers take of cached latents, whose networks run in batches of a fixed size."""
+    if in_one_stage(adapt(model), y.shape[2:], z.shape[2:]):
+        return quantizer_input(model, y, z, batch)
+    return WalkedInput(model, y, z, batch)
+
+
+def _batches(
+    codec: CodecModel, y: NDArray[np.float16], z: NDArray[np.int16], batch: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield y float32 and z_hat on the model's device, always `batch` samples, the last of them zeros, with the number
+    of the others.
+    """
+    side, device = only_side(codec), next(codec.module.parameters()).device
     for first in range(0, len(y), batch):
         part_y, part_z = (np.zeros((batch, *a.shape[1:]), a.dtype) for a in (y, z))
         count = len(y[first : first + batch])
         part_y[:count], part_z[:count] = y[first : first + batch], z[first : first + batch]
         values = torch.from_numpy(part_y).float().to(device)
-        stage = only_stage(codec, (side.dequantize(torch.from_numpy(part_z).to(device)),))
+        yield count, values, side.dequantize(torch.from_numpy(part_z).to(device))
+
+
+@torch.no_grad()
+def quantizer_input(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int16], batch: int) -> QuantizerInput:
+    """Compute means and scales of cached latents in batches of a fixed size, and the residuals about the means.
+
+    Raises LicError for a model of several stages, or that corrects y_hat: see `inputs_of`.
+    """
+    codec, residuals, levels, means = adapt(model), [], [], []
+    for count, values, z_hat in _batches(codec, y, z, batch):
+        stage = only_stage(codec, (z_hat,))
         lanes = count * codec.channels
         residuals.append(stage.to_lanes(values - stage.means)[:lanes])
         levels.append(level_index(stage.to_lanes(stage.scales))[:lanes])
