@@ -25,21 +25,24 @@ from lic_dist.building.job import (
     provenance,
     workers_of,
 )
+from lic_dist.building.latents import in_one_stage
 from lic_dist.building.pilot import calibration_samples, existing_record, prepare_record, record_location
 from lic_dist.building.shards import (
     Shard,
     Target,
+    make_coder,
     make_encoder,
     make_hyper_decoder,
     make_reader,
     make_searcher,
+    make_stored_coder,
     make_stored_reader,
     restore_torch_settings,
 )
 from lic_dist.building.storage import experiment_storage
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.layout import Header
-from lic_dist.cache.plan import Plan
+from lic_dist.cache.plan import Geometry, Plan
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import set_aside as set_aside_photos
 from lic_dist.cache.storage import Storage
@@ -120,14 +123,16 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
             store.create(storage, plan, store_y)
         record = prepare_record(job)
     store.create(storage, plan, store_y, provenance())
-    store.create_group(storage, group, record.to_json(), group_identity(job.parent, record), provenance())
+    identity = group_identity(job.parent, record, plan.geometry)
+    store.create_group(storage, group, record.to_json(), identity, provenance())
     Trials.of_group(storage, group).delete()
     without_latents = set(store.pending(storage))
     without_indices = sorted(set(store.pending(storage, group)) - without_latents)
     if without_latents and (line := base_summary(job)):
         print(line, flush=True)
     made = _run(storage, workers, _build_stages(job, (group, record)), _Units(sorted(without_latents), plan), strict)
-    made += _run(storage, workers, _requantize_stages(storage, workers, group, record), _Units(without_indices), strict)
+    again = _requantize_stages(storage, job.parent, workers, group, record)
+    made += _run(storage, workers, again, _Units(without_indices), strict)
     _require_whole(storage, group)
     found = faults(job)
     set_aside, asked = sum(found.values()), len(job.photos) * job.images.variations
@@ -181,11 +186,12 @@ def requantize_store(
     if record is None:
         samples = calibration_samples(cache, section)
         record = calibrate(parent, section, *samples, batch=cache.header.batch, trials_file=trials_file)
-    store.create_group(storage, group, record.to_json(), group_identity(parent, record), provenance())
+    identity = group_identity(parent, record, cache.header.geometry)
+    store.create_group(storage, group, record.to_json(), identity, provenance())
     trials_file.delete()
     mine, jobs = share
     numbers = [number for number in store.pending(storage, group) if number % jobs == mine]
-    made = _run(storage, workers, _requantize_stages(storage, workers, group, record), _Units(numbers))
+    made = _run(storage, workers, _requantize_stages(storage, parent, workers, group, record), _Units(numbers))
     if jobs == 1:
         _require_whole(storage, group)
     base = store.finished_markers(storage, cache.header)
@@ -216,16 +222,16 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
         if any(finding.array.endswith("record.json") for finding in of_group):
             _restore_record(job, group)
         record = QuantizerRecord.from_json(storage.get(f"quantized/{group}/record.json").decode())
-        identity = (layout.read_group(storage, group) or {}).get("identity") or group_identity(job.parent, record)
+        identity = (layout.read_group(storage, group) or {}).get("identity")
+        identity = identity or group_identity(job.parent, record, header.geometry)
         store.create_group(storage, group, record.to_json(), identity)
         for finding in of_group:
             if finding.shard >= 0:
                 _invalidate(storage, header, finding)
         if pending := store.pending(storage, group):
             check_group(LatentCache(storage), job.parent, group)
-            written += _run(
-                storage, workers, _requantize_stages(storage, workers, group, record), _Units(pending)
-            ).shards
+            stages = _requantize_stages(storage, job.parent, workers, group, record)
+            written += _run(storage, workers, stages, _Units(pending)).shards
     return written
 
 
@@ -265,25 +271,45 @@ def _build_stages(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> li
     """Return the stages from photos: read, encode, search and write. Without a quantizer only latents are written."""
     engine, folder = job.workers.engine, str(job.images.path.resolve())
     target = _target(job.storage, quantizer)
+    read = Stage("read", partial(make_reader, target, folder, job.images.crop), engine.readers)
+    if _is_walked(job.parent, job.plan.geometry):
+        return [read, _code_stage(target, job.workers, job.plan.batch)]
     return [
-        Stage("read", partial(make_reader, target, folder, job.images.crop), engine.readers),
+        read,
         _encode_stage(job.workers, job.plan.batch),
         Stage("search", partial(make_searcher, target), engine.searchers),
     ]
 
 
-def _requantize_stages(storage: Storage, workers: Workers, group: str, record: QuantizerRecord) -> list[Stage]:
+def _requantize_stages(
+    storage: Storage, parent: Checkpoint, workers: Workers, group: str, record: QuantizerRecord
+) -> list[Stage]:
     """Return the stages from the store: the hyper-decoder over y, or the encoder over the pixels; then search and
     write.
     """
     engine, target = workers.engine, _target(storage, (group, record))
     header = layout.read_header(target.storage)
-    hyper_decoder = partial(make_hyper_decoder, target, *workers.model, header.batch)
-    search = Stage("search", partial(make_searcher, target), engine.searchers)
-    if header.store_y:
-        return [Stage("view", hyper_decoder, engine.encoders, engine.gpus_per_encoder), search]
     recall = Stage("recall", partial(make_stored_reader, target), engine.readers)
-    return [recall, _encode_stage(workers, header.batch), search]
+    if _is_walked(parent, header.geometry):
+        if not header.store_y:
+            return [recall, _code_stage(target, workers, header.batch)]
+        coder = partial(make_stored_coder, target, *workers.model, header.batch)
+        return [Stage("code", coder, engine.encoders, engine.gpus_per_encoder)]
+    search = Stage("search", partial(make_searcher, target), engine.searchers)
+    if not header.store_y:
+        return [recall, _encode_stage(workers, header.batch), search]
+    hyper_decoder = partial(make_hyper_decoder, target, *workers.model, header.batch)
+    return [Stage("view", hyper_decoder, engine.encoders, engine.gpus_per_encoder), search]
+
+
+def _is_walked(parent: Checkpoint, geometry: Geometry) -> bool:
+    """Return whether a model's shards are quantized by a walk on the encoder's device: see shards.py."""
+    return not in_one_stage(parent.codec, (geometry.y_size,) * 2, (geometry.z_size,) * 2)
+
+
+def _code_stage(target: Target, workers: Workers, batch: int) -> Stage:
+    made = partial(make_coder, target, *workers.model, batch, workers.refine)
+    return Stage("code", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
 
 
 def _encode_stage(workers: Workers, batch: int) -> Stage:

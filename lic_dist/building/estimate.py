@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,9 @@ import numpy as np
 from lic_dist import config
 from lic_dist.building.calibrate import SEARCH_SPACES, one_thread
 from lic_dist.building.job import Job
-from lic_dist.building.latents import encode, quantizer_input
+from lic_dist.building.latents import WalkedInput, encode, inputs_of
 from lic_dist.building.records import analytic_record
-from lic_dist.building.shards import quantized_arrays
+from lic_dist.building.shards import group_arrays
 from lic_dist.cache import layout
 from lic_dist.data import images
 from lic_dist.errors import LicError
@@ -67,16 +68,17 @@ def estimate(job: Job) -> Estimate:
     encode(job.parent.model, pixels[:1], plan.batch)  # the first call of a model is slower
     started = time.perf_counter()
     latents, _ = encode(job.parent.model, pixels, plan.batch, job.refinement)
-    inputs = quantizer_input(job.parent.model, latents.y, latents.z, plan.batch)
+    inputs = inputs_of(job.parent.model, latents.y, latents.z, plan.batch)
     encoded = time.perf_counter() - started
     section = job.quantizer
     strength, step, _ = SEARCH_SPACES[section.name].start
     weights = np.full(job.parent.codec.channels, 0.02)
     quantizer = Quantizer(analytic_record(job.parent, section.name, section.states, step, strength, weights))
     faulty = status != 0
-    quantized_arrays(quantizer, latents.y, latents.z, inputs.residual, inputs.level, faulty)  # compiles
+    inputs.quantize(quantizer)  # compiles
     started = time.perf_counter()
-    arrays = quantized_arrays(quantizer, latents.y, latents.z, inputs.residual, inputs.level, faulty)
+    found = inputs.quantize(quantizer)
+    arrays = group_arrays(quantizer.record, found.k, latents.z, found.bits, found.error, faulty)
     values = {f"quantized/{section.group}/{name}": array for name, array in arrays.items()}
     values |= {"pixels": pixels, "latents/y": latents.y, "latents/z": latents.z}
     sizes = {}
@@ -89,6 +91,9 @@ def estimate(job: Job) -> Estimate:
             sizes[spec.name] = len(layout.encode(document, 0, values[spec.name])) * plan.num_samples // count
     searched = time.perf_counter() - started
     scale = plan.num_samples / count
+    seconds = {"read": read * scale, "encode": encoded * scale, "search": searched * scale}
+    if isinstance(inputs, WalkedInput):
+        seconds = {"read": seconds["read"], "code": seconds["encode"] + seconds["search"]}
     return Estimate(
         str(job.storage),
         plan.fingerprint,
@@ -96,17 +101,18 @@ def estimate(job: Job) -> Estimate:
         plan.num_held_out,
         plan.num_shards,
         sizes,
-        {"read": read * scale, "encode": encoded * scale, "search": searched * scale},
+        seconds,
         job.storage.free_bytes(),
-        *_workers(engine),
+        *_workers(engine, seconds),
     )
 
 
-def _workers(engine: config.Engine) -> tuple[dict[str, int], int | None]:
+def _workers(engine: config.Engine, stages: Iterable[str]) -> tuple[dict[str, int], int | None]:
     if engine.name == "local":
-        return {"read": 1, "encode": 1, "search": 1}, 1
+        return dict.fromkeys(stages, 1), 1
     cores = None if engine.address or os.environ.get("RAY_ADDRESS") else engine.num_cpus or os.cpu_count()
-    return {"read": engine.readers, "encode": engine.encoders, "search": engine.searchers}, cores
+    pools = {"read": engine.readers, "search": engine.searchers}
+    return {name: pools.get(name, engine.encoders) for name in stages}, cores
 
 
 def describe(found: Estimate) -> list[str]:

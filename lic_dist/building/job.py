@@ -6,7 +6,9 @@ whether it was built by the same job.
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from lic_dist import config
 from lic_dist.building.storage import experiment_storage
 from lic_dist.cache import layout
 from lic_dist.cache.markers import fault_counts
-from lic_dist.cache.plan import Geometry, Plan, differences
+from lic_dist.cache.plan import Geometry, Plan, canonical_json, differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import MANIFEST
 from lic_dist.cache.storage import Storage
@@ -27,6 +29,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest
+from lic_dist.models.protocol import Elements
 from lic_dist.models.refine import Refinement
 from lic_dist.models.stages import only_side
 from lic_dist.quantization.record import QuantizerRecord
@@ -123,6 +126,8 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
     """
     section, cache = config.need(experiment.images, "images"), config.need(experiment.cache, "cache")
     parent, workers = load_parent(experiment), workers_of(experiment)
+    if workers.refine:
+        parent.codec.require("refinement")
     photos = manifest_of(experiment, strict=strict)
     require_held_out(photos, section.held_out)
     crops = plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
@@ -191,9 +196,21 @@ def refined_identity(parent: Checkpoint, steps: int) -> dict[str, Any]:
     return {"refined": {"steps": steps, "lmbda": parent.spec.lmbda, **digests}}
 
 
-def group_identity(parent: Checkpoint, record: QuantizerRecord) -> dict[str, Any]:
-    """Return what cached indices depend on in addition to the latents."""
-    return {"record_sha256": record.digest, "entropy_sha256": entropy_digest(parent.model)}
+def group_identity(parent: Checkpoint, record: QuantizerRecord, geometry: Geometry) -> dict[str, Any]:
+    """Return what cached indices depend on in addition to the latents; the layout where y has several stages."""
+    stages = parent.codec.layout(geometry.y_size, geometry.y_size)
+    layout_key = {"layout_sha256": layout_digest(stages, geometry.y_channels)} if len(stages) > 1 else {}
+    return {"record_sha256": record.digest, "entropy_sha256": entropy_digest(parent.model), **layout_key}
+
+
+def layout_digest(stages: Sequence[Elements], channels: int) -> str:
+    """Return the sha256 of which elements of y each stage covers, in what lanes: a line of canonical JSON a stage."""
+    total = hashlib.sha256()
+    for one in stages:
+        positions = None if one.positions is None else one.positions.tolist()
+        covered = {"along": one.along, "channels": list(range(channels))[one.channels], "positions": positions}
+        total.update(f"{canonical_json(covered)}\n".encode())
+    return total.hexdigest()
 
 
 def check_refined(cache: LatentCache, steps: int) -> None:
@@ -217,9 +234,11 @@ def check_group(cache: LatentCache, parent: Checkpoint, group: str) -> None:
     """Refuse a group of another quantizer record or entropy model. Raises LicError, which names each differing
     field.
     """
-    expected = group_identity(parent, QuantizerRecord.from_json(cache.record_json(group)))
+    record = QuantizerRecord.from_json(cache.record_json(group))
+    expected = group_identity(parent, record, cache.header.geometry)
     identity = cache.group_attributes(group)["identity"]
-    found = differences({key: identity.get(key) for key in expected}, expected)
+    known = (*expected, "layout_sha256")
+    found = differences({key: identity[key] for key in known if key in identity}, expected)
     if found:
         raise LicError(f"group '{group}' of {cache.storage} does not fit: {'; '.join(found)}", hint="build a new group")
 

@@ -4,6 +4,12 @@
     read the stored pixels   -> encode                                        -> search and write
                                 read the stored y and z, run h_s              -> search and write
 
+Where means depend on y_hat, or y_hat is corrected, one stage walks the model's with the search, where the encoder is:
+
+    read and crop (CPU)      -> code: encode, walk, write (GPU or CPU)
+    read the stored pixels   -> code
+                                code: read the stored y and z, walk, write
+
 Each stage is a factory, called once in a worker, that returns the function for one shard. The bytes written depend on
 the plan alone: encoder batches are the plan's, and each worker computes on one thread.
 """
@@ -20,9 +26,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from lic_dist.building.calibrate import z_bits
-from lic_dist.building.latents import encode, quantizer_input
+from lic_dist.building.latents import Latents, WalkedInput, encode, quantize_lanes, quantizer_input
 from lic_dist.cache import layout, store
 from lic_dist.cache.layout import Header
 from lic_dist.cache.reader import LatentCache
@@ -36,6 +43,7 @@ from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 
 T = TypeVar("T")
+STORED = ("latents/y", "latents/z", "samples/status")  # what quantizing a stored shard again reads
 
 
 @dataclass(frozen=True)
@@ -148,17 +156,25 @@ def make_encoder(
 
     def work(read: ReadShard) -> EncodedShard:
         started = time.perf_counter()
-        latents, overflow = encode(model, read.pixels, batch, refinement)
-        status = read.status.copy()
-        status[overflow & (status == 0)] = FAULTS.index("latents overflow")
-        for array in (latents.y, latents.z):  # pixels are read-only on Ray; `write_shard` zeroes them
-            array[status != 0] = 0
+        latents, status = _encoded(model, read, batch, refinement)
         inputs = quantizer_input(model, latents.y, latents.z, batch)
         seconds = {**read.seconds, "encode": time.perf_counter() - started}
         pixels = None if read.stored else read.pixels
         return EncodedShard(read.shard, pixels, latents.y, latents.z, inputs.residual, inputs.level, status, seconds)
 
     return work
+
+
+def _encoded(
+    model: nn.Module, read: ReadShard, batch: int, refinement: Refinement
+) -> tuple[Latents, NDArray[np.uint8]]:
+    """Return the latents of a shard, zeros of faulty samples, and the status of each sample."""
+    latents, overflow = encode(model, read.pixels, batch, refinement)
+    status = read.status.copy()
+    status[overflow & (status == 0)] = FAULTS.index("latents overflow")
+    for array in (latents.y, latents.z):  # pixels are read-only on Ray; `write_shard` zeroes them
+        array[status != 0] = 0
+    return latents, status
 
 
 def make_hyper_decoder(
@@ -175,11 +191,59 @@ def make_hyper_decoder(
 
     def work(shard: Shard) -> EncodedShard:
         started = time.perf_counter()
-        read = cache.shard(shard.number, ("latents/y", "latents/z", "samples/status"))
+        read = cache.shard(shard.number, STORED)
         y, z = read["latents/y"], read["latents/z"]
         inputs = quantizer_input(model, y, z, batch)
         seconds = {"view": time.perf_counter() - started}
         return EncodedShard(shard, None, y, z, inputs.residual, inputs.level, read["samples/status"], seconds)
+
+    return target.skip_done(work)
+
+
+def make_coder(
+    target: Target,
+    source: str,
+    architecture: str | None,
+    lmbda: float | None,
+    options: dict[str, Any],
+    batch: int,
+    refine: int,
+) -> Callable[[ReadShard], ShardReport]:
+    """Make the last stage of a model whose means depend on y_hat: the encoder, then the walk, then write as
+    `make_searcher` does. Without a group nothing is walked.
+    """
+    loaded = _load(source, architecture, lmbda, options)
+    model, refinement, write = loaded.model, Refinement(refine, loaded.spec.lmbda), _Writer(target)
+
+    def work(read: ReadShard) -> ShardReport:
+        started = time.perf_counter()
+        latents, status = _encoded(model, read, batch, refinement)
+        arrays = _walked_arrays(write.quantizer, model, latents.y, latents.z, batch, status != 0)
+        seconds = {**read.seconds, "code": time.perf_counter() - started}
+        pixels = None if read.stored else read.pixels
+        return write(read.shard, pixels, latents.y, latents.z, status, arrays, seconds)
+
+    return work
+
+
+def make_stored_coder(
+    target: Target,
+    source: str,
+    architecture: str | None,
+    lmbda: float | None,
+    options: dict[str, Any],
+    batch: int,
+) -> Callable[[Shard], ShardReport | None]:
+    """Make the only stage of such a model where y is stored: read it, walk and write."""
+    model, write = _load(source, architecture, lmbda, options).model, _Writer(target)
+    cache = LatentCache.open(target.storage)
+
+    def work(shard: Shard) -> ShardReport:
+        started = time.perf_counter()
+        read = cache.shard(shard.number, STORED)
+        y, z, status = (read[name] for name in STORED)
+        arrays = _walked_arrays(write.quantizer, model, y, z, batch, status != 0)
+        return write(shard, None, y, z, status, arrays, {"code": time.perf_counter() - started})
 
     return target.skip_done(work)
 
@@ -208,30 +272,48 @@ def _load(source: str, architecture: str | None, lmbda: float | None, options: d
 def make_searcher(target: Target) -> Callable[[EncodedShard], ShardReport]:
     """Make the last stage: search, then write every array of the shard, then its marker."""
     torch.set_num_threads(1)
-    search = Quantizer(QuantizerRecord.from_json(target.record_json)) if target.group else None
-    header = target.header()
+    write = _Writer(target)
 
     def work(coded: EncodedShard) -> ShardReport:
         started = time.perf_counter()
-        faulty = coded.status != 0
-        written: dict[str, NDArray[Any]] = {}
-        bits = 0.0
-        if search is not None:
-            arrays = quantized_arrays(search, coded.y, coded.z, coded.residual, coded.level, faulty)
-            written = {f"quantized/{target.group}/{name}": array for name, array in arrays.items()}
-            bits = float(arrays["bits"].sum())
-        if coded.pixels is not None:
-            written |= {"pixels": coded.pixels, "latents/z": coded.z, "samples/status": coded.status}
-            if header.store_y:
-                written["latents/y"] = coded.y
+        arrays = {}
+        if write.quantizer is not None:
+            faulty = coded.status != 0
+            arrays = quantized_arrays(write.quantizer, coded.y, coded.z, coded.residual, coded.level, faulty)
         seconds = {**coded.seconds, "search": time.perf_counter() - started}
-        number, crops = coded.shard.number, coded.shard.crops
-        store.write_shard(target.storage, target.fingerprint, number, written, crops, seconds)
-        named = tuple((crops[index].source, FAULTS[coded.status[index]]) for index in np.flatnonzero(faulty) if crops)
-        pixels = int((~faulty).sum()) * header.geometry.crop**2
-        return ShardReport(number, len(faulty), named, bits, pixels)
+        return write(coded.shard, coded.pixels, coded.y, coded.z, coded.status, arrays, seconds)
 
     return work
+
+
+class _Writer:
+    """Writes shards of a target, which `quantizer` quantizes, if any: every array, then the marker."""
+
+    def __init__(self, target: Target) -> None:
+        self.target, self.header = target, target.header()
+        self.quantizer = Quantizer(QuantizerRecord.from_json(target.record_json)) if target.group else None
+
+    def __call__(
+        self,
+        shard: Shard,
+        pixels: NDArray[np.uint8] | None,
+        y: NDArray[np.float16],
+        z: NDArray[np.int16],
+        status: NDArray[np.uint8],
+        arrays: dict[str, NDArray[Any]],
+        seconds: dict[str, float],
+    ) -> ShardReport:
+        """Write the `arrays` of the group, if any, and the latents unless they are there, which no pixels say."""
+        written = {f"quantized/{self.target.group}/{name}": array for name, array in arrays.items()}
+        if pixels is not None:
+            written |= {"pixels": pixels, "latents/z": z, "samples/status": status}
+            if self.header.store_y:
+                written["latents/y"] = y
+        crops, faulty = shard.crops, status != 0
+        store.write_shard(self.target.storage, self.target.fingerprint, shard.number, written, crops, seconds)
+        named = tuple((crops[index].source, FAULTS[status[index]]) for index in np.flatnonzero(faulty) if crops)
+        bits = float(arrays["bits"].sum()) if arrays else 0.0
+        return ShardReport(shard.number, len(faulty), named, bits, int((~faulty).sum()) * self.header.geometry.crop**2)
 
 
 def quantized_arrays(
@@ -247,12 +329,35 @@ def quantized_arrays(
     The distortion is the sum of S_c (r - level)^2: the predicted squared error of the picture's values in [0, 1],
     summed over pixels and colours.
     """
-    count, channels = y.shape[:2]
-    k = quantizer.quantize(residual, level)
-    error = (residual.astype(np.float64) - quantizer.dequantize(k)) ** 2
-    by_channel = error.reshape(count, channels, -1).sum(axis=2)
-    distortion = by_channel @ quantizer.record.weights.astype(np.float64)
-    bits = quantizer.bits(k, level).reshape(count, channels).sum(axis=1) + z_bits(quantizer.record, z)
-    k = k.reshape(y.shape)
+    k, _, bits, error = quantize_lanes(quantizer, residual, level, y.shape[1])
+    return group_arrays(quantizer.record, k.reshape(y.shape), z, bits, error, faulty)
+
+
+def group_arrays(
+    record: QuantizerRecord,
+    k: NDArray[np.int16],
+    z: NDArray[np.int16],
+    bits_of_y: NDArray[np.float64],
+    error: NDArray[np.float64],
+    faulty: NDArray[np.bool_],
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a group, of bits and squared errors by channel, [n, M]; zeros for faulty samples."""
+    distortion = error @ record.weights.astype(np.float64)
+    bits = bits_of_y.sum(axis=1) + z_bits(record, z)
     k[faulty], bits[faulty], distortion[faulty] = 0, 0, 0
     return {"k": k, "bits": bits.astype(np.float32), "distortion": distortion.astype(np.float32)}
+
+
+def _walked_arrays(
+    quantizer: Quantizer | None,
+    model: nn.Module,
+    y: NDArray[np.float16],
+    z: NDArray[np.int16],
+    batch: int,
+    faulty: NDArray[np.bool_],
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the group by a walk, in batches of a fixed size; none without a quantizer."""
+    if quantizer is None:
+        return {}
+    found = WalkedInput(model, y, z, batch).quantize(quantizer)
+    return group_arrays(quantizer.record, found.k, z, found.bits, found.error, faulty)

@@ -67,7 +67,7 @@ def test_every_field_of_a_groups_identity_is_refused_by_its_name(mine: Path, bas
     cache = LatentCache.open(mine)
     identity = cache.group_attributes("tcq8")["identity"]
     assert set(identity) == {"group", "cache", "record_sha256", "entropy_sha256"}
-    ours = group_identity(loaded, QuantizerRecord.from_json(cache.record_json("tcq8")))
+    ours = group_identity(loaded, QuantizerRecord.from_json(cache.record_json("tcq8")), cache.header.geometry)
     assert differences({key: identity[key] for key in ours}, ours) == []
     for field in ours:
         with pytest.raises(LicError, match=rf"group 'tcq8' .*: {field}: store has"):

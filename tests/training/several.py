@@ -52,7 +52,7 @@ def make_store(path: Path, parent: checkpoint.Checkpoint, section: config.Quanti
     made = analytic_record(parent, section.name, 8, float(section.step), float(section.lambda_scale), np.ones(6))
     record: QuantizerRecord = replace(made, notes={"rates": section.rates, "settings": settings_of(section)})
     store.create(str(path), plan)
-    store.create_group(str(path), section.group, record.to_json(), group_identity(parent, record))
+    store.create_group(str(path), section.group, record.to_json(), group_identity(parent, record, plan.geometry))
     codec, quantizer = parent.codec, Quantizer(record)
     for shard in range(plan.num_shards):
         numbers = range(shard * plan.shard, (shard + 1) * plan.shard)
