@@ -141,6 +141,7 @@ def test_given_y_hat_all_stages_are_those_of_the_walk(name: str) -> None:
         given = codec.given((z_hat,), coded.y_hat)
         again = walk.dequantize(codec, (z_hat,), coded.k, quantizer)
     assert torch.equal(again, coded.y_hat)
+    assert len(nn.ModuleDict(dict(codec.nets))) == len(codec.nets)  # its names are taken by modules, as finetuning does
     torch.testing.assert_close(given.y_hat, coded.y_hat)
     error = (y - coded.y_hat).double().square().sum((2, 3))
     torch.testing.assert_close(coded.error, error, rtol=1e-4, atol=1e-4)

@@ -76,7 +76,7 @@ class JointAutoregressive(MeanScaleHyperprior):
 
     @property
     def nets(self) -> Mapping[str, nn.Module]:
-        return {**super().nets, "context": self._taps, "parameters": self.module.entropy_parameters}
+        return {**super().nets, "context_prediction": self._taps, "entropy_parameters": self.module.entropy_parameters}
 
     def layout(self, height: int, width: int) -> tuple[Elements, ...]:
         return tuple(Elements(positions=wave, along="channels") for wave in waves(height, width))
@@ -92,9 +92,9 @@ class JointAutoregressive(MeanScaleHyperprior):
             rows, columns = np.divmod(wave, width)
             corner = torch.from_numpy(rows * wide + columns).to(side.device)  # of each position's window
             under = padded[..., corner[:, None] + torch.from_numpy(taps).to(side.device)]  # [B, M, P, taps]
-            context = run("context", one_layout(under.transpose(2, 3).flatten(1, 2)[:, :, None]))
+            context = run("context_prediction", one_layout(under.transpose(2, 3).flatten(1, 2)[:, :, None]))
             here = side.flatten(2)[:, :, None, torch.from_numpy(wave).to(side.device)]
-            parameters = run("parameters", one_layout(torch.cat((here, context), 1)))[:, :, 0]
+            parameters = run("entropy_parameters", one_layout(torch.cat((here, context), 1)))[:, :, 0]
             scales, means = parameters.chunk(2, 1)
             sent = yield Stage(means, scales, Elements(positions=wave, along="channels"))
             padded = padded.index_copy(2, corner + MARGIN * wide + MARGIN, sent)
@@ -106,7 +106,7 @@ class JointAutoregressive(MeanScaleHyperprior):
         side, convolution = self.run("h_s", one_layout(z_hat)), self.module.context_prediction
         weight = convolution.weight * convolution.mask
         context = nn.functional.conv2d(y_hat, weight, convolution.bias, padding=convolution.padding)
-        scales, means = self.run("parameters", torch.cat((side, context), 1)).chunk(2, 1)
+        scales, means = self.run("entropy_parameters", torch.cat((side, context), 1)).chunk(2, 1)
         return Given(means, scales, y_hat)
 
 
