@@ -76,10 +76,10 @@ class Decoding(nn.Module):
         weights = torch.from_numpy(record.weights * np.float32(error_weight))
         self.register_buffer("weights", weights.reshape(1, -1, 1, 1), persistent=False)
         self.weights: Tensor
-        self.parent = nn.ModuleDict()  # the parent's networks of the entropy model
-        if form == "likelihood":
-            nets = {name: net for name, net in self._codec.nets.items() if name not in TRANSFORMS}
-            self.parent = nn.ModuleDict(copy.deepcopy(nets)).requires_grad_(False)
+        nets = {name: net for name, net in self._codec.nets.items() if name not in TRANSFORMS}
+        kept = copy.deepcopy(nets) if form == "likelihood" else {}
+        self.parent = nn.ModuleList(kept.values()).requires_grad_(False)  # the parent's networks of the entropy model
+        self._parent_nets = kept
         forms = {
             "quantized": self._quantized,
             "likelihood": self._likelihood,
@@ -124,7 +124,7 @@ class Decoding(nn.Module):
 
     def _likelihood(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            _, fixed = self._rebuilt(batch, sides_hat, lambda name, values: self.parent[name](values))
+            _, fixed = self._rebuilt(batch, sides_hat, lambda name, values: self._parent_nets[name](values))
         found = self._codec.given(sides_hat, fixed)
         bits = self._gaussian_bits(fixed if self.unit_sq else self._noisy(batch), found)
         if self.pixels:
