@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from lic_dist import config
 from lic_dist.building.calibrate import z_bits
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec import walk
-from lic_dist.codec.records import side_tables
 from lic_dist.models import checkpoint
 from lic_dist.models.checkpoint import Checkpoint, digest
 from lic_dist.models.parts import RECIPES, encoder_digest, tensors
@@ -87,15 +85,6 @@ def run(base: Path, store: Path, out: Path, architecture: str, **changes: object
     return checkpoint.load(str(job.finetune(config.Experiment.model_validate(document))), architecture)
 
 
-def keep_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A calibration that changes nothing but the tables of z, which follow the prior."""
-
-    def calibrate(made: Checkpoint, *_: object, warm_start: QuantizerRecord, **__: object) -> QuantizerRecord:
-        return replace(warm_start, z_tables=side_tables(made.codec))
-
-    monkeypatch.setattr("lic_dist.training.retrain.calibrate", calibrate)
-
-
 ARMS = [
     ("decoder", {}),
     ("decoder+hyper", {}),
@@ -113,9 +102,8 @@ ARMS = [
 @pytest.mark.parametrize(("recipe", "how"), ARMS, ids=str)
 def test_only_the_recipes_part_changes(
     architecture: str, recipe: str | tuple[str, ...], how: dict[str, str], trained: Callable[[str], Path],
-    stored: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stored: Callable[[str], Path], tmp_path: Path,
 ) -> None:  # fmt: skip
-    keep_record(monkeypatch)
     parent = checkpoint.load(str(trained(architecture)), architecture)
     made = run(trained(architecture), stored(architecture), tmp_path, architecture, recipe=recipe, **how)
     before, after = parent.model.state_dict(), made.model.state_dict()
@@ -140,7 +128,6 @@ def test_a_finetuning_that_is_killed_goes_on_to_the_same_weights(
     architecture: str, trained: Callable[[str], Path], stored: Callable[[str], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    keep_record(monkeypatch)
     base, store = trained(architecture), stored(architecture)
     whole = run(base, store, tmp_path / "whole", architecture, recipe="decoder+hyper")
     with monkeypatch.context() as patch:
