@@ -24,20 +24,18 @@ from torch import Tensor, nn
 from lic_dist import config
 from lic_dist.building.calibrate import calibrate, is_fixed, z_bits
 from lic_dist.building.job import check_cache
-from lic_dist.building.latents import Latents
+from lic_dist.building.latents import Latents, inputs_of
 from lic_dist.building.pilot import calibration_samples, check_record
 from lic_dist.cache.folder import Folder
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.trials import Trials
 from lic_dist.codec.records import fits
-from lic_dist.codec.walk import lanes
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.architectures import adapt
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.names import SUFFIX
 from lic_dist.models.parts import trainable
-from lic_dist.models.protocol import CodecModel
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -48,7 +46,6 @@ from lic_dist.training.loop import BestWeights, PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
 from lic_dist.training.samples import Batch, Layout, Samples, make_batch, training_data
-from lic_dist.training.searched import search
 from lic_dist.training.states import is_finished
 
 HELD_OUT_MOST, HELD_OUT_BATCH = 64, 8  # L is measured on the first held-out samples, in batches of this size
@@ -125,7 +122,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     def decode(numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
         batch = held_out.batch(numbers)
         if hyper:
-            batch = _requantized(batch, adapt(model), quantizer, layout)
+            batch = _requantized(batch, model, quantizer, layout)
         batch = batch.to(ranks.device)
         return to_input(batch.pixels, ranks.device), *judged(batch)
 
@@ -161,10 +158,10 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     return path
 
 
-def _requantized(batch: Batch, codec: CodecModel, quantizer: Quantizer, layout: Layout) -> Batch:
+def _requantized(batch: Batch, model: nn.Module, quantizer: Quantizer, layout: Layout) -> Batch:
     """Return the batch with the indices that a quantizer chooses under a model's present means and scales."""
-    k = search(codec, batch.y.numpy(), batch.z.numpy(), quantizer, HELD_OUT_BATCH).k
-    rows = {"sample": batch.sample, "pixels": batch.pixels, "z": batch.z, "k": k, "y": batch.y}
+    k = inputs_of(model, batch.y.numpy(), batch.z.numpy(), HELD_OUT_BATCH).quantize(quantizer).k
+    rows = {"sample": batch.sample, "pixels": batch.pixels, "z": batch.z, "k": torch.from_numpy(k), "y": batch.y}
     names = ("pixels", "z", "k", "y")
     return make_batch(quantizer, names, {name: rows[name].numpy() for name in rows}, (0, 0), layout)
 
@@ -211,15 +208,12 @@ def _evaluate_calibrated(
     checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, batch: int, distortion: Distortion
 ) -> HeldOut:
     """Quantize samples, count bits by the integer tables and decode; return what a model and its quantizer cost."""
-    codec, quantizer = checkpoint.codec, Quantizer(record)
-    coded = search(codec, samples.y, samples.z, quantizer, batch)
-    planes = lanes(codec, coded.k, coded.level)
-    bits = sum(quantizer.bits(one.k, one.level).reshape(len(samples), -1).sum(axis=1) for one in planes)
-    bits = bits + z_bits(record, samples.z)
+    found = inputs_of(checkpoint.model, samples.y, samples.z, batch).quantize(Quantizer(record))
+    y_hat, bits = torch.from_numpy(found.y_hat), found.bits.sum(axis=1) + z_bits(record, samples.z)
 
     def decode(numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         x = to_input(torch.from_numpy(samples.pixels[numbers]), torch.device("cpu"))
-        return x, codec.synthesise(coded.y_hat[numbers]), torch.tensor(bits[numbers].sum())
+        return x, checkpoint.codec.synthesise(y_hat[numbers]), torch.tensor(bits[numbers].sum())
 
     parts = _held_out_batches(len(samples))
     return held_out_figures(parts, decode, distortion, checkpoint.spec.lmbda, Ranks(0, 1, torch.device("cpu")))
