@@ -293,12 +293,12 @@ def _requantize_stages(
     if _is_walked(parent, header.geometry):
         if not header.store_y:
             return [recall, _code_stage(target, workers, header.batch)]
-        coder = partial(make_stored_coder, target, *workers.model, header.batch)
+        coder = partial(make_stored_coder, target, workers.model, header.batch)
         return [Stage("code", coder, engine.encoders, engine.gpus_per_encoder)]
     search = Stage("search", partial(make_searcher, target), engine.searchers)
     if not header.store_y:
         return [recall, _encode_stage(workers, header.batch), search]
-    hyper_decoder = partial(make_hyper_decoder, target, *workers.model, header.batch)
+    hyper_decoder = partial(make_hyper_decoder, target, workers.model, header.batch)
     return [Stage("view", hyper_decoder, engine.encoders, engine.gpus_per_encoder), search]
 
 
@@ -308,12 +308,12 @@ def _is_walked(parent: Checkpoint, geometry: Geometry) -> bool:
 
 
 def _code_stage(target: Target, workers: Workers, batch: int) -> Stage:
-    made = partial(make_coder, target, *workers.model, batch, workers.refine)
+    made = partial(make_coder, target, workers.model, batch, workers.refine)
     return Stage("code", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
 
 
 def _encode_stage(workers: Workers, batch: int) -> Stage:
-    made = partial(make_encoder, *workers.model, batch, workers.refine)
+    made = partial(make_encoder, workers.model, batch, workers.refine)
     return Stage("encode", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
 
 

@@ -27,7 +27,7 @@ from lic_dist.data.crops import plan_crops, require_held_out
 from lic_dist.data.manifest import Manifest, scan
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint as checkpoints
-from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.checkpoint import Checkpoint, ModelSource
 from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest
 from lic_dist.models.protocol import Elements
 from lic_dist.models.refine import Refinement
@@ -41,12 +41,11 @@ from lic_dist.version import __version__
 class Workers:
     """How many workers process shards, on which engine and model, and with how many refinement steps of y.
 
-    `model` is what a worker on any node loads: a checkpoint's absolute path or a shipped name, and the architecture,
-    lmbda and options of a checkpoint that does not state them.
+    `model` names a checkpoint by its absolute path, or a shipped one.
     """
 
     engine: config.Engine
-    model: tuple[str, str | None, float | None, dict[str, Any]]
+    model: ModelSource
     refine: int
 
 
@@ -75,7 +74,8 @@ class Job:
 def workers_of(experiment: config.Experiment) -> Workers:
     """Return the experiment's workers."""
     section = config.need(experiment.model, "model")
-    model = checkpoints.absolute(section.checkpoint), section.architecture, section.lmbda, section.options
+    path = checkpoints.absolute(section.checkpoint)
+    model = ModelSource(path, section.architecture, section.lmbda, section.options)
     return Workers(experiment.engine, model, experiment.quantizer.refine if experiment.quantizer else 0)
 
 

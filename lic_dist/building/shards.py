@@ -37,7 +37,7 @@ from lic_dist.cache.storage import Storage
 from lic_dist.data import images
 from lic_dist.data.photo import FAULTS, Crop
 from lic_dist.errors import LicError
-from lic_dist.models import checkpoint
+from lic_dist.models.checkpoint import Checkpoint, ModelSource
 from lic_dist.models.refine import Refinement
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -147,11 +147,9 @@ def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
     return target.skip_done(work)
 
 
-def make_encoder(
-    source: str, architecture: str | None, lmbda: float | None, options: dict[str, Any], batch: int, refine: int
-) -> Callable[[ReadShard], EncodedShard]:
+def make_encoder(source: ModelSource, batch: int, refine: int) -> Callable[[ReadShard], EncodedShard]:
     """Make the second stage: the frozen encoder, `refine` steps of y, and the hyper-decoder; float32 without TF32."""
-    loaded = _load(source, architecture, lmbda, options)
+    loaded = _load(source)
     model, refinement = loaded.model, Refinement(refine, loaded.spec.lmbda)
 
     def work(read: ReadShard) -> EncodedShard:
@@ -177,16 +175,9 @@ def _encoded(
     return latents, status
 
 
-def make_hyper_decoder(
-    target: Target,
-    source: str,
-    architecture: str | None,
-    lmbda: float | None,
-    options: dict[str, Any],
-    batch: int,
-) -> Callable[[Shard], EncodedShard | None]:
+def make_hyper_decoder(target: Target, source: ModelSource, batch: int) -> Callable[[Shard], EncodedShard | None]:
     """Make the stage that replaces the first two where y is stored: read it and run the hyper-decoder."""
-    model = _load(source, architecture, lmbda, options).model
+    model = _load(source).model
     cache = LatentCache.open(target.storage)
 
     def work(shard: Shard) -> EncodedShard:
@@ -200,19 +191,11 @@ def make_hyper_decoder(
     return target.skip_done(work)
 
 
-def make_coder(
-    target: Target,
-    source: str,
-    architecture: str | None,
-    lmbda: float | None,
-    options: dict[str, Any],
-    batch: int,
-    refine: int,
-) -> Callable[[ReadShard], ShardReport]:
+def make_coder(target: Target, source: ModelSource, batch: int, refine: int) -> Callable[[ReadShard], ShardReport]:
     """Make the last stage of a model whose means depend on y_hat: the encoder, then the walk, then write as
     `make_searcher` does. Without a group nothing is walked.
     """
-    loaded = _load(source, architecture, lmbda, options)
+    loaded = _load(source)
     model, refinement, write = loaded.model, Refinement(refine, loaded.spec.lmbda), _Writer(target)
 
     def work(read: ReadShard) -> ShardReport:
@@ -226,16 +209,9 @@ def make_coder(
     return work
 
 
-def make_stored_coder(
-    target: Target,
-    source: str,
-    architecture: str | None,
-    lmbda: float | None,
-    options: dict[str, Any],
-    batch: int,
-) -> Callable[[Shard], ShardReport | None]:
+def make_stored_coder(target: Target, source: ModelSource, batch: int) -> Callable[[Shard], ShardReport | None]:
     """Make the only stage of such a model where y is stored: read it, walk and write."""
-    model, write = _load(source, architecture, lmbda, options).model, _Writer(target)
+    model, write = _load(source).model, _Writer(target)
     cache = LatentCache.open(target.storage)
 
     def work(shard: Shard) -> ShardReport:
@@ -260,11 +236,11 @@ def restore_torch_settings() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = allowed
 
 
-def _load(source: str, architecture: str | None, lmbda: float | None, options: dict[str, Any]) -> checkpoint.Checkpoint:
+def _load(source: ModelSource) -> Checkpoint:
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    loaded = checkpoint.load(source, architecture, lmbda, options)
+    loaded = source.load()
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded
 

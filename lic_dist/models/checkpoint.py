@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,19 @@ class Checkpoint:
     def codec(self) -> CodecModel:
         """The model as its family sees it."""
         return adapt(self.model)
+
+
+class ModelSource(NamedTuple):
+    """What a worker on any node loads: the arguments of `load`."""
+
+    name_or_path: str
+    architecture: str | None = None
+    lmbda: float | None = None
+    options: Mapping[str, Any] | None = None
+
+    def load(self) -> Checkpoint:
+        """Load it. Raises as `load`."""
+        return load(*self)
 
 
 def zoo() -> dict[str, Path]:

@@ -18,8 +18,8 @@ from lic_dist.models.protocol import Part
 TRAINABLE: tuple[Part, ...] = ("decoder", "hyper", "context", "prior")
 RECIPES = {
     "decoder": ("decoder",),
-    "decoder+hyper": ("decoder", "hyper", "context"),
-    "all-but-encoder": ("decoder", "hyper", "context", "prior"),
+    "decoder+hyper": ("decoder", "hyper"),
+    "all-but-encoder": ("decoder", "hyper", "prior"),
 }
 """The parts that each finetuning recipe trains."""
 PARTS = family("mbt2018-mean").parts
@@ -78,7 +78,7 @@ def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:
     wanted = RECIPES.get(recipe, (recipe,)) if isinstance(recipe, str) else tuple(recipe)
     codec = adapt(model)
     parts: dict[str, tuple[str, ...]] = {part: codec.prefixes(part) for part in TRAINABLE}
-    parts["hyper"] += parts["context"]  # both make the means and scales of y
+    parts["hyper"] += parts["context"]  # together they make the means and scales of y
     names = [name for name, _ in model.named_parameters()]
     chosen: set[str] = set()
     for one in wanted:

@@ -62,10 +62,10 @@ def finetune(experiment: config.Experiment) -> Path:
 
 def _search_again(source: Source, number: int, checkpoint: Path, workers: Workers, ranks: Ranks) -> Source:
     """Return the source of a round: the last round's model, and the group that all ranks together search with it."""
-    parent, quantizer = checkpoints.load(str(checkpoint), workers.model[1]), source.section
+    parent, quantizer = checkpoints.load(str(checkpoint), workers.model.architecture), source.section
     group = f"{quantizer.group}-round{number}-{checkpoints.digest(parent.model.state_dict())[:8]}"
     record = QuantizerRecord.from_json(parent.quantizers[quantizer.group])
-    workers = replace(workers, model=(checkpoints.absolute(str(checkpoint)), *workers.model[1:]))
+    workers = replace(workers, model=workers.model._replace(name_or_path=checkpoints.absolute(str(checkpoint))))
     named = quantizer.model_copy(update={"group": group})
     requantize_store(source.cache, parent, named, workers, record, (ranks.rank, ranks.world))
     ranks.wait()
