@@ -72,7 +72,7 @@ def parse_command(words: list[str]) -> str:
     """Parse what follows `lic-dist` as the app would, without running it; the name of the command it resolves to."""
     command: Any = typer.main.get_command(app)
     names = ["lic-dist"]
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and (words or not command.invoke_without_command):
         name, command, words = command.resolve_command(command.context_class(command), words)
         names.append(str(name))
     command.make_context(names[-1], list(words))

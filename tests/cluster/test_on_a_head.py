@@ -25,14 +25,15 @@ from lic_dist.training.log import read_log
 from tests.building.test_kill import of_ray
 from tests.cluster.test_ray_train import STEPS, Job, job  # noqa: F401  (a fixture)
 from tests.cluster.test_submit import CLEAN, Done, experiment, refused, submit
-from tests.forked import free_port
+from tests.forked import free_port, run
 
 
 @dataclass(frozen=True)
 class Head:
-    """A running Ray head: the address of its dashboard, and the folder that marks its processes."""
+    """A running Ray head: the addresses of its dashboard and for drivers, and the folder that marks its processes."""
 
     address: str
+    drivers: str
     folder: Path
 
 
@@ -65,7 +66,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             deadline = time.monotonic() + 60
             while submit("status", "--address", address).returncode != 0:
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            yield Head(address, Path(short))
+            yield Head(address, f"127.0.0.1:{options['port']}", Path(short))
         finally:
             process.send_signal(signal.SIGTERM)  # it ends what it started
             try:
@@ -135,8 +136,8 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(
     one = checkpoint.load(str(finetune(config.Experiment.model_validate(here))))
 
     ends: list[Done] = []
-    where = ("--address", head.address, "--follow")
-    driver = threading.Thread(target=lambda: ends.append(submit("finetune", "x.yaml", *where, folder=folder)))
+    command = ("finetune", "x.yaml", "--engine", "ray", "--set", f"engine.address={head.drivers}")
+    driver = threading.Thread(target=lambda: ends.append(run(*command, environment=CLEAN, folder=folder, timeout=200)))
     driver.start()
     wait_for_rows(Path("out"), 2, driver)  # the first is of before the first step
     (_, worker) = of_ray(head.folder, "ray::RayTrainWorker")
@@ -146,7 +147,7 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(
     driver.join()
     (done,) = ends
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("lost a trainer") == done.stdout.count("starting again, 1 of 3") == 1, done.stdout
+    assert done.stderr.count("lost a trainer") == done.stderr.count("starting again, 1 of 3") == 1, done.stderr
     assert "best weights at step" in done.stdout and "out/checkpoint.pth.tar" in done.stdout.splitlines()
     assert rows(Path("out")) == list(range(0, STEPS + 1, 4))
     two = checkpoint.load("out").model.state_dict()
@@ -156,7 +157,7 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(
     assert {file.name for file in Path("out").iterdir()} == {"checkpoint.pth.tar", "log.jsonl", "states"}
 
     wrong = ("--set", "finetune.batch=3", "--set", "engine.trainers=1")
-    failed = submit("finetune", "x.yaml", *wrong, *where, folder=folder)
+    failed = submit("finetune", "x.yaml", *wrong, "--address", head.address, "--follow", folder=folder)
     assert failed.returncode == 2, failed.stdout + failed.stderr
     errors = [line for line in failed.stdout.splitlines() if line.startswith("error:")]
     assert errors == ["error: out/states is of another job: batch (4 there, 3 here)"]

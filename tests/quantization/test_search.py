@@ -251,17 +251,19 @@ from lic_dist.quantization.rates import search_rates, signed_rates
 from tests.quantization.test_search import MACHINES, STEP, TABLES, latents
 from tests.quantization.test_signed import channel_latents, channel_tables
 
-shapes = [(3, 130), (70, 65), (2, 33), (3, 32), (1, 1), (70, 35)]
+shapes = [(3, 70), (40, 34), (2, 33), (3, 32), (1, 1), (40, 20)]
 for machine, shape in zip([*MACHINES, MACHINES[1], MACHINES[1]], shapes, strict=True):
     r, level, weight = latents(*shape, seed=3)
     r[:, 0] *= 500
-    if shape == (70, 35):
-        weight = weight[None, :35]
+    if shape == (40, 20):
+        weight = weight[None, :20]
     rates = tensors.DeviceRates.of(search_rates(TABLES), torch.device("cpu"), trellis=True)
     inputs = map(torch.from_numpy, (r, level, weight))
     k, cost = triton_search.search(*inputs, float(reference.inverse(STEP)), rates, machine)
     expected_k, expected_cost = search(r, level, weight, STEP, TABLES, machine)
     assert np.array_equal(k.numpy(), expected_k) and np.array_equal(cost.numpy(), expected_cost), machine.name
+    if machine.states > 8:
+        continue
     tables = signed_rates(channel_tables(150, 2))
     r, channel, weight = channel_latents(*shape, 150, seed=3)
     rates = tensors.DeviceRates.of(tables, torch.device("cpu"), trellis=True)
