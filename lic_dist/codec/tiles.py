@@ -108,7 +108,7 @@ def analyse(codec: CodecModel, grid: Grid, pixels: Callable[[slice, slice], Tens
     for rows, columns in grid.tiles(codec, "g_a", grid.pixel, grid.latent):
         part = codec.analyse(pixels(rows.source, columns.source))
         if not len(y):
-            y = _channels_last(part.new_empty(1, part.shape[1], grid.latent * grid.high, grid.latent * grid.wide))
+            y = _channels_last(part.new_empty(1, part.shape[1], *grid.latents))
         y[..., rows.target, columns.target] = part[..., rows.kept, columns.kept]
     for rows, columns in grid.tiles(codec, "h_a", grid.latent, grid.side):
         part = rounded_z(codec, _channels_last(y[..., rows.source, columns.source]))
@@ -136,7 +136,7 @@ def run_in_tiles(codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[
         for rows, columns in grid.tiles(codec, name, reads, grid.latent):
             part = network(one_layout(values[..., rows.source, columns.source]))
             if not len(whole):
-                whole = part.new_empty(1, part.shape[1], grid.latent * grid.high, grid.latent * grid.wide)
+                whole = part.new_empty(1, part.shape[1], *grid.latents)
             whole[..., rows.target, columns.target] = part[..., rows.kept, columns.kept]
         return whole
 

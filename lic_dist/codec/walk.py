@@ -72,12 +72,7 @@ def search(codec: CodecModel, sides_hat: Sides, y: Tensor, quantizer: Quantizer,
 
 def dequantize(codec: CodecModel, sides_hat: Sides, k: Tensor, quantizer: Quantizer, run: Run | None = None) -> Tensor:
     """Return y_hat, float32 [B, M, h, w], of indices k int16 [B, M, h, w] that are known."""
-
-    def known(stage: Stage) -> Tensor:
-        lanes = stage.elements.lanes(stage.elements.take(k))
-        return stage.means + stage.elements.from_lanes(quantizer.dequantize(lanes), stage.means)
-
-    return codec.drive(sides_hat, known, run)[1]
+    return codec.drive(sides_hat, lambda stage: _reconstruct(stage, k, quantizer), run)[1]
 
 
 def decode(
@@ -130,8 +125,7 @@ def likelihood_bits(
 
     def known(stage: Stage) -> Tensor:
         nonlocal total
-        level = quantizer.dequantize(stage.elements.lanes(stage.elements.take(k)))
-        value = stage.means + stage.elements.from_lanes(level, stage.means)
+        value = _reconstruct(stage, k, quantizer)
         total -= float(codec.likelihood(value, stage).double().log2().sum())
         return value
 
@@ -163,6 +157,12 @@ def channel_bits(codec: CodecModel, quantizer: Quantizer, k: Tensor, level: Tens
         like = plane.elements.take(k)
         total[:, plane.elements.channels] += plane.elements.from_lanes(bits, like).flatten(2).sum(2).cpu().numpy()
     return total
+
+
+def _reconstruct(stage: Stage, k: Tensor, quantizer: Quantizer) -> Tensor:
+    """Return y_hat of a stage's elements before corrections, of indices k [B, M, h, w]."""
+    level = quantizer.dequantize(stage.elements.lanes(stage.elements.take(k)))
+    return stage.means + stage.elements.from_lanes(level, stage.means)
 
 
 def _levels(stage: Stage, record: QuantizerRecord) -> Tensor:

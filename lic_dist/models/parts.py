@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.errors import UsageError
-from lic_dist.models.architectures import adapt, family
+from lic_dist.models.architectures import adapt
 from lic_dist.models.checkpoint import CDF, digest
 from lic_dist.models.protocol import Part
 
@@ -22,8 +22,6 @@ RECIPES = {
     "all-but-encoder": ("decoder", "hyper", "prior"),
 }
 """The parts that each finetuning recipe trains."""
-PARTS = family("mbt2018-mean").parts
-"""The parts of CompressAI's hyperprior models, by the prefixes of parameters."""
 
 QUANTILES = ".quantiles"  # end the names of the parameters that bound a prior's integer tables; the medians among them
 _TABLES = (*CDF, ".scale_table", ".target")  # follow from the parameters

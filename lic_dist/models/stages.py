@@ -18,15 +18,12 @@ def only_stage(codec: CodecModel, sides_hat: Sides, run: Run | None = None) -> S
     Raises:
         LicError: the model has several stages, or corrects y_hat after the last, so that means and scales do not do.
     """
-    walk = codec.walk(sides_hat, run or codec.run)
-    stage = next(walk)
-    try:
-        walk.send(stage.means)
-    except StopIteration as done:
-        if done.value is stage.means:
-            return stage
-        raise LicError(f"{codec.name} corrects y_hat after its stages, which is not served yet") from None
-    raise LicError(f"{codec.name} codes y in several stages, which is not served yet")
+    found, y_hat = codec.drive(sides_hat, lambda stage: stage.means, run)
+    if len(found) > 1:
+        raise LicError(f"{codec.name} codes y in several stages, which is not served yet")
+    if y_hat is not found[0].means:
+        raise LicError(f"{codec.name} corrects y_hat after its stages, which is not served yet")
+    return found[0]
 
 
 def only_side(codec: CodecModel) -> Side:

@@ -26,8 +26,9 @@ from lic_dist.data import images
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.run import measure_image
 from lic_dist.models import checkpoint
+from lic_dist.models.architectures import family
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.parts import PARTS, RECIPES, decoder_digest, encoder_digest, entropy_digest, tensors
+from lic_dist.models.parts import RECIPES, decoder_digest, encoder_digest, entropy_digest, tensors
 from lic_dist.models.stages import dequantize_z
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import SCALES
@@ -68,7 +69,7 @@ def run(base: Path, photos: Path, store: Path, out: Path, **finetune: object) ->
 
 def prefixes(recipe: str) -> tuple[str, ...]:
     """What a recipe changes; with the prior, the outer quantiles that bound its tables follow."""
-    parts = tuple(prefix for part in RECIPES[recipe] for prefix in PARTS[part])
+    parts = tuple(prefix for part in RECIPES[recipe] for prefix in family("mbt2018-mean").prefixes(part))
     return (*parts, "entropy_bottleneck.quantiles") if "prior" in RECIPES[recipe] else parts
 
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lic_dist.models.families.cheng import ChengSizes
 from lic_dist.models.protocol import CodecModel, Elements, Run, Side, Sides, Stage, one_layout
 
 HYPER, LATENT = "latent_codec.hyper.", "latent_codec.y."
@@ -115,25 +116,15 @@ class LatentCodecs(CodecModel):
         return Stage(means, scales, Elements(group.channels, positions))
 
 
-class Cheng2020AnchorCheckerboard(LatentCodecs):
+class Cheng2020AnchorCheckerboard(ChengSizes, LatentCodecs):
     """CompressAI's `cheng2020-anchor-checkerboard`: one group."""
 
     name = "cheng2020-anchor-checkerboard"
     module_class = "compressai.models.sensetime:Cheng2020AnchorCheckerboard"
 
     @classmethod
-    def build(cls, **sizes: Any) -> nn.Module:
-        if sizes["N"] != sizes["M"]:
-            raise TypeError("N and M are the same")
-        return super().build(**{key: value for key, value in sizes.items() if key != "M"})
-
-    @classmethod
     def fits(cls, state: Mapping[str, Tensor]) -> bool:
         return f"{LATENT}context_prediction.weight" in state and "g_a.0.conv1.weight" in state
-
-    @classmethod
-    def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        return dict.fromkeys(("N", "M"), state["g_a.0.conv1.weight"].size(0))
 
 
 class Elic2022Official(LatentCodecs):

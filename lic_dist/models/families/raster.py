@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lic_dist.models.families.cheng import ChengSizes
 from lic_dist.models.families.hyperprior import MeanScaleHyperprior
 from lic_dist.models.protocol import Elements, Given, Run, Sides, Stage, one_layout
 
@@ -110,25 +111,15 @@ class JointAutoregressive(MeanScaleHyperprior):
         return Given(means, scales, y_hat)
 
 
-class Cheng2020Anchor(JointAutoregressive):
+class Cheng2020Anchor(ChengSizes, JointAutoregressive):
     """CompressAI's `cheng2020-anchor`."""
 
     name = "cheng2020-anchor"
     module_class = "compressai.models:Cheng2020Anchor"
 
     @classmethod
-    def build(cls, **sizes: Any) -> nn.Module:
-        if sizes["N"] != sizes["M"]:
-            raise TypeError("N and M are the same")
-        return super().build(**{key: value for key, value in sizes.items() if key != "M"})
-
-    @classmethod
     def fits(cls, state: Mapping[str, Tensor]) -> bool:
         return _is_cheng(state) and not _has_attention(state)
-
-    @classmethod
-    def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        return dict.fromkeys(("N", "M"), state["g_a.0.conv1.weight"].size(0))
 
 
 class Cheng2020Attention(Cheng2020Anchor):
