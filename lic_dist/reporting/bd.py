@@ -5,7 +5,7 @@ The package `bjontegaard` (Herglotz et al. 2022) integrates; PCHIP as JVET does 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import bjontegaard
@@ -18,6 +18,8 @@ from lic_dist.reporting.curves import Curve
 
 FEWEST_POINTS = 4
 METHODS = ("pchip", "akima")
+DRAWS = 10_000  # of a bootstrap
+_Samples = tuple[np.ndarray, np.ndarray]  # bpp and PSNR, both rising
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,17 @@ def rate_change(anchor: Curve, test: Curve, samples: int = 101) -> tuple[np.ndar
     Raises:
         LicError: as `bd_rate`.
     """
-    (anchor_bpp, anchor_psnr), (test_bpp, test_psnr) = _in_common(_means(anchor), _means(test))
-    psnr = np.linspace(max(anchor_psnr[0], test_psnr[0]), min(anchor_psnr[-1], test_psnr[-1]), samples)
-    change = PchipInterpolator(test_psnr, np.log(test_bpp))(psnr) - PchipInterpolator(anchor_psnr, np.log(anchor_bpp))(
-        psnr
-    )
-    return psnr, 100 * np.expm1(change)
+    both = _in_common(_means(anchor), _means(test))
+    psnr = np.linspace(max(own[0] for _, own in both), min(own[-1] for _, own in both), samples)
+    before, after = (PchipInterpolator(own, np.log(bpp))(psnr) for bpp, own in both)
+    return psnr, 100 * np.expm1(after - before)
 
 
 def overlap(anchor: Curve, test: Curve) -> float:
     """The share of both curves' PSNR range that they have in common, 0..1: below .75 distrust the BD-rate."""
-    ranges = [
-        (min(one.psnr for one in curve.figures), max(one.psnr for one in curve.figures)) for curve in (anchor, test)
-    ]
-    shared = min(high for _, high in ranges) - max(low for low, _ in ranges)
-    whole = max(high for _, high in ranges) - min(low for low, _ in ranges)
+    one, other = ([figures.psnr for figures in curve.figures] for curve in (anchor, test))
+    shared = min(max(one), max(other)) - max(min(one), min(other))
+    whole = max(*one, *other) - min(*one, *other)
     return max(0.0, shared) / whole if whole > 0 else 0.0
 
 
@@ -86,43 +84,26 @@ def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip") -> dict[st
     return rates
 
 
-def mean_interval(rates: Sequence[float], confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
-    """The mean over images with its percentile bootstrap interval (Efron): images drawn with replacement."""
+def mean_interval(rates: Sequence[float]) -> Interval:
+    """The mean over images with its bootstrap interval."""
     values = np.asarray(rates, np.float64)
-    means = values[_drawn(len(values), draws, seed)].mean(axis=1)
-    return _interval(float(values.mean()), means, confidence)
+    return _bootstrap(lambda images: values[images].mean(axis=-1), len(values))
 
 
-def change_interval(
-    values: Sequence[float],
-    bases: Sequence[float],
-    confidence: float = 0.95,
-    draws: int = 10_000,
-    seed: int = 0,
-    of: Sequence[float] | None = None,
-) -> Interval:
+def change_interval(values: Sequence[float], bases: Sequence[float], of: Sequence[float] | None = None) -> Interval:
     """By how many percent the mean over images differs from that of `bases`, the same images in the same order.
 
-    In percent of the mean of `of` instead where that is given. The interval is that of
-    `mean_interval`, with both means of the images drawn.
+    In percent of the mean of `bases`, or of `of` where that is given; with its bootstrap interval.
     """
-    tests, others = np.asarray(values, np.float64), np.asarray(bases, np.float64)
-    images = _drawn(len(tests), draws, seed)
-    if of is not None:
-        whole, more = np.asarray(of, np.float64), tests - others
-        changes = 100 * more[images].mean(axis=1) / whole[images].mean(axis=1)
-        return _interval(float(100 * more.mean() / whole.mean()), changes, confidence)
-    changes = 100 * (tests[images].mean(axis=1) / others[images].mean(axis=1) - 1)
-    return _interval(float(100 * (tests.mean() / others.mean() - 1)), changes, confidence)
+    more, whole = np.subtract(values, bases), np.asarray(bases if of is None else of, np.float64)
+    return _bootstrap(lambda images: 100 * more[images].mean(axis=-1) / whole[images].mean(axis=-1), len(more))
 
 
-def _drawn(images: int, draws: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, images, (draws, images))
-
-
-def _interval(mean: float, drawn: np.ndarray, confidence: float) -> Interval:
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean, float(low), float(high))
+def _bootstrap(statistic: Callable[[np.ndarray], np.ndarray], images: int) -> Interval:
+    """A statistic of image numbers [..., images], with its 95 % percentile interval (Efron) over images drawn anew."""
+    drawn = np.random.default_rng(0).integers(0, images, (DRAWS, images))
+    low, high = np.quantile(statistic(drawn), [0.025, 0.975])
+    return Interval(float(statistic(np.arange(images))), float(low), float(high))
 
 
 def _means(curve: Curve) -> Sequence[Figures]:
@@ -155,9 +136,6 @@ def _bd_rate(anchor: Sequence[Figures], test: Sequence[Figures], method: str) ->
     return float(rate)
 
 
-_Samples = tuple[np.ndarray, np.ndarray]  # bpp and PSNR, both rising
-
-
 def _in_common(anchor: Sequence[Figures], test: Sequence[Figures]) -> tuple[_Samples, _Samples]:
     of_anchor, of_test = _rising(anchor, "the anchor"), _rising(test, "the curve")
     if min(of_anchor[1][-1], of_test[1][-1]) <= max(of_anchor[1][0], of_test[1][0]):
@@ -165,7 +143,7 @@ def _in_common(anchor: Sequence[Figures], test: Sequence[Figures]) -> tuple[_Sam
     return of_anchor, of_test
 
 
-def _rising(figures: Sequence[Figures], who: str) -> tuple[np.ndarray, np.ndarray]:
+def _rising(figures: Sequence[Figures], who: str) -> _Samples:
     if len(figures) < FEWEST_POINTS:
         raise LicError(f"{who} has {len(figures)} points, a BD-rate needs {FEWEST_POINTS}")
     ordered = sorted(figures, key=lambda one: one.bpp)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -18,11 +19,10 @@ import pandas as pd
 
 from lic_dist import drawing
 from lic_dist.drawing import GRID, INK
-from lic_dist.errors import LicError
 from lic_dist.evaluation.results import LARGEST_COUNTED as LARGEST
 from lic_dist.evaluation.results import Figures, Point
 from lic_dist.reporting.bd import Interval, rate_change
-from lic_dist.reporting.comparison import AnchorTable, detailed_lambda, point_at
+from lic_dist.reporting.comparison import AnchorTable, Comparison, detailed_lambda, point_at
 from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.gains import Gains, lambda_changes
@@ -58,7 +58,7 @@ def charts(found: Findings, looks: Styles) -> list[Chart]:
     curves, anchors = found.curves, found.anchors
     drawn = (
         _rd(curves, anchors[0], looks),
-        _saving(curves, anchors, looks),
+        _saving(curves, found.tables, looks),
         _images(found.tables, looks),
         _gains(curves, anchors, found.gains, looks),
         _latents(curves, anchors[0], looks),
@@ -208,30 +208,20 @@ def _rate_limit(curves: Sequence[Curve], anchor: Curve) -> float:
 # rate saved
 
 
-def _saving(curves: Sequence[Curve], anchors: Sequence[Curve], looks: Styles) -> Chart:
-    measured = {curve.name for curve in curves if curve.points}
-    panels = [
-        _saving_panel(f"against {anchor.name} [%]", lines, measured, looks)
-        for anchor in anchors
-        if (lines := _changes(curves, anchor))
-    ]
+def _saving(curves: Sequence[Curve], tables: Sequence[AnchorTable], looks: Styles) -> Chart:
+    named = {curve.name: curve for curve in curves}
+    measured = {name for name, curve in named.items() if curve.points}
+    panels = []
+    for table in tables:
+        rated = [one.name for one in table.comparisons if one.pchip is not None]
+        if rated:
+            lines = {name: rate_change(table.anchor, named[name]) for name in rated}
+            panels.append(_saving_panel(f"against {table.anchor.name} [%]", lines, measured, looks))
     says = (
         "The change of rate at equal PSNR, in percent, over PSNR (averaged curves, PCHIP): below zero is less rate. "
         "The BD-rate is its mean. Published curves do not widen the axes."
     )
     return Chart("saving", "Rate saved at equal PSNR", says, tuple(panels))
-
-
-def _changes(curves: Sequence[Curve], anchor: Curve) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By curve, PSNR in dB and the change of rate in percent; without those whose table says why there is none."""
-    found = {}
-    for curve in curves:
-        if curve is not anchor:
-            try:
-                found[curve.name] = rate_change(anchor, curve)
-            except LicError:
-                continue
-    return found
 
 
 def _saving_panel(
@@ -258,27 +248,25 @@ def _saving_panel(
 def _images(tables: Sequence[AnchorTable], looks: Styles) -> Chart:
     panels = []
     for table in tables:
-        known = {one.name: (one.images, one.rates) for one in table.comparisons if one.images and len(one.rates) > 1}
+        known = [one for one in table.comparisons if len(one.rates) > 1]
         if known:
             panels.append(_images_panel(f"against {table.anchor.name} [%]", known, looks))
     says = "The BD-rate of each image, sorted; at the right the mean over images with its 95 % bootstrap interval."
     return Chart("images", "BD-rate image by image", says, tuple(panels))
 
 
-def _images_panel(
-    title: str, rates: Mapping[str, tuple[Interval, Sequence[tuple[str, float]]]], looks: Styles
-) -> Panel:
-    count = max(len(found) for _, found in rates.values())
+def _images_panel(title: str, comparisons: Sequence[Comparison], looks: Styles) -> Panel:
+    count = max(len(one.rates) for one in comparisons)
     rows: Rows = []
     means: Rows = []
-    for number, (name, (mean, found)) in enumerate(rates.items()):
-        places = np.linspace(1, count, len(found))
-        ordered = sorted(found, key=lambda one: one[1])
+    for number, one in enumerate(comparisons):
+        ordered = sorted(one.rates.items(), key=itemgetter(1))
         rows += [
-            {"curve": name, "place": float(place), "image": image, "rate": rate}
-            for place, (image, rate) in zip(places, ordered, strict=True)
+            {"curve": one.name, "place": float(place), "image": image, "rate": rate}
+            for place, (image, rate) in zip(np.linspace(1, count, len(ordered)), ordered, strict=True)
         ]
-        means.append(_interval_row(name, mean, place=count * 1.06 + 0.04 * count * number + 0.1))
+        assert one.images is not None
+        means.append(_interval_row(one.name, one.images, place=count * 1.06 + 0.04 * count * number + 0.1))
     end = means[-1]["place"] + 0.03 * count
     x = alt.X("place:Q", title="image, by its BD-rate", axis=alt.Axis(tickMinStep=1, values=_ticks(count)))
     x = x.scale(domain=[1 - 0.02 * count, end], nice=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from statistics import fmean, median
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.results import Point
-from lic_dist.reporting.bd import Interval, bd_rate, image_bd_rates, mean_interval, overlap
+from lic_dist.reporting.bd import METHODS, Interval, bd_rate, image_bd_rates, mean_interval, overlap
 from lic_dist.reporting.curves import Curve
 
 LEAST_OVERLAP = 0.75  # of the PSNR ranges; the package `bjontegaard` warns below it
@@ -27,8 +28,13 @@ class Comparison:
     akima: float | None
     images: Interval | None
     notes: tuple[str, ...] = ()
-    rates: tuple[tuple[str, float], ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
     trusted: bool = True  # enough of the PSNR ranges in common
+
+    @property
+    def rate(self) -> float | None:
+        """The mean over images where there is one, else that of the averaged curves."""
+        return self.images.mean if self.images else self.pchip
 
 
 @dataclass(frozen=True)
@@ -61,49 +67,22 @@ class Times:
 
 def compare(anchor: Curve, test: Curve) -> Comparison:
     """BD-rate of the averaged curve (PCHIP, Akima) and the mean over images with its 95 % interval (PCHIP)."""
+    found = Comparison(test.name, len(test.figures), None, None, None)
     try:
-        pchip, akima = bd_rate(anchor, test, "pchip"), bd_rate(anchor, test, "akima")
+        pchip, akima = (bd_rate(anchor, test, method) for method in METHODS)
     except LicError as error:
-        return Comparison(test.name, len(test.figures), None, None, None, (error.message,))
-    shared = overlap(anchor, test)
-    notes = (
-        [f"less than {LEAST_OVERLAP:.0%} of the PSNR ranges in common: distrust the figure"]
-        if shared < LEAST_OVERLAP
-        else []
-    )
-    rates: dict[str, float] = {}
-    interval = None
+        return replace(found, notes=(error.message,))
+    trusted = overlap(anchor, test) >= LEAST_OVERLAP
+    notes = () if trusted else (f"less than {LEAST_OVERLAP:.0%} of the PSNR ranges in common: distrust the figure",)
+    found = replace(found, pchip=pchip, akima=akima, notes=notes, trusted=trusted)
     try:
         rates = image_bd_rates(anchor, test)
-        interval = mean_interval(list(rates.values()))
     except LicError as error:
-        notes.append(error.message)
-    return Comparison(
-        test.name,
-        len(test.figures),
-        pchip,
-        akima,
-        interval,
-        tuple(notes),
-        tuple(rates.items()),
-        shared >= LEAST_OVERLAP,
-    )
+        return replace(found, notes=(*notes, error.message))
+    return replace(found, images=mean_interval(list(rates.values())), rates=rates)
 
 
 Compare = Callable[[Curve, Curve], Comparison]  # of an anchor and a curve
-
-
-class Comparisons:
-    """`compare` that makes each pair once: for curves of one report, whose names differ."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[str, str], Comparison] = {}
-
-    def of(self, anchor: Curve, test: Curve) -> Comparison:
-        pair = anchor.name, test.name
-        if pair not in self._made:
-            self._made[pair] = compare(anchor, test)
-        return self._made[pair]
 
 
 def against(anchor: Curve, curves: Sequence[Curve], of: Compare = compare) -> AnchorTable:
@@ -120,12 +99,7 @@ def best(found: AnchorTable, measured: Sequence[str]) -> Comparison | None:
     """The curve of least rate, of the figures to trust: of those of these names where one has such, else of all."""
     rated = [one for one in found.comparisons if one.pchip is not None and one.trusted]
     own = [one for one in rated if one.name in measured]
-    return min(own or rated, key=_rate, default=None)
-
-
-def _rate(one: Comparison) -> float:
-    assert one.pchip is not None
-    return one.images.mean if one.images else one.pchip
+    return min(own or rated, key=attrgetter("rate"), default=None)
 
 
 def times(curves: Sequence[Curve]) -> tuple[Times, ...]:

@@ -24,7 +24,7 @@ LONGEST_NAME = 80
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """A named rate-distortion curve, figures by rising bpp; `points` in the same order, empty if published.
 

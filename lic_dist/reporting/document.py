@@ -151,17 +151,10 @@ def _by_picture(found: leading.Lead) -> Table:
 
 def _comparisons(found: AnchorTable) -> Table:
     columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", "note")
-    rows = [
-        (
-            one.name,
-            str(one.points),
-            percent(one.pchip),
-            percent(one.akima),
-            one.images,
-            _letters(one.notes, found.notes),
-        )
-        for one in found.comparisons
-    ]
+    rows = []
+    for one in found.comparisons:
+        rates = percent(one.pchip), percent(one.akima), one.images
+        rows.append((one.name, str(one.points), *rates, _letters(one.notes, found.notes)))
     title = f"BD-rate against {found.anchor.name} ({counted(len(found.anchor.figures), 'point')})"
     return _table(title, columns, rows, notes=tuple(found.notes))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
-from lic_dist.reporting.comparison import AnchorTable, Comparisons, against, best
+from lic_dist.reporting import comparison
+from lic_dist.reporting.comparison import AnchorTable, against, best
 from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.gains import Gains, gains
 from lic_dist.reporting.grid import Grids, grids_of
@@ -29,7 +31,7 @@ class Findings:
     @classmethod
     def of(cls, curves: Sequence[Curve], anchors: Sequence[Curve]) -> Findings:
         """Compare all curves with each anchor."""
-        compare = Comparisons().of
+        compare = cache(comparison.compare)
         tables = tuple(against(anchor, curves, compare) for anchor in anchors)
         leads = _leads(curves, anchors)
         grids = grids_of(curves, compare)

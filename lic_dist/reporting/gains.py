@@ -53,6 +53,12 @@ def image_losses(point: Point) -> dict[str, float]:
     return {row.image: point.lmbda * 255**2 * 10 ** (-row.psnr / 10) + row.bpp for row in point.images}
 
 
+def change(point: Point, base: Point, of: Sequence[float] | None = None) -> Interval:
+    """The change of L against a base on the same images, in percent of its L, or of the mean of `of`."""
+    losses, others = image_losses(point), image_losses(base)
+    return change_interval([losses[image] for image in others], list(others.values()), of)
+
+
 def gains(points: Sequence[Point]) -> tuple[Gains, ...]:
     """L and its changes, for each lambda by rising lambda, and each set of images apart; equal points count once."""
     tables: dict[tuple[float, str, tuple[str, ...]], list[Point]] = {}
@@ -72,10 +78,8 @@ def lambda_changes(anchor: Curve, test: Curve) -> dict[float, Interval]:
         ours, theirs = point_at(test, lmbda), point_at(anchor, lmbda)
         if not ours or not theirs or ours.pictures != theirs.pictures:
             continue
-        if image_losses(ours).keys() == image_losses(theirs).keys():
-            change = _change(ours, theirs)
-            if change:
-                found[lmbda] = change
+        if image_losses(ours).keys() == image_losses(theirs).keys() and ours is not theirs:
+            found[lmbda] = change(ours, theirs)
     return found
 
 
@@ -115,10 +119,7 @@ def _only(points: Sequence[Point]) -> Point | None:
 
 
 def _change(point: Point, base: Point | None) -> Interval | None:
-    if base is None or base is point:
-        return None
-    losses, others = image_losses(point), image_losses(base)
-    return change_interval([losses[image] for image in others], list(others.values()))
+    return None if base is None or base is point else change(point, base)
 
 
 def _distinct_names(point: Point, alike: Sequence[Point]) -> str:

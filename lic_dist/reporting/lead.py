@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import Point
-from lic_dist.reporting.bd import Interval, change_interval
-from lic_dist.reporting.gains import Gain, gains, image_losses, measured
+from lic_dist.reporting.bd import Interval
+from lic_dist.reporting.gains import Gain, change, gains, measured
 from lic_dist.text import counted
 
 LEAD_SAYS = (
@@ -58,7 +59,7 @@ def lead(points: Sequence[Point], anchor: Point) -> Lead:
     # equal points count once: the row may be of another that measures the same
     table = next(one for one in gains(points) if any(_same(row.point, anchor) for row in one.rows))
     made = [_row(row, anchor) for row in table.rows]
-    rows = tuple(sorted(made, key=lambda row: (row.gain.arm != "base", row.control)))
+    rows = tuple(sorted(made, key=lambda row: (row.gain.arm != BASE, row.control)))
     own = next(row for row in rows if _same(row.gain.point, anchor))
     return Lead(table.lmbda, tuple(row.image for row in anchor.images), own, rows)
 
@@ -76,10 +77,8 @@ def _same(one: Point, other: Point) -> bool:
 def _row(gain: Gain, anchor: Point) -> LeadRow:
     control = any(word in gain.arm for word in _CONTROLS)
     name = " ".join(part for part in (gain.arm, gain.point.quantizer) if part) + (" (control)" if control else "")
-    own = None if gain.arm == "base" else gain.own
+    own = None if gain.arm == BASE else gain.own
     if _same(gain.point, anchor):
         return LeadRow(name, gain, control, None, None, own)
-    losses, others = image_losses(gain.point), image_losses(anchor)
-    bits = [row.bpp for row in anchor.images]
-    pair = [losses[image] for image in others], list(others.values())
-    return LeadRow(name, gain, control, change_interval(*pair), change_interval(*pair, of=bits), own)
+    rate = change(gain.point, anchor, of=[row.bpp for row in anchor.images])
+    return LeadRow(name, gain, control, change(gain.point, anchor), rate, own)

@@ -21,7 +21,7 @@ import vl_convert
 from lic_dist.drawing import COLOURS, GRID, INK
 from lic_dist.reporting.bd import Interval
 from lic_dist.reporting.charts import Chart, page_spec
-from lic_dist.reporting.comparison import AnchorTable, Comparison, best
+from lic_dist.reporting.comparison import AnchorTable, best
 from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.document import Cell, Section, Table, letter
 from lic_dist.reporting.findings import Findings
@@ -127,17 +127,14 @@ def _cards(cards: Sequence[str]) -> str:
 
 def _card(table: AnchorTable, curves: Sequence[Curve]) -> str:
     """The best curve against an anchor."""
-    one: Comparison | None = best(table, [curve.name for curve in curves if curve.points])
-    if one is None or one.pchip is None:
+    one = best(table, [curve.name for curve in curves if curve.points])
+    if one is None or one.rate is None:
         return ""
-    value, said = one.pchip, "averaged curves"
-    if one.images:
-        value = one.images.mean
-        said = (
-            f"95 % interval over {len(one.rates)} images: {_range(one.images)}" if len(one.rates) > 1 else "one image"
-        )
-    sense = "less" if value < 0 else "more"
-    return _headline(sense, value, "rate at equal PSNR", one.name, table.anchor.name, "; ".join([said, *one.notes]))
+    said = "one image" if one.images else "averaged curves"
+    if one.images and len(one.rates) > 1:
+        said = f"95 % interval over {len(one.rates)} images: {_range(one.images)}"
+    sense = "less" if one.rate < 0 else "more"
+    return _headline(sense, one.rate, "rate at equal PSNR", one.name, table.anchor.name, "; ".join([said, *one.notes]))
 
 
 def _lead_card(found: Lead) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,18 +112,14 @@ def _by_image(curves: Sequence[Curve]) -> dict[tuple[str, str], list[_Decoded]]:
     """Decoded pictures by image and set of pictures: pictures of one name may be of several sets."""
     found: dict[tuple[str, str], list[_Decoded]] = {}
     for curve in curves:
-        for decoded in _decoded(curve):
-            found.setdefault((decoded.row.image, decoded.point.pictures), []).append(decoded)
+        for point, folder in zip(curve.points, curve.folders, strict=True):
+            rows = {row.image: row for row in point.images}
+            for name, relative in point.shown.items():
+                path = _under(folder, relative)
+                if name in rows and path is not None:
+                    decoded = _Decoded(curve.name, point, rows[name], folder, path)
+                    found.setdefault((name, point.pictures), []).append(decoded)
     return found
-
-
-def _decoded(curve: Curve) -> Iterator[_Decoded]:
-    for point, folder in zip(curve.points, curve.folders, strict=True):
-        rows = {row.image: row for row in point.images}
-        for name, relative in point.shown.items():
-            path = _under(folder, relative)
-            if name in rows and path is not None:
-                yield _Decoded(curve.name, point, rows[name], folder, path)
 
 
 def _original(name: str, found: Sequence[_Decoded], collection: Collection) -> Pixels | None:
