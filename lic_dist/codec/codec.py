@@ -91,8 +91,8 @@ def require_model(container: Container, expected: bytes) -> None:
 class ImageCodec:
     """A model in eval mode and a quantizer record, ready to code images of any size, RGB or grey.
 
-    `integer` encodes with h_s in integers (models/integer.py), so that the file decodes on any machine; a decoder
-    follows the file's flag. `advance` is called for each tile that g_a reads or g_s has made.
+    `integer` encodes with the entropy model in integers (models/integer.py), so that the file decodes on any machine; a
+    decoder follows the file's flag. `advance` is called for each tile that g_a reads or g_s has made.
 
     Raises:
         LicError: the record has another number of channels than the model, or its family does not support `integer`.

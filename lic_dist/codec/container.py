@@ -5,7 +5,7 @@ All integers are unsigned and little-endian. 29 bytes are not streams.
     offset  bytes
          0      3  "LIC"
          3      1  format: 2
-         4      1  flags: 1 a grey image, 2 h_s was computed in integers; no other
+         4      1  flags: 1 a grey image, 2 the entropy model was computed in integers; no other
          5      2  height of the image in pixels, 1..65535
          7      2  width of the image in pixels, 1..65535
          9      4  the model: first bytes of the digest of its tensors

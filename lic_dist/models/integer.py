@@ -1,17 +1,22 @@
-"""Networks of the entropy model, such as h_s, in exact integers: the same means and scales on every machine, whatever
-its threads, batch, layout or backend.
+"""Networks of the entropy model, h_s and those of contexts, in exact integers: the same means and scales on every
+machine, whatever its threads, batch, layout or backend.
 
 The definition. Every value is an integer; round() is to the nearest, a half to the even one; floor(v / 2^s) is a shift.
 
     unit        an activation X stands for X 2^-12; clamp(X) keeps it within -2^24 .. 2^24
-    input       X = clamp(2^12 z + round(2^12 m)), z the coded integer, m the float32 median of its channel
-    layers      a convolution of stride 1, or a transposed one of stride s whose output is s times the input on both
-                axes; odd kernels no smaller than s, zero padding. For each output channel with float32 weights w and
-                bias b:
+    input       of h_s: X = clamp(2^12 z + round(2^12 m)), z the coded integer, m the float32 median of its channel.
+                Of the others: X = clamp(round(2^12 v)), v float32: outputs of networks, gathered and concatenated,
+                which that does not change, zeros, and y_hat = means + level, one addition of float32
+    layers      one after another, those of a Sequential too. A convolution of stride 1, or a transposed one of stride
+                s whose output is s times the input on both axes; odd kernels no smaller than s, zero padding. A weight
+                is 0 where a mask is. For each output channel with float32 weights w and bias b:
                     e   the least integer with max |w| < 2^e; 0 where all are 0
                     f = 14 - e, within 1..24
                     W = round(2^f w),  B = round(2^(12+f) b)
                     X = clamp(floor((B + 2^(f-1) + sum of W X) / 2^f)), with X = 0 outside of the picture
+                A layer with `as_convolution` is what that returns: a masked convolution at single positions is one of
+                1x1 over the inputs under its live taps
+    PixelShuffle    X at (r i + a, r j + b) of channel c is X at (i, j) of channel r^2 c + r a + b
     ReLU        max(X, 0)
     LeakyReLU   X where X > 0, else floor((S X + 2^18) / 2^19) with S = round(2^19 slope), 5243 for a slope of 0.01
     DenormalizeGaussians, the last layer of `block-transform`, on a log scale or a mean X with the float32 deviation d:
@@ -24,16 +29,18 @@ The definition. Every value is an integer; round() is to the nearest, a half to 
 Sums are taken in float64, one matrix product a tap of the kernel. The sum of |W| 2^24, with |B| and the half, stays
 below 2^53 (checked), so float64 is exact in any order, fused or not; and no library's convolution may choose an inexact
 way (Winograd, FFT). W and B follow from the checkpoint by powers of two and roundings alone, without a function that
-differs between libraries; powers of e are made in decimals and rounded once. An element of y follows from the z at most
-2 positions away.
+differs between libraries; powers of e are made in decimals and rounded once. IEEE 754 defines the sum and the products
+that y_hat is made of, one by one (`levels` of quantization/trellis.py), so that contexts of y_hat are the same
+everywhere, stage after stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal, localcontext
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +64,7 @@ class IntegerNet:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._layers = [_layer(layer) for layer in (net if isinstance(net, nn.Sequential) else [net])]
+        self._layers = [_layer(layer) for layer in _chain(net)]
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -95,15 +102,16 @@ class _Convolution:
         whole = np.rint(np.ldexp(weight, f[:, None]))
         start = np.rint(np.ldexp(bias.astype(np.float64), UNIT_BITS + f)) + np.ldexp(0.5, f)
         if not (np.abs(whole).sum((0, 1, 3)) * LARGEST + np.abs(start)).max() < _EXACT:  # also refuses NaN
-            raise LicError(f"h_s is too wide for exact sums, or its weights too large: {layer}", hint=_HINT)
+            raise LicError(f"a layer is too wide for exact sums, or its weights too large: {layer}", hint=_HINT)
         device = layer.weight.device
         self._start, self._unit = (torch.from_numpy(each[:, None]).to(device) for each in (start, np.ldexp(1.0, -f)))
         self._stride, self._padding = layer.stride[0], int(layer.padding[0])
         self._taps: dict[tuple[int, int], list[tuple[int, int, Tensor]]] = {}
         for row, column in product(range(len(whole)), repeat=2):
             (n, r), (m, q) = (divmod(at - self._padding, self._stride) for at in (row, column))
-            tap = n, m, torch.from_numpy(whole[row, column]).to(device)
-            self._taps.setdefault((r, q), []).append(tap)
+            taps = self._taps.setdefault((r, q), [])
+            if whole[row, column].any():  # a mask's zeros add nothing
+                taps.append((n, m, torch.from_numpy(whole[row, column]).to(device)))
 
     def __call__(self, x: Tensor) -> Tensor:
         (_, batch, high, wide), pad, stride = x.shape, self._padding, self._stride
@@ -148,6 +156,16 @@ def _exponentials(numerators: range, denominator: int, device: torch.device) -> 
     return torch.tensor(values, dtype=torch.float64, device=device)
 
 
+def _chain(net: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers of a network in turn."""
+    if isinstance(net, nn.Sequential):
+        for layer in net:
+            yield from _chain(layer)
+    else:
+        made: Any = getattr(net, "as_convolution", lambda: net)
+        yield made()
+
+
 def _layer(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         k, s = layer.kernel_size[0], layer.stride[0]
@@ -155,13 +173,20 @@ def _layer(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         plain = (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
         if plain and k % 2 and k >= s and form == ((k, k), (s, s), (k // 2, k // 2), (s - 1, s - 1)):
             return _Convolution(layer)
+    if isinstance(layer, nn.PixelShuffle):
+        return partial(_shuffle, layer)
     if isinstance(layer, nn.ReLU):
         return partial(torch.clamp, min=0)
     if isinstance(layer, nn.LeakyReLU) and 0 <= layer.negative_slope <= 1:
         return partial(_leaky, round(layer.negative_slope * 2**SLOPE_BITS))
     if isinstance(layer, DenormalizeGaussians):
         return _DenormalizeGaussians(layer)
-    raise LicError(f"h_s has a layer without a form in integers: {layer}", hint=_HINT)
+    raise LicError(f"the entropy model has a layer without a form in integers: {layer}", hint=_HINT)
+
+
+def _shuffle(layer: nn.Module, x: Tensor) -> Tensor:
+    shuffled: Tensor = layer(x.transpose(0, 1))
+    return shuffled.transpose(0, 1)
 
 
 def _leaky(slope: int, x: Tensor) -> Tensor:

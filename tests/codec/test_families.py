@@ -149,12 +149,6 @@ def test_given_y_hat_all_stages_are_those_of_the_walk(name: str) -> None:
     assert sum(plane.k.size for plane in lanes) == coded.k.numel()  # every element once
 
 
-@pytest.mark.parametrize("name", SEVERAL)
-def test_what_a_family_does_not_support_is_one_line(name: str) -> None:
-    with pytest.raises(LicError, match=f"{name} does not support deterministic"):
-        ImageCodec(made(name).model, record(made(name), "sq"), integer=True)
-
-
 @pytest.mark.parametrize("name", SIZES)
 def test_a_picture_of_many_tiles_goes_there_and_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     codec, image = ImageCodec(made(name).model, record(made(name), "tcq")), picture(6, 150, 300)

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +29,38 @@ from lic_dist.models.architectures import adapt, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.integer import LARGEST, IntegerNet, exact_z_hat
 from lic_dist.models.layers import DenormalizeGaussians
-from lic_dist.models.protocol import Stage
+from lic_dist.models.protocol import TRANSFORMS, CodecModel, Stage, mask_weights
 from lic_dist.models.stages import dequantize_z, only_side, only_stage
 from lic_dist.quantization.rates import SCALES, level_index
 from tests.conftest import HYPERPRIORS, picture
 
 
-def invented(architecture: str, N: int = 4, M: int = 3, size: float = 1.0) -> nn.Module:
+def layers_of(net: nn.Module) -> list[nn.Module]:
+    """The layers of a network, in turn."""
+    return [layer for layer in net.modules() if not list(layer.children())]
+
+
+def invented(architecture: str, N: int = 4, M: int = 3, size: float = 1.0, **options: Any) -> nn.Module:
     """A model whose parameters are an arithmetic pattern, so that no generator of random numbers can change them."""
-    model = build(architecture, N, M).eval()
+    model = build(architecture, N, M, **options).eval()
+    codec = adapt(model)
     with torch.no_grad():
-        for index, layer in enumerate(model.h_s):
+        for index, layer in chain(*(enumerate(layers_of(codec.nets[name])) for name in walked(codec))):
             for number, values in enumerate(layer.parameters()):
                 count = torch.arange(values.numel(), dtype=torch.float64)
                 pattern = (count * (7919 + 2 * index) + 31 * number) % 997 / 498.5 - 1
                 values.copy_((size * pattern / (3 if number == 0 else 1)).view_as(values))
-        for layer in model.h_s:
             if isinstance(layer, DenormalizeGaussians):
                 layer.deviation.copy_(torch.arange(M) + 0.5)
-        middle = model.entropy_bottleneck.quantiles
+        middle = only_side(codec).prior.quantiles
         middle[:, 0, 1] = (torch.arange(N) * 5 % 7).float() / 7 - 0.4
+    mask_weights(model)
     return model
+
+
+def walked(codec: CodecModel) -> list[str]:
+    """The names of the networks that a walk runs."""
+    return [name for name in codec.nets if name not in TRANSFORMS]
 
 
 def some_z(seed: int, *shape: int, largest: int = 12) -> Tensor:
@@ -57,14 +68,25 @@ def some_z(seed: int, *shape: int, largest: int = 12) -> Tensor:
     return torch.from_numpy(values.astype(np.int32))
 
 
-def by_the_book(model: Any, z: Tensor) -> NDArray[np.object_]:
-    """h_s of one z as the module's text defines it, in Python's integers, every product by itself."""
+def whole(value: float, power: int) -> int:
+    return round(math.ldexp(value, power))  # Python rounds halves to the even one
 
-    def whole(value: float, power: int) -> int:
-        return round(math.ldexp(value, power))  # Python rounds halves to the even one
 
-    def clamp(value: int) -> int:
-        return min(max(value, -(2**24)), 2**24)
+def clamp(value: int) -> int:
+    return min(max(value, -(2**24)), 2**24)
+
+
+def z_by_the_book(model: Any, z: Tensor) -> NDArray[np.object_]:
+    """What h_s reads of one z, in units."""
+    medians = adapt(model).sides[0].prior.quantiles[:, 0, 1].tolist()
+    return np.array(
+        [[[clamp(4096 * int(v) + whole(m, 12)) for v in row] for row in c] for c, m in zip(z, medians, strict=True)],
+        object,
+    )
+
+
+def by_the_book(net: nn.Module, x: NDArray[np.object_]) -> NDArray[np.object_]:
+    """A network of one input as the module's text defines it, in Python's integers, every product by itself."""
 
     def deviated(x: NDArray[np.object_], layer: DenormalizeGaussians, log: bool) -> NDArray[np.object_]:
         out = np.zeros_like(x)
@@ -78,13 +100,7 @@ def by_the_book(model: Any, z: Tensor) -> NDArray[np.object_]:
                 out[place] = clamp(math.floor(d * min(max(value, -6 * 4096), 6 * 4096) + 0.5))
         return out
 
-    M = model.M
-    medians = model.entropy_bottleneck.quantiles[:, 0, 1].tolist()
-    x = np.array(
-        [[[clamp(4096 * int(v) + whole(m, 12)) for v in row] for row in c] for c, m in zip(z, medians, strict=True)],
-        object,
-    )
-    for layer in model.h_s:
+    for layer in layers_of(net):
         if isinstance(layer, nn.ReLU):
             x = np.vectorize(lambda v: max(v, 0), otypes=[object])(x)
             continue
@@ -92,19 +108,28 @@ def by_the_book(model: Any, z: Tensor) -> NDArray[np.object_]:
             x = np.vectorize(lambda v: v if v > 0 else (5243 * v + 2**18) // 2**19, otypes=[object])(x)
             continue
         if isinstance(layer, DenormalizeGaussians):
+            M = len(x) // 2
             x = np.concatenate([deviated(x[:M], layer, True), deviated(x[M:], layer, False)])
+            continue
+        if isinstance(layer, nn.PixelShuffle):
+            r, (channels, high, wide) = layer.upscale_factor, x.shape
+            out = np.zeros((channels // r**2, r * high, r * wide), object)
+            for c, a, b in np.ndindex(channels // r**2, r, r):
+                out[c, a::r, b::r] = x[r**2 * c + r * a + b]
+            x = out
             continue
         transposed, stride, p = isinstance(layer, nn.ConvTranspose2d), layer.stride[0], layer.padding[0]
         weight = layer.weight.transpose(0, 1) if transposed else layer.weight
         channels, (_, high, wide) = len(weight), x.shape
         out = np.zeros((channels, high * stride, wide * stride), object)
+        products = list(product(*map(range, (*weight.shape[2:], high, wide))))
         for c, kernel in enumerate(weight.tolist()):
             largest = max(abs(v) for plane in kernel for row in plane for v in row)
             f = min(max(14 - math.frexp(largest)[1], 1), 24)
             total = np.full((high * stride, wide * stride), whole(layer.bias[c].item(), 12 + f) + 2 ** (f - 1), object)
             for i, plane in enumerate(kernel):
                 W = [[whole(v, f) for v in row] for row in plane]
-                for (ky, kx), (row, column) in product(np.ndindex(len(W), len(W)), np.ndindex(high, wide)):
+                for ky, kx, row, column in products:
                     down, right = (row * stride + ky - p, column * stride + kx - p)
                     if not transposed:
                         down, right = row - ky + p, column - kx + p
@@ -134,7 +159,7 @@ def integers(model: nn.Module, z: Tensor) -> NDArray[np.int64]:
 def test_it_is_the_definition(architecture: str, size: float) -> None:
     model = invented(architecture, size=size)
     z = some_z(1, 1, 4, 3, 2, largest=9000 if size > 1 else 12)
-    ours, true = integers(model, z)[0], by_the_book(model, z[0])
+    ours, true = integers(model, z)[0], by_the_book(model.h_s, z_by_the_book(model, z[0]))
     assert np.array_equal(ours[: len(true)], true.astype(np.int64))
     if architecture == "block-transform":  # its own bounds bite: the head's, in deviations
         assert ours.max() == round(4096 * 2.5 * math.exp(5)) and len(np.unique(ours)) > (20 if size == 1 else 10)

@@ -54,6 +54,13 @@ class Taps(nn.Module):
             self._held = weight._version, weight.detach().flatten(2)[..., self._live].flatten(1).contiguous()
         return self._held[1]
 
+    def as_convolution(self) -> nn.Conv2d:
+        """Return the convolution of 1x1 that this is."""
+        weight = self.weight().detach()[:, :, None, None]
+        found = nn.utils.skip_init(nn.Conv2d, weight.shape[1], len(weight), 1, device=weight.device)
+        found.weight, found.bias = nn.Parameter(weight, requires_grad=False), self.convolution.bias
+        return found
+
     def forward(self, values: Tensor) -> Tensor:
         lanes = values[:, :, 0].transpose(1, 2)
         return nn.functional.linear(lanes, self.weight(), self.convolution.bias).transpose(1, 2)[:, :, None]
@@ -65,7 +72,7 @@ class JointAutoregressive(MeanScaleHyperprior):
     name = "mbt2018"
     module_class = "compressai.models:JointAutoregressiveHierarchicalPriors"
     parts = {**MeanScaleHyperprior.parts, "context": ("context_prediction.", "entropy_parameters.")}
-    supports = frozenset({"tiles"})
+    supports = frozenset({"deterministic", "tiles"})
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
