@@ -32,6 +32,7 @@ ARCHITECTURES = {
     "elic2022-official": "lic_dist.models.families.latent_codecs:Elic2022Official",
     "mbt2018": "lic_dist.models.families.raster:JointAutoregressive",
     "mbt2018-mean": "lic_dist.models.families.hyperprior:MeanScaleHyperprior",
+    "minnen2020-charm": "lic_dist.models.families.slices:Minnen2020Charm",
 }
 """Architectures served here, by CompressAI's names where it has them, and their families."""
 

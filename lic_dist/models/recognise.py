@@ -90,10 +90,14 @@ def recognise(state: Mapping[str, Tensor], named: str | None = None) -> tuple[st
     for name in ARCHITECTURES if not others else ():
         if family(name).fits(state):
             return name, family(name).sizes(state)
-    if others or _has("latent_codec.")(state):
-        name = others[0] if others else "a model with latent codecs"
+    kinds = {"latent_codec.": "a model with latent codecs", "cc_mean_transforms.": "a model of channel slices"}
+    others += [kind for part, kind in kinds.items() if _has(part)(state)]
+    if others:
         served = ", ".join([*ARCHITECTURES, *installed()])
-        raise LicError(f"this is {name}, a family that is not served", hint=f"served are {served}")
+        raise LicError(
+            f"this is {others[0]}, a family that is not served",
+            hint=f"served are {served}; docs/families.md tells how to adapt one",
+        )
     raise LicError("this holds no image codec", hint="a CompressAI state_dict has tensors such as g_a.0.weight")
 
 

@@ -40,7 +40,7 @@ def asked(name: str, photos: Path, folder: Path) -> config.Experiment:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mbt2018", "cheng2020-anchor-checkerboard", "elic2022-official"])
+@pytest.mark.parametrize("name", ["mbt2018", "cheng2020-anchor-checkerboard", "elic2022-official", "minnen2020-charm"])
 def test_a_context_model_goes_through_the_whole_job(
     name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, build
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.protocol import Stage
 from lic_dist.quantization.quantize import Quantizer
 from tests.conftest import picture
 
@@ -34,6 +35,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "cheng2020-anchor-checkerboard": {"N": 16, "M": 16},
     "elic2022-official": {"N": 16, "M": 40, "groups": [4, 4, 8, 24]},
     "elic2022-chandelier": {"N": 16, "M": 40, "groups": [4, 4, 8, 24]},
+    "minnen2020-charm": {"N": 16, "M": 24, "num_slices": 4, "max_support_slices": 2},
 }
 SEVERAL = [name for name in SIZES if name not in ("bmshj2018-hyperprior", "mbt2018-mean")]
 
@@ -138,12 +140,20 @@ def test_given_y_hat_all_stages_are_those_of_the_walk(name: str) -> None:
     z_hat = torch.randn(2, codec.sides[0].channels, 2, 2, generator=generator).round()
     with torch.no_grad():
         coded = walk.search(codec, (z_hat,), y, quantizer)
-        given = codec.given((z_hat,), coded.y_hat)
         again = walk.dequantize(codec, (z_hat,), coded.k, quantizer)
+        sent = torch.empty_like(y)  # y_hat before corrections
+
+        def keep(stage: Stage) -> torch.Tensor:
+            value = walk._reconstruct(stage, coded.k, quantizer)
+            stage.elements.put(sent, value)
+            return value
+
+        codec.drive((z_hat,), keep)
+        given = codec.given((z_hat,), sent)
     assert torch.equal(again, coded.y_hat)
     assert len(nn.ModuleDict(dict(codec.nets))) == len(codec.nets)  # its names are taken by modules, as finetuning does
     torch.testing.assert_close(given.y_hat, coded.y_hat)
-    error = (y - coded.y_hat).double().square().sum((2, 3))
+    error = (y - sent).double().square().sum((2, 3))
     torch.testing.assert_close(coded.error, error, rtol=1e-4, atol=1e-4)
     lanes = walk.lanes(codec, coded.k, coded.level)
     assert sum(plane.k.size for plane in lanes) == coded.k.numel()  # every element once
