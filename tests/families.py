@@ -77,7 +77,7 @@ class Sliced(MeanScaleHyperprior):
     name = "sliced"
     module_class = SlicedModule
     parts = {**MeanScaleHyperprior.parts, "context": ("second.", "residual.", "residual_second.")}
-    supports = frozenset()
+    supports = frozenset({"refinement"})
 
     @classmethod
     def fits(cls, state: Any) -> bool:

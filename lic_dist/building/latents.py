@@ -20,7 +20,7 @@ from lic_dist.codec import walk
 from lic_dist.models.architectures import adapt
 from lic_dist.models.protocol import CodecModel
 from lic_dist.models.refine import Refinement, refine_latents, squared_error_gradient
-from lic_dist.models.stages import analyse, dequantize_z, only_side, only_stage, to_input
+from lic_dist.models.stages import analyse, dequantize_z, known_stage, only_side, only_stage, to_input
 from lic_dist.quantization.adaptation import Part, gaussian_record
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import level_index
@@ -185,7 +185,7 @@ def encode(
 ) -> tuple[Latents, NDArray[np.bool_]]:
     """Run the frozen encoder over uint8 [n, 3, s, s] in batches of a fixed size, the last one padded with zeros.
 
-    A `refinement` then moves y, for models of one stage. Returns the latents and which samples overflowed their types
+    A `refinement` then moves y. Returns the latents and which samples overflowed their types
     (float16 y, int16 z); those are stored as zeros.
     """
     device = next(model.parameters()).device
@@ -198,8 +198,8 @@ def encode(
         y, z = analyse(model, x)
         if refinement is not None and refinement.steps:
             codec = adapt(model)
-            stage = only_stage(codec, (dequantize_z(model, z),))
-            y = refine_latents(codec, y, stage, partial(squared_error_gradient, codec, x), refinement)
+            gradient = partial(squared_error_gradient, codec, x)
+            y = refine_latents(codec, y, (dequantize_z(model, z),), gradient, refinement)
         ys.append(y[: len(part)].cpu().numpy())
         zs.append(z[: len(part)].cpu().numpy())
     y_all, z_all = np.concatenate(ys), np.concatenate(zs)
@@ -212,12 +212,9 @@ def encode(
 @torch.no_grad()
 def in_one_stage(codec: CodecModel, y_size: tuple[int, ...], z_size: tuple[int, ...]) -> bool:
     """Return whether a model codes y of this height and width in one stage, and leaves y_hat as that makes it."""
-    if len(codec.layout(*y_size)) > 1:
-        return False
     side, device = only_side(codec), next(codec.module.parameters()).device
     z_hat = side.dequantize(torch.zeros(1, side.channels, *z_size, device=device))
-    stages, y_hat = codec.drive((z_hat,), lambda stage: stage.means)
-    return y_hat is stages[0].means
+    return known_stage(codec, (z_hat,), y_size) is not None
 
 
 def inputs_of(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int16], batch: int) -> Inputs:

@@ -31,7 +31,7 @@ from lic_dist.models.integer import IntegerNet, exact_z_hat
 from lic_dist.models.parts import decoder_digest, entropy_digest
 from lic_dist.models.protocol import TRANSFORMS, Run, Sides
 from lic_dist.models.refine import Refinement, refine_latents
-from lic_dist.models.stages import only_side, only_stage, to_input
+from lic_dist.models.stages import only_side, to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.trellis import SCALAR
@@ -132,12 +132,11 @@ class ImageCodec:
         z_lanes = z[0].reshape(z.shape[1], -1).cpu().numpy().astype(np.int16)
         sides_hat, run = self._sides_hat(z_lanes, grid, self.integer), self._run(grid, self.integer)
         if self.record.refine:
-            stage = only_stage(self._codec, sides_hat, run)
             refinement = Refinement(self.record.refine, self.record.lmbda)
             left, _, top, _ = self._padding(height, width)
             inside = slice(top, top + height), slice(left, left + width)
             gradient = partial(squared_error_gradient, self._codec, grid, pixels, inside)
-            y = refine_latents(self._codec, y, stage, gradient, refinement)
+            y = refine_latents(self._codec, y, sides_hat, gradient, refinement, run)
         coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run)
         planes = walk.lanes(self._codec, coded.k, coded.level)
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables)

@@ -1,10 +1,11 @@
 """Refine latents before they are quantized: a few gradient steps of y toward less lmbda 255^2 MSE + bpp of its image.
 
-    x -> g_a -> y ~~ steps ~~> y -> search        means and scales stay those of the z that g_a's y gave
+    x -> g_a -> y ~~ steps ~~> y -> search        z stays the one that g_a's y gave
 
 An encoder is one network for all images and optimal for none (Campos et al. 2019, Content Adaptive Optimization for
 Neural Image Compression; Yang, Bamler and Mandt 2020, Improving Inference for Neural Image Compression). File format
-and decoding time do not change. A step costs one forward and one backward pass of g_s.
+and decoding time do not change. A step costs one forward and one backward pass of g_s, and where means and scales
+follow y_hat, of the networks of contexts too, which see y in its place.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lic_dist.models.protocol import CodecModel, Stage
-from lic_dist.models.stages import bits_of
+from lic_dist.errors import LicError
+from lic_dist.models.protocol import CodecModel, Run, Sides, Stage
+from lic_dist.models.stages import bits_of, known_stage
 
 # Adam's rate in units of y, falling linearly to zero, and its betas; chosen on training crops for few steps.
 RATE, BETAS = 0.15, (0.7, 0.99)
+MOST_POSITIONS = 1 << 16  # of y, 16 megapixels, whose contexts are held whole: up to 80 KB a position
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,49 @@ def squared_error_gradient(codec: CodecModel, x: Tensor, y: Tensor) -> Tensor:
 
 
 def refine_latents(
-    codec: CodecModel, y: Tensor, stage: Stage, gradient: Callable[[Tensor], Tensor], refinement: Refinement
+    codec: CodecModel,
+    y: Tensor,
+    sides_hat: Sides,
+    gradient: Callable[[Tensor], Tensor],
+    refinement: Refinement,
+    run: Run | None = None,
 ) -> Tensor:
     """Return y after the steps, float16 [B, M, h, w] like y; each image is refined independently.
 
-    The rate is the model's Gaussian likelihood of y itself, as if coded with step 1. `gradient` returns the gradient of
-    the squared error in y, as `squared_error_gradient` does.
+    The rate is the model's likelihood of y itself, as if coded with step 1: under the means and scales of a single
+    stage, found once by `run`, or under those that y gives in place of y_hat, `CodecModel.given`. `gradient` returns
+    the gradient of the squared error in what g_s takes, as `squared_error_gradient` does: y with its corrections.
+
+    Raises:
+        LicError: the family does not support it, or y has more than MOST_POSITIONS and follows contexts.
     """
     codec.require("refinement")
-    error_weight = refinement.lmbda * 255**2 / 3  # of a unit of squared error, in bits
     moved = y.detach().float().clone()
+    size = moved.shape[2], moved.shape[3]
+    stage = known_stage(codec, sides_hat, size, run)
+    if stage is None and size[0] * size[1] > MOST_POSITIONS:
+        raise LicError(
+            f"y of {size[0]}x{size[1]} positions is too large to refine under {codec.name}'s contexts",
+            hint=f"quantizer.refine: 0, or pictures of at most {MOST_POSITIONS} positions",
+        )
+    sides = tuple(side.float() for side in sides_hat)  # those of networks in integers are float64
+    error_weight = refinement.lmbda * 255**2 / 3  # of a unit of squared error, in bits
+
+    def loss_gradient(y: Tensor) -> Tensor:
+        if stage is not None:
+            rate = gradient_at(y, lambda y: bits_of(codec.likelihood(y, stage)))
+            return error_weight * gradient(y) + rate
+        with torch.enable_grad():
+            y = y.detach().requires_grad_(True)
+            given = codec.given(sides, y)
+            bits = bits_of(codec.likelihood(y, Stage(given.means, given.scales)))
+        error = error_weight * gradient(given.y_hat.detach())
+        (total,) = torch.autograd.grad((given.y_hat, bits), y, (error, torch.ones_like(bits)))
+        return total
+
     optimizer = torch.optim.Adam([moved], lr=RATE, betas=BETAS)
     for step in range(refinement.steps):
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / refinement.steps)
-        rate = gradient_at(moved, lambda y: bits_of(codec.likelihood(y, stage)))
-        moved.grad = error_weight * gradient(moved) + rate
+        moved.grad = loss_gradient(moved)
         optimizer.step()
     return moved.half()

@@ -26,6 +26,16 @@ def only_stage(codec: CodecModel, sides_hat: Sides, run: Run | None = None) -> S
     return found[0]
 
 
+def known_stage(codec: CodecModel, sides_hat: Sides, size: tuple[int, ...], run: Run | None = None) -> Stage | None:
+    """Return the stage of a model that codes y of this height and width in one, and leaves y_hat as that makes it; None
+    of others, whose networks are not run where they have several stages.
+    """
+    if len(codec.layout(*size)) > 1:
+        return None
+    stages, y_hat = codec.drive(sides_hat, lambda stage: stage.means, run)
+    return stages[0] if y_hat is stages[0].means else None
+
+
 def only_side(codec: CodecModel) -> Side:
     """Return the side latent of a model that has one. Raises LicError where it has none, or several."""
     if len(codec.sides) != 1:

@@ -87,7 +87,7 @@ def test_a_fresh_process_decodes_what_each_family_wrote(tmp_path: Path) -> None:
         for quantizer in ("sq", "rdoq", "tcq"):
             made_record = record(loaded, quantizer)
             made_record.save(tmp_path / name / f"{quantizer}.json")
-            codec = ImageCodec(loaded.model, made_record)
+            codec = ImageCodec(loaded.model, made_record, integer=quantizer == "rdoq")
             for number, image in enumerate(pictures):
                 encoded = codec.encode(image)
                 path = tmp_path / name / f"{quantizer}-{number}.lic"

@@ -45,7 +45,7 @@ class LatentCodecs(CodecModel):
         "context": (LATENT,),
         "prior": (f"{HYPER}entropy_bottleneck.",),
     }
-    supports = frozenset({"deterministic", "tiles"})
+    supports = frozenset({"deterministic", "tiles", "refinement"})
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)

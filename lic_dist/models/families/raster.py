@@ -72,7 +72,7 @@ class JointAutoregressive(MeanScaleHyperprior):
     name = "mbt2018"
     module_class = "compressai.models:JointAutoregressiveHierarchicalPriors"
     parts = {**MeanScaleHyperprior.parts, "context": ("context_prediction.", "entropy_parameters.")}
-    supports = frozenset({"deterministic", "tiles"})
+    supports = frozenset({"deterministic", "tiles", "refinement"})
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
