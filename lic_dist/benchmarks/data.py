@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class LatentSamples:
     """Residuals r float32 and scale levels uint8, [lanes, steps]; weights S_c float32 [M] of their channels."""
 
     r: NDArray[np.float32]
-    level: NDArray[np.uint8]
+    level: NDArray[np.integer[Any]]
     weights: NDArray[np.float32]
 
     def repeated(self, times: int) -> LatentSamples:

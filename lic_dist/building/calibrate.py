@@ -159,13 +159,15 @@ def calibrate(
     trials: dict[Point, Measurement] = {}
     fixed = _fixed(section)
     space = SEARCH_SPACES[section.name]
+    prior = checkpoint.codec.prior
+    cdf = prior.cdf if prior else None
 
     @cache
     def records(strength: float, step: float) -> list[QuantizerRecord]:
         """Return the record with the analytic tables, and then that of each round of adaptation."""
         first = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
         rounds = section.adapt_rounds if section.rates == "adapted" else 0
-        return [first, *adaptation_rounds(first, pilot_inputs.parts(first), rounds)] if rounds else [first]
+        return [first, *adaptation_rounds(first, pilot_inputs.parts(first), rounds, cdf=cdf)] if rounds else [first]
 
     def trial(one: Point) -> float:
         strength, step, shift = one

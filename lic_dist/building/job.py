@@ -165,7 +165,7 @@ def geometry_of(parent: Checkpoint, crop: int) -> Geometry:
     side, strides = only_side(codec), codec.strides
     if crop % strides.multiple:
         raise UsageError(f"images.crop {crop} is no multiple of {strides.multiple}, which {codec.name} needs")
-    return Geometry(crop, codec.channels, crop // strides.y, side.channels, crop // strides.sides[0])
+    return Geometry(crop, codec.channels, crop // strides.y, side.channels, crop // strides.side)
 
 
 def faults(job: Job) -> dict[str, int]:

@@ -23,13 +23,14 @@ from lic_dist.models.refine import Refinement, refine_latents, squared_error_gra
 from lic_dist.models.stages import analyse, dequantize_z, known_stage, only_side, only_stage, to_input
 from lic_dist.quantization.adaptation import Part, gaussian_record
 from lic_dist.quantization.quantize import Quantizer
-from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Samples as a cache stores them: pixels uint8 [n, 3, s, s], y float16 [n, M, h, w], z int16 [n, Nz, hz, wz]."""
+    """Samples as a cache stores them: pixels uint8 [n, 3, s, s], y float16 [n, M, h, w], z int16 [n, Nz, hz, wz],
+    where Nz may be 0.
+    """
 
     pixels: NDArray[np.uint8]
     y: NDArray[np.float16]
@@ -54,11 +55,11 @@ class Quantized(NamedTuple):
 class QuantizerInput:
     """What any quantizer takes of a model of one stage, and the means that the residuals are about.
 
-    residual float32 and level uint8, both [n*M, h*w] (lanes are image-major); means float32 [n, M, h, w].
+    residual float32 and level (see `walk.levels`), both [n*M, h*w] (lanes are image-major); means float32 [n, M, h, w].
     """
 
     residual: NDArray[np.float32]
-    level: NDArray[np.uint8]
+    level: NDArray[np.integer[Any]]
     means: NDArray[np.float32]
 
     @property
@@ -168,7 +169,7 @@ def _of_first(part: Part, count: int, batch: int) -> Part:
 
 
 def quantize_lanes(
-    quantizer: Quantizer, residual: NDArray[np.float32], level: NDArray[np.uint8], channels: int
+    quantizer: Quantizer, residual: NDArray[np.float32], level: NDArray[np.integer[Any]], channels: int
 ) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
     """Quantize lanes [n*M, h*w] of whole images: k and the levels of reconstruction in lanes, and of each channel,
     [n, M], the estimated bits and the squared error.
@@ -250,7 +251,7 @@ def quantizer_input(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int1
         stage = only_stage(codec, (z_hat,))
         lanes = count * codec.channels
         residuals.append(stage.to_lanes(values - stage.means)[:lanes])
-        levels.append(level_index(stage.to_lanes(stage.scales))[:lanes])
+        levels.append(walk.levels(stage, "nearest").cpu().numpy()[:lanes])
         means.append(stage.means[:count].cpu().numpy())
     return QuantizerInput(np.concatenate(residuals), np.concatenate(levels), np.concatenate(means))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from lic_dist.cache.storages import open_storage
 from lic_dist.codec.records import local_record, require_fit, side_tables, unknown_quantizer
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.quantization.adaptation import gaussian_record
+from lic_dist.quantization.adaptation import factorized_record, gaussian_record
 from lic_dist.quantization.kinds import KINDS
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.trellis import SCALAR, trellis
@@ -16,20 +18,17 @@ from lic_dist.quantization.trellis import SCALAR, trellis
 def analytic_record(
     checkpoint: Checkpoint, name: str, states: int, step: float, strength: float, weights: np.ndarray
 ) -> QuantizerRecord:
-    """Return a quantizer for this checkpoint with the rates of the Gaussian itself, from which adaptation starts.
+    """Return a quantizer for this checkpoint with the rates of the Gaussian itself, or of the factorized prior of y,
+    from which adaptation starts.
 
     `strength` is what the kind calls so (quantization/kinds.py); it is not read where there is none.
     """
-    kind = KINDS[name]
-    return gaussian_record(
-        name,
-        step,
-        weights,
-        checkpoint.spec.lmbda,
-        trellis=trellis(states) if kind.trellis else SCALAR,
-        z_tables=side_tables(checkpoint.codec),
-        **({kind.strength: strength} if kind.strength else {}),
-    )
+    kind, codec = KINDS[name], checkpoint.codec
+    machine = trellis(states) if kind.trellis else SCALAR
+    how: dict[str, Any] = {"trellis": machine, **({kind.strength: strength} if kind.strength else {})}
+    if codec.prior is not None:
+        return factorized_record(name, step, weights, checkpoint.spec.lmbda, codec.prior.cdf, **how)
+    return gaussian_record(name, step, weights, checkpoint.spec.lmbda, z_tables=side_tables(codec), **how)
 
 
 def named_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:

@@ -79,7 +79,7 @@ class EncodedShard:
     y: NDArray[np.float16]
     z: NDArray[np.int16]
     residual: NDArray[np.float32]
-    level: NDArray[np.uint8]
+    level: NDArray[np.integer[Any]]
     status: NDArray[np.uint8]
     seconds: dict[str, float]
 
@@ -297,7 +297,7 @@ def quantized_arrays(
     y: NDArray[np.float16],
     z: NDArray[np.int16],
     residual: NDArray[np.float32],
-    level: NDArray[np.uint8],
+    level: NDArray[np.integer[Any]],
     faulty: NDArray[np.bool_],
 ) -> dict[str, NDArray[Any]]:
     """Return k int16 [n, M, h, w], bits float32 [n] (y and z, by the integer tables) and distortion float32 [n].

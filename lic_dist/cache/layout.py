@@ -3,7 +3,7 @@
     zarr.json                 group; attributes: format, num_samples, shard, geometry, identity ...
     pixels                    uint8   [N, 3, s, s]
     latents/y                 float16 [N, M, h, w]      (may be left out)
-    latents/z                 int16   [N, Nz, hz, wz]
+    latents/z                 int16   [N, Nz, hz, wz]   (left out where Nz is 0)
     quantized/<group>/k       int16   [N, M, h, w]      beside it record.json, the quantizer record
     quantized/<group>/bits, distortion   float32 [N]
     samples/source            uint8   [N, L]            UTF-8, filled up with zero bytes
@@ -118,10 +118,11 @@ def base_arrays(geometry: Geometry, store_y: bool) -> tuple[ArraySpec, ...]:
         geometry.z_size,
     )
     y = ArraySpec("latents/y", "float16", (m, h, h), ("channel", "row", "column"), shuffle="shuffle")
+    z = ArraySpec("latents/z", "int16", (nz, hz, hz), ("channel", "row", "column"))
     return (
         ArraySpec("pixels", "uint8", (3, crop, crop), ("color", "row", "column")),
         *((y,) if store_y else ()),
-        ArraySpec("latents/z", "int16", (nz, hz, hz), ("channel", "row", "column")),
+        *((z,) if nz else ()),
         ArraySpec("samples/status", "uint8", fill_value=UNWRITTEN),
     )
 
@@ -200,6 +201,13 @@ def encode(document: bytes, shard: int, rows: NDArray[Any]) -> bytes:
     del objects["zarr.json"]
     (data,) = objects.values()
     return data.to_bytes()
+
+
+def without_channels(header: Header) -> zarr.Array[Any]:
+    """Return in memory the z of a store whose model has no side latent: int16 [N, 0, h, w]."""
+    size = header.geometry.z_size
+    shape = header.num_shards * header.shard, 0, size, size
+    return zarr.create_array(MemoryStore(), shape=shape, chunks=(1, 1, size, size), dtype="int16")
 
 
 def open_array(storage: Storage, name: str, pipeline: Pipeline = "zarr") -> zarr.Array[Any]:

@@ -19,7 +19,9 @@ from lic_dist.errors import LicError
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of one sample: pixels [3, crop, crop]; y and z [channels, size, size]."""
+    """Sizes of one sample: pixels [3, crop, crop]; y and z [channels, size, size]. A model without a side latent has a
+    z of no channels, as large as y, which is not stored.
+    """
 
     crop: int
     y_channels: int

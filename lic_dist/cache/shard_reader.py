@@ -122,7 +122,11 @@ class ShardReader:
         return list(done)
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """Return the Zarr array itself, with its rows beyond `num_samples`."""
+        """Return the Zarr array itself, with its rows beyond `num_samples`; "latents/z" has no channels where the model
+        has no side latent.
+        """
+        if name == "latents/z" and not self.geometry.z_channels:
+            self._arrays.setdefault(name, layout.without_channels(self.header))
         if name not in self._arrays:
             if self.storage.entry(f"{name}/zarr.json") is None:
                 raise LicError(f"no array '{name}' in {self.storage}", hint="was it left out, or its group not made?")
@@ -225,7 +229,7 @@ class ShardReader:
             values = np.asarray(array[first:end])
         except Exception as error:  # the error for cut or altered bytes depends on the codec
             raise LicError(f"{where} does not decode: {str(error)[:200]}", hint=REPAIR_HINT) from error
-        if not (values != array.fill_value).any():
+        if values.size and not (values != array.fill_value).any():
             entry = self.storage.entry(f"{name}/{layout.chunk_key(shard, values.ndim)}")
             if entry is None or not entry.bytes:
                 raise LicError(f"{where} has lost its object", hint=REPAIR_HINT)

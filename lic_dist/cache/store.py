@@ -136,7 +136,8 @@ def write_shard(
     `key` is the fingerprint of the store that the caller expects. `arrays` maps names as in layout.py ("pixels",
     "latents/y", "latents/z", "samples/status"; "quantized/<group>/k", "bits", "distortion") to arrays of the shard's
     samples, without padding and of the exact type. All arrays of the base, or of a group, must be given, or none of
-    them. `crops` are the samples of the base. Samples whose status is not 0 are written as zeros.
+    them; a z without channels is not needed. `crops` are the samples of the base. Samples whose status is not 0 are
+    written as zeros.
 
     Raises:
         ValueError: an array that is missing, unknown, not finite, or of another shape or type; a wrong number of crops.
@@ -150,6 +151,8 @@ def write_shard(
     groups = {name: layout.group_arrays(name, header.geometry) for name in sorted(grouped)}
     with_base = any(spec.name in arrays for spec in base)
     expected = [*(base if with_base else ()), *(spec for specs in groups.values() for spec in specs)]
+    if not header.geometry.z_channels:
+        arrays = {name: array for name, array in arrays.items() if name != "latents/z"}
     _check_arrays(arrays, expected, header.count(shard))
 
     if with_base:

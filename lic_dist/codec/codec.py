@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +42,14 @@ from lic_dist.quantization.trellis import SCALAR
 class EncodedImage:
     """One coded image: the bytes of its file, and what the encoder knew when it wrote them.
 
-    shape is the image's; z int16 [Nz, positions]; level uint8 and k int16 [M, h*w]; y_hat float32 [1, M, h, w].
+    shape is the image's; z int16 [Nz, positions]; level (see `walk.levels`) and k int16 [M, h*w]; y_hat float32 [1, M,
+    h, w].
     """
 
     data: bytes
     shape: tuple[int, ...]
     z: NDArray[np.int16]
-    level: NDArray[np.uint8]
+    level: NDArray[np.integer[Any]]
     k: NDArray[np.int16]
     y_hat: Tensor
 
@@ -103,7 +105,10 @@ class ImageCodec:
         self._side, channels = only_side(self._codec), self._codec.channels
         if len(record.weights) != channels:
             raise LicError(f"the quantizer has {len(record.weights)} channels, the model {channels}")
-        if record.z_tables.rows != self._side.channels:
+        of_y, of_model = (("scale", "channel")[one] for one in (record.by_channel, self._codec.prior is not None))
+        if of_y != of_model:
+            raise LicError(f"the quantizer's tables of y are by {of_y}, the model's by {of_model}")
+        if self._side.channels and record.z_tables.rows != self._side.channels:
             raise LicError(f"the quantizer has {record.z_tables.rows} channels of z, the model {self._side.channels}")
         if integer:
             self._codec.require("deterministic")
@@ -127,9 +132,9 @@ class ImageCodec:
         grid = self.grid(height, width)
         pixels = partial(self._window, image)
         y, z = analyse(self._codec, grid, pixels)
-        if int(z.max()) > 32767 or int(z.min()) < -32767 or not bool(torch.isfinite(y).all()):
+        if bool((z.abs() > 32767).any()) or not bool(torch.isfinite(y).all()):
             raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
-        z_lanes = z[0].reshape(z.shape[1], -1).cpu().numpy().astype(np.int16)
+        z_lanes = z[0].flatten(1).cpu().numpy().astype(np.int16)
         sides_hat, run = self._sides_hat(z_lanes, grid, self.integer), self._run(grid, self.integer)
         if self.record.refine:
             refinement = Refinement(self.record.refine, self.record.lmbda)
@@ -139,7 +144,7 @@ class ImageCodec:
             y = refine_latents(self._codec, y, sides_hat, gradient, refinement, run)
         coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run)
         planes = walk.lanes(self._codec, coded.k, coded.level)
-        z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables)
+        z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables) if z_lanes.size else b""
         rows = [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]
         y_stream = rans.encode_planes(rows, self.record.y_tables)
         checksum = walk.planes_checksum(planes)
@@ -168,8 +173,7 @@ class ImageCodec:
                 "this file was made with another quantizer", hint="give the quantizer it was made with"
             )
         grid = self.grid(container.height, container.width)
-        z_rows = _channel_rows((self.record.z_tables.rows, grid.high * grid.wide * grid.side**2))
-        z = rans.decode(container.z, z_rows, self.record.z_tables, SCALAR)
+        z = self._decode_z(container.z, grid)
         sides_hat, run = self._sides_hat(z, grid, container.integer), self._run(grid, container.integer)
         k, y_hat = walk.decode(self._codec, sides_hat, grid.latents, container.y, container.planes, self.quantizer, run)
         shape = (container.height, container.width) if container.grey else (container.height, container.width, 3)
@@ -211,8 +215,16 @@ class ImageCodec:
         of_z = self._side.likelihood(self._side.dequantize(self._z_tensor(encoded.z, grid)))
         return of_y - float(of_z.double().log2().sum())
 
+    def _decode_z(self, stream: bytes, grid: Grid) -> NDArray[np.int16]:
+        rows = _channel_rows((self._side.channels, grid.high * grid.wide * grid.side**2))
+        if rows.size:
+            return rans.decode(stream, rows, self.record.z_tables, SCALAR)
+        if stream:
+            raise BitstreamError("this file holds a side latent, and its model has none")
+        return np.empty(rows.shape, np.int16)
+
     def _z_tensor(self, z_lanes: NDArray[np.int16], grid: Grid) -> Tensor:
-        shape = 1, -1, grid.side * grid.high, grid.side * grid.wide
+        shape = 1, len(z_lanes), grid.side * grid.high, grid.side * grid.wide
         return torch.from_numpy(z_lanes.astype(np.int32)).reshape(shape).to(self.device)
 
     def _sides_hat(self, z_lanes: NDArray[np.int16], grid: Grid, integer: bool) -> Sides:

@@ -15,7 +15,7 @@ from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.protocol import CodecModel
 from lic_dist.models.stages import only_side
 from lic_dist.quantization.rates import CdfTables
-from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.quantization.record import NO_Z, QuantizerRecord
 
 
 def coder_tables(entropy_model: Any) -> CdfTables:
@@ -28,21 +28,27 @@ def coder_tables(entropy_model: Any) -> CdfTables:
 
 
 def side_tables(codec: CodecModel) -> CdfTables:
-    """Return the integer tables of a model's side latent, a row a channel."""
-    return coder_tables(only_side(codec).prior)
+    """Return the integer tables of a model's side latent, a row a channel; without one, those of a record that codes
+    no z.
+    """
+    side = only_side(codec)
+    return coder_tables(side.prior) if side.channels else NO_Z
 
 
 def compressai_record(checkpoint: Checkpoint) -> QuantizerRecord:
-    """Return SQ as CompressAI codes it: step 1, its Gaussian tables, the next scale level above."""
+    """Return SQ as CompressAI codes it: step 1, its Gaussian tables, the next scale level above; or its tables by
+    channel.
+    """
     codec = checkpoint.codec
+    prior = codec.prior
     return QuantizerRecord(
         name="sq",
         step=1.0,
         lmbda=checkpoint.spec.lmbda,
         lambda_scale=1.0,
         weights=np.ones(codec.channels, np.float32),
-        level_rule="above",
-        y_tables=coder_tables(codec.gaussian),
+        level_rule="channel" if prior else "above",
+        y_tables=coder_tables(prior.prior if prior else codec.gaussian),
         z_tables=side_tables(codec),
         notes={"rates": "compressai"},
     )
@@ -115,8 +121,8 @@ def require_fit(record: QuantizerRecord, checkpoint: Checkpoint, name: str) -> Q
 
 
 def fits(record: QuantizerRecord, model: nn.Module) -> bool:
-    """Return whether a record was made for this model's prior of z and number of channels."""
+    """Return whether a record was made for this model's prior of z, number of channels and kind of tables of y."""
     codec = adapt(model)
     z = side_tables(codec)
     same = all(np.array_equal(getattr(z, name), getattr(record.z_tables, name)) for name in ("cdf", "size", "offset"))
-    return same and len(record.weights) == codec.channels
+    return same and len(record.weights) == codec.channels and record.by_channel == (codec.prior is not None)

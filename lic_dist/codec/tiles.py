@@ -61,7 +61,7 @@ class Grid:
     @property
     def side(self) -> int:
         """Positions of z a unit."""
-        return self.strides.multiple // self.strides.sides[0]
+        return self.strides.multiple // self.strides.side
 
     @property
     def latents(self) -> tuple[int, int]:

@@ -20,15 +20,14 @@ from lic_dist.codec.rans import BitstreamError, Decoder
 from lic_dist.models.protocol import CodecModel, Elements, Run, Sides, Stage
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import level_index
-from lic_dist.quantization.record import QuantizerRecord
 
 OTHER_SCALES = "this machine computes other scales than the encoder's"
 OTHER_SCALES_HINT = "decode with the encoder's backend, or encode with --deterministic"
 
 
 class Coded(NamedTuple):
-    """y as it is quantized: indices k int16 and scale levels uint8, [B, M, h, w] both, y_hat as `synthesise` takes it,
-    float32 [B, M, h, w], and the squared error of y_hat before corrections, summed over positions, float64 [B, M].
+    """y as it is quantized: indices k int16 and levels (see `levels`), [B, M, h, w] both, y_hat as `synthesise` takes
+    it, float32 [B, M, h, w], and the squared error of y_hat before corrections, summed over positions, float64 [B, M].
     """
 
     k: Tensor
@@ -38,7 +37,7 @@ class Coded(NamedTuple):
 
 
 class Plane(NamedTuple):
-    """The indices of a stage, in lanes: k int16 and scale levels, [lanes, steps] both."""
+    """The indices of a stage, in lanes: k int16 and levels, [lanes, steps] both."""
 
     elements: Elements
     k: NDArray[np.int16]
@@ -51,11 +50,12 @@ def search(codec: CodecModel, sides_hat: Sides, y: Tensor, quantizer: Quantizer,
     Raises:
         LicError: a latent is not finite, or does not fit 16-bit indices.
     """
-    k, level = (torch.zeros(y.shape, dtype=dtype, device=y.device) for dtype in (torch.int16, torch.uint8))
+    types = torch.int16, torch.uint16 if quantizer.record.by_channel else torch.uint8
+    k, level = (torch.zeros(y.shape, dtype=dtype, device=y.device) for dtype in types)
     error = torch.zeros(y.shape[:2], dtype=torch.float64, device=y.device)
 
     def quantize(stage: Stage) -> Tensor:
-        elements, lanes = stage.elements, _levels(stage, quantizer.record)
+        elements, lanes = stage.elements, levels(stage, quantizer.record.level_rule)
         part = elements.take(y) - stage.means
         r = elements.lanes(part)
         found = quantizer.quantize(r, lanes, channels=elements.lane_channels(*y.shape[:2]))
@@ -97,7 +97,7 @@ def decode(
 
     def read(stage: Stage) -> Tensor:
         nonlocal checksum, count
-        level = _levels(stage, record).cpu().numpy()
+        level = levels(stage, record.level_rule).cpu().numpy()
         checksum, count = zlib.crc32(np.ascontiguousarray(level).data, checksum), count + 1
         if count == last and checksum != planes:
             raise BitstreamError(OTHER_SCALES, hint=OTHER_SCALES_HINT)
@@ -165,7 +165,11 @@ def _reconstruct(stage: Stage, k: Tensor, quantizer: Quantizer) -> Tensor:
     return stage.means + stage.elements.from_lanes(level, stage.means)
 
 
-def _levels(stage: Stage, record: QuantizerRecord) -> Tensor:
-    """Return the scale levels of a stage in lanes, uint8 [lanes, steps]."""
-    level: Tensor = stage.elements.lanes(level_index(stage.scales, record.level_rule))
+def levels(stage: Stage, rule: str) -> Tensor:
+    """Return the levels of a stage in lanes, [lanes, steps]: those of its scales, uint8, by a rule of LEVEL_RULES, or
+    where there are none, because y has a factorized prior, the channels, uint16.
+    """
+    if stage.scales is None:
+        return stage.elements.lanes(stage.elements.channel_plane(stage.means))
+    level: Tensor = stage.elements.lanes(level_index(stage.scales, rule))
     return level

@@ -24,6 +24,8 @@ from lic_dist.models.protocol import CodecModel
 
 ARCHITECTURES = {
     "block-transform": "lic_dist.models.families.hyperprior:BlockTransform",
+    "bmshj2018-factorized": "lic_dist.models.families.factorized:FactorizedPrior",
+    "bmshj2018-factorized-relu": "lic_dist.models.families.factorized:FactorizedPriorReLU",
     "bmshj2018-hyperprior": "lic_dist.models.families.hyperprior:ScaleHyperprior",
     "cheng2020-anchor": "lic_dist.models.families.raster:Cheng2020Anchor",
     "cheng2020-anchor-checkerboard": "lic_dist.models.families.latent_codecs:Cheng2020AnchorCheckerboard",

@@ -1,6 +1,6 @@
 """The parts of a model: which parameters belong to encoder, decoder, entropy model and priors, and their digests.
 
-The medians of a prior belong to the encoder, because stored z are relative to them.
+The medians of a prior belong to the encoder, because stored z, and k where y has the prior, are relative to them.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def encoder_digest(model: nn.Module) -> str:
-    """Return the sha256 of what cached y and z depend on: g_a, h_a and the medians of z."""
+    """Return the sha256 of what cached y and z depend on: g_a, h_a and the medians of z, or of y in its place."""
     codec = adapt(model)
-    medians = {"medians": torch.cat([side.medians() for side in codec.sides], 1)} if codec.sides else {}
+    priors = [*codec.sides, *([codec.prior] if codec.prior else [])]
+    medians = {"medians": torch.cat([one.medians() for one in priors], 1)} if priors else {}
     return digest({**tensors(model, codec.prefixes("encoder")), **medians})
 
 
@@ -67,8 +68,8 @@ def decoder_digest(model: nn.Module) -> str:
 def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of the parameters that a recipe trains: one of RECIPES, or a list of parts and of parameters.
 
-    "hyper" has the context networks in it. A parameter's name may be cut at a dot: "g_s.6" stands for its weight and
-    bias.
+    "hyper" is what makes the distribution of y: context networks too, or the prior where y has one itself. A
+    parameter's name may be cut at a dot: "g_s.6" stands for its weight and bias.
 
     Raises:
         UsageError: an unknown recipe or name, or a parameter of the encoder, on which cached latents depend.
@@ -76,7 +77,7 @@ def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:
     wanted = RECIPES.get(recipe, (recipe,)) if isinstance(recipe, str) else tuple(recipe)
     codec = adapt(model)
     parts: dict[str, tuple[str, ...]] = {part: codec.prefixes(part) for part in TRAINABLE}
-    parts["hyper"] += parts["context"]  # together they make the means and scales of y
+    parts["hyper"] = parts["prior"] if codec.prior else parts["hyper"] + parts["context"]
     names = [name for name, _ in model.named_parameters()]
     chosen: set[str] = set()
     for one in wanted:

@@ -6,7 +6,8 @@
 A family is a subclass of `CodecModel`. An object of it wraps a module, whose parameters keep their names and values:
 checkpoints, digests and optimizers see the module alone. What a family is (its name, strides and parts) belongs to the
 class, what one model computes to the object. Tensors are float32 unless it is said otherwise. B images, M channels of y
-on h x w positions, N channels of a side latent z on hz x wz positions.
+on h x w positions, N channels of a side latent z on hz x wz positions. Models without a side latent have a z of no
+channels on h x w positions, so that the walk knows the size of y.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from lic_dist.errors import LicError
 from lic_dist.models.compat import import_compressai
+from lic_dist.models.priors import Side as Side
 
 Part = Literal["encoder", "decoder", "hyper", "context", "prior"]
 Support = Literal["deterministic", "tiles", "refinement"]
@@ -41,6 +43,11 @@ class Strides:
     y: int = 16
     sides: tuple[int, ...] = (64,)
     multiple: int = 64
+
+    @property
+    def side(self) -> int:
+        """The stride of the first side latent, or of the `NoSide` in its place."""
+        return self.sides[0] if self.sides else self.y
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +85,12 @@ class Elements:
         lanes = lanes.transpose(1, 2) if self.along == "channels" else lanes
         return lanes.reshape(-1, lanes.shape[2])
 
+    def channel_plane(self, part: Tensor) -> Tensor:
+        """Return the channel of each element of what `take` returns, uint16 of its shape: a view."""
+        first, step = self.channels.start or 0, self.channels.step or 1
+        numbers = (first + step * torch.arange(part.shape[1], device=part.device)).to(torch.uint16)
+        return numbers.reshape(-1, *(1 for _ in part.shape[2:])).expand(part.shape)
+
     def lane_channels(self, images: int, channels: int) -> NDArray[np.int64] | None:
         """Return the channel of each lane, [lanes], of so many images and M channels, or of each step, [1, steps].
 
@@ -104,11 +117,12 @@ class Elements:
 class Stage:
     """What is known of some elements of y before they are coded: the means and scales of their Gaussians.
 
-    Both have the shape of `elements.take(y)`. The scales are positive or are raised to CompressAI's bound, 0.11.
+    Both have the shape of `elements.take(y)`. The scales are positive or are raised to CompressAI's bound, 0.11. Where
+    y has a factorized prior (`CodecModel.prior`) the means are its medians, and there are no scales.
     """
 
     means: Tensor
-    scales: Tensor
+    scales: Tensor | None = None
     elements: Elements = Elements()
 
     def to_lanes(self, part: Tensor) -> NDArray[Any]:
@@ -121,39 +135,11 @@ class Stage:
 
 
 class Given(NamedTuple):
-    """Means and scales of all of y, and y_hat as `synthesise` takes it: [B, M, h, w] each."""
+    """Means and scales (see `Stage`) of all of y, and y_hat as `synthesise` takes it: [B, M, h, w] each."""
 
     means: Tensor
-    scales: Tensor
+    scales: Tensor | None
     y_hat: Tensor
-
-
-@dataclass(frozen=True)
-class Side:
-    """A side latent, coded by a factorized prior, a CompressAI EntropyBottleneck with integer tables after `update`."""
-
-    name: str
-    prior: Any
-
-    @property
-    def channels(self) -> int:
-        """N, the number of its channels."""
-        return int(self.prior.channels)
-
-    def medians(self) -> Tensor:
-        """Return the medians of the prior, from which the coded integers count: [1, N, 1, 1]."""
-        quantiles: Tensor = self.prior.quantiles
-        return quantiles.detach()[:, 0, 1].reshape(1, -1, 1, 1)
-
-    def dequantize(self, z: Tensor) -> Tensor:
-        """Return z_hat, z + medians, of the coded integers z of any type, [B, N, hz, wz]."""
-        middle = self.medians()
-        return z.to(middle.dtype) + middle
-
-    def likelihood(self, z_hat: Tensor) -> Tensor:
-        """Return the probability of each element of z_hat, at least CompressAI's bound of 1e-9."""
-        likelihood: Tensor = self.prior(z_hat, training=False)[1]
-        return likelihood
 
 
 def one_layout(values: Tensor) -> Tensor:
@@ -229,7 +215,7 @@ class CodecModel(ABC):
     @property
     @abstractmethod
     def sides(self) -> tuple[Side, ...]:
-        """The side latents, in the order of coding."""
+        """The side latents, in the order of coding; a `NoSide` alone where there are none."""
 
     @property
     @abstractmethod
@@ -260,6 +246,11 @@ class CodecModel(ABC):
     def channels(self) -> int:
         """M, the number of channels of y."""
         return int(self.module.M)
+
+    @property
+    def prior(self) -> Side | None:
+        """The factorized prior that codes y itself, with tables by channel; None where `gaussian` codes it."""
+        return None
 
     @property
     def gaussian(self) -> Any:
@@ -305,17 +296,20 @@ class CodecModel(ABC):
         means, scales = corrected.new_empty(corrected.shape), corrected.new_empty(corrected.shape)
         for stage in stages:
             stage.elements.put(means, stage.means)
-            stage.elements.put(scales, stage.scales)
-        return Given(means, scales, corrected)
+            if stage.scales is not None:
+                stage.elements.put(scales, stage.scales)
+        return Given(means, scales if self.prior is None else None, corrected)
 
     def likelihood(self, y: Tensor, stage: Stage) -> Tensor:
         """Return CompressAI's likelihood of a stage's elements y, for cells of step 1 about them, with its bound."""
+        if self.prior is not None:
+            return self.prior.likelihood(y)
         gaussian = self.gaussian
         likelihood: Tensor = gaussian.likelihood_lower_bound(gaussian._likelihood(y, stage.scales, stage.means))
         return likelihood
 
     def update(self) -> None:
-        """Make the integer tables of `gaussian` and of the priors from the present weights."""
+        """Make the integer tables of `gaussian` and of all priors from the present weights."""
         self.module.update(force=True)
 
     def require(self, what: Support) -> None:

@@ -68,7 +68,6 @@ def _has(*parts: str) -> Callable[[_Names], bool]:
 OTHERS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (
     ("a video model (ssf2020)", _has("motion_encoder")),
     ("a variable-rate model (vbr)", _has("Gain", "h_a.")),
-    ("bmshj2018-factorized", lambda state: _has("g_a.", "entropy_bottleneck.")(state) and not _has("h_a.")(state)),
 )
 """Families that are not served, looked for from the first on, after those of installed packages."""
 

@@ -37,7 +37,7 @@ def known_stage(codec: CodecModel, sides_hat: Sides, size: tuple[int, ...], run:
 
 
 def only_side(codec: CodecModel) -> Side:
-    """Return the side latent of a model that has one. Raises LicError where it has none, or several."""
+    """Return the side latent of a model that has one, or its `NoSide`. Raises LicError where it has several."""
     if len(codec.sides) != 1:
         raise LicError(f"{codec.name} has {len(codec.sides)} side latents; one is served")
     return codec.sides[0]

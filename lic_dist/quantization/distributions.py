@@ -45,7 +45,7 @@ def analytic_pmf(step: float, trellis: Trellis, rounding: float = 0.5) -> NDArra
     """
     sigmas = SCALES.astype(np.float64)[:, None]
     blocks = []
-    for upper in _upper_edges(step, trellis, rounding):
+    for upper in upper_edges(step, trellis, rounding):
         tails = torch.erfc(torch.from_numpy(upper / (np.sqrt(2.0) * sigmas))).numpy()  # P(|r| > edge)
         blocks.append(np.hstack([1.0 - tails[:, :1], 0.5 * (tails[:, :-1] - tails[:, 1:])]))
     return np.concatenate(blocks)
@@ -58,7 +58,7 @@ def factorized_pmf(cdf: Cdf, channels: int, step: float, trellis: Trellis, round
     """
     channel = np.arange(channels)[:, None]
     blocks = []
-    for upper in _upper_edges(step, trellis, rounding):
+    for upper in upper_edges(step, trellis, rounding):
         edges = np.concatenate((-upper[::-1], upper))
         below = np.asarray(cdf(channel, np.tile(edges, (channels, 1))), np.float64)
         blocks.append(np.diff(below))
@@ -66,7 +66,7 @@ def factorized_pmf(cdf: Cdf, channels: int, step: float, trellis: Trellis, round
     return pmf
 
 
-def _upper_edges(step: float, trellis: Trellis, rounding: float) -> list[NDArray[Any]]:
+def upper_edges(step: float, trellis: Trellis, rounding: float) -> list[NDArray[Any]]:
     """Return for each quantizer the upper edges of the cells of |k| = 0..K, float64 [K+1].
 
     In steps: scalar |k| + 1 - xi (xi = `rounding`); Q0 2|k| + 1; Q1 1/2 for 0, else 2|k|. A cell begins where the one

@@ -24,7 +24,7 @@ from lic_dist.quantization.trellis import SCALAR, Trellis
 FORMAT = "lic_dist quantizer record 2"
 _MOST_BYTES = 1 << 25  # limits what a broken record may claim
 _DTYPES = ("<i4", "<f4")
-_UNIFORM = CdfTables(np.array([[0, 1 << 15, 1 << 16]]), np.array([3]), np.array([0]))
+NO_Z = CdfTables(np.array([[0, 1 << 15, 1 << 16]]), np.array([3]), np.array([0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class QuantizerRecord:
     rounding: float = 0.5
     shift: float = 0.0
     refine: int = 0
-    z_tables: CdfTables = _UNIFORM
+    z_tables: CdfTables = NO_Z
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

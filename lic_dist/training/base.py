@@ -72,7 +72,7 @@ class RelaxedModel(nn.Module):
         """Return z_hat and the likelihoods of each side latent."""
         sides_hat, likelihoods = [], []
         for side, z in zip(self._codec.sides, self._codec.hyper_analyse(y), strict=True):
-            z_hat, likelihood = side.prior(z)
+            z_hat, likelihood = side.relaxed(z)
             if self._mixed:
                 medians = side.medians()
                 z_hat = _round_straight_through(z - medians) + medians

@@ -18,6 +18,9 @@ one after another from k, those that the parent's networks rebuild (`likelihood`
 that corrects y_hat after its stages does so with its present networks, and g_s sees the result.
 
 z_hat is the stored one; its bits are CompressAI's likelihood.
+
+A factorized prior of y trains where the recipe has it: in the first form by the cells of k under it, which is what the
+search chose, in the others by the likelihood that they name. Its medians are the means, and stay.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from lic_dist.models.architectures import adapt
 from lic_dist.models.protocol import TRANSFORMS, Given, Run, Sides, Stage
 from lic_dist.models.stages import bits_of
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.training.rate import IndexRate
+from lic_dist.training.rate import CellRate, ChannelRate, IndexRate
 from lic_dist.training.samples import Batch
 
 MeansGradient = Literal["likelihood", "search", "pixels"]
@@ -57,7 +60,8 @@ def unit_sq(record: QuantizerRecord) -> bool:
 class Decoding(nn.Module):
     """The forward pass of the module's text. `bf16` runs g_s under autocast; means, scales and bits are always float32.
 
-    The search cost needs y in the batch. It adds to the gradient, not to the value of the bits returned.
+    The search cost needs y in the batch. It adds to the gradient, not to the value of the bits returned. `prior_trains`
+    says that indices are charged by the prior of y, where y has one, and not by the record's tables.
     """
 
     def __init__(
@@ -67,11 +71,12 @@ class Decoding(nn.Module):
         form: Form = "quantized",
         bf16: bool = False,
         means_gradient: MeansGradient = "pixels",
+        prior_trains: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.bf16, self.pixels = model, bf16, means_gradient == "pixels"
         self._codec = adapt(model)
-        self.rate, self.unit_sq = IndexRate(record), unit_sq(record)
+        self.rate, self.unit_sq = self._rate_of(record, prior_trains), unit_sq(record)
         error_weight = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
         weights = torch.from_numpy(record.weights * np.float32(error_weight))
         self.register_buffer("weights", weights.reshape(1, -1, 1, 1), persistent=False)
@@ -87,6 +92,11 @@ class Decoding(nn.Module):
             "straight-through": self._straight_through,
         }
         self.make_y_hat = forms[form]
+
+    def _rate_of(self, record: QuantizerRecord, prior_trains: bool) -> nn.Module:
+        if (prior := self._codec.prior) is None:
+            return IndexRate(record)
+        return CellRate(record, prior) if prior_trains else ChannelRate(record)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (x_hat float32 [b, 3, s, s], bits of y and z in the batch, float32)."""
@@ -112,8 +122,7 @@ class Decoding(nn.Module):
 
     def _quantized(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
         found, sent = self._rebuilt(batch, sides_hat)
-        scales = self._codec.gaussian.lower_bound_scale(found.scales)  # its gradient lets sigma grow above the bound
-        bits = self.rate(scales, batch.k, batch.quantizer).sum()
+        bits = self._index_bits(batch, found)
         if self.pixels:
             return found.y_hat, bits
         cost = (self.weights * (batch.y - sent).square()).sum()
@@ -126,7 +135,7 @@ class Decoding(nn.Module):
         with torch.no_grad():
             _, fixed = self._rebuilt(batch, sides_hat, lambda name, values: self._parent_nets[name](values))
         found = self._codec.given(sides_hat, fixed)
-        bits = self._gaussian_bits(fixed if self.unit_sq else self._noisy(batch), found)
+        bits = self._likelihood_bits(fixed if self.unit_sq else self._noisy(batch), found)
         if self.pixels:
             return found.means + batch.level + (found.y_hat - fixed), bits  # with the correction, if there is one
         return found.y_hat, bits
@@ -134,7 +143,7 @@ class Decoding(nn.Module):
     def _noise(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
         noisy = self._noisy(batch)
         found = self._codec.given(sides_hat, noisy)
-        return found.y_hat, self._gaussian_bits(noisy, found)
+        return found.y_hat, self._likelihood_bits(noisy, found)
 
     def _straight_through(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
         y = batch.y.to(self.weights.dtype)
@@ -144,10 +153,18 @@ class Decoding(nn.Module):
             return torch.round(stage.elements.take(y) - means) + means
 
         found = self._codec.follow(sides_hat, rounded)
-        return found.y_hat, self._gaussian_bits(self._noisy(batch), found)
+        return found.y_hat, self._likelihood_bits(self._noisy(batch), found)
+
+    def _index_bits(self, batch: Batch, found: Given) -> Tensor:
+        if found.scales is None:
+            bits: Tensor = self.rate(batch.k, batch.quantizer).sum().float()
+            return bits
+        scales = self._codec.gaussian.lower_bound_scale(found.scales)  # its gradient lets sigma grow above the bound
+        bits = self.rate(scales, batch.k, batch.quantizer).sum()
+        return bits
 
     def _noisy(self, batch: Batch) -> Tensor:
         return batch.y.to(self.weights.dtype) + batch.noise
 
-    def _gaussian_bits(self, y: Tensor, found: Given) -> Tensor:
+    def _likelihood_bits(self, y: Tensor, found: Given) -> Tensor:
         return bits_of(self._codec.likelihood(y, Stage(found.means, found.scales)))

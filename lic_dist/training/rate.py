@@ -1,12 +1,19 @@
-"""The differentiable rate of fixed indices: a record's -log2 P(k | sigma, Q), interpolated in log sigma between
-levels.
+"""The rate of fixed indices, in three forms.
+
+IndexRate     a record's -log2 P(k | sigma, Q), interpolated in log sigma between levels: differentiable in sigma
+ChannelRate   a record's -log2 P(k | channel, Q), where y has a factorized prior that does not train
+CellRate      that of the cell of k under the prior itself: differentiable in the prior, which a record's tables,
+              once they are made, do not follow
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lic_dist.models.protocol import Side
+from lic_dist.quantization.distributions import upper_edges
 from lic_dist.quantization.rates import LEVELS, SCALES, bits_table
 from lic_dist.quantization.record import QuantizerRecord
 
@@ -39,3 +46,52 @@ class IndexRate(nn.Module):
         magnitude = k.long().abs().clamp(max=self.largest)
         index = (quantizer.long() * LEVELS + below.long()) * (self.largest + 1) + magnitude
         return torch.lerp(self.table[index], self.table[index + self.largest + 1], part)
+
+
+class ChannelRate(nn.Module):
+    """Bits of indices k by a record's tables by channel, as the coder charges them, escapes included."""
+
+    def __init__(self, record: QuantizerRecord) -> None:
+        super().__init__()
+        tables, self.channels = record.y_tables, record.levels
+        self.width = tables.symbol_bits.shape[1]
+        for name, values in (("bits", tables.symbol_bits), ("escape", tables.size - 2), ("offset", tables.offset)):
+            self.register_buffer(name, torch.from_numpy(values.copy()).flatten(), persistent=False)
+        self.bits: Tensor
+        self.escape: Tensor
+        self.offset: Tensor
+
+    def forward(self, k: Tensor, quantizer: Tensor) -> Tensor:
+        """Return the bits of each element, float64 [B, M, h, w], from k int16 and quantizer uint8 of this shape."""
+        channel = torch.arange(self.channels, device=k.device).view(-1, 1, 1)
+        row = quantizer.long() * self.channels + channel
+        symbol, escape = k.long() - self.offset[row], self.escape[row].long()
+        beyond = torch.where(symbol < 0, -2 * symbol - 1, 2 * (symbol - escape))
+        escaped = (symbol < 0) | (symbol >= escape)
+        nibbles = sum((beyond >= 16**power).long() for power in range(5))
+        symbol_bits = self.bits[row * self.width + torch.where(escaped, escape, symbol)]
+        return symbol_bits + torch.where(escaped, 4 + 4 * nibbles, 0)
+
+
+class CellRate(nn.Module):
+    """Bits of indices k by what the prior of y gives their cells; SQ's of step 1 are those of CompressAI's likelihood.
+
+    The cells are those that a record's analytic tables are integrated over (quantization/distributions.py).
+    """
+
+    def __init__(self, record: QuantizerRecord, prior: Side) -> None:
+        super().__init__()
+        self.prior = prior
+        upper = np.stack(upper_edges(record.step, record.trellis, record.rounding))  # [Q, K+1], of |k|
+        edges = torch.from_numpy(np.hstack((-upper[:, :1], upper))).float()
+        self.register_buffer("edges", edges.flatten(), persistent=False)
+        self.largest = upper.shape[1] - 1
+        self.edges: Tensor
+
+    def forward(self, k: Tensor, quantizer: Tensor) -> Tensor:
+        """Return the bits of each element, float32 [B, M, h, w], from k int16 and quantizer uint8 of this shape."""
+        index = quantizer.long() * (self.largest + 2) + k.long().abs().clamp(max=self.largest)
+        low, high = self.edges[index], self.edges[index + 1]
+        low, high = torch.where(k < 0, -high, low), torch.where(k < 0, -low, high)
+        medians = self.prior.medians()
+        return -torch.log2(self.prior.probability(low + medians, high + medians))

@@ -110,8 +110,9 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         return path
     model: Any = copy.deepcopy(parent.model).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16, means_gradient = section.precision == "bf16", section.means if hyper else "pixels"
-    decoding = Decoding(model, record, form_of(section, record, hyper), bf16, means_gradient).to(ranks.device)
-    judged = Decoding(model, record, bf16=bf16).to(ranks.device)
+    form = form_of(section, record, hyper)
+    decoding = Decoding(model, record, form, bf16, means_gradient, prior_trains=hyper).to(ranks.device)
+    judged = Decoding(model, record, bf16=bf16, prior_trains=hyper).to(ranks.device)
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
     chosen = cache.indices(held_out=True)[:HELD_OUT_MOST]
     held_out = Samples(cache, source.group, quantizer, chosen, hyper, layout)

@@ -1,4 +1,4 @@
-"""The main job on models with a context: a cache, a retrained decoder and hyper-decoder, real bitstreams."""
+"""The main job on models with a context, and one without a side latent: cache, retraining, real bitstreams."""
 
 from __future__ import annotations
 
@@ -39,9 +39,12 @@ def asked(name: str, photos: Path, folder: Path) -> config.Experiment:
     )  # fmt: skip
 
 
+WHOLE = ["bmshj2018-factorized", "mbt2018", "cheng2020-anchor-checkerboard", "elic2022-official", "minnen2020-charm"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mbt2018", "cheng2020-anchor-checkerboard", "elic2022-official", "minnen2020-charm"])
-def test_a_context_model_goes_through_the_whole_job(
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_family_goes_through_the_whole_job(
     name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -140,7 +140,6 @@ def test_a_pickled_module_is_named_and_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "name"),
     [
-        ("FactorizedPrior", "bmshj2018-factorized"),
         ("MeanScaleHyperpriorVbr", "a variable-rate model"),
     ],
 )

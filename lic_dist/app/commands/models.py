@@ -29,8 +29,8 @@ def list_all(context: typer.Context) -> None:
     typer.echo("families:")
     for name in (*ARCHITECTURES, *installed()):
         of = family(name)
-        sides = " and ".join(map(str, of.strides.sides))
-        typer.echo(f"  {name}: y a {of.strides.y}th, z a {sides}th of the sides; {', '.join(sorted(of.supports))}")
+        z = f", z a {' and '.join(map(str, of.strides.sides))}th" if of.strides.sides else ""
+        typer.echo(f"  {name}: y a {of.strides.y}th{z} of the sides; {', '.join(sorted(of.supports))}")
     typer.echo("checkpoints:")
     for name, path in checkpoint.zoo().items():
         content = checkpoint.read(path)
@@ -60,10 +60,11 @@ def _lines(loaded: Checkpoint) -> Iterator[str]:
     options = "".join(f", {key} {value}" for key, value in spec.options.items())
     lmbda = "not said" if math.isnan(spec.lmbda) else f"{spec.lmbda:g}"
     yield f"N {spec.N}, M {spec.M}{options}, lambda {lmbda}"
+    sides = [side.name for side in codec.sides if side.channels]
+    strides = zip(["y", *sides], [codec.strides.y, *codec.strides.sides], strict=True)
     yield (
-        f"strides: y {codec.strides.y}, "
-        + ", ".join(f"{side.name} {stride}" for side, stride in zip(codec.sides, codec.strides.sides, strict=True))
-        + f"; pictures are padded to multiples of {codec.strides.multiple}"
+        f"strides: {', '.join(f'{name} {stride}' for name, stride in strides)}; "
+        f"pictures are padded to multiples of {codec.strides.multiple}"
     )
     stages = codec.layout(256 // codec.strides.y, 256 // codec.strides.y)
     yield f"stages of a crop of 256x256: {len(stages)}; channels of y: {codec.channels}"
