@@ -27,7 +27,7 @@ from lic_dist.models.compat import import_compressai
 from lic_dist.models.lambdas import LAMBDAS
 from lic_dist.models.names import SUFFIX
 from lic_dist.models.protocol import CodecModel
-from lic_dist.models.recognise import parse_published_name, recognise, tensors_of
+from lic_dist.models.recognise import as_named, parse_published_name, recognise, tensors_of
 from lic_dist.models.unpickle import read
 
 COMPRESSAI = "compressai:"  # begins the names of CompressAI's own zoo
@@ -167,7 +167,7 @@ def load(
     options = dict((content.get("options") if said else options) or {})
     model = build(architecture, **{**options, **sizes})
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(as_named(model.state_dict(), state))
     except (RuntimeError, KeyError, ValueError) as error:
         raise LicError(f"{path} does not fit {architecture}: {str(error).splitlines()[-1].strip()}") from None
     update_tables(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -51,12 +51,19 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
+def as_named(own: Container[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under the names that a module has for them: CompressAI's strided blocks had `downsample` for
+    `skip`, which blocks of other repositories still have.
+    """
+    return {name if name in own else name.replace(".downsample.", ".skip."): value for name, value in state.items()}
+
+
 def _may_wrap(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(inner, Tensor | Mapping) for inner in value.values())
 
 
 def _renamed(name: str) -> str:
-    name = _PREFIX.sub("", name).replace(".downsample.", ".skip.")
+    name = _PREFIX.sub("", name)
     found = _BOTTLENECK.match(name)
     return f"entropy_bottleneck.{_PLURAL[found[1]]}.{found[2]}" if found else name
 

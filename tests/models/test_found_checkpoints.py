@@ -21,7 +21,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import build
 from lic_dist.models.compat import import_compressai
-from lic_dist.models.recognise import WRAPPERS, parse_published_name, recognise, tensors_of
+from lic_dist.models.recognise import WRAPPERS, as_named, parse_published_name, recognise, tensors_of
 
 
 def state(architecture: str = "mbt2018-mean") -> dict[str, Tensor]:
@@ -219,12 +219,20 @@ def paths(folder: Path) -> tuple[Path, Path]:
     return folder / "a.png", folder / "a.bin"
 
 
-def test_old_names_of_strided_blocks_are_renamed_as_compressai_does() -> None:
+def test_old_names_of_strided_blocks_are_renamed_as_compressai_does_where_a_model_has_no_such_names() -> None:
     from compressai.zoo.pretrained import rename_key
 
-    value = torch.zeros(2, 2)
-    old = "module.g_a.0.downsample.weight"
-    assert list(tensors_of({old: value})) == [rename_key(rename_key(old))] == ["g_a.0.skip.weight"]
+    old, today = "module.g_a.0.downsample.weight", "g_a.0.skip.weight"
+    found = tensors_of({old: torch.zeros(2, 2)})
+    assert list(as_named([today], found)) == [rename_key(rename_key(old))] == [today]
+    assert list(as_named(["g_a.0.downsample.weight"], found)) == ["g_a.0.downsample.weight"]
+
+
+def test_a_checkpoint_of_cheng2020_with_old_names_loads(tmp_path: Path) -> None:
+    made = dict(build("cheng2020-anchor", 4, 4).state_dict())
+    torch.save({name.replace(".skip.", ".downsample."): value for name, value in made.items()}, tmp_path / "a.tar")
+    held = checkpoint.load(str(tmp_path / "a.tar"), lmbda=0.05).model.state_dict()
+    assert torch.equal(held["g_a.0.skip.weight"], made["g_a.0.skip.weight"])
 
 
 @pytest.mark.parametrize("name", ["40_module_prefix", "41_legacy_names", "44_npfloat", "45_model_key"])
