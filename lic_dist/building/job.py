@@ -25,7 +25,7 @@ from lic_dist.cache.storage import Storage
 from lic_dist.cache.store import finished_markers
 from lic_dist.data.crops import plan_crops, require_held_out
 from lic_dist.data.manifest import Manifest, scan
-from lic_dist.errors import LicError, UsageError
+from lic_dist.errors import LicError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint, ModelSource
 from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest
@@ -163,8 +163,7 @@ def geometry_of(parent: Checkpoint, crop: int) -> Geometry:
     """
     codec = parent.codec
     side, strides = only_side(codec), codec.strides
-    if crop % strides.multiple:
-        raise UsageError(f"images.crop {crop} is no multiple of {strides.multiple}, which {codec.name} needs")
+    codec.require_crop("images.crop", crop)
     return Geometry(crop, codec.channels, crop // strides.y, side.channels, crop // strides.side)
 
 

@@ -76,7 +76,7 @@ class Grid:
             LicError: there are several, and the family does not support tiles.
         """
         if max(self.high, self.wide) * self.pixel > TILE:
-            codec.require("tiles")
+            codec.require("tiles", f", which pictures above {TILE} pixels a side need")
         for rows in spans(codec.nets[name], self.high, reads, writes, self.pixel):
             for columns in spans(codec.nets[name], self.wide, reads, writes, self.pixel):
                 yield rows, columns

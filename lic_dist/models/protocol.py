@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lic_dist.errors import LicError
+from lic_dist.errors import LicError, UsageError
 from lic_dist.models.compat import import_compressai
 from lic_dist.models.priors import Side as Side
 
@@ -312,7 +312,13 @@ class CodecModel(ABC):
         """Make the integer tables of `gaussian` and of all priors from the present weights."""
         self.module.update(force=True)
 
-    def require(self, what: Support) -> None:
-        """Raise LicError where the family does not support something."""
+    def require(self, what: Support, why: str = "") -> None:
+        """Raise LicError where the family does not support something; `why` goes on from its name in the message."""
         if what not in self.supports:
-            raise LicError(f"{self.name} does not support {what}", hint="`lic-dist models` lists what families support")
+            hint = "`lic-dist models` lists what families support"
+            raise LicError(f"{self.name} does not support {what}{why}", hint=hint)
+
+    def require_crop(self, key: str, crop: int) -> None:
+        """Raise UsageError where crops of this side in pixels, which `key` of a configuration asks for, do not fit."""
+        if crop % self.strides.multiple:
+            raise UsageError(f"{key} {crop} is no multiple of {self.strides.multiple}, which {self.name} needs")

@@ -121,7 +121,8 @@ def train(config: Train, photos: Images) -> Path:
 
     Raises:
         LicError: no photos, photos smaller than a crop, a loss that is not finite.
-        UsageError: an unknown architecture, or `out` holds the state of a job with other settings.
+        UsageError: an unknown architecture, crops that it does not take, or `out` holds the state of a job with other
+            settings.
     """
     with joined() as ranks:
         return _train(config, photos, ranks)
@@ -129,6 +130,7 @@ def train(config: Train, photos: Images) -> Path:
 
 def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     start = _initial_checkpoint(config)
+    start.codec.require_crop("train.crop", config.crop)
     model: Any = start.model.to(ranks.device, memory_format=_memory_format(start.model, ranks.device))  # type: ignore[call-overload]
     manifest = scan(section.path)
     require_held_out(manifest, section.held_out)
@@ -137,7 +139,8 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     digests = {photo.digest for photo in held_out}
     used = [photo for photo in usable if photo.digest not in digests]
     crops = photo_crops.RandomCrops(section.path, used, config.crop, config.seed)
-    judged = photo_crops.centre_crops(section.path, held_out, HELD_OUT_CROP, HELD_OUT_MOST)
+    multiple = start.codec.strides.multiple
+    judged = photo_crops.centre_crops(section.path, held_out, -(-HELD_OUT_CROP // multiple) * multiple, HELD_OUT_MOST)
     if not len(judged):
         judged = photo_crops.centre_crops(section.path, held_out, config.crop, HELD_OUT_MOST)
     unused = () if config.options else ("options",)
