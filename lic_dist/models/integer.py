@@ -115,14 +115,14 @@ class _Convolution:
 
     def __call__(self, x: Tensor) -> Tensor:
         (_, batch, high, wide), pad, stride = x.shape, self._padding, self._stride
-        around = nn.functional.pad(x, (pad, pad, pad, pad))
+        around = nn.functional.pad(x, (pad, pad, pad, pad)) if pad else x
         out = x.new_empty(len(self._start), batch, high, stride, wide, stride)
         for (r, q), taps in self._taps.items():
             total = self._start.repeat(1, batch * high * wide)
             for n, m, weight in taps:
                 part = around[:, :, pad - n : pad - n + high, pad - m : pad - m + wide]
                 total.addmm_(weight, part.reshape(len(part), -1))
-            out[:, :, :, r, :, q] = _clamp(total.mul_(self._unit).floor_()).view(-1, batch, high, wide)
+            out[:, :, :, r, :, q] = _clamp(total.mul_(self._unit).floor_(), total).view(-1, batch, high, wide)
         return out.view(-1, batch, high * stride, wide * stride)
 
 
@@ -193,5 +193,5 @@ def _leaky(slope: int, x: Tensor) -> Tensor:
     return torch.where(x > 0, x, ((x * slope + 2.0 ** (SLOPE_BITS - 1)) * 2.0**-SLOPE_BITS).floor())
 
 
-def _clamp(x: Tensor) -> Tensor:
-    return x.clamp(-LARGEST, LARGEST)
+def _clamp(x: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.clamp(x, -LARGEST, LARGEST, out=out)
