@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 from lic_dist.app.cli import app
 from lic_dist.errors import UsageError
 from lic_dist.models import architectures, checkpoint
-from lic_dist.models.architectures import ModelSpec, adapt, build, family, installed
+from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, adapt, build, family, installed
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.recognise import recognise
 
@@ -142,3 +144,11 @@ def test_describe_says_what_a_plain_checkpoint_is(tmp_path: Path) -> None:
     counts = [int(line.split()[1].replace(",", "")) for line in said if line.endswith("parameters")]
     assert [line.split(":")[0].strip() for line in said[5:9]] == ["encoder", "decoder", "hyper", "prior"]
     assert sum(counts) == sum(values.numel() for values in model.parameters()) and said[-1] == "  quantizers: sq"
+
+
+def test_the_page_says_what_every_family_costs_in_lines() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    said = {name: int(lines) for name, lines in re.findall(r"^\| `([\w-]+)` \| (\d+) \|", page, re.MULTILINE)}
+    assert said.keys() == ARCHITECTURES.keys()
+    for name, lines in said.items():
+        assert abs(len(inspect.getsource(family(name)).splitlines()) - lines) <= 5, name

@@ -5,9 +5,10 @@
     what cc_mean read, y_hat of slice i                      -> lrp; y_hat += tanh(lrp) / 2, which later slices see
 
 Minnen and Singh 2020, Channel-wise Autoregressive Entropy Models. A slice is a stage. Modules of public repositories
-that have these names fit without a change: STF's (Googolxx/STF: WACNN, SymmetricalTransFormer), LIC_TCM's
-(jmliu206/LIC_TCM: TCM, whose supports pass window attention first) and their forks. They cut means and scales to the
-size of y, which does nothing here: pictures are padded so that y has a whole number of positions for each of z.
+that have these names fit without a change: STF's (Googolxx/STF: WACNN; SymmetricalTransFormer, whose transforms are no
+modules, wants `nets` of its adapter's own), LIC_TCM's (jmliu206/LIC_TCM: TCM, whose supports pass window attention
+first) and their forks. They cut means and scales to the size of y, which does nothing here: pictures are padded so that
+y has a whole number of positions for each of z.
 """
 
 from __future__ import annotations
