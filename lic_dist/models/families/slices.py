@@ -43,7 +43,7 @@ class ChannelSlices(CodecModel):
         "context": ("cc_mean_transforms.", "cc_scale_transforms.", "lrp_transforms."),
         "prior": ("entropy_bottleneck.",),
     }
-    supports = frozenset({"tiles"})
+    supports = frozenset({"refinement", "tiles"})
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
