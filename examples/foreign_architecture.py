@@ -15,7 +15,7 @@ class WindowSlices(ChannelSlices):
     mean_nets = ("atten_mean", "cc_mean_transforms")  # the lists that make means and scales, one after the other
     scale_nets = ("atten_scale", "cc_scale_transforms")
     parts = {**ChannelSlices.parts, "context": (*ChannelSlices.parts["context"], "atten_mean.", "atten_scale.")}
-    supports = frozenset()  # not tiles: where a window lies depends on the whole picture
+    supports = frozenset({"refinement"})  # not tiles: where a window lies depends on the whole picture
 
     @classmethod
     def fits(cls, state):

@@ -6,7 +6,8 @@ The definition. Every value is an integer; round() is to the nearest, a half to 
     unit        an activation X stands for X 2^-12; clamp(X) keeps it within -2^24 .. 2^24
     input       of h_s: X = clamp(2^12 z + round(2^12 m)), z the coded integer, m the float32 median of its channel.
                 Of the others: X = clamp(round(2^12 v)), v float32: outputs of networks, gathered and concatenated,
-                which that does not change, zeros, and y_hat = means + level, one addition of float32
+                which that does not change, zeros, and y_hat = means + level, one addition of float32; where it is
+                corrected, another one
     layers      one after another, those of a Sequential too. A convolution of stride 1, or a transposed one of stride
                 s whose output is s times the input on both axes; odd kernels no smaller than s, zero padding. A weight
                 is 0 where a mask is. For each output channel with float32 weights w and bias b:
@@ -19,6 +20,7 @@ The definition. Every value is an integer; round() is to the nearest, a half to 
     PixelShuffle    X at (r i + a, r j + b) of channel c is X at (i, j) of channel r^2 c + r a + b
     ReLU        max(X, 0)
     LeakyReLU   X where X > 0, else floor((S X + 2^18) / 2^19) with S = round(2^19 slope), 5243 for a slope of 0.01
+    HalfTanh    the sign of X times the number of v = 1 .. 2048 with |X| > floor(2^12 atanh((2 v - 1) / 2^12))
     DenormalizeGaussians, the last layer of `block-transform`, on a log scale or a mean X with the float32 deviation d:
                     scale X = clamp(floor((2^12 d) (e^(i/64) e^(j/4096)) + 1/2)), 64 i + j = X within -9 2^12 .. 5 2^12
                     and 0 <= j < 64; the powers of e and every result are rounded to float64
@@ -29,16 +31,16 @@ The definition. Every value is an integer; round() is to the nearest, a half to 
 Sums are taken in float64, one matrix product a tap of the kernel. The sum of |W| 2^24, with |B| and the half, stays
 below 2^53 (checked), so float64 is exact in any order, fused or not; and no library's convolution may choose an inexact
 way (Winograd, FFT). W and B follow from the checkpoint by powers of two and roundings alone, without a function that
-differs between libraries; powers of e are made in decimals and rounded once. IEEE 754 defines the sum and the products
-that y_hat is made of, one by one (`levels` of quantization/trellis.py), so that contexts of y_hat are the same
-everywhere, stage after stage.
+differs between libraries; powers of e and logarithms are made in decimals and rounded once. IEEE 754 defines the sum
+and the products that y_hat is made of, one by one (`levels` of quantization/trellis.py), so that contexts of y_hat are
+the same everywhere, stage after stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from decimal import Decimal, localcontext
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -47,7 +49,7 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.errors import LicError
-from lic_dist.models.layers import LEAST_LOG_SCALE, MOST_LOG_SCALE, MOST_MEAN, DenormalizeGaussians
+from lic_dist.models.layers import LEAST_LOG_SCALE, MOST_LOG_SCALE, MOST_MEAN, DenormalizeGaussians, HalfTanh
 from lic_dist.models.protocol import Side
 
 UNIT_BITS, WEIGHT_BITS, MOST_BITS, SLOPE_BITS = 12, 14, 24, 19
@@ -179,6 +181,8 @@ def _layer(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         return partial(torch.clamp, min=0)
     if isinstance(layer, nn.LeakyReLU) and 0 <= layer.negative_slope <= 1:
         return partial(_leaky, round(layer.negative_slope * 2**SLOPE_BITS))
+    if isinstance(layer, HalfTanh):
+        return _half_tanh
     if isinstance(layer, DenormalizeGaussians):
         return _DenormalizeGaussians(layer)
     raise LicError(f"the entropy model has a layer without a form in integers: {layer}", hint=_HINT)
@@ -191,6 +195,19 @@ def _shuffle(layer: nn.Module, x: Tensor) -> Tensor:
 
 def _leaky(slope: int, x: Tensor) -> Tensor:
     return torch.where(x > 0, x, ((x * slope + 2.0 ** (SLOPE_BITS - 1)) * 2.0**-SLOPE_BITS).floor())
+
+
+def _half_tanh(x: Tensor) -> Tensor:
+    return torch.bucketize(x.abs(), _half_tanh_steps(x.device)) * x.sign()
+
+
+@cache
+def _half_tanh_steps(device: torch.device) -> Tensor:
+    """Return the largest X of each half of tanh, 0 .. 2047 units."""
+    half = 1 << UNIT_BITS - 1
+    with localcontext(prec=40):
+        steps = [float((half * (Decimal(2 * half + n) / (2 * half - n)).ln()) // 1) for n in range(1, 2 * half, 2)]
+    return torch.tensor(steps, dtype=torch.float64, device=device)
 
 
 def _clamp(x: Tensor, out: Tensor | None = None) -> Tensor:

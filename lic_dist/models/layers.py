@@ -41,6 +41,14 @@ class Gain(nn.Module):
         return y * self.gain[:, None, None]
 
 
+class HalfTanh(nn.Module):
+    """tanh(x) / 2, which bounds a predicted residual by the error of rounding (Minnen and Singh 2020)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same."""
+        return 0.5 * torch.tanh(x)
+
+
 class NormalizeChannels(nn.Module):
     """Divide y [B, M, h, w] by `deviation` float32 [M], the standard deviation of each channel of y."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,19 @@ def test_a_foreign_model_codes_pictures_of_any_size(
     codec = ImageCodec(foreign.model, record(foreign, quantizer))
     encoded = codec.encode(image)
     assert np.array_equal(codec.decode(encoded.data), codec.picture(encoded)) and encoded.shape == shape
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_latents_of_a_foreign_model_are_refined(foreign: Checkpoint) -> None:
+    image, plain = picture(4, 256, 256), record(foreign, "tcq")
+    x = torch.from_numpy(image.transpose(2, 0, 1)[None].copy()).float() / 255
+    losses = []
+    for steps in (0, 2):
+        encoded = ImageCodec(foreign.model, replace(plain, refine=steps)).encode(image)
+        error = float((foreign.codec.synthesise(encoded.y_hat) - x).square().mean())
+        losses.append(plain.lmbda * 255**2 * error + encoded.coded_bits / 256**2)
+    assert losses[1] < losses[0]
 
 
 def test_windows_go_in_one_tile(foreign: Checkpoint) -> None:

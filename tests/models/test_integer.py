@@ -28,7 +28,7 @@ from lic_dist.models import checkpoint
 from lic_dist.models.architectures import adapt, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.integer import LARGEST, IntegerNet, exact_z_hat
-from lic_dist.models.layers import DenormalizeGaussians
+from lic_dist.models.layers import DenormalizeGaussians, HalfTanh
 from lic_dist.models.protocol import TRANSFORMS, CodecModel, Stage, mask_weights
 from lic_dist.models.stages import dequantize_z, only_side, only_stage
 from lic_dist.quantization.rates import SCALES, level_index
@@ -106,6 +106,10 @@ def by_the_book(net: nn.Module, x: NDArray[np.object_]) -> NDArray[np.object_]:
             continue
         if isinstance(layer, nn.LeakyReLU):
             x = np.vectorize(lambda v: v if v > 0 else (5243 * v + 2**18) // 2**19, otypes=[object])(x)
+            continue
+        if isinstance(layer, HalfTanh):
+            powers = np.vectorize(lambda v: (Decimal(int(v)) / 2048).exp(), otypes=[object])(x)  # e^(2 x)
+            x = np.vectorize(lambda e: round(2048 * (e - 1) / (e + 1)), otypes=[object])(powers)
             continue
         if isinstance(layer, DenormalizeGaussians):
             M = len(x) // 2
@@ -360,3 +364,13 @@ def test_the_command_line_writes_it(base: Path, photos: Path, tmp_path: Path) ->
         assert result.exit_code == 0 and Container.unpack(file.read_bytes()).integer == integer
         result = CliRunner().invoke(app, ["decode", str(file), str(tmp_path / "a.png"), "--model", str(base)])
         assert result.exit_code == 0
+
+
+def test_half_of_tanh_is_the_nearest_unit_at_every_step() -> None:
+    units = np.arange(-25_000, 25_001)
+    found = (
+        IntegerNet(HalfTanh())(torch.from_numpy(units / 4096).reshape(1, 1, 1, -1)).flatten().double().numpy() * 4096
+    )
+    true = 2048 * np.tanh(units / 4096)
+    assert np.array_equal(found, found.round()) and np.abs(found - true).max() <= 0.5 + 1e-9
+    assert set(found) == set(range(-2048, 2049))

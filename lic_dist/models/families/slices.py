@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lic_dist.models.layers import HalfTanh
 from lic_dist.models.protocol import CodecModel, Elements, Run, Side, Sides, Stage, one_layout
 
 
@@ -51,6 +52,12 @@ class ChannelSlices(CodecModel):
         ends = np.cumsum([0, *sizes]).tolist()
         self._slices = [Elements(slice(*ends[number : number + 2])) for number in range(len(sizes))]
         self._channels = ends[-1]
+        self._nets = {name: getattr(self.module, name) for name in ("g_a", "h_a", "g_s", "h_mean_s", "h_scale_s")}
+        for name in (*self.mean_nets, *self.scale_nets, self.residual_net):
+            self._nets |= {f"{name}_{number}": net for number, net in enumerate(getattr(self.module, name))}
+        for number in range(len(sizes)):
+            name = f"{self.residual_net}_{number}"
+            self._nets[name] = nn.Sequential(self._nets[name], HalfTanh())
 
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -67,10 +74,7 @@ class ChannelSlices(CodecModel):
 
     @property
     def nets(self) -> Mapping[str, nn.Module]:
-        found = {name: getattr(self.module, name) for name in ("g_a", "h_a", "g_s", "h_mean_s", "h_scale_s")}
-        for name in (*self.mean_nets, *self.scale_nets, self.residual_net):
-            found |= {f"{name}_{number}": net for number, net in enumerate(getattr(self.module, name))}
-        return found
+        return self._nets
 
     def layout(self, height: int, width: int) -> tuple[Elements, ...]:
         return tuple(self._slices)
@@ -85,8 +89,7 @@ class ChannelSlices(CodecModel):
             support, means = _chain(run, self.mean_nets, number, torch.cat((of_means, *known), 1))
             _, scales = _chain(run, self.scale_nets, number, torch.cat((of_scales, *known), 1))
             sent = yield Stage(means, scales, elements)
-            residual = run(f"{self.residual_net}_{number}", one_layout(torch.cat((support, sent), 1)))
-            y_hat.append(sent + 0.5 * torch.tanh(residual))
+            y_hat.append(sent + run(f"{self.residual_net}_{number}", one_layout(torch.cat((support, sent), 1))))
         return torch.cat(y_hat, 1)
 
 
@@ -95,6 +98,7 @@ class Minnen2020Charm(ChannelSlices):
 
     name = "minnen2020-charm"
     module_class = "lic_dist.models.channel_slices:ChannelSliceModel"
+    supports = frozenset({"deterministic", "refinement", "tiles"})
 
     @classmethod
     def build(cls, **sizes: Any) -> nn.Module:
