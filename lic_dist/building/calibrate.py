@@ -33,7 +33,8 @@ from lic_dist.building.latents import Inputs, Latents, inputs_of, squared_error
 from lic_dist.building.records import analytic_record
 from lic_dist.cache.trials import Row, Trials
 from lic_dist.errors import LicError
-from lic_dist.models.checkpoint import Checkpoint, digest
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.parts import model_digest
 from lic_dist.progress import Progress
 from lic_dist.quantization.adaptation import adaptation_rounds
 from lic_dist.quantization.kinds import KINDS
@@ -225,7 +226,7 @@ def _identity(
     """Return a digest of all that decides which trials are made and what they measure."""
     total = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     versions = __version__, torch.__version__, np.__version__
-    total.update(f"{versions} {checkpoint.spec} {digest(checkpoint.model.state_dict())}".encode())
+    total.update(f"{versions} {checkpoint.spec} {model_digest(checkpoint.model)}".encode())
     for array in (weights, *pilot.arrays, *held_inputs.arrays, *vars(held_out).values()):
         total.update(f"{array.dtype} {array.shape}".encode())
         total.update(np.ascontiguousarray(array).data)

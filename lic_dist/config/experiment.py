@@ -27,7 +27,10 @@ __all__ = ["Finetune", "Phase", "Section", "Steps", "Train", "set_key"]
 class Model(Section):
     """The base model. Architecture, N, M and lmbda come from the checkpoint unless it lacks them."""
 
-    checkpoint: PathText = Field(description="A checkpoint's path, or a name of `lic-dist models`.")
+    checkpoint: PathText = Field(
+        description="A checkpoint's path, or a name of `lic-dist models`; of a variable-rate model with its rate: "
+        "FILE@3 is the fourth, FILE@0.35 a gain."
+    )
     architecture: str | None = Field(
         None,
         description="The model's family: a name of `lic-dist models`, or my_package.my_module:MyCodec, a CodecModel; "

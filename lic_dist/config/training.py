@@ -111,7 +111,12 @@ class Train(Steps):
     options: dict[str, Any] = Field(
         default_factory=dict, description="Arguments of the model's class beyond N and M, by name."
     )
-    lmbda: float = Field(0.013, gt=0, description="lambda of the loss L = lambda 255^2 MSE + bits per pixel.")
+    lmbda: float = Field(
+        0.013,
+        gt=0,
+        description="lambda of the loss L = lambda 255^2 MSE + bits per pixel; variable-rate models have their own "
+        "unless options name a gain.",
+    )
     steps: int = Field(10000, ge=1, description="Steps of the optimizer.")
     crop: int = Field(256, ge=64, multiple_of=64, description="Side of a crop, in pixels.")
     anneal: float = Field(

@@ -18,7 +18,8 @@ from lic_dist.errors import UsageError
 from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.names import label
+from lic_dist.models.names import label, split_gain, with_gain
+from lic_dist.models.parts import model_digest
 
 P = TypeVar("P", bound=Keyed)
 BASE = "base"  # the arm of a checkpoint that was not retrained
@@ -58,7 +59,7 @@ class Job:
         """Load the codec. Raises UsageError where checkpoint or record has changed since the run began."""
         loaded = self.load()
         record = named_record(loaded, self.record_at)
-        if (checkpoints.digest(loaded.model.state_dict()), record.digest) != (self.model, self.record):
+        if (model_digest(loaded.model), record.digest) != (self.model, self.record):
             raise UsageError(f"{self} has changed since the run began", hint="start it again")
         return ImageCodec(loaded.model, record)
 
@@ -126,18 +127,20 @@ class Task:
 
 
 def _matching(pattern: str) -> list[str]:
-    """Return the checkpoints that match a pattern, shipped ones first; a text that is no pattern is returned itself.
+    """Return the checkpoints that match a pattern, shipped ones first, each with the pattern's gain; a text that is no
+    pattern is returned itself.
 
     Raises:
         UsageError: the pattern matches none.
     """
     if Path(pattern).exists() or not glob.has_magic(pattern):
         return [pattern]
-    shipped = fnmatch.filter(checkpoints.zoo(), pattern)
-    on_disk = [path for path in sorted(glob.glob(pattern)) if checkpoints.exists(path)]
+    files, gain = split_gain(pattern)
+    shipped = fnmatch.filter(checkpoints.zoo(), files)
+    on_disk = [path for path in sorted(glob.glob(files)) if checkpoints.exists(path)]
     if not shipped and not on_disk:
         raise UsageError(f"no checkpoint matches '{pattern}'", hint="evaluate.checkpoints has names and paths")
-    return [*shipped, *on_disk]
+    return [with_gain(one, gain) for one in (*shipped, *on_disk)]
 
 
 def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment) -> list[Job]:
@@ -146,7 +149,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment) 
     architecture, lmbda = (section.architecture, section.lmbda) if section else (None, None)
     options = section.options if section else {}
     loaded = checkpoints.load(checkpoint, architecture, lmbda, options)
-    model = checkpoints.digest(loaded.model.state_dict())
+    model = model_digest(loaded.model)
     jobs = []
     names = [name for text in quantizers for name in (carried(loaded) if text == CARRIED else (text,))]
     for name in dict.fromkeys(names):
@@ -159,7 +162,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment) 
             Job(
                 checkpoint=checkpoint,
                 quantizer=short_name(quantizer),
-                model_at=str(checkpoints.locate(checkpoint).resolve()),
+                model_at=checkpoints.absolute(checkpoint),
                 record_at=quantizer if own else checkpoints.absolute(quantizer),
                 architecture=architecture,
                 lmbda=loaded.spec.lmbda,

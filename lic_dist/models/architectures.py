@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "bmshj2018-factorized": "lic_dist.models.families.factorized:FactorizedPrior",
     "bmshj2018-factorized-relu": "lic_dist.models.families.factorized:FactorizedPriorReLU",
     "bmshj2018-hyperprior": "lic_dist.models.families.hyperprior:ScaleHyperprior",
+    "bmshj2018-hyperprior-vbr": "lic_dist.models.families.variable_rate:ScaleHyperpriorVbr",
     "cheng2020-anchor": "lic_dist.models.families.raster:Cheng2020Anchor",
     "cheng2020-anchor-checkerboard": "lic_dist.models.families.latent_codecs:Cheng2020AnchorCheckerboard",
     "cheng2020-attn": "lic_dist.models.families.raster:Cheng2020Attention",
@@ -34,6 +35,8 @@ ARCHITECTURES = {
     "elic2022-official": "lic_dist.models.families.latent_codecs:Elic2022Official",
     "mbt2018": "lic_dist.models.families.raster:JointAutoregressive",
     "mbt2018-mean": "lic_dist.models.families.hyperprior:MeanScaleHyperprior",
+    "mbt2018-mean-vbr": "lic_dist.models.families.variable_rate:MeanScaleHyperpriorVbr",
+    "mbt2018-vbr": "lic_dist.models.families.variable_rate:JointAutoregressiveVbr",
     "minnen2020-charm": "lic_dist.models.families.slices:Minnen2020Charm",
 }
 """Architectures served here, by CompressAI's names where it has them, and their families."""

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models.architectures import ModelSpec, adapt, build, family, installed
 from lic_dist.models.compat import import_compressai
+from lic_dist.models.gains import chosen_rate
 from lic_dist.models.lambdas import LAMBDAS
-from lic_dist.models.names import SUFFIX
+from lic_dist.models.names import SUFFIX, split_gain, with_gain
 from lic_dist.models.protocol import CodecModel
 from lic_dist.models.recognise import as_named, parse_published_name, recognise, tensors_of
 from lic_dist.models.unpickle import read
@@ -70,32 +71,34 @@ def zoo() -> dict[str, Path]:
 
 
 def locate(name_or_path: str) -> Path:
-    """Return the file of a zoo name or a path (a folder stands for its `checkpoint.pth.tar`).
+    """Return the file of a zoo name or a path (a folder stands for its `checkpoint.pth.tar`), with or without a gain.
 
     Raises:
         UsageError: neither.
     """
-    if name_or_path.startswith(COMPRESSAI):
-        return _fetch_compressai(name_or_path)
-    path = _file(name_or_path)
+    name, _ = split_gain(name_or_path)
+    if name.startswith(COMPRESSAI):
+        return _fetch_compressai(name)
+    path = _file(name)
     if path.is_file():
         return path
-    if name_or_path in zoo():
-        return zoo()[name_or_path]
+    if name in zoo():
+        return zoo()[name]
     raise UsageError(f"no checkpoint '{name_or_path}'", hint=f"a path, or one of: {', '.join(zoo())}")
 
 
 def _fetch_compressai(name: str) -> Path:
-    """Return the file of `compressai:ARCHITECTURE/METRIC/QUALITY` in torch.hub's folder, downloaded if it is
-    missing.
+    """Return the file of `compressai:ARCHITECTURE/METRIC/QUALITY` in torch.hub's folder, downloaded if it is missing;
+    variable-rate models have no quality.
     """
     from importlib import import_module
     from urllib.error import URLError
 
     import_compressai()
-    urls = import_module("compressai.zoo.image").model_urls
+    urls = {**import_module("compressai.zoo.image").model_urls, **import_module("compressai.zoo.image_vbr").model_urls}
     architecture, metric, quality = (name.removeprefix(COMPRESSAI).split("/") + ["", ""])[:3]
-    at = urls.get(architecture, {}).get(metric, {}).get(int(quality) if quality.isdecimal() else 0)
+    found = urls.get(architecture, {}).get(metric, {})
+    at = found if isinstance(found, str) else found.get(int(quality) if quality.isdecimal() else 0)
     if at is None:
         raise UsageError(f"no model '{name}'", hint="such as compressai:mbt2018-mean/mse/4; mse or ms-ssim, 1 to 8")
     path = Path(torch.hub.get_dir()) / "checkpoints" / at.rsplit("/", 1)[1]
@@ -118,7 +121,8 @@ def _file(path: str) -> Path:
 
 def absolute(name_or_path: str) -> str:
     """Return a path as an absolute one, which workers in other folders find; other names are returned unchanged."""
-    return str(Path(name_or_path).resolve()) if Path(name_or_path).exists() else name_or_path
+    path, gain = split_gain(name_or_path)
+    return with_gain(str(Path(path).resolve()), gain) if Path(path).exists() else name_or_path
 
 
 def load(
@@ -126,15 +130,20 @@ def load(
     architecture: str | None = None,
     lmbda: float | None = None,
     options: Mapping[str, Any] | None = None,
+    at_gain: bool = True,
 ) -> Checkpoint:
     """Load a checkpoint of lic_dist or a plain one of CompressAI's (give its lmbda, unless the file's name tells it).
+
+    Of a variable-rate model, `FILE@GAIN` says the gain, which becomes one of its options, and lmbda is that of this
+    rate; `at_gain` False loads it without.
 
     `options` are arguments of the model's class beyond N and M. What the file says counts, where it says something; of
     a file that says its architecture, its options. A class of a user's own (see architectures.py) is imported where
     `architecture` names it, never because a file does.
 
     Raises:
-        UsageError: no such file, a class that is not named here, or a lmbda that neither the file nor the caller gives.
+        UsageError: no such file, a class that is not named here, a gain that is missing or not one of the model's, or
+            a lmbda that neither the file nor the caller gives.
         LicError: a file that is not a checkpoint, a family that is not served, or a tensor that is not finite.
     """
     path = locate(name_or_path)
@@ -154,7 +163,19 @@ def load(
     except LicError as error:
         raise LicError(f"{path}: {error.message}", hint=error.hint) from None
     architecture = architecture or found
-    lmbda = content.get("lmbda") or lmbda or _published_lmbda(path)
+    options = dict((content.get("options") if said else options) or {})
+    rates, held = family(architecture).rates(state), options.get("gain")
+    rate = chosen_rate(rates, held, split_gain(name_or_path)[1])
+    if rate is not None:
+        options["gain"] = rate.gain
+        lmbda = (None if held is None else content.get("lmbda")) or lmbda or rate.lmbda
+    elif rates and at_gain:
+        raise UsageError(
+            f"{path} is a model of {len(rates)} rates",
+            hint=f"say which: {name_or_path}@0 to {name_or_path}@{len(rates) - 1}, or a gain, {name_or_path}@0.35",
+        )
+    else:
+        lmbda = content.get("lmbda") or lmbda or _published_lmbda(path)
     if lmbda is None:
         values = ", ".join(f"{value:g}" for value in LAMBDAS["mse"])
         raise UsageError(
@@ -164,10 +185,9 @@ def load(
         )
     if architecture != found:
         raise LicError(f"{path} does not fit {architecture}: it is {found}")
-    options = dict((content.get("options") if said else options) or {})
     model = build(architecture, **{**options, **sizes})
     try:
-        model.load_state_dict(as_named(model.state_dict(), state))
+        model.load_state_dict(as_named(model.state_dict(), _without_tables(state)))
     except (RuntimeError, KeyError, ValueError) as error:
         raise LicError(f"{path} does not fit {architecture}: {str(error).splitlines()[-1].strip()}") from None
     update_tables(model)
@@ -175,6 +195,11 @@ def load(
     return Checkpoint(
         model.eval(), spec, dict(content.get("quantizers", {})), list(content.get("history", [])), str(name_or_path)
     )
+
+
+def _without_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state_dict whose CDF tables are empty, as they are before `update`."""
+    return {name: value.new_empty(0) if name.endswith(CDF) else value for name, value in state.items()}
 
 
 def _published_lmbda(path: Path) -> float | None:
@@ -230,7 +255,7 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
     for name, _ in checkpoint.model.named_parameters():
         state[name] = state[name].to(dtype)
     if dtype is torch.float16:
-        state |= {name: value.new_empty(0) for name, value in state.items() if name.endswith(CDF)}
+        state = _without_tables(state)
     write(
         {
             "state_dict": state,

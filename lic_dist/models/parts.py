@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lic_dist.errors import UsageError
 from lic_dist.models.architectures import adapt
 from lic_dist.models.checkpoint import CDF, digest
-from lic_dist.models.protocol import Part
+from lic_dist.models.protocol import CodecModel, Part
 
 TRAINABLE: tuple[Part, ...] = ("decoder", "hyper", "context", "prior")
 RECIPES = {
@@ -48,21 +48,31 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def encoder_digest(model: nn.Module) -> str:
-    """Return the sha256 of what cached y and z depend on: g_a, h_a and the medians of z, or of y in its place."""
+    """Return the sha256 of what cached y and z depend on: g_a, h_a, the medians of z, or of y in its place, a gain."""
     codec = adapt(model)
     priors = [*codec.sides, *([codec.prior] if codec.prior else [])]
     medians = {"medians": torch.cat([one.medians() for one in priors], 1)} if priors else {}
-    return digest({**tensors(model, codec.prefixes("encoder")), **medians})
+    return digest({**tensors(model, codec.prefixes("encoder")), **medians, **_gain(codec)})
 
 
 def entropy_digest(model: nn.Module) -> str:
     """Return the sha256 of what cached indices depend on besides y: hyper and context networks, and the priors."""
-    return digest(tensors(model, adapt(model).prefixes("hyper", "context", "prior")))
+    codec = adapt(model)
+    return digest({**tensors(model, codec.prefixes("hyper", "context", "prior")), **_gain(codec)})
 
 
 def decoder_digest(model: nn.Module) -> str:
     """Return the sha256 of g_s."""
     return digest(tensors(model, adapt(model).prefixes("decoder")))
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return the sha256 of all that a model computes with."""
+    return digest({**model.state_dict(), **_gain(adapt(model))})
+
+
+def _gain(codec: CodecModel) -> dict[str, Tensor]:
+    return {} if codec.gain is None else {"gain": torch.tensor(codec.gain)}
 
 
 def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:

@@ -31,6 +31,10 @@ class Side:
         quantiles: Tensor = self.prior.quantiles
         return quantiles.detach()[:, 0, 1].reshape(1, -1, 1, 1)
 
+    def centred(self, z: Tensor) -> Tensor:
+        """Return z about the medians and in steps of the coded integers, to which it is rounded."""
+        return z - self.medians()
+
     def dequantize(self, z: Tensor) -> Tensor:
         """Return z_hat, z + medians, of the coded integers z of any type, [B, N, hz, wz]."""
         middle = self.medians()

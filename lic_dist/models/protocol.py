@@ -134,6 +134,13 @@ class Stage:
         return self.elements.from_lanes(lanes, self.means)
 
 
+class Rate(NamedTuple):
+    """One of the rates that a variable-rate model is trained for: its gain, which multiplies y, and its lambda."""
+
+    gain: float
+    lmbda: float
+
+
 class Given(NamedTuple):
     """Means and scales (see `Stage`) of all of y, and y_hat as `synthesise` takes it: [B, M, h, w] each."""
 
@@ -211,6 +218,21 @@ class CodecModel(ABC):
     @abstractmethod
     def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the arguments of `build`, N and M at least, that are read off the shapes of a state_dict."""
+
+    @classmethod
+    def rates(cls, state: Mapping[str, Tensor]) -> tuple[Rate, ...]:
+        """Return the rates of a variable-rate model's state_dict, the lowest first; () of models of one rate."""
+        return ()
+
+    @property
+    def gain(self) -> float | None:
+        """The gain that a variable-rate model is used at; None where none is chosen, and of models of one rate."""
+        return None
+
+    def take_gain(self, gain: float | None) -> None:
+        """Use a variable-rate model at a gain, or at none. Raises LicError for a gain of a model of one rate."""
+        if gain is not None:
+            raise LicError(f"{self.name} has one rate: it takes no gain")
 
     @property
     @abstractmethod

@@ -22,6 +22,7 @@ _PUBLISHED = re.compile(
     r"^(bmshj2018-(?:factorized(?:-prior|-relu)?|hyperprior)|mbt2018(?:-mean)?|cheng2020[-_](?:anchor|attn))"
     r"-(?:(ms-ssim|mse)-)?([1-8])-[0-9a-f]{8}\.pth\.tar$"
 )
+_UNUSED = "QuantOffset"  # of early variable-rate models; CompressAI drops it too
 
 _Names = Mapping[str, Tensor]
 
@@ -39,11 +40,13 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
         if inner is None:
             break
         content = inner
-    state = {
-        _renamed(name): value.float() if value.is_floating_point() else value
+    plain = {
+        _PREFIX.sub("", name): value.float() if value.is_floating_point() else value
         for name, value in content.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }
+    stepped = "gayn2zqstep.0.weight" in plain  # its prior of z has the old names still
+    state = {name if stepped else _renamed(name): value for name, value in plain.items() if name != _UNUSED}
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             kind = "NaN" if bool(value.isnan().any()) else "infinity"
@@ -63,7 +66,6 @@ def _may_wrap(value: Any) -> bool:
 
 
 def _renamed(name: str) -> str:
-    name = _PREFIX.sub("", name)
     found = _BOTTLENECK.match(name)
     return f"entropy_bottleneck.{_PLURAL[found[1]]}.{found[2]}" if found else name
 
@@ -72,10 +74,7 @@ def _has(*parts: str) -> Callable[[_Names], bool]:
     return lambda state: all(any(part in name for name in state) for part in parts)
 
 
-OTHERS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (
-    ("a video model (ssf2020)", _has("motion_encoder")),
-    ("a variable-rate model (vbr)", _has("Gain", "h_a.")),
-)
+OTHERS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (("a video model (ssf2020)", _has("motion_encoder")),)
 """Families that are not served, looked for from the first on, after those of installed packages."""
 
 

@@ -56,7 +56,7 @@ def to_input(pixels: Tensor, device: torch.device) -> Tensor:
 def rounded_z(codec: CodecModel, y: Tensor) -> Tensor:
     """Return z about the medians, rounded, still float32 [B, N, hz, wz]."""
     (z,) = codec.hyper_analyse(y)
-    return torch.round(z - only_side(codec).medians())
+    return torch.round(only_side(codec).centred(z))
 
 
 @torch.no_grad()

@@ -9,10 +9,11 @@ steps.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +25,8 @@ from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, adapt, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.names import SUFFIX
-from lic_dist.models.parts import QUANTILES
-from lic_dist.models.protocol import Sides, Stage
+from lic_dist.models.parts import QUANTILES, model_digest
+from lic_dist.models.protocol import CodecModel, Sides, Stage
 from lic_dist.models.stages import bits_of, to_input
 from lic_dist.training import photos as photo_crops
 from lic_dist.training.distortion import Distortion
@@ -74,8 +75,7 @@ class RelaxedModel(nn.Module):
         for side, z in zip(self._codec.sides, self._codec.hyper_analyse(y), strict=True):
             z_hat, likelihood = side.relaxed(z)
             if self._mixed:
-                medians = side.medians()
-                z_hat = _round_straight_through(z - medians) + medians
+                z_hat = side.dequantize(_round_straight_through(side.centred(z)))
             sides_hat.append(z_hat)
             likelihoods.append(likelihood)
         return tuple(sides_hat), likelihoods
@@ -146,7 +146,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     unused = () if config.options else ("options",)
     identity = {
         **config.model_dump(mode="json", exclude={"out", "start", "keep", "tensorboard", *unused}),
-        "start": checkpoint.digest(start.model.state_dict()),
+        "start": model_digest(start.model),
         "manifest_sha256": manifest.digest,
         "held_out": section.held_out,
     }
@@ -157,7 +157,11 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         return final
     relaxed = RelaxedModel(model, config.relaxation, config.precision == "bf16").train()
     distortion = Distortion(config.distortion, config.crop, ranks.device)
-    trained = tuple(name for name, _ in model.named_parameters() if not name.endswith(QUANTILES))
+    trained = tuple(
+        name for name, one in model.named_parameters() if one.requires_grad and not name.endswith(QUANTILES)
+    )
+    codec, lmbda = start.codec, config.lmbda
+    rates, gain = _rates(codec, config.lmbda), codec.gain
     if config.compile:
         for name in ("g_a", "g_s"):
             start.codec.nets[name].compile()
@@ -165,7 +169,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     def loss(forward: nn.Module, pixels: Tensor) -> Tensor:
         x = to_input(pixels, ranks.device)
         x_hat, bits = forward(x)
-        return config.lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
+        return lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
 
     def figures() -> HeldOut | None:
         return evaluate_held_out(model, judged, config, ranks) if len(judged) else None
@@ -175,9 +179,12 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     share = ranks.share(config.batch)
     batches = iter(photo_crops.batches(crops, loop.first, config.steps, config.batch, share))
     for step in loop:
+        of_step, lmbda = rates[np.random.default_rng((config.seed, step)).integers(len(rates))]
+        codec.take_gain(of_step)
         numbers = range(step * config.batch, (step + 1) * config.batch)[share]
         parts = next(batches).tensor_split(config.accumulate)
         loop.train_step(parts, loss, lambda: f"crops of {', '.join(map(crops.source, numbers))}")  # noqa: B023
+        codec.take_gain(gain)
         if loop.evaluation_due:
             loop.evaluate(figures)
 
@@ -200,9 +207,10 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
 def evaluate_held_out(model: nn.Module, pixels: Tensor, config: Train, ranks: Ranks) -> HeldOut:
     """Evaluate SQ of y about the means, stage by stage as a decoder finds them, over uint8 crops [n, 3, s, s].
 
-    For a model of one stage that is CompressAI's own evaluation forward. The model's mode is left unchanged.
+    For a model of one stage that is CompressAI's own evaluation forward. Of a variable-rate model the figures are means
+    over its rates. The model's mode is left unchanged.
     """
-    was_training = model.training
+    was_training, codec = model.training, adapt(model)
     relaxed = RelaxedModel(model, "noise", config.precision == "bf16").eval()
     distortion = Distortion(config.distortion, pixels.shape[-1], ranks.device)
 
@@ -210,9 +218,19 @@ def evaluate_held_out(model: nn.Module, pixels: Tensor, config: Train, ranks: Ra
         x = to_input(part, ranks.device)
         return x, *relaxed(x)
 
-    found = held_out_figures(pixels.split(8), decode, distortion, config.lmbda, ranks)
+    found, gain = [], codec.gain
+    for of_rate, lmbda in _rates(codec, config.lmbda):
+        codec.take_gain(of_rate)
+        found.append(held_out_figures(pixels.split(8), decode, distortion, lmbda, ranks))
+    codec.take_gain(gain)
     model.train(was_training)
-    return found
+    return HeldOut(*np.mean([astuple(one) for one in found], axis=0).tolist())
+
+
+def _rates(codec: CodecModel, lmbda: float) -> list[tuple[float | None, float]]:
+    """Return gain and lambda of each rate that a model is trained at: all of a variable-rate model without a gain."""
+    rates = codec.rates(codec.module.state_dict()) if codec.gain is None else ()
+    return list(rates) or [(codec.gain, lmbda)]
 
 
 def _initial_checkpoint(config: Train) -> Checkpoint:
@@ -221,7 +239,8 @@ def _initial_checkpoint(config: Train) -> Checkpoint:
     if config.start is None:
         torch.manual_seed(config.seed)
         return Checkpoint(build(spec.architecture, spec.N, spec.M, **spec.options), spec)
-    start = checkpoint.load(config.start, spec.architecture, spec.lmbda, spec.options)
+    start = checkpoint.load(config.start, spec.architecture, spec.lmbda, spec.options, at_gain=False)
+    spec = spec if spec.options else replace(spec, options=start.spec.options)
     if replace(start.spec, lmbda=spec.lmbda) != spec:
         raise LicError(f"train.start is a {start.spec.architecture} with N={start.spec.N}, M={start.spec.M}")
     return replace(start, spec=spec)

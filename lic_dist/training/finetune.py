@@ -23,6 +23,7 @@ from lic_dist.building.job import Workers, load_parent, open_cache, workers_of
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.names import SUFFIX
+from lic_dist.models.parts import model_digest
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.distributed import Ranks, joined
 from lic_dist.training.retrain import Source, retrain
@@ -63,7 +64,7 @@ def finetune(experiment: config.Experiment) -> Path:
 def _search_again(source: Source, number: int, checkpoint: Path, workers: Workers, ranks: Ranks) -> Source:
     """Return the source of a round: the last round's model, and the group that all ranks together search with it."""
     parent, quantizer = checkpoints.load(str(checkpoint), workers.model.architecture), source.section
-    group = f"{quantizer.group}-round{number}-{checkpoints.digest(parent.model.state_dict())[:8]}"
+    group = f"{quantizer.group}-round{number}-{model_digest(parent.model)[:8]}"
     record = QuantizerRecord.from_json(parent.quantizers[quantizer.group])
     workers = replace(workers, model=workers.model._replace(name_or_path=checkpoints.absolute(str(checkpoint))))
     named = quantizer.model_copy(update={"group": group})

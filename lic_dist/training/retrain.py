@@ -35,7 +35,7 @@ from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.architectures import adapt
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.names import SUFFIX
-from lic_dist.models.parts import trainable
+from lic_dist.models.parts import model_digest, trainable
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -100,7 +100,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         "group": source.group,
         "record": record.digest,
         "cache": cache.fingerprint,
-        "parent": checkpoints.digest(parent.model.state_dict()),
+        "parent": model_digest(parent.model),
     }
     path = out / f"checkpoint{SUFFIX}"
     calibrated = {"quantizer": source.section.model_dump(mode="json")}  # after the training, whose states do not mind

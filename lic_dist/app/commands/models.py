@@ -45,9 +45,11 @@ def describe(
 ) -> None:
     """Say what a checkpoint is: its family, strides, stages, the parameters of its parts, the quantizers it carries."""
     from lic_dist.models import checkpoint
+    from lic_dist.models.names import split_gain
 
     said = checkpoint.read(checkpoint.locate(file)).get("architecture")
-    loaded = checkpoint.load(file, architecture, math.nan)
+    lmbda = None if split_gain(file)[1] else math.nan
+    loaded = checkpoint.load(file, architecture, lmbda, at_gain=False)
     typer.echo(f"{file}: {loaded.spec.architecture}, told by {'the file' if said else architecture or 'its tensors'}")
     for line in _lines(loaded):
         typer.echo(f"  {line}")
@@ -58,8 +60,11 @@ def _lines(loaded: Checkpoint) -> Iterator[str]:
 
     codec, spec = loaded.codec, loaded.spec
     options = "".join(f", {key} {value}" for key, value in spec.options.items())
+    rates = codec.rates(loaded.model.state_dict())
     lmbda = "not said" if math.isnan(spec.lmbda) else f"{spec.lmbda:g}"
-    yield f"N {spec.N}, M {spec.M}{options}, lambda {lmbda}"
+    yield f"N {spec.N}, M {spec.M}{options}, lambda {'of each rate' if rates and codec.gain is None else lmbda}"
+    for number, rate in enumerate(rates):
+        yield f"rate @{number}: gain {rate.gain:g}, lambda {rate.lmbda:g}"
     sides = [side.name for side in codec.sides if side.channels]
     strides = zip(["y", *sides], [codec.strides.y, *codec.strides.sides], strict=True)
     yield (

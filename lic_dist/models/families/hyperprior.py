@@ -86,6 +86,9 @@ class BlockTransform(MeanScaleHyperprior):
 
 
 def _channels_of_h_s(state: Mapping[str, Tensor]) -> float:
-    """Return how many channels h_s ends in for each channel of y, by CompressAI's names; 0 without these."""
+    """Return how many channels h_s ends in for each channel of y, by CompressAI's names; 0 without these, or with a
+    context or gains.
+    """
     last, y = state.get("h_s.4.weight"), state.get("g_a.6.weight")
-    return 0 if last is None or y is None else last.size(0) / y.size(0)
+    more = "context_prediction.weight" in state or "Gain" in state
+    return 0 if last is None or y is None or more else last.size(0) / y.size(0)

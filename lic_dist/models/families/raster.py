@@ -80,7 +80,8 @@ class JointAutoregressive(MeanScaleHyperprior):
 
     @classmethod
     def fits(cls, state: Mapping[str, Tensor]) -> bool:
-        return "context_prediction.weight" in state and "g_a.6.weight" in state and "g_a.0.weight" in state
+        names = "context_prediction.weight", "g_a.6.weight", "g_a.0.weight"
+        return all(name in state for name in names) and "Gain" not in state
 
     @property
     def nets(self) -> Mapping[str, nn.Module]:
