@@ -21,7 +21,7 @@ from lic_dist.models.architectures import adapt
 from lic_dist.models.protocol import CodecModel
 from lic_dist.models.refine import Refinement, refine_latents, squared_error_gradient
 from lic_dist.models.stages import analyse, dequantize_z, known_stage, only_side, only_stage, to_input
-from lic_dist.quantization.adaptation import Part, gaussian_record
+from lic_dist.quantization.adaptation import Part, factorized_record, gaussian_record
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 
@@ -117,7 +117,8 @@ class WalkedInput:
 
     def rounded(self, count: int) -> NDArray[np.float32]:
         """Return y_hat of SQ of the first samples, at most `count`."""
-        record = gaussian_record("sq", 1.0, np.ones(self.y.shape[1]), 1.0)
+        ones, prior = np.ones(self.y.shape[1]), adapt(self.model).prior
+        record = factorized_record("sq", 1, ones, 1, prior.cdf) if prior else gaussian_record("sq", 1, ones, 1)
         first = WalkedInput(self.model, self.y[:count], self.z[:count], self.batch)
         return first.quantize(Quantizer(record)).y_hat
 
