@@ -75,13 +75,10 @@ def encode_planes(planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]],
     if (size := sum(k.size for k, _ in planes)) < FEWEST_SYMBOLS:
         raise ValueError(f"a stream has at least {FEWEST_SYMBOLS} indices, not {size}")
     encoder = import_compressai().ans.BufferedRansEncoder()
-    for k, rows in planes:
-        steps = max(1, _PIECE // max(1, len(k)))
-        for first in range(0, k.shape[1] if len(k) else 0, steps):
-            piece = slice(first, first + steps)
-            encoder.encode_with_indexes(
-                k[:, piece].T.ravel().tolist(), rows[:, piece].T.ravel().tolist(), *_compressai_tables(tables)
-            )
+    symbols, indexes = (np.concatenate([plane[which].T.ravel() for plane in planes]) for which in (0, 1))
+    for first in range(0, size, _PIECE):
+        piece = slice(first, first + _PIECE)
+        encoder.encode_with_indexes(symbols[piece].tolist(), indexes[piece].tolist(), *_compressai_tables(tables))
     stream: bytes = encoder.flush()
     return stream
 

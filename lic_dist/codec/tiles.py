@@ -128,9 +128,11 @@ def run_in_tiles(codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[
     `form` returns what computes the network of a name, on a window of its input [1, C, ., .].
     """
 
+    nets = codec.nets
+
     def run(name: str, values: Tensor) -> Tensor:
         network, whole = form(name), torch.empty(0)
-        if is_pointwise(codec.nets[name]):
+        if is_pointwise(nets[name]):
             return network(one_layout(values))
         reads = values.shape[2] // grid.high
         for rows, columns in grid.tiles(codec, name, reads, grid.latent):

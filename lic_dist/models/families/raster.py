@@ -11,12 +11,11 @@ run along the channels of a position. The context is computed where it is needed
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from functools import cache
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lic_dist.models.families.cheng import ChengSizes
@@ -24,34 +23,41 @@ from lic_dist.models.families.hyperprior import MeanScaleHyperprior
 from lic_dist.models.protocol import Elements, Given, Run, Sides, Stage, one_layout
 
 MARGIN = 2  # positions that the context reaches to each side, and upward
+LIVE = 12  # live taps of the 5x5: those before its centre, in raster order
+
+
+class Rows(nn.Sequential):
+    """Layers of 1x1 convolutions and activations, computed as matrix products of positions, the fastest at few."""
+
+    pointwise = True
+
+    def forward(self, values: Tensor) -> Tensor:
+        rows = values.flatten(2).transpose(1, 2)
+        for layer in self:
+            if isinstance(layer, nn.Conv2d):
+                rows = nn.functional.linear(rows, layer.weight.flatten(1), layer.bias)
+            else:
+                rows = layer(rows)
+        return rows.transpose(1, 2).unflatten(2, values.shape[2:])
 
 
 class Taps(nn.Module):
-    """A masked 5x5 convolution at single positions: reads [B, M * taps, 1, P], the values under its live taps."""
+    """A masked 5x5 convolution at single positions: reads [B, taps * M, 1, P], the values under its live taps."""
+
+    pointwise = True
 
     def __init__(self, convolution: Any) -> None:
         super().__init__()
         self.convolution = convolution
-        self._live = convolution.mask[0, 0].flatten().nonzero().flatten()
         self._held: tuple[int, Tensor] = (-1, torch.empty(0))  # version of the weight, and its live taps
 
-    @property
-    def pointwise(self) -> bool:
-        return True
-
-    def offsets(self) -> NDArray[np.int64]:
-        """Return row and column of the live taps in the 5x5 window: int64 [taps, 2]."""
-        rows, columns = np.divmod(self._live.cpu().numpy(), self.convolution.kernel_size[1])
-        return np.stack([rows, columns], 1)
-
     def weight(self) -> Tensor:
-        """Return the live taps, [2M, M * taps]."""
+        """Return the live taps, [2M, taps * M]."""
         weight = self.convolution.weight
         if torch.is_grad_enabled() and weight.requires_grad:
-            taps: Tensor = weight.flatten(2)[..., self._live].flatten(1)
-            return taps
+            return _live(weight)
         if self._held[0] != weight._version or self._held[1].device != weight.device:
-            self._held = weight._version, weight.detach().flatten(2)[..., self._live].flatten(1).contiguous()
+            self._held = weight._version, _live(weight.detach())
         return self._held[1]
 
     def as_convolution(self) -> nn.Conv2d:
@@ -66,6 +72,17 @@ class Taps(nn.Module):
         return nn.functional.linear(lanes, self.weight(), self.convolution.bias).transpose(1, 2)[:, :, None]
 
 
+class Wave(NamedTuple):
+    """A stage of y, and where its positions are, int64: in y, [P]; in y with a margin above and at both sides, [P];
+    and there under the live taps of each, [P * LIVE].
+    """
+
+    elements: Elements
+    positions: Tensor
+    padded: Tensor
+    windows: Tensor
+
+
 class JointAutoregressive(MeanScaleHyperprior):
     """CompressAI's `mbt2018`."""
 
@@ -76,7 +93,7 @@ class JointAutoregressive(MeanScaleHyperprior):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self._taps = Taps(self.module.context_prediction)
+        self._taps, self._parameters = Taps(self.module.context_prediction), Rows(*self.module.entropy_parameters)
 
     @classmethod
     def fits(cls, state: Mapping[str, Tensor]) -> bool:
@@ -85,29 +102,27 @@ class JointAutoregressive(MeanScaleHyperprior):
 
     @property
     def nets(self) -> Mapping[str, nn.Module]:
-        return {**super().nets, "context_prediction": self._taps, "entropy_parameters": self.module.entropy_parameters}
+        return {**super().nets, "context_prediction": self._taps, "entropy_parameters": self._parameters}
 
     def layout(self, height: int, width: int) -> tuple[Elements, ...]:
-        return tuple(Elements(positions=wave, along="channels") for wave in waves(height, width))
+        return tuple(wave.elements for wave in waves(height, width, torch.device("cpu")))
 
     def walk(self, sides_hat: Sides, run: Run) -> Generator[Stage, Tensor, Tensor]:
         (z_hat,) = sides_hat
         side = run("h_s", one_layout(z_hat))
-        height, width = side.shape[2:]
-        wide = width + 2 * MARGIN
-        padded = side.new_zeros(len(side), self.channels, (height + MARGIN) * wide)
-        taps = self._taps.offsets() @ np.array([wide, 1])
-        for wave in waves(height, width):
-            rows, columns = np.divmod(wave, width)
-            corner = torch.from_numpy(rows * wide + columns).to(side.device)  # of each position's window
-            under = padded[..., corner[:, None] + torch.from_numpy(taps).to(side.device)]  # [B, M, P, taps]
-            context = run("context_prediction", one_layout(under.transpose(2, 3).flatten(1, 2)[:, :, None]))
-            here = side.flatten(2)[:, :, None, torch.from_numpy(wave).to(side.device)]
+        size = side.shape[2:]
+        high, wide = (length + MARGIN for length in (size[0], size[1] + MARGIN))
+        padded = side.new_zeros(len(side), high * wide, self.channels)
+        for wave in waves(*size, side.device):
+            under = padded.index_select(1, wave.windows).view(len(side), len(wave.padded), -1)  # [B, P, taps * M]
+            context = run("context_prediction", one_layout(under.transpose(1, 2)[:, :, None]))
+            here = side.flatten(2)[:, :, None, wave.positions]
             parameters = run("entropy_parameters", one_layout(torch.cat((here, context), 1)))[:, :, 0]
             scales, means = parameters.chunk(2, 1)
-            sent = yield Stage(means, scales, Elements(positions=wave, along="channels"))
-            padded = padded.index_copy(2, corner + MARGIN * wide + MARGIN, sent)
-        return padded.unflatten(2, (height + MARGIN, wide))[..., MARGIN:, MARGIN:-MARGIN]
+            sent = yield Stage(means, scales, wave.elements)
+            write = padded.index_copy if torch.is_grad_enabled() else padded.index_copy_
+            padded = write(1, wave.padded, sent.transpose(1, 2))
+        return padded.transpose(1, 2).unflatten(2, (high, wide))[..., MARGIN:, MARGIN:-MARGIN]
 
     def given(self, sides_hat: Sides, y_hat: Tensor) -> Given:
         """Return means and scales by one masked convolution over y_hat."""
@@ -141,12 +156,23 @@ class Cheng2020Attention(Cheng2020Anchor):
         return _is_cheng(state) and _has_attention(state)
 
 
-@cache
-def waves(height: int, width: int) -> tuple[NDArray[np.int64], ...]:
-    """Return the positions of each wave, in raster order: int64 [P] each."""
+@lru_cache(maxsize=64)
+def waves(height: int, width: int, device: torch.device) -> tuple[Wave, ...]:
+    """Return the waves of y of this height and width in positions, each in raster order."""
     time = np.add.outer((MARGIN + 1) * np.arange(height), np.arange(width)).ravel()
-    order = np.argsort(time, kind="stable")
-    return tuple(np.split(order, np.flatnonzero(np.diff(time[order])) + 1))
+    order, wide = np.argsort(time, kind="stable"), width + 2 * MARGIN
+    taps = np.array([wide, 1]) @ np.divmod(np.arange(LIVE), 2 * MARGIN + 1)
+    found = []
+    for positions in np.split(order, np.flatnonzero(np.diff(time[order])) + 1):
+        corners = np.array([wide, 1]) @ np.divmod(positions, width)  # of the windows
+        places = positions, corners + MARGIN * (wide + 1), np.add.outer(corners, taps).ravel()
+        elements = Elements(positions=positions, along="channels")
+        found.append(Wave(elements, *(torch.from_numpy(each).to(device) for each in places)))
+    return tuple(found)
+
+
+def _live(weight: Tensor) -> Tensor:
+    return weight.flatten(2)[..., :LIVE].transpose(1, 2).flatten(1)
 
 
 def _is_cheng(state: Mapping[str, Tensor]) -> bool:
