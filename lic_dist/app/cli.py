@@ -288,15 +288,19 @@ def bench_codec(
     models: Annotated[
         list[str] | None, typer.Option("--model", help="A checkpoint, or a name of `lic-dist models`; may be repeated.")
     ] = None,
+    untrained: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:N:M", help="A family with random weights of a size; may be repeated."),
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Pictures to code; default: scikit-image's.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each picture is coded.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="Two pictures.")] = False,
     out: JsonFile = None,
 ) -> None:
-    """Time to encode and decode a picture against CompressAI's own codec, networks included, and the size."""
+    """Time to encode and decode a picture beside CompressAI's own codec and the bare networks, and the size."""
     from lic_dist.benchmarks.codec import bench
 
-    write_json(out, bench(models or (), images, rounds, quick))
+    write_json(out, bench(models or (), untrained or (), images, rounds, quick))
 
 
 @app.command()

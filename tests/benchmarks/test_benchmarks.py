@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lic_dist.app.cli import app
 from lic_dist.benchmarks import building, data, exhaustive, quantization, reading, speed, theory, training
 from lic_dist.benchmarks import cache as cache_bench
+from lic_dist.benchmarks.untrained import untrained
 from lic_dist.errors import LicError, UsageError
 from lic_dist.quantization.adaptation import adaptation_rounds
 from lic_dist.quantization.quantize import search
@@ -178,9 +180,20 @@ def test_the_codec_is_timed_beside_compressais(base: Path, photos: Path, tmp_pat
     command = ["bench", "codec", "--model", str(base), "--images", str(photos / "valid"), "--rounds", "1"]
     assert CliRunner().invoke(app, [*command, "--json", str(out)]).exit_code == 0
     (figures,) = json.loads(out.read_text())["models"].values()
-    theirs, sq, tcq8, integers = figures.values()
-    assert theirs["encode_ratio"] == theirs["decode_ratio"] == 1 and all(
-        one["decode_seconds"] > 0 for one in (sq, tcq8)
-    )
-    assert sq["bpp"] == pytest.approx(theirs["bpp"], rel=0.005)
+    theirs, networks, sq, tcq8, integers = figures.values()
+    assert theirs["encode_ratio"] == theirs["decode_ratio"] == networks["encode_of_networks"] == 1
+    for one in (theirs, networks, sq, tcq8):
+        assert 0 < one["decode_rest"] < one["decode_seconds"] and 0 < one["encode_rest"] < one["encode_seconds"]
+    assert networks["payload_bytes"] == 0 and theirs["flush_bytes"] == sq["flush_bytes"]
+    assert sq["payload_bytes"] == pytest.approx(theirs["payload_bytes"], rel=0.005)
     assert integers["bpp"] == pytest.approx(tcq8["bpp"], rel=0.01)
+
+
+def test_random_weights_of_a_size_give_plausible_latents() -> None:
+    made = untrained("mbt2018:8:16")
+    with torch.no_grad():
+        y = made.codec.analyse(torch.rand(1, 3, 256, 256))
+    assert y.shape[1] == made.spec.M == 16
+    assert y.std((0, 2, 3)) == pytest.approx(0.3, rel=0.15) and y.mean((0, 2, 3)).abs().max() < 0.1
+    with pytest.raises(UsageError, match="NAME:N:M"):
+        untrained("mbt2018")
