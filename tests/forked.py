@@ -1,4 +1,4 @@
-"""`lic-dist` in processes forked from one that has everything imported: they start in a moment, and may be killed."""
+"""Processes forked from one that has everything imported: they start in a moment, and may be killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -26,27 +27,21 @@ def start(
 
     It kills itself instead of the training step `dies_at`, counted from one.
     """
-    environment = dict(os.environ if environment is None else environment)
-    arguments = ([*map(str, command)], str(out), str(err or out), environment, str(folder or Path.cwd()), dies_at)
-    process = multiprocessing.get_context("forkserver").Process(target=_main, args=arguments)
-    process.start()
-    return process
+    return _start(partial(_lic_dist, [*map(str, command)], dies_at), out, err or out, environment, folder)
 
 
 def run(
     *command: object, environment: Mapping[str, str] | None = None, folder: Path | None = None, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run `lic-dist COMMAND` to its end, as `subprocess.run` would."""
-    with tempfile.TemporaryDirectory() as name:
-        out, err = Path(name) / "out", Path(name) / "err"
-        process = start(command, out, err, environment, folder)
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        code = process.exitcode
-        assert code is not None and code >= 0, (code, out.read_text(), err.read_text())
-        return subprocess.CompletedProcess([*map(str, command)], code, out.read_text(), err.read_text())
+    return _run(partial(_lic_dist, [*map(str, command)], 0), environment, folder, timeout)
+
+
+def python(
+    code: str, *arguments: object, environment: Mapping[str, str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -c CODE ARGUMENTS` to its end, as `subprocess.run` would."""
+    return _run(partial(_python, code, [*map(str, arguments)]), environment, None, timeout)
 
 
 def ranks(*command: object, output: Path, dying: Sequence[int] = (), step: int = 0) -> list[int | None]:
@@ -90,16 +85,50 @@ def die_at(step: int) -> None:
     loop.take_step = dying
 
 
-def _main(command: list[str], out: str, err: str, environment: dict[str, str], folder: str, dies_at: int) -> None:
+def _start(
+    work: Callable[[], None], out: Path, err: Path, environment: Mapping[str, str] | None, folder: Path | None
+) -> BaseProcess:
+    environment = dict(os.environ if environment is None else environment)
+    arguments = (work, str(out), str(err), environment, str(folder or Path.cwd()))
+    process = multiprocessing.get_context("forkserver").Process(target=_main, args=arguments)
+    process.start()
+    return process
+
+
+def _run(
+    work: Callable[[], None], environment: Mapping[str, str] | None, folder: Path | None, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as name:
+        out, err = Path(name) / "out", Path(name) / "err"
+        process = _start(work, out, err, environment, folder)
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        code = process.exitcode
+        assert code is not None and code >= 0, (code, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess([], code, out.read_text(), err.read_text())
+
+
+def _main(work: Callable[[], None], out: str, err: str, environment: dict[str, str], folder: str) -> None:
     os.environ.clear()
     os.environ |= environment
     os.chdir(folder)
     for number, path in ((1, out), (2, err)):
         with Path(path).open("a") as file:
             os.dup2(file.fileno(), number)
+    work()
+
+
+def _lic_dist(command: list[str], dies_at: int) -> None:
     if dies_at:
         die_at(dies_at)
     from lic_dist.app.cli import main
 
     sys.argv = ["lic-dist", *command]
     main()
+
+
+def _python(code: str, arguments: list[str]) -> None:
+    sys.argv = ["-c", *arguments]
+    exec(code, {"__name__": "__main__"})

@@ -21,6 +21,7 @@ from lic_dist.building.records import analytic_record
 from lic_dist.models import checkpoint
 from lic_dist.quantization.record import QuantizerRecord
 from tests.conftest import picture
+from tests.forked import python
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "zarr", "numpy", "compressai", "numba", "pydantic", "altair", "pandas", "pyarrow")
@@ -201,10 +202,8 @@ def test_ci_runs_the_readmes_test_command() -> None:
 @pytest.mark.parametrize("script", ["build_cache", "evaluate", "finetune"])
 def test_job_scripts_run_their_command(script: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.yaml", name="x")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{script}.py"), str(file)], capture_output=True, text=True, check=False
-    )
-    refused(done, 2, "no section")
+    code = f"import runpy; runpy.run_path({str(ROOT / 'jobs' / f'{script}.py')!r}, run_name='__main__')"
+    refused(python(code, file), 2, "no section")
 
 
 def test_every_failure_mode_names_a_test_that_is_there() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.protocol import Stage
 from lic_dist.quantization.quantize import Quantizer
 from tests.conftest import picture
+from tests.forked import python
 
 SIZES: dict[str, dict[str, Any]] = {
     "bmshj2018-factorized": {"N": 16, "M": 24},
@@ -98,8 +97,8 @@ def test_a_fresh_process_decodes_what_each_family_wrote(tmp_path: Path) -> None:
                 path = tmp_path / name / f"{quantizer}-{number}.lic"
                 path.write_bytes(encoded.data)
                 expected[path.with_suffix(".npy")] = codec.picture(encoded)
-    folders = [str(tmp_path / name) for name in SIZES]
-    done = subprocess.run([sys.executable, "-c", DECODE, *folders], capture_output=True, text=True, timeout=200)
+    folders = [tmp_path / name for name in SIZES]
+    done = python(DECODE, *folders)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(expected) == 3 * 3 * len(SIZES)
     for path, image in expected.items():

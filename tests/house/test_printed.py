@@ -3,6 +3,7 @@ parsed, with the files that it names. See docs/contributing.md."""
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import re
 import tomllib
@@ -67,6 +68,8 @@ def run_page(page: Path, folder: Path) -> dict[str, Any]:
 
 
 def small(words: list[str]) -> Iterator[str]:
+    if "--generations" in words:
+        yield from ("--generations", "2")
     for file in (Path(word) for word in words if word.endswith(".yaml")):
         given = set().union(*yaml.safe_load_all(file.read_text()))
         for section, settings in SMALL.items():
@@ -105,14 +108,25 @@ def test_every_other_page_runs_after_the_first_hour(
         assert names["rows"]["quantized/tcq8/k"].shape == (16, 72, 4, 4) and names["rates"].sizes == {"held_out": 2}
 
 
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Made]:
+    """A clone, in which nothing runs, and what the first hour would make there."""
+    folder, made = lay_out(tmp_path_factory.mktemp("parsed")), Made()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        made.follow(FIRST, folder)
+    return folder, made
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_parse_and_name_what_is_there(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(lay_out(tmp_path))
-    made = Made()
-    if page not in (FIRST, README):
-        made.follow(FIRST, tmp_path)
-    made.follow(page, tmp_path)
+def test_commands_parse_and_name_what_is_there(
+    page: Path, parsed: tuple[Path, Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, first = parsed
+    monkeypatch.chdir(folder)
+    made = Made() if page in (FIRST, README) else copy.deepcopy(first)
+    made.follow(page, folder)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -25,7 +25,7 @@ from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.base import RelaxedModel
 from lic_dist.training.decoding import Decoding
 from lic_dist.training.samples import Batch, Samples, make_batch
-from tests.training.several import CHECKERED, FAMILIES, SIZES, SLICED
+from tests.training.several import CHECKERED, FAMILIES, SIZES, SLICED, TCQ, make_store
 
 FORMS = ("quantized", "likelihood", "noise", "straight-through")
 
@@ -116,8 +116,12 @@ def test_gradients_of_one_pass_are_those_of_a_slow_walk(architecture: str) -> No
 
 
 @FAMILIES
-def test_batches_walk_the_trellis_stage_by_stage(architecture: str, stored: Callable[[str], Path]) -> None:
-    cache = LatentCache.open(stored(architecture))
+def test_batches_walk_the_trellis_stage_by_stage(architecture: str, tmp_path: Path) -> None:
+    untrained = loaded_of(architecture)
+    with torch.no_grad():
+        untrained.model.g_a[6].weight.mul_(30)
+    make_store(tmp_path / "a.zarr", untrained, TCQ, samples=8)
+    cache = LatentCache.open(tmp_path / "a.zarr")
     record = QuantizerRecord.from_json(cache.record_json("g"))
     codec = model_of(architecture)
     numbers = cache.indices(False)
