@@ -66,6 +66,17 @@ def test_any_picture_goes_there_and_back(kind: str, shape: tuple[int, ...], monk
     assert np.array_equal(codec.decode_latents(again.data).k, again.k)
 
 
+def test_refined_latents_cost_less_of_what_is_refined() -> None:
+    image, plain = picture(4, 64, 64), replace(record("sq"), lmbda=1e-5)  # nearly bits alone
+    lengths = []
+    for steps in (0, 8):
+        codec = ImageCodec(skewed().model, replace(plain, refine=steps))
+        encoded = codec.encode(image)
+        assert np.array_equal(codec.decode(encoded.data), codec.picture(encoded))
+        lengths.append(codec.estimated_bits(encoded))
+    assert lengths[1] < 0.97 * lengths[0]
+
+
 @pytest.mark.parametrize("kind", ["rdoq", "tcq"])
 def test_the_search_is_the_best_of_all_by_the_priors_skewed_tables(kind: str) -> None:
     """Short lanes of real residuals against every path, and whole ones against the definition."""

@@ -109,3 +109,16 @@ def test_a_checkpoint_goes_there_and_back(tmp_path: Path) -> None:
     loaded = checkpoint.load(str(tmp_path / "a.pth.tar"))
     assert loaded.spec == skewed().spec
     assert compressai_record(loaded).digest == compressai_record(skewed()).digest
+
+
+def test_a_file_of_compressais_zoo_is_told_by_name_and_tensors(tmp_path: Path) -> None:
+    old = {"matrices": "_matrices", "biases": "_biases", "factors": "_factors"}
+    state = {
+        ".".join(old.get(part, part) for part in name.split(".")): value
+        for name, value in skewed().model.state_dict().items()
+    }
+    assert any("._matrices." in name for name in state)
+    torch.save(state, tmp_path / "bmshj2018-factorized-prior-4-8b56ab72.pth.tar")
+    loaded = checkpoint.load(str(tmp_path / "bmshj2018-factorized-prior-4-8b56ab72.pth.tar"))
+    assert (loaded.spec.architecture, loaded.spec.lmbda) == (NAMES[0], 0.013)
+    assert entropy_digest(loaded.model) == entropy_digest(skewed().model)
