@@ -247,14 +247,14 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
     """Write a checkpoint whole or not at all; `dtype` float16 is for shipping.
 
     float16 halves the parameters and leaves CompressAI's CDF tables empty, as they are before its `update()`; `load`
-    makes them again. Other buffers keep their type, because CompressAI's bounds, such as 1e-9, would be zero in
-    float16.
+    makes them again. Variable-rate models, whose tables are those of a gain, never have them in files. Other buffers
+    keep their type, because CompressAI's bounds, such as 1e-9, would be zero in float16.
     """
     update_tables(checkpoint.model)
     state = {name: value.detach().cpu() for name, value in checkpoint.model.state_dict().items()}
     for name, _ in checkpoint.model.named_parameters():
         state[name] = state[name].to(dtype)
-    if dtype is torch.float16:
+    if dtype is torch.float16 or checkpoint.codec.rates(state):
         state = _without_tables(state)
     write(
         {

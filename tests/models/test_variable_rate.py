@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lic_dist.models.gains import rate_at
 from lic_dist.models.names import label
 from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest, model_digest, trainable
 from lic_dist.models.protocol import Rate
+from lic_dist.models.refine import Refinement, refine_latents, squared_error_gradient
 from lic_dist.models.stages import rounded_z
 from lic_dist.quantization.quantize import Quantizer
 from tests.conftest import picture
@@ -92,6 +94,24 @@ def test_an_offset_moves_what_sq_does_not_round_to_zero_and_keeps_signs_apart(
     torch.testing.assert_close(sizes, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mbt2018-mean-vbr", "mbt2018-vbr"])
+def test_refinement_lowers_the_loss_of_what_is_decoded(name: str) -> None:
+    loaded = made(name, {}, 0.4)
+    codec, quantizer = loaded.codec, Quantizer(compressai_record(loaded))
+    x = torch.from_numpy(picture(3, 64, 64).transpose(2, 0, 1)[None].copy()) / 255
+    losses = []
+    with torch.no_grad():
+        y = codec.analyse(x)
+        sides_hat = (codec.sides[0].dequantize(rounded_z(codec, y).int()),)
+        gradient = partial(squared_error_gradient, codec, x)
+        for one in (y.half(), refine_latents(codec, y.half(), sides_hat, gradient, Refinement(4, 0.01))):
+            coded = walk.search(codec, sides_hat, one.float(), quantizer)
+            error = float((codec.synthesise(coded.y_hat) - x).double().square().sum())
+            bits = walk.likelihood_bits(codec, sides_hat, coded.k, quantizer)
+            losses.append(0.01 * 255**2 / 3 * error + bits)
+    assert losses[1] < 0.999 * losses[0]
+
+
 def test_a_step_of_z_gives_the_likelihood_of_its_cells() -> None:
     side = made("mbt2018-mean-vbr", {"vr_entbttlnck": True}, 0.1).codec.sides[0]
     step, tables = float(side.step.detach()), coder_tables(side.prior)  # type: ignore[attr-defined]
@@ -124,6 +144,10 @@ def test_a_gain_is_named_and_kept(name: str, options: dict[str, Any], tmp_path: 
     again = checkpoint.load(str(tmp_path / "tuned"))
     assert again.spec == between.spec and model_digest(again.model) == model_digest(between.model)
     assert copy.deepcopy(again.model).gain == 0.3
+    written = checkpoint.read(tmp_path / "tuned" / "checkpoint.pth.tar")["state_dict"]
+    theirs = type(again.model).from_state_dict(written, **options)
+    theirs.update(force=True, scale=torch.tensor(0.3))
+    assert checkpoint.digest(theirs.state_dict()) == checkpoint.digest(again.model.state_dict())
     digests = [encoder_digest, entropy_digest, decoder_digest, model_digest, model_id]
     for digest in digests[:2] + digests[3:]:
         assert len({digest(one.model) for one in (loaded, between, checkpoint.load(f"{path}@0.31"))}) == 3

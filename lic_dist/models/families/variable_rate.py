@@ -54,7 +54,7 @@ class SteppedSide(Side):
 class VariableRate(MeanScaleHyperprior):
     """A mixin before the family of the same networks at a fixed rate."""
 
-    supports = frozenset({"tiles"})
+    supports = frozenset({"tiles", "refinement"})
 
     @classmethod
     def fits(cls, state: Mapping[str, Tensor]) -> bool:
