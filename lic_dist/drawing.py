@@ -49,10 +49,10 @@ def spec(chart: AnyChart) -> dict[str, Any]:
 
 def write(chart: AnyChart, *paths: Path) -> None:
     """Write the chart into files, PNG or SVG by their endings; their folders are made."""
-    text = json.dumps(spec(chart))
+    svg = vl_convert.vegalite_to_svg(json.dumps(spec(chart)))
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".svg":
-            path.write_text(vl_convert.vegalite_to_svg(text))
+            path.write_text(svg)
         else:
-            path.write_bytes(vl_convert.vegalite_to_png(text, scale=PIXELS))
+            path.write_bytes(vl_convert.svg_to_png(svg, scale=PIXELS))

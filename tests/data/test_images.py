@@ -48,7 +48,7 @@ def test_a_photo_is_converted_or_recorded(name: str, tmp_path: Path) -> None:
 def test_the_cheap_look_sees_what_decoding_sees(name: str) -> None:
     suffix, data = KINDS[name][:2]
     assert outcome(images.measure, data, suffix) == outcome(decoded_size, data, suffix)
-    for cut in random.Random(name).sample(range(len(data)), min(len(data), 25)):
+    for cut in random.Random(name).sample(range(len(data)), min(len(data), 3 if name == "80 MB of text" else 25)):
         assert outcome(images.measure, data[:cut], suffix) == outcome(decoded_size, data[:cut], suffix)
 
 

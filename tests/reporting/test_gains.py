@@ -14,6 +14,7 @@ from lic_dist.reporting.curves import curve_of
 from lic_dist.reporting.gains import gains, image_losses, lambda_changes
 from lic_dist.reporting.report import report
 
+pytestmark = pytest.mark.usefixtures("no_chart_files")
 LMBDA = 100 / 255**2
 
 

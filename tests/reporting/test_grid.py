@@ -19,6 +19,7 @@ from lic_dist.reporting.report import report
 from lic_dist.reporting.styles import SOLID, styles
 from tests.points import markup, measured
 
+pytestmark = pytest.mark.usefixtures("no_chart_files")
 NOISE = "decoder+hyper noise"
 
 

@@ -16,6 +16,7 @@ from lic_dist.reporting.curves import collect
 from lic_dist.reporting.findings import Findings
 from tests.points import markup, measured
 
+pytestmark = pytest.mark.usefixtures("no_chart_files")
 RATES = {
     ("base", "sq"): 1.0,
     ("base", "tcq8"): 0.97,

@@ -225,6 +225,7 @@ def test_a_press_on_a_heading_sorts_by_its_figures(chromium: Browser, page: Path
         assert chromium.value(f"{head}.getAttribute('aria-sort')") == direction
 
 
+@pytest.mark.usefixtures("no_chart_files")
 def test_a_report_without_pictures_has_no_viewer(chromium: Browser, tmp_path: Path) -> None:
     (tmp_path / "vtm.json").write_text('{"name": "vtm", "results": {"bpp": [1, 2], "psnr-rgb": [30, 32]}}')
     report([tmp_path / "vtm.json"], ["vtm"], tmp_path / "out")
@@ -233,6 +234,7 @@ def test_a_report_without_pictures_has_no_viewer(chromium: Browser, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_chart_files")
 def test_names_from_files_do_not_run(chromium: Browser, tmp_path: Path) -> None:
     file = write_results(tmp_path / "results", *ATTACKS)
     content = file.read_text().replace('"run"', json.dumps(ATTACKS[0]))
