@@ -36,7 +36,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for part, seeds in (("train", range(3)), ("valid", range(3, 5))):
         (tmp_path / "photos" / part).mkdir(parents=True)
         for seed in seeds:
-            Image.fromarray(picture(seed, 260, 300)).save(tmp_path / "photos" / part / f"{seed}.png")
+            Image.fromarray(picture(seed, 256, 256)).save(tmp_path / "photos" / part / f"{seed}.png")
 
     def write(**changes: dict[str, Any]) -> Path:
         named = {"architecture": FOREIGN, "options": {"num_slices": 4}}
