@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lic_dist import config
-from lic_dist.building.build import build
 from lic_dist.cluster import train
 from lic_dist.errors import LicError
 from tests.app.test_cli import lic_dist, refused
@@ -20,11 +20,10 @@ Job = tuple[Path, dict]
 
 
 @pytest.fixture(scope="module")
-def job(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(base: Path, photos: Path, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A folder with a cache and with x.yaml, which retrains from it in two workers, all paths relative to it."""
     folder = tmp_path_factory.mktemp("job")
-    store = folder / "a.zarr"
-    build(config.Experiment.model_validate(document(base, photos, store, store)))
+    shutil.copytree(made, folder / "a.zarr")
     sections = document(base, photos, Path("a.zarr"), Path("out"), recipe="decoder+hyper", steps=STEPS)
     sections["engine"] = {"trainers": 2, "num_cpus": 2}
     (folder / "x.yaml").write_text(yaml.safe_dump(sections))

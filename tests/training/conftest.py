@@ -13,6 +13,12 @@ from tests.training.several import TCQ, base_section, held_out, make_store
 
 
 @pytest.fixture(scope="session")
+def store(made: Path) -> Path:
+    """The store that finetuning reads. Not to be changed."""
+    return made
+
+
+@pytest.fixture(scope="session")
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Checkpoints of a short base training, by the name of a family."""
     made: dict[str, Path] = {}

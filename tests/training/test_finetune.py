@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from itertools import islice
@@ -40,26 +38,20 @@ from lic_dist.training.distributed import Ranks
 from lic_dist.training.rate import IndexRate
 from lic_dist.training.samples import Batch, Samples, training_data
 from tests.conftest import dying_at, picture
+from tests.forked import python
+from tests.stores import FIXED
 
 
 def document(base: Path, photos: Path, store: Path, out: Path, shift: object = 0.05, **finetune: object) -> dict:
     return {
         "model": {"checkpoint": str(base)},
         "images": {"path": str(photos), "crop": 64, "variations": 3, "held_out": "valid"},
-        "quantizer": {"name": "tcq", "step": 0.5, "lambda_scale": 0.1, "shift": shift, "pilot": 8, "calibration": 4,
-                      "group": "tcq8"},
+        "quantizer": {"name": "tcq", **FIXED, "shift": shift, "pilot": 8, "calibration": 4, "group": "tcq8"},
         "cache": {"path": str(store), "shard": 8, "batch": 4},
         "engine": {"name": "local"},
         "finetune": {"recipe": "decoder", "steps": 12, "batch": 4, "lr": 1e-3, "warmup": 2, "evaluate_every": 4,
                      "out": str(out), **finetune},
     }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def store(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("cache") / "a.zarr"
-    build(config.Experiment.model_validate(document(base, photos, path, path)))
-    return path
 
 
 def run(base: Path, photos: Path, store: Path, out: Path, **finetune: object) -> Checkpoint:
@@ -86,7 +78,8 @@ def test_only_the_recipes_part_changes(
     recipe: str, latents: str, base: Path, photos: Path, store: Path, tmp_path: Path
 ) -> None:
     parent = checkpoint.load(str(base))
-    made = run(base, photos, store, tmp_path, shift="auto", recipe=recipe, latents=latents)
+    shift = "auto" if recipe == "decoder" else 0.05
+    made = run(base, photos, store, tmp_path, shift=shift, recipe=recipe, latents=latents)
     before, after = parent.model.state_dict(), made.model.state_dict()
     changed = {name for name in tensors(parent.model, ("",)) if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith(prefixes(recipe)) for name in changed)
@@ -279,10 +272,7 @@ def test_compressais_own_evaluation_loads_the_result(base: Path, photos: Path, s
         "from compressai.utils.eval_model.__main__ import main; main(sys.argv[1:])"
     )
     arguments = ["checkpoint", str(tmp_path / "pictures"), "-a", "mbt2018-mean", "-p"]
-    told = subprocess.run(
-        [sys.executable, "-c", code, *arguments, str(tmp_path / "out" / "checkpoint.pth.tar")],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    told = python(code, *arguments, tmp_path / "out" / "checkpoint.pth.tar")
     assert told.returncode == 0, told.stderr[-2000:]
     theirs = json.loads(told.stdout[told.stdout.index("{") :])["results"]
     loaded = checkpoint.load(str(tmp_path / "out"))

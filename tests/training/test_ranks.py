@@ -17,7 +17,6 @@ import torch
 import yaml
 
 from lic_dist import config
-from lic_dist.building.build import build
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import verify
 from lic_dist.models import checkpoint
@@ -34,21 +33,14 @@ from lic_dist.training.samples import Samples
 from tests.forked import ranks
 from tests.training.test_finetune import document
 
-DYING = Path(__file__).parents[1] / "dying.py"
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def store(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("cache") / "a.zarr"
-    build(config.Experiment.model_validate(document(base, photos, path, path)))
-    return path
-
-
-def torchrun(*command: str | Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def torchrun(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     return subprocess.run(
-        [*launch, f"--max-restarts={restarts}", *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(DYING.parents[1])},
+        [*launch, "-m", module, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
@@ -136,7 +128,7 @@ def test_ranks_that_die_end_the_job_which_goes_on_to_the_same_bits(
     assert checkpoint.digest(checkpoint.load(str(tmp_path / "cut")).model.state_dict()) == weights
     assert [row["step"] for row in read_log(tmp_path / "cut" / "log.jsonl")] == [0, 4, 5, 9, 12]
 
-    elastic = torchrun(DYING, "0", "7", "finetune", file("elastic"), restarts=1)  # torchrun starts all ranks again
+    elastic = torchrun("tests.dying", "0", "7", "finetune", file("elastic"))  # torchrun starts all ranks again
     assert elastic.returncode == 0, [line for line in elastic.stderr.splitlines() if "rror" in line][:30]
     assert checkpoint.digest(checkpoint.load(str(tmp_path / "elastic")).model.state_dict()) == weights
 
@@ -152,11 +144,7 @@ def test_two_ranks_take_the_steps_of_one(
     file.write_text(yaml.safe_dump(document(base, photos, store, tmp_path / "two", **more)))
     job.finetune(config.Experiment.model_validate(document(base, photos, store, tmp_path / "one", **more)))
     said = tmp_path / "said"
-    if streams == "auto":
-        done = torchrun("-m", "lic_dist", "finetune", file)
-        assert done.returncode == 0, done.stderr[-3000:]
-    else:
-        assert ranks("finetune", file, output=said) == [0, 0], said.read_text()[-3000:]
+    assert ranks("finetune", file, output=said) == [0, 0], said.read_text()[-3000:]
     one, two = (checkpoint.load(str(tmp_path / name)).model.state_dict() for name in ("one", "two"))
     for name, value in one.items():
         if name.startswith(("g_s.", "h_s.")) and not name.endswith("gamma"):  # see above_bound
