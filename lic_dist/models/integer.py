@@ -4,10 +4,11 @@ machine, whatever its threads, batch, layout or backend.
 The definition. Every value is an integer; round() is to the nearest, a half to the even one; floor(v / 2^s) is a shift.
 
     unit        an activation X stands for X 2^-12; clamp(X) keeps it within -2^24 .. 2^24
-    input       of h_s: X = clamp(2^12 z + round(2^12 m)), z the coded integer, m the float32 median of its channel.
+    input       of h_s: X = clamp(2^12 z + round(2^12 m)), z the coded integer, m the float32 median of its channel;
+                round(2^12 s) z in place of 2^12 z, where z has a float32 step s.
                 Of the others: X = clamp(round(2^12 v)), v float32: outputs of networks, gathered and concatenated,
                 which that does not change, zeros, and y_hat = means + level, one addition of float32; where it is
-                corrected, another one
+                corrected, another one; where y has a gain, a product of float32 with that or with 1 / gain
     layers      one after another, those of a Sequential too. A convolution of stride 1, or a transposed one of stride
                 s whose output is s times the input on both axes; odd kernels no smaller than s, zero padding. A weight
                 is 0 where a mask is. For each output channel with float32 weights w and bias b:
@@ -15,8 +16,8 @@ The definition. Every value is an integer; round() is to the nearest, a half to 
                     f = 14 - e, within 1..24
                     W = round(2^f w),  B = round(2^(12+f) b)
                     X = clamp(floor((B + 2^(f-1) + sum of W X) / 2^f)), with X = 0 outside of the picture
-                A layer with `as_convolution` is what that returns: a masked convolution at single positions is one of
-                1x1 over the inputs under its live taps
+                A linear layer is a convolution of 1x1. A layer with `as_convolution` is what that returns: a masked
+                convolution at single positions is one of 1x1 over the inputs under its live taps
     PixelShuffle    X at (r i + a, r j + b) of channel c is X at (i, j) of channel r^2 c + r a + b
     ReLU        max(X, 0)
     LeakyReLU   X where X > 0, else floor((S X + 2^18) / 2^19) with S = round(2^19 slope), 5243 for a slope of 0.01
@@ -25,8 +26,8 @@ The definition. Every value is an integer; round() is to the nearest, a half to 
                     scale X = clamp(floor((2^12 d) (e^(i/64) e^(j/4096)) + 1/2)), 64 i + j = X within -9 2^12 .. 5 2^12
                     and 0 <= j < 64; the powers of e and every result are rounded to float64
                     mean X = clamp(floor(d X + 1/2)), X within -6 2^12 .. 6 2^12
-    output      means and scales are X 2^-12, which float32 holds exactly. A scale's level is the number of thresholds t
-                of quantization/rates.py, float32, with X > floor(2^12 t)
+    output      means and scales are X 2^-12, which float32 holds exactly, or float32 products of these with a gain. A
+                scale's level is the number of thresholds t of quantization/rates.py, float32, that it is above
 
 Sums are taken in float64, one matrix product a tap of the kernel. The sum of |W| 2^24, with |B| and the half, stays
 below 2^53 (checked), so float64 is exact in any order, fused or not; and no library's convolution may choose an inexact
@@ -49,7 +50,14 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.errors import LicError
-from lic_dist.models.layers import LEAST_LOG_SCALE, MOST_LOG_SCALE, MOST_MEAN, DenormalizeGaussians, HalfTanh
+from lic_dist.models.layers import (
+    LEAST_LOG_SCALE,
+    MOST_LOG_SCALE,
+    MOST_MEAN,
+    DenormalizeGaussians,
+    HalfTanh,
+    one_by_one,
+)
 from lic_dist.models.protocol import Side
 
 UNIT_BITS, WEIGHT_BITS, MOST_BITS, SLOPE_BITS = 12, 14, 24, 19
@@ -78,10 +86,14 @@ class IntegerNet:
 
 
 def exact_z_hat(side: Side, z: Tensor) -> Tensor:
-    """Return z_hat, float64 [B, N, hz, wz], for the medians rounded to multiples of 2^-12; exact for z of int32."""
-    middle = side.medians()
-    whole = np.rint(np.ldexp(middle.cpu().numpy().astype(np.float64), UNIT_BITS))
-    return z.double() + torch.from_numpy(np.ldexp(whole, -UNIT_BITS)).to(middle.device)
+    """Return z_hat, float64 [B, N, hz, wz], of medians and step in multiples of 2^-12; exact for z of int32."""
+    step, middle = (_in_units(one).to(z.device) for one in (torch.as_tensor(side.step), side.medians()))
+    return z.double() * step + middle
+
+
+def _in_units(values: Tensor) -> Tensor:
+    """Return values rounded to multiples of 2^-12, float64."""
+    return torch.round(values.detach().double() * 2.0**UNIT_BITS) * 2.0**-UNIT_BITS
 
 
 class _Convolution:
@@ -175,6 +187,8 @@ def _layer(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         plain = (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
         if plain and k % 2 and k >= s and form == ((k, k), (s, s), (k // 2, k // 2), (s - 1, s - 1)):
             return _Convolution(layer)
+    if isinstance(layer, nn.Linear):
+        return _Convolution(one_by_one(layer.weight, layer.bias))
     if isinstance(layer, nn.PixelShuffle):
         return partial(_shuffle, layer)
     if isinstance(layer, nn.ReLU):

@@ -49,6 +49,24 @@ class HalfTanh(nn.Module):
         return 0.5 * torch.tanh(x)
 
 
+class PositionLayers(nn.Sequential):
+    """Linear layers and activations on the channels of each position by itself."""
+
+    pointwise = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C of the last layer, h, w]."""
+        out: Tensor = super().forward(x.movedim(1, -1))
+        return out.movedim(-1, 1)
+
+
+def one_by_one(weight: Tensor, bias: nn.Parameter | None) -> nn.Conv2d:
+    """Return the frozen convolution of 1x1 of a weight [out, in] and a bias [out]."""
+    found = nn.utils.skip_init(nn.Conv2d, weight.shape[1], len(weight), 1, device=weight.device)
+    found.weight, found.bias = nn.Parameter(weight.detach()[:, :, None, None], requires_grad=False), bias
+    return found
+
+
 class NormalizeChannels(nn.Module):
     """Divide y [B, M, h, w] by `deviation` float32 [M], the standard deviation of each channel of y."""
 

@@ -20,6 +20,8 @@ class Side:
 
     name: str
     prior: Any
+    step: Tensor | float = 1.0
+    """What a coded integer counts."""
 
     @property
     def channels(self) -> int:

@@ -28,7 +28,7 @@ from lic_dist.models import checkpoint
 from lic_dist.models.architectures import adapt, build
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.integer import LARGEST, IntegerNet, exact_z_hat
-from lic_dist.models.layers import DenormalizeGaussians, HalfTanh
+from lic_dist.models.layers import DenormalizeGaussians, HalfTanh, one_by_one
 from lic_dist.models.protocol import TRANSFORMS, CodecModel, Stage, mask_weights
 from lic_dist.models.stages import dequantize_z, only_side, only_stage
 from lic_dist.quantization.rates import SCALES, level_index
@@ -122,6 +122,7 @@ def by_the_book(net: nn.Module, x: NDArray[np.object_]) -> NDArray[np.object_]:
                 out[c, a::r, b::r] = x[r**2 * c + r * a + b]
             x = out
             continue
+        layer = one_by_one(layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer
         transposed, stride, p = isinstance(layer, nn.ConvTranspose2d), layer.stride[0], layer.padding[0]
         weight = layer.weight.transpose(0, 1) if transposed else layer.weight
         channels, (_, high, wide) = len(weight), x.shape

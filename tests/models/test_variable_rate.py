@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from lic_dist.models.refine import Refinement, refine_latents, squared_error_gra
 from lic_dist.models.stages import rounded_z
 from lic_dist.quantization.quantize import Quantizer
 from tests.conftest import picture
+from tests.models.test_integer import by_the_book, invented, some_z, walked
+from tests.models.test_integer_contexts import Walk, in_units
 
 EACH = pytest.mark.parametrize(
     ("name", "options"),
@@ -126,6 +129,25 @@ def test_a_step_of_z_gives_the_likelihood_of_its_cells() -> None:
     rows = torch.arange(8).reshape(8, 1).expand(8, 21).numpy()
     bits = tables.bits(integers[0, :, 0, 390:411].numpy(), rows)
     assert abs(bits + likelihood[0, :, 0, 390:411].log2().numpy()).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("mbt2018-mean-vbr", {"vr_entbttlnck": True}), ("mbt2018-vbr", {})], ids=lambda one: str(one)
+)
+def test_every_network_in_integers_is_the_definition(name: str, options: dict[str, Any]) -> None:
+    model, z = invented(name, 4, 3, gain=0.26874, **options), some_z(1, 1, 4, 1, 1)
+    codec, walk = adapt(model), Walk(model, z)
+    for called, values, out in walk.calls:
+        if called != "context_prediction":  # of single positions, as that of mbt2018
+            assert np.array_equal(in_units(out), by_the_book(codec.nets[called], in_units(values))), called
+    assert {called for called, _, _ in walk.calls} == set(walked(codec))
+    (side,) = codec.sides
+    step = round(4096 * float(torch.as_tensor(side.step).detach()))
+    read = next(values for called, values, _ in walk.calls if called == "h_s")
+    expected = [
+        step * int(v) + round(4096 * m) for v, m in zip(z.flatten(), side.medians().flatten().tolist(), strict=True)
+    ]
+    assert in_units(read).flatten().tolist() == expected and (step == 4096) == (not options)
 
 
 @EACH

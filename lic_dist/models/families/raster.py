@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lic_dist.models.families.cheng import ChengSizes
 from lic_dist.models.families.hyperprior import MeanScaleHyperprior
+from lic_dist.models.layers import one_by_one
 from lic_dist.models.protocol import Elements, Given, Run, Sides, Stage, one_layout
 
 MARGIN = 2  # positions that the context reaches to each side, and upward
@@ -62,10 +63,7 @@ class Taps(nn.Module):
 
     def as_convolution(self) -> nn.Conv2d:
         """Return the convolution of 1x1 that this is."""
-        weight = self.weight().detach()[:, :, None, None]
-        found = nn.utils.skip_init(nn.Conv2d, weight.shape[1], len(weight), 1, device=weight.device)
-        found.weight, found.bias = nn.Parameter(weight, requires_grad=False), self.convolution.bias
-        return found
+        return one_by_one(self.weight(), self.convolution.bias)
 
     def forward(self, values: Tensor) -> Tensor:
         lanes = values[:, :, 0].transpose(1, 2)

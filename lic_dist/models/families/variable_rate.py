@@ -12,7 +12,6 @@ rounded with follows from the gain too, 0.5 or more.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,16 +21,16 @@ from lic_dist.errors import UsageError
 from lic_dist.models.families.hyperprior import MeanScaleHyperprior, ScaleHyperprior
 from lic_dist.models.families.raster import JointAutoregressive
 from lic_dist.models.lambdas import LAMBDAS
-from lic_dist.models.protocol import CodecModel, Given, Rate, Run, Side, Sides, Stage
+from lic_dist.models.layers import PositionLayers
+from lic_dist.models.protocol import CodecModel, Given, Rate, Run, Side, Sides, Stage, one_layout
 
 ZERO = 0.25  # |level| below it is that of k = 0, whose means have moved, or whose rounding is relaxed
 
+LARGEST = 1 << 20  # elements of y whose offsets are computed at once
 
-@dataclass(frozen=True)
+
 class SteppedSide(Side):
-    """A side latent whose coded integers count steps of another size than 1: `step`, a scalar tensor."""
-
-    step: Tensor
+    """A side latent whose coded integers count steps of another size than 1, a scalar tensor."""
 
     def centred(self, z: Tensor) -> Tensor:
         return super().centred(z) / self.step
@@ -54,7 +53,11 @@ class SteppedSide(Side):
 class VariableRate(MeanScaleHyperprior):
     """A mixin before the family of the same networks at a fixed rate."""
 
-    supports = frozenset({"tiles", "refinement"})
+    supports = frozenset({"deterministic", "tiles", "refinement"})
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._offsets = PositionLayers(*self.module.QuantABCD)
 
     @classmethod
     def fits(cls, state: Mapping[str, Tensor]) -> bool:
@@ -90,12 +93,15 @@ class VariableRate(MeanScaleHyperprior):
     def sides(self) -> tuple[Side, ...]:
         if self.gain is None or not self.module.vr_entbttlnck:
             return super().sides
-        step = self.module.lower_bound_zqstep(self.module.gayn2zqstep(1 / self._gain.view(1)))[0]
-        return (SteppedSide("z", self.module.entropy_bottleneck, step),)
+        step = (1 / self._gain).double().view(1)  # in float64, so that every machine rounds to the same float32
+        for layer in self.module.gayn2zqstep:
+            linear = isinstance(layer, nn.Linear)
+            step = nn.functional.linear(step, layer.weight.double(), layer.bias.double()) if linear else layer(step)
+        return (SteppedSide("z", self.module.entropy_bottleneck, self.module.lower_bound_zqstep(step.float())[0]),)
 
     @property
     def nets(self) -> Mapping[str, nn.Module]:
-        return {**super().nets, "QuantABCD": self.module.QuantABCD}
+        return {**super().nets, "QuantABCD": self._offsets}
 
     def analyse(self, x: Tensor) -> Tensor:
         return super().analyse(x) * self._gain
@@ -120,8 +126,10 @@ class VariableRate(MeanScaleHyperprior):
 
     def _corrected(self, stage: Stage, sent: Tensor, run: Run) -> Tensor:
         """Return y_hat of a stage with the offset of each element, of what is sent, means + level."""
-        scales = self.gaussian.lower_bound_scale(stage.scales)
-        offset = run("QuantABCD", torch.stack((scales, self._gain.expand(scales.shape)), -1))[..., 0]
+        scales = self.gaussian.lower_bound_scale(stage.scales).flatten(2)  # [B, C, P]
+        inputs = torch.stack((scales, self._gain.expand(scales.shape)), 1)
+        parts = inputs.split(max(1, LARGEST // scales.shape[2]), 2)  # of channels, for less memory at once
+        offset = torch.cat([run("QuantABCD", one_layout(part))[:, 0] for part in parts], 1).view(sent.shape)
         level = (sent - stage.means).detach()
         return sent - torch.where(level.abs() < ZERO, 0, level.sign() * offset)
 
@@ -169,12 +177,16 @@ class JointAutoregressiveVbr(VariableRate, JointAutoregressive):
     module_class = "compressai.models.vbr:JointAutoregressiveHierarchicalPriorsVbr"
     parts = _parts(JointAutoregressive, context=("scale_to_context.", "QuantABCD."))
 
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._moves = PositionLayers(self.module.scale_to_context)
+
     @property
     def nets(self) -> Mapping[str, nn.Module]:
-        return {**super().nets, "scale_to_context": self.module.scale_to_context}
+        return {**super().nets, "scale_to_context": self._moves}
 
     def walk(self, sides_hat: Sides, run: Run) -> Generator[Stage, Tensor, Tensor]:
-        moved = run("scale_to_context", self._gain.view(1, 1))[..., None, None]
+        moved = run("scale_to_context", self._gain.view(1, 1, 1, 1))
 
         def with_gain(name: str, values: Tensor) -> Tensor:
             return run(name, values) + moved if name == "context_prediction" else run(name, values)
