@@ -133,7 +133,7 @@ def run_in_tiles(codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[
     def run(name: str, values: Tensor) -> Tensor:
         network, whole = form(name), torch.empty(0)
         if is_pointwise(nets[name]):
-            return network(one_layout(values))
+            return network(values)
         reads = values.shape[2] // grid.high
         for rows, columns in grid.tiles(codec, name, reads, grid.latent):
             part = network(one_layout(values[..., rows.source, columns.source]))

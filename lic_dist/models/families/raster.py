@@ -66,8 +66,7 @@ class Taps(nn.Module):
         return one_by_one(self.weight(), self.convolution.bias)
 
     def forward(self, values: Tensor) -> Tensor:
-        lanes = values[:, :, 0].transpose(1, 2)
-        return nn.functional.linear(lanes, self.weight(), self.convolution.bias).transpose(1, 2)[:, :, None]
+        return _columns(nn.functional.linear(_rows(values), self.weight(), self.convolution.bias))
 
 
 class Wave(NamedTuple):
@@ -111,12 +110,13 @@ class JointAutoregressive(MeanScaleHyperprior):
         size = side.shape[2:]
         high, wide = (length + MARGIN for length in (size[0], size[1] + MARGIN))
         padded = side.new_zeros(len(side), high * wide, self.channels)
+        of_side = side.flatten(2).transpose(1, 2).contiguous()  # as all below, a row a position, for matrix products
         for wave in waves(*size, side.device):
-            under = padded.index_select(1, wave.windows).view(len(side), len(wave.padded), -1)  # [B, P, taps * M]
-            context = run("context_prediction", one_layout(under.transpose(1, 2)[:, :, None]))
-            here = side.flatten(2)[:, :, None, wave.positions]
-            parameters = run("entropy_parameters", one_layout(torch.cat((here, context), 1)))[:, :, 0]
-            scales, means = parameters.chunk(2, 1)
+            under = padded.index_select(1, wave.windows).view(len(side), len(wave.padded), -1)
+            context = _rows(run("context_prediction", _columns(under)))
+            here = of_side.index_select(1, wave.positions)
+            parameters = run("entropy_parameters", _columns(torch.cat((here, context), 2)))
+            scales, means = parameters[:, :, 0].chunk(2, 1)
             sent = yield Stage(means, scales, wave.elements)
             write = padded.index_copy if torch.is_grad_enabled() else padded.index_copy_
             padded = write(1, wave.padded, sent.transpose(1, 2))
@@ -167,6 +167,16 @@ def waves(height: int, width: int, device: torch.device) -> tuple[Wave, ...]:
         elements = Elements(positions=positions, along="channels")
         found.append(Wave(elements, *(torch.from_numpy(each).to(device) for each in places)))
     return tuple(found)
+
+
+def _rows(values: Tensor) -> Tensor:
+    """Return values of positions [B, C, 1, P] as [B, P, C], in which memory holds them."""
+    return values[:, :, 0].transpose(1, 2)
+
+
+def _columns(rows: Tensor) -> Tensor:
+    """Invert `_rows`."""
+    return rows.transpose(1, 2)[:, :, None]
 
 
 def _live(weight: Tensor) -> Tensor:
