@@ -238,13 +238,13 @@ class _Networks:
 
 
 def _tables(name: str, figures: dict[str, dict[str, Any]], count: int) -> Iterator[Table]:
-    heads = ("", "CPU s", "range", "times as fast", "without transforms: s", "times as fast", "of networks")
+    heads = ("", "s", "range", "speedup", "rest s", "speedup", "of nets")
     for way in WAYS:
         rows = [
             (
                 arm,
                 f"{row[f'{way}_seconds']:.3f}",
-                "{:.3f} to {:.3f}".format(*row[f"{way}_range"]),
+                "{:.3f}-{:.3f}".format(*row[f"{way}_range"]),
                 f"{1 / row[f'{way}_ratio']:.2f}",
                 f"{row[f'{way}_rest']:.3f}",
                 f"{1 / row[f'{way}_rest_ratio']:.2f}",
@@ -252,7 +252,8 @@ def _tables(name: str, figures: dict[str, dict[str, Any]], count: int) -> Iterat
             )
             for arm, row in figures.items()
         ]
-        yield table(f"{name}: to {way} a picture of {count}, one thread", heads, rows)
+        title = f"{name}: to {way} a picture of {count}, one thread, CPU time; rest: without g_a, h_a, h_s, g_s"
+        yield table(title, heads, rows)
     theirs = figures[COMPRESSAI]["payload_bytes"]
     sizes = [
         (arm, str(row["payload_bytes"]), f"{100 * (row['payload_bytes'] / theirs - 1):+.3f} %", str(row["flush_bytes"]))
