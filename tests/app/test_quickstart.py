@@ -44,6 +44,7 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(quick_photos, "EMBEDDED", tmp_path / "embedded")
     monkeypatch.setattr(job, "CROPS", 6)
     monkeypatch.setattr(job, "STEPS", 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # to start a process takes longer than its work
     return tmp_path
 
 

@@ -18,7 +18,7 @@ def checkpoints(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for architecture in (CHECKERED, SLICED):
         out = tmp_path_factory.mktemp("staged")
         section = config.Train(
-            architecture=architecture, N=8, M=12, lmbda=0.05, steps=150, batch=4, crop=64, lr=2e-3, warmup=20,
+            architecture=architecture, N=8, M=12, lmbda=0.05, steps=60, batch=4, crop=64, lr=2e-3, warmup=20,
             quantile_steps=600, relaxation="mixed", out=out,
         )  # fmt: skip
         made[architecture] = base_job.train(section, config.Images(path=photos, held_out="valid"))
