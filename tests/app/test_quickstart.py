@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ def test_the_main_job_and_the_same_comparison_from_what_it_wrote(
     before = (out / "evaluation.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(job, "report", lambda *_, **__: None)
+        patch.setattr(job, "_finetune_alongside", lambda *_: nullcontext())
         again = job.quickstart(out, None, "local")
     assert again["rows"] == figures["rows"] and (out / "evaluation.json").read_bytes() == before
     collection = collect([out / "evaluation.json"])

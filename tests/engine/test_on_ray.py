@@ -38,18 +38,18 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A Ray of four logical CPUs, shared by these tests."""
+    """A Ray of two logical CPUs, shared by these tests."""
     from lic_dist.engine import on_ray
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
-    with on_ray.connected(None, num_cpus=4):
+    with on_ray.connected(None, num_cpus=2):
         yield
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
 def test_ray_gives_every_unit_once_from_pools_larger_than_the_machine(cluster):
-    stages = [Stage("square", make_square, 3), Stage("pid", make_process_id, 3)]  # six actors on four CPUs
+    stages = [Stage("square", make_square, 1), Stage("pid", make_process_id, 2)]  # three actors on two CPUs
     results = list(run(stages, range(20), engine="ray"))
     assert sorted(unit for unit, _ in results) == list(range(20))
     assert os.getpid() not in {process for _, process in results}
@@ -109,11 +109,11 @@ class SlowToLoad:
 
 
 def load_slowly():
-    time.sleep(2)
+    time.sleep(1)
     return SlowToLoad()
 
 
-@pytest.mark.parametrize("workers", [1, 4])  # with CPUs to spare, and with none: then it shares one, once
+@pytest.mark.parametrize("workers", [1, 2])  # with CPUs to spare, and with none: then it shares one, once
 def test_ray_waits_for_workers_that_are_slow_to_start(cluster, monkeypatch, workers):
     from lic_dist.engine import on_ray
 
@@ -170,9 +170,9 @@ def test_ray_frees_its_workers_when_the_caller_stops_early(cluster):
     next(results)
     results.close()
     deadline = time.monotonic() + 20
-    while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert ray.available_resources().get("CPU") == 4
+    assert ray.available_resources().get("CPU") == 2
 
 
 def test_a_build_writes_the_same_bytes(cluster, made: Path, base: Path, photos: Path, tmp_path: Path) -> None:
