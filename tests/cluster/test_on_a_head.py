@@ -102,7 +102,7 @@ def test_a_submitted_build_leaves_a_whole_store(head: Head, tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_is_stopped_and_one_that_fails_says_why(head: Head, tiny: Path) -> None:
+def test_a_job_is_stopped(head: Head, tiny: Path) -> None:
     where = ("--address", head.address)
     long = submit("cache", tiny, "--set", "cache.path=y.zarr", "--set", "images.variations=9999", *where)
     name = long.stdout.strip()
@@ -114,13 +114,7 @@ def test_a_job_is_stopped_and_one_that_fails_says_why(head: Head, tiny: Path) ->
     assert stopped.returncode == 0 and f"{name}: STOPPED" in stopped.stdout, stopped.stderr
     refused(ends[0], 1, "was stopped")
     assert f"{name}: STOPPED" in submit("stop", name, *where).stdout  # nothing left to stop
-
-    failed = submit("cache", tiny, "--set", "images.path=none", *where, "--follow", folder=tiny.parent)
-    assert "error: no such folder" in failed.stdout.replace("\n", " ")
-    refused(failed, 1, "failed", "exit code 1")
-    refused(submit("cache", tiny, "--folder", "/no/such", *where, "--follow"), 2, "exit code 2")
-    states = [line.split(": ")[1].split(",")[0] for line in submit("status", *where).stdout.splitlines()]
-    assert states[-3:] == ["STOPPED", "FAILED", "FAILED"]
+    assert states(head)[-1] == "STOPPED"
     refused(submit("logs", "nobody", "--follow", *where), 1, "knows no job nobody")
 
 
@@ -137,7 +131,8 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(
 
     ends: list[Done] = []
     command = ("finetune", "x.yaml", "--engine", "ray", "--set", f"engine.address={head.drivers}")
-    driver = threading.Thread(target=lambda: ends.append(run(*command, environment=CLEAN, folder=folder, timeout=200)))
+    quick = {**CLEAN, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    driver = threading.Thread(target=lambda: ends.append(run(*command, environment=quick, folder=folder, timeout=200)))
     driver.start()
     wait_for_rows(Path("out"), 2, driver)  # the first is of before the first step
     (_, worker) = of_ray(head.folder, "ray::RayTrainWorker")
@@ -156,12 +151,32 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-6)
     assert {file.name for file in Path("out").iterdir()} == {"checkpoint.pth.tar", "log.jsonl", "states"}
 
-    wrong = ("--set", "finetune.batch=3", "--set", "engine.trainers=1")
-    failed = submit("finetune", "x.yaml", *wrong, "--address", head.address, "--follow", folder=folder)
-    assert failed.returncode == 2, failed.stdout + failed.stderr
+
+@pytest.mark.slow
+def test_a_job_that_fails_in_a_worker_says_why(
+    job: Job,  # noqa: F811
+    head: Head,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, sections = job
+    monkeypatch.chdir(folder)
+    changes = {"steps": 2, "out": "other"}
+    finetune(config.Experiment.model_validate({**sections, "finetune": {**sections["finetune"], **changes}}))
+    wrong = {"finetune.batch": 3, "engine.trainers": 1} | {f"finetune.{name}": one for name, one in changes.items()}
+    sets = [word for name, one in wrong.items() for word in ("--set", f"{name}={one}")]
+    where = ("--address", head.address)
+    failed = submit("finetune", "x.yaml", *sets, *where, "--follow", folder=folder)
+    refused(failed, 2, "failed", "exit code 2")
     errors = [line for line in failed.stdout.splitlines() if line.startswith("error:")]
-    assert errors == ["error: out/states is of another job: batch (4 there, 3 here)"]
+    assert errors == ["error: other/states is of another job: batch (4 there, 3 here)"]
     assert "Traceback" not in failed.stdout and "lost a trainer" not in failed.stdout
+    assert states(head)[-1] == "FAILED"
+
+
+def states(head: Head) -> list[str]:
+    """Those of the head's jobs, in their order."""
+    listed = submit("status", "--address", head.address).stdout.splitlines()
+    return [line.split(": ")[1].split(",")[0] for line in listed]
 
 
 def rows(out: Path) -> list[int]:
