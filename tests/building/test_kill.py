@@ -53,7 +53,7 @@ def build_quietly(document: dict, environment: dict[str, str] | None = None) -> 
     if environment:
         from lic_dist.engine import on_ray
 
-        on_ray.PLACEMENT_SECONDS = 6.0
+        on_ray.PLACEMENT_SECONDS = 2.0
     build(config.Experiment.model_validate(document))
 
 
