@@ -175,7 +175,7 @@ def test_any_number_of_workers_makes_the_same_bytes(
         damage(path / f"quantized/tcq8/k/c/{shard}/0/0/0", "remove")
     assert requantize(asked(CHECKERED, path, engine={"encoders": 3})).shards_built == 3  # processes of this machine
     assert contents(path) == before
-    workers = {"name": "ray", "readers": 2, "encoders": 2, "num_cpus": 4}
+    workers = {"name": "ray", "readers": 1, "encoders": 2, "num_cpus": 3}
     build(asked(CHECKERED, tmp_path / "ray.zarr", engine=workers))
     assert contents(tmp_path / "ray.zarr") == before
 
