@@ -5,16 +5,19 @@ The package `bjontegaard` (Herglotz et al. 2022) integrates; PCHIP as JVET does 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import bjontegaard
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.results import Figures
 from lic_dist.reporting.curves import Curve
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # bjontegaard loads it; without a home it warns of its folders
+import bjontegaard  # noqa: E402
 
 FEWEST_POINTS = 4
 METHODS = ("pchip", "akima")
