@@ -18,14 +18,8 @@ from lic_dist.cache.plan import Plan
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import Finding, verify
 from lic_dist.errors import LicError
-from tests.stores import (
-    build,
-    create,
-    make_builder,
-    make_plan,
-    objects,
-    synthetic,
-)
+from tests.forked import python
+from tests.stores import build, create, make_builder, make_plan, objects, synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,8 +64,7 @@ def test_the_same_bytes_from_every_way_of_building(tmp_path, monkeypatch):
 def die_while_writing(path: Path, planned: Plan, shard: int) -> None:
     """A process writes a shard and is gone before its last object: no marker, an unfinished file, a free lock."""
     code = f"""
-import os, pickle, sys
-sys.path.insert(0, {str(ROOT)!r})
+import os, pickle
 from tests import stores
 from lic_dist.cache import markers
 count = 0
@@ -84,7 +77,7 @@ def fsync(handle, original=os.fsync):
 os.fsync = fsync
 stores.make_builder(*pickle.loads(bytes.fromhex({pickle.dumps((path, planned)).hex()!r})))({shard})
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 9
+    assert python(code).returncode == 9
     assert list((path / markers.FOLDER).rglob("*.lock")) and list(path.rglob("*.part"))
 
 

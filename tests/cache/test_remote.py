@@ -51,6 +51,7 @@ class Faults:
 def proxy(port: int, faults: Faults) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each answer waits for an acknowledgement, 40 ms
 
         def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -67,7 +68,7 @@ def proxy(port: int, faults: Faults) -> ThreadingHTTPServer:
                 self.close_connection = True
                 return
             if how == "slow":
-                time.sleep(0.5)
+                time.sleep(0.1)
             upstream = http.client.HTTPConnection("127.0.0.1", port)
             upstream.request(self.command, self.path, body, dict(self.headers))
             answer = upstream.getresponse()
