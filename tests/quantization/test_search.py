@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import active, rdoq, search
 from lic_dist.quantization.rates import LEVELS, CdfTables, level_index, search_rates, tables_from_pmf
 from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Trellis, levels
+from tests.forked import python
 from tests.quantization.test_trellis import NNCODEC8
 
 STEP = 0.56
@@ -29,7 +28,6 @@ FLAT = tables_from_pmf(np.tile([[0.5, 0.125, 0.0625, 0.03125, 0.0]], (2 * LEVELS
 SCALAR_TABLES = tables_from_pmf(analytic_pmf(0.5, SCALAR))
 SCALAR_FLAT = tables_from_pmf(np.tile([[0.5, 0.125, 0.0625, 0.03125, 0.0]], (LEVELS, 1)))
 MACHINES = [VVC4, ECM8, CODE16, CODE32]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def latents(lanes: int, steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -224,11 +222,17 @@ def test_compiled_searches_are_kept_apart() -> None:
 
 
 CACHED = """
+import os
 import numpy as np
+from numba import config
 from lic_dist.quantization import viterbi
+from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import search
-from tests.quantization.test_search import STEP, TABLES, VVC4, latents
-search(*latents(2, 9), STEP, TABLES, VVC4)
+from lic_dist.quantization.rates import tables_from_pmf
+from lic_dist.quantization.trellis import VVC4
+tables = tables_from_pmf(analytic_pmf(0.5, VVC4))
+config.CACHE_DIR = os.environ["CACHE"]  # of what is compiled from here on, by no process before
+search(np.ones((2, 9), np.float32), np.zeros((2, 9), np.uint8), np.ones(2, np.float32), 0.5, tables, VVC4)
 stats = viterbi.compile_search(VVC4).stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
@@ -236,10 +240,8 @@ print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 
 @pytest.mark.slow
 def test_a_search_is_compiled_once_for_all_processes(tmp_path: Path) -> None:
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     for expected in ("0 1", "1 0"):
-        command = [sys.executable, "-c", CACHED]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=250)
+        done = python(CACHED, environment={**os.environ, "CACHE": str(tmp_path)}, timeout=250)
         assert done.stdout.strip() == expected, done.stderr[-2000:]
 
 
@@ -280,9 +282,7 @@ print("the same")
 def test_tritons_interpreter_gives_the_reference() -> None:
     """In a process of its own: Triton decides at import whether it interprets."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", TRITON]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    done = python(TRITON, environment={**os.environ, "TRITON_INTERPRET": "1"}, timeout=250)
     assert done.stdout.strip() == "the same", done.stderr[-2000:]
 
 
