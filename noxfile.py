@@ -23,7 +23,7 @@ def quick(session: nox.Session) -> None:
 @nox.session
 def full(session: nox.Session) -> None:
     """All tests, with the lines that none of them reaches."""
-    session.run("pytest", "-n", "2", "--cov=lic_dist", "--cov-report=term-missing:skip-covered", *session.posargs)
+    session.run("pytest", "-n", "2", "--cov", *session.posargs)
 
 
 @nox.session
