@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -62,7 +62,10 @@ class Steps(Section):
     accumulate: int = Field(
         1, ge=1, description="Parts that a rank takes its share of the batch in, one after another: less memory."
     )
-    lr: float = Field(1e-4, gt=0, description="Learning rate of Adam, the largest of the schedule.")
+    optimizer: Literal["adam", "muon"] = Field(
+        "adam", description="Adam; or Muon for the kernels of convolutions, which are matrices, and Adam for the rest."
+    )
+    lr: float = Field(1e-4, gt=0, description="Learning rate of the optimizer, the largest of the schedule.")
     schedule: Literal["cosine", "plateau", "constant"] = Field(
         "cosine", description="How the learning rate falls after the warm-up."
     )
@@ -97,6 +100,15 @@ class Steps(Section):
     tensorboard: bool = Field(False, description="Whether event files are written to out, beside the log.")
     seed: int = Field(0, ge=0, lt=1 << 32, description="Seed of crops, order and noise.")
     out: File = Field(description="Folder for the checkpoint, log and states.")
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"optimizer"})
+    """Keys younger than the first states and checkpoints, which say nothing of them: their defaults are what was."""
+
+    def identity(self, without: set[str]) -> dict[str, Any]:
+        """Return the values of all keys but some, as plain data; those `LATER` only where they are not the default."""
+        fields = type(self).model_fields
+        unset = {key for key in self.LATER if getattr(self, key) == fields[key].get_default(call_default_factory=True)}
+        return self.model_dump(mode="json", exclude=without | unset)
 
 
 class Train(Steps):
@@ -137,13 +149,15 @@ class Train(Steps):
     )
     out: File = Field(Path("runs/base"), description="Folder for the checkpoint, log and states.")
 
+    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"options"}
+
 
 class Phase(Section):
     """One of the phases of a finetuning job: what trains, for how long, with which learning rate."""
 
     recipe: Recipe = Field(description="What trains, as finetune.recipe.")
     steps: int = Field(ge=1, description="Steps of the optimizer.")
-    lr: float = Field(gt=0, description="Learning rate of Adam, the largest of the schedule.")
+    lr: float = Field(gt=0, description="Learning rate of the optimizer, the largest of the schedule.")
 
 
 class Finetune(Steps):

@@ -143,9 +143,8 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     judged = photo_crops.centre_crops(section.path, held_out, -(-HELD_OUT_CROP // multiple) * multiple, HELD_OUT_MOST)
     if not len(judged):
         judged = photo_crops.centre_crops(section.path, held_out, config.crop, HELD_OUT_MOST)
-    unused = () if config.options else ("options",)
     identity = {
-        **config.model_dump(mode="json", exclude={"out", "start", "keep", "tensorboard", *unused}),
+        **config.identity({"out", "start", "keep", "tensorboard"}),
         "start": model_digest(start.model),
         "manifest_sha256": manifest.digest,
         "held_out": section.held_out,

@@ -2,7 +2,7 @@
 
     loop = TrainingLoop(title, section, phases, module, model, identity, ranks)
     for step in loop:                                    # the learning rate is set, the step's noise seeded
-        loop.train_step(parts, loss, batch_name)         # gradients of the global batch, clipped; one step of Adam
+        loop.train_step(parts, loss, batch_name)         # gradients of the global batch, clipped; a step
         if loop.evaluation_due:                          # every `evaluate_every` steps, and at a phase's last
             loop.evaluate(measure)                       # held-out figures, best weights, a state on disk, a log row
     loop.best                                            # the weights that the model is left with
@@ -34,6 +34,7 @@ from lic_dist.training.average import WeightAverage
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import Log
 from lic_dist.training.loss import HeldOut
+from lic_dist.training.optimizers import AnyOptimizer, make_optimizer
 from lic_dist.training.schedule import Patience, learning_rate
 from lic_dist.training.states import ResumeStates
 
@@ -61,7 +62,7 @@ class BestWeights:
 
 
 def take_step(
-    loss: float, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float
+    loss: float, parameters: Sequence[nn.Parameter], optimizer: AnyOptimizer, clip: float
 ) -> tuple[float, bool]:
     """Clip the gradients and step, unless loss or gradient norm are not finite; return the norm, and whether it
     stepped.
@@ -206,7 +207,7 @@ class TrainingLoop:
     def _begin_phase(self, state: dict[str, Any] | None) -> None:
         phase = self.phases[self.phase]
         self.trained = freeze_all_but(self.model, phase.parameters)
-        self.optimizer = torch.optim.Adam(self.trained, lr=phase.lr)
+        self.optimizer = make_optimizer(self.section.optimizer, self.trained, phase.lr)
         self.average = WeightAverage(self.trained, self.section.ema)
         self.patience = Patience()
         if state is not None:

@@ -95,7 +95,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     layout = parent.codec.layout(size[0], size[1])
     training = training_data(cache, source.group, quantizer, control or hyper, section, layout)
     identity = {
-        **section.model_dump(mode="json", exclude=NOT_IDENTITY),
+        **section.identity(NOT_IDENTITY),
         **training.identity,
         "group": source.group,
         "record": record.digest,
