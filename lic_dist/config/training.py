@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
@@ -147,9 +147,27 @@ class Train(Steps):
     start: PathText | None = Field(
         None, description="A checkpoint, or a name of `lic-dist models`, to start from; null: fresh weights."
     )
+    initial_crops: int = Field(
+        0,
+        ge=0,
+        description="Training crops that fresh weights are fitted to, where the family can: `block-transform` begins "
+        "as their Karhunen-Loeve transform; 0: none.",
+    )
+    rescale: bool = Field(
+        False,
+        description="Whether y of `start` and what the model says of it are scaled by the root of lmbda over its own.",
+    )
     out: File = Field(Path("runs/base"), description="Folder for the checkpoint, log and states.")
 
-    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"options"}
+    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"options", "initial_crops", "rescale"}
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> Self:
+        if self.rescale and self.start is None:
+            raise ValueError("rescale is of a checkpoint to start from: give start too")
+        if self.initial_crops and self.start is not None:
+            raise ValueError("initial_crops are for fresh weights: leave it out, or start")
+        return self
 
 
 class Phase(Section):

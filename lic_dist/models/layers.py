@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -80,6 +82,33 @@ class NormalizeChannels(nn.Module):
         return y / self.deviation[:, None, None]
 
 
+class _Bounded(torch.autograd.Function):
+    """A clamp whose gradient passes where a step along it leads back between the bounds.
+
+    It does what CompressAI's LowerBound does for one bound: what a plain clamp cuts off stays there for good.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, least: float, most: float) -> Tensor:
+        """Return the values, clamped."""
+        ctx.save_for_backward(values)
+        ctx.bounds = least, most
+        return values.clamp(least, most)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient, without what leads farther away."""
+        (values,), (least, most), (gradient,) = ctx.saved_tensors, ctx.bounds, gradients
+        away = ((values < least) & (gradient > 0)) | ((values > most) & (gradient < 0))
+        return gradient.masked_fill(away, 0), None, None
+
+
+def bounded(values: Tensor, least: float, most: float) -> Tensor:
+    """Return values clamped to least..most; see `_Bounded` for their gradient."""
+    found: Tensor = _Bounded.apply(values, least, most)
+    return found
+
+
 class DenormalizeGaussians(NormalizeChannels):
     """Turn h_s's output, log scales and means in units of the deviation [B, 2M, h, w], into scales and means of y."""
 
@@ -87,5 +116,5 @@ class DenormalizeGaussians(NormalizeChannels):
         """[B, 2M, h, w] -> the same shape, in CompressAI's order: scales first."""
         log_scales, means = said.chunk(2, 1)
         deviation = self.deviation[:, None, None]
-        scales = log_scales.clamp(LEAST_LOG_SCALE, MOST_LOG_SCALE).exp() * deviation
-        return torch.cat((scales, means.clamp(-MOST_MEAN, MOST_MEAN) * deviation), 1)
+        scales = bounded(log_scales, LEAST_LOG_SCALE, MOST_LOG_SCALE).exp() * deviation
+        return torch.cat((scales, bounded(means, -MOST_MEAN, MOST_MEAN) * deviation), 1)

@@ -330,6 +330,22 @@ class CodecModel(ABC):
         likelihood: Tensor = gaussian.likelihood_lower_bound(gaussian._likelihood(y, stage.scales, stage.means))
         return likelihood
 
+    def start(self, x: Tensor, lmbda: float) -> None:
+        """Fit freshly built weights to training pictures x [n, 3, H, W] in [0, 1], to be trained at this lambda.
+
+        Raises:
+            LicError: the family has no such start, or not for these sizes.
+        """
+        raise LicError(f"{self.name} has no start that is fitted to pictures", hint="train.initial_crops: 0")
+
+    def rescale(self, factor: float) -> None:
+        """Multiply y, and the means and scales of y, by a factor; a y_hat multiplied by it gives the same pictures.
+
+        Raises:
+            LicError: the family cannot.
+        """
+        raise LicError(f"{self.name} cannot rescale y", hint="train.rescale: false")
+
     def update(self) -> None:
         """Make the integer tables of `gaussian` and of all priors from the present weights."""
         self.module.update(force=True)

@@ -9,6 +9,7 @@ steps.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,9 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         if ranks.first:
             print(f"{final}: done already")
         return final
+    if config.initial_crops:
+        pixels = torch.stack([crops[number] for number in range(config.initial_crops)])
+        start.codec.start(to_input(pixels, ranks.device), config.lmbda)
     relaxed = RelaxedModel(model, config.relaxation, config.precision == "bf16").train()
     distortion = Distortion(config.distortion, config.crop, ranks.device)
     trained = tuple(
@@ -242,4 +246,6 @@ def _initial_checkpoint(config: Train) -> Checkpoint:
     spec = spec if spec.options else replace(spec, options=start.spec.options)
     if replace(start.spec, lmbda=spec.lmbda) != spec:
         raise LicError(f"train.start is a {start.spec.architecture} with N={start.spec.N}, M={start.spec.M}")
+    if config.rescale:
+        start.codec.rescale(math.sqrt(spec.lmbda / start.spec.lmbda))
     return replace(start, spec=spec)

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from lic_dist import config
+from lic_dist.config.experiment import parse
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import build
@@ -132,3 +133,28 @@ def test_a_family_trains_in_a_process_that_lives(architecture: str, photos: Path
     assert done.returncode == 0, done.stderr
     made = checkpoint.load(str(tmp_path / "made"))
     assert made.spec.architecture == architecture
+
+
+@pytest.mark.slow
+def test_a_block_transform_begins_as_a_klt_and_goes_on_at_another_lambda(photos: Path, tmp_path: Path) -> None:
+    folder = config.Images(path=photos, held_out="valid")
+    block = {
+        "architecture": "block-transform", "N": 4, "M": 16, "relaxation": "mixed", "optimizer": "muon", "steps": 3,
+        "quantile_steps": 10,
+    }  # fmt: skip
+    made = checkpoint.load(str(job.train(section(tmp_path / "first", **block, initial_crops=16), folder)))
+    assert made.history[0]["held_out_figures"]["psnr"] > 30  # a random one: 5
+    assert made.history[0]["initial_crops"] == 16
+    again = job._initial_checkpoint(section(tmp_path, **block, start=str(tmp_path / "first"), lmbda=0.2, rescale=True))
+    assert torch.equal(again.model.g_a[-1].gain, 2 * made.model.g_a[-1].gain) and again.spec.lmbda == 0.2
+    with pytest.raises(LicError, match="mbt2018-mean has no start"):
+        job.train(section(tmp_path / "other", initial_crops=4), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"rescale": True}, "give start too"), ({"start": "base-small", "initial_crops": 4}, "are for fresh weights")],
+)
+def test_starts_that_do_not_go_together_are_one_line(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse({"train": changes}, "a.yaml")

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lic_dist.models.protocol import CodecModel, Run, Side, Sides, Stage, one_layout
+from lic_dist.models.klt import start_as_klt
+from lic_dist.models.protocol import TRANSFORMS, CodecModel, Run, Side, Sides, Stage, one_layout
 
 
 class MeanScaleHyperprior(CodecModel):
@@ -52,6 +53,19 @@ class MeanScaleHyperprior(CodecModel):
         scales, means = parameters.chunk(2, 1)
         return Stage(means, scales)
 
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        if {*self.nets} != {*TRANSFORMS, "h_s"}:  # other networks of a subclass know y too
+            return super().rescale(factor)
+        ends: dict[str, list[Any]] = {
+            name: [one for one in net.children() if hasattr(one, "weight")] for name, net in self.nets.items()
+        }
+        for layer in (ends["g_a"][-1], ends["h_s"][-1]):
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
+        for layer in (ends["g_s"][0], ends["h_a"][0]):
+            layer.weight.div_(factor)
+
 
 class ScaleHyperprior(MeanScaleHyperprior):
     """CompressAI's `bmshj2018-hyperprior`: h_a reads |y|, h_s gives scales alone, [B, M, h, w], and all means are 0."""
@@ -83,6 +97,16 @@ class BlockTransform(MeanScaleHyperprior):
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return dict(zip("NM", state["h_a.1.weight"].shape, strict=False))
+
+    def start(self, x: Tensor, lmbda: float) -> None:
+        start_as_klt(self.module, x, lmbda)
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        module = self.module
+        for values in (module.g_a[-1].gain, module.h_a[0].deviation, module.h_s[-1].deviation):
+            values.mul_(factor)
+        module.g_s[0].gain.div_(factor)
 
 
 def _channels_of_h_s(state: Mapping[str, Tensor]) -> float:
