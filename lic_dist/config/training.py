@@ -131,12 +131,19 @@ class Train(Steps):
     )
     steps: int = Field(10000, ge=1, description="Steps of the optimizer.")
     crop: int = Field(256, ge=64, multiple_of=64, description="Side of a crop, in pixels.")
+    halved: bool = Field(
+        False, description="Whether photos are drawn at half their size too, where that is as large as a crop."
+    )
     anneal: float = Field(
         0.8, gt=0, le=1, description="Part of the steps in which the cosine takes the learning rate to its floor."
     )
     warmup: int = Field(200, ge=0, description="Steps in which the learning rate rises to lr.")
     relaxation: Literal["noise", "mixed"] = Field(
         "noise", description="What stands for rounding; mixed: noise for the rate, rounding for the decoder."
+    )
+    graph: bool = Field(
+        False,
+        description="Whether loss and gradients are one CUDA graph, which light models gain from; CPUs ignore it.",
     )
     quantile_steps: int = Field(
         2000, ge=1, description="Steps of each phase of the quantiles of z's prior, until the auxiliary loss is small."
@@ -159,7 +166,7 @@ class Train(Steps):
     )
     out: File = Field(Path("runs/base"), description="Folder for the checkpoint, log and states.")
 
-    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"options", "initial_crops", "rescale"}
+    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"options", "halved", "graph", "initial_crops", "rescale"}
 
     @model_validator(mode="after")
     def _start_fits(self) -> Self:

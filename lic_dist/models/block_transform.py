@@ -5,8 +5,9 @@ work.
     y -> in units of each channel's deviation -> h_a -> z -> h_s -> means, log scales in these units -> means, scales
 
 Residual blocks of depthwise 5x5 convolutions modify what both 1x1 layers make; the shipped weights began with these as
-a two-step Karhunen-Loeve transform. The model has the names of a CompressAI mean-scale hyperprior (g_a, h_a, h_s, g_s,
-entropy_bottleneck, gaussian_conditional), its strides of 16 and 64, and its `compress` and `decompress`.
+a two-step Karhunen-Loeve transform (klt.py). Under autocast the residual blocks alone compute in less than float32. The
+model has the names of a CompressAI mean-scale hyperprior (g_a, h_a, h_s, g_s, entropy_bottleneck,
+gaussian_conditional), its strides of 16 and 64, and its `compress` and `decompress`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from compressai.models import MeanScaleHyperprior
 from compressai.models.base import CompressionModel
 from torch import Tensor, nn
 
-from lic_dist.models.layers import DenormalizeGaussians, Gain, NormalizeChannels, Residual
+from lic_dist.models.layers import DenormalizeGaussians, FullPrecision, Gain, NormalizeChannels, Residual
 
 BLOCK = 8  # pixels a side of what the first layer transforms
 COLOURS = 3 * BLOCK**2
@@ -38,20 +39,20 @@ class BlockTransform(MeanScaleHyperprior):
         self.gaussian_conditional = GaussianConditional(None)
         self.g_a = nn.Sequential(
             nn.PixelUnshuffle(BLOCK),
-            nn.Conv2d(COLOURS, COLOURS, 1),
+            FullPrecision(COLOURS, COLOURS, 1),
             *(Residual(COLOURS) for _ in range(DEPTH)),
             nn.PixelUnshuffle(2),
-            nn.Conv2d(4 * COLOURS, M, 1),
+            FullPrecision(4 * COLOURS, M, 1),
             *(Residual(M) for _ in range(DEPTH)),
             Gain(M),
         )
         self.g_s = nn.Sequential(
             Gain(M),
             *(Residual(M) for _ in range(DEPTH)),
-            nn.Conv2d(M, 4 * COLOURS, 1),
+            FullPrecision(M, 4 * COLOURS, 1),
             nn.PixelShuffle(2),
             *(Residual(COLOURS) for _ in range(DEPTH)),
-            nn.Conv2d(COLOURS, COLOURS, 1),
+            FullPrecision(COLOURS, COLOURS, 1),
             nn.PixelShuffle(BLOCK),
         )
         self.h_a = nn.Sequential(

@@ -31,6 +31,15 @@ class Residual(nn.Module):
         return out
 
 
+class FullPrecision(nn.Conv2d):
+    """A convolution that computes in float32 under autocast too: what rotates pixels of 8 bits into y and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> what a convolution makes of it."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 class Gain(nn.Module):
     """A trained factor for each channel of [B, M, h, w]; its size sets the quantization step that lambda asks for."""
 

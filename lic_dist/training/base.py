@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lic_dist.config import Images, Train
 from lic_dist.data.crops import is_held_out, require_held_out
 from lic_dist.data.manifest import scan
-from lic_dist.errors import LicError
+from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, adapt, build
 from lic_dist.models.checkpoint import Checkpoint
@@ -139,7 +139,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     held_out = [photo for photo in usable if is_held_out(photo, section.held_out)]
     digests = {photo.digest for photo in held_out}
     used = [photo for photo in usable if photo.digest not in digests]
-    crops = photo_crops.RandomCrops(section.path, used, config.crop, config.seed)
+    crops = photo_crops.RandomCrops(section.path, used, config.crop, config.seed, config.halved)
     multiple = start.codec.strides.multiple
     judged = photo_crops.centre_crops(section.path, held_out, -(-HELD_OUT_CROP // multiple) * multiple, HELD_OUT_MOST)
     if not len(judged):
@@ -178,7 +178,10 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         return evaluate_held_out(model, judged, config, ranks) if len(judged) else None
 
     phases = [PhasePlan(trained, config.steps, config.lr)]
-    loop = TrainingLoop(f"training {config.architecture}", config, phases, relaxed, model, identity, ranks)
+    graph = config.graph and ranks.device.type == "cuda"
+    if graph:
+        _check_capturable(start.codec, config, ranks)
+    loop = TrainingLoop(f"training {config.architecture}", config, phases, relaxed, model, identity, ranks, graph)
     share = ranks.share(config.batch)
     batches = iter(photo_crops.batches(crops, loop.first, config.steps, config.batch, share))
     for step in loop:
@@ -205,6 +208,15 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         checkpoint.save(Checkpoint(model.cpu(), start.spec, history=[*start.history, entry]), final)
     ranks.wait()
     return final
+
+
+def _check_capturable(codec: CodecModel, config: Train, ranks: Ranks) -> None:
+    """Raise UsageError where a step cannot be one CUDA graph."""
+    size = config.crop // codec.strides.y
+    if ranks.world > 1:
+        raise UsageError(f"train.graph is for one GPU, these are {ranks.world}", hint="train.graph: false")
+    if any(elements.positions is not None for elements in codec.layout(size, size)):
+        raise UsageError(f"train.graph: {codec.name} codes y position by position", hint="train.graph: false")
 
 
 def evaluate_held_out(model: nn.Module, pixels: Tensor, config: Train, ranks: Ranks) -> HeldOut:

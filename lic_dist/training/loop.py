@@ -31,6 +31,7 @@ from lic_dist.models.parts import freeze_all_but
 from lic_dist.models.protocol import mask_weights
 from lic_dist.progress import Progress
 from lic_dist.training.average import WeightAverage
+from lic_dist.training.capture import Replay
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import Log
 from lic_dist.training.loss import HeldOut
@@ -82,6 +83,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 class TrainingLoop:
     """The loop of the module's text. `module` contains `model` and is wrapped for the ranks; `identity` names the job.
 
+    With `graph`, for one rank on a GPU whose parts are tensors, loss and gradients of a part are one CUDA graph.
+
     Raises:
         UsageError: `section.out` holds states of a job with other settings, or the batch does not divide.
         LicError: another job writes there, or a rank does not find the state that the first rank found.
@@ -96,7 +99,10 @@ class TrainingLoop:
         model: nn.Module,
         identity: dict[str, Any],
         ranks: Ranks,
+        graph: bool = False,
     ) -> None:
+        self.graph = graph
+        self.replay: Any = None  # a Replay after the first step of a phase, where steps are graphs
         self.title, self.section, self.phases, self.ranks = title, section, tuple(phases), ranks
         self.module, self.model = module, model
         share = ranks.share(section.batch)
@@ -158,14 +164,12 @@ class TrainingLoop:
         Raises:
             LicError: a loss or gradient that is not finite, on any rank; the weights are those before the step.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.graph)
         total = torch.zeros((), device=self.ranks.device)
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
             with contextlib.nullcontext() if last or self.ranks.world == 1 else self.wrapped.no_sync():  # type: ignore[operator]
-                value = loss(self.wrapped, part) / len(parts)
-                value.backward()
-            total += value.detach()
+                total += self._add_gradients(part, len(parts), loss)
         mean = self.ranks.mean(total)
         norm, finite = take_step(mean, self.trained, self.optimizer, self.section.clip)
         if not finite:
@@ -174,6 +178,20 @@ class TrainingLoop:
         self.average.update()
         self.taken, self.done, self.loss = self.taken + 1, self.done + 1, mean
         self.bar.advance(1, loss=mean)
+
+    def _add_gradients(self, part: P, parts: int, loss: Callable[[nn.Module, P], Tensor]) -> Tensor:
+        """Add the gradients of one of so many parts of a step's loss; return that part of the loss."""
+
+        def add(part: P) -> Tensor:
+            value = loss(self.wrapped, part) / parts
+            value.backward()
+            return value.detach()
+
+        if not self.graph:
+            return add(part)
+        if self.replay is None:
+            self.replay = Replay(add, self.ranks.device)
+        return self.replay(part, lambda: self.optimizer.zero_grad(set_to_none=False))
 
     def evaluate(self, measure: Callable[[], HeldOut | None]) -> None:
         """Measure, and keep the weights if they are the best; the first rank writes the log's row and the state.
@@ -215,6 +233,7 @@ class TrainingLoop:
             self.average.load_state_dict(state["average"])
             self.patience = Patience(**state["watch"])
         self.wrapped = self.ranks.wrap(self.module)
+        self.replay = None
 
     def _state(self) -> dict[str, Any]:
         figures = asdict(self.best.figures) if self.best.figures else None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,19 +26,26 @@ PROCESSES = 2  # that decode photos
 class RandomCrops(Dataset[Tensor]):
     """Sample n is a random crop of a random photo: uint8 [3, crop, crop], the same for equal (seed, n).
 
-    Photos are drawn in proportion to their area, so that all pixels are equally likely.
+    Photos are drawn in proportion to their area, so that all pixels are equally likely. `halved` has each photo a
+    second time at half its size, where a crop fits.
     """
 
-    def __init__(self, folder: Path, photos: list[Photo], crop: int, seed: int) -> None:
-        self.photos = [photo for photo in photos if min(photo.width, photo.height) >= crop]
+    def __init__(self, folder: Path, photos: list[Photo], crop: int, seed: int, halved: bool = False) -> None:
+        drawn = [
+            (photo, part)
+            for part in ((1, 2) if halved else (1,))
+            for photo in photos
+            if min(photo.width, photo.height) // part >= crop
+        ]
+        self.photos, self.parts = [photo for photo, _ in drawn], [part for _, part in drawn]
         if not self.photos:
             raise LicError(f"no photo in {folder} is as large as a crop of {crop}", hint="set a smaller crop")
         self.folder, self.crop, self.seed = folder, crop, seed
-        areas = np.array([photo.width * photo.height for photo in self.photos], float)
+        areas = np.array([(photo.width // part) * (photo.height // part) for photo, part in drawn], float)
         self.chances = np.cumsum(areas) / areas.sum()
         self.decoded: list[NDArray[np.uint8]] | None = None
         if 3 * areas.sum() <= IN_MEMORY:
-            self.decoded = [images.read(folder / photo.path) for photo in self.photos]
+            self.decoded = [self._read(index) for index in range(len(drawn))]
 
     def __len__(self) -> int:
         return 2**62
@@ -46,13 +54,21 @@ class RandomCrops(Dataset[Tensor]):
         """Return the photo that a sample is taken from."""
         return str(self.photos[self._index(np.random.default_rng((self.seed, number)))].path)
 
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        """Return a photo, uint8 [height, width, 3], at its part of its size."""
+        pixels, part = images.read(self.folder / self.photos[index].path), self.parts[index]
+        if part == 1:
+            return pixels
+        size = pixels.shape[1] // part, pixels.shape[0] // part
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
     def _index(self, generator: np.random.Generator) -> int:
         return int(np.searchsorted(self.chances, generator.random(), side="right"))
 
     def __getitem__(self, number: int) -> Tensor:
         generator = np.random.default_rng((self.seed, number))
         index = self._index(generator)
-        photo = self.decoded[index] if self.decoded else images.read(self.folder / self.photos[index].path)
+        photo = self.decoded[index] if self.decoded else self._read(index)
         y = int(generator.integers(photo.shape[0] - self.crop + 1))
         x = int(generator.integers(photo.shape[1] - self.crop + 1))
         window = photo[y : y + self.crop, x : x + self.crop]

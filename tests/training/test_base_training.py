@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from lic_dist import config
 from lic_dist.config.experiment import parse
+from lic_dist.data.manifest import scan
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import build
@@ -16,6 +19,7 @@ from lic_dist.training import base as job
 from lic_dist.training import loop
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import read_log
+from lic_dist.training.photos import RandomCrops
 from tests.conftest import dying_at
 from tests.forked import ranks, run
 
@@ -133,6 +137,19 @@ def test_a_family_trains_in_a_process_that_lives(architecture: str, photos: Path
     assert done.returncode == 0, done.stderr
     made = checkpoint.load(str(tmp_path / "made"))
     assert made.spec.architecture == architecture
+
+
+def test_halved_photos_are_drawn_by_their_area_too(photos: Path) -> None:
+    chosen = [photo for photo in scan(photos) if photo.path.startswith("train")]
+    plain, halved = (RandomCrops(photos, chosen, 80, 0, halved=one) for one in (False, True))
+    assert torch.equal(plain[3], RandomCrops(photos, chosen, 80, 0)[3]) and len(plain.photos) == 6
+    assert [photo.path for photo in halved.photos[6:]] == ["train/3.png", "train/4.png", "train/5.png"]
+    assert halved.chances[5] == pytest.approx(192_000 / (192_000 + 25_800))  # pixels
+    reduced = np.asarray(Image.open(photos / "train/3.png").resize((100, 82), Image.Resampling.LANCZOS))
+    number = next(number for number in range(1000) if halved._index(np.random.default_rng((0, number))) == 6)
+    windows = [reduced[y : y + 80, x : x + 80] for y in range(3) for x in range(21)]
+    crop = halved[number].numpy().transpose(1, 2, 0)
+    assert any(np.array_equal(crop, one) or np.array_equal(crop, one[:, ::-1]) for one in windows)
 
 
 @pytest.mark.slow
