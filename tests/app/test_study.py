@@ -15,6 +15,7 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.results import read_points
 from tests.forked import run
 
+TRANSFORM = Path(__file__).parents[2] / "configs/transform.yaml"
 QUANTIZERS = [
     {"name": "sq", "group": "sq-adapted"},
     {"name": "tcq", "states": 4, "step": 0.7, "lambda_scale": 0.1, "group": "tcq4"},
@@ -133,3 +134,16 @@ def test_what_cannot_run_is_one_line(tmp_path: Path, base: Path, photos: Path) -
     path = write(tmp_path, base, photos)
     with pytest.raises(UsageError, match="processes of this machine"):
         study(documents(path, ["engine.name=ray"]), 2, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_block_transforms_of_the_zoo_train_from_one_file(photos: Path, tmp_path: Path) -> None:
+    """Every stage of the short form of configs/transform.yaml, on a slim model and small photos."""
+    small = {"train.N": 4, "train.M": 16, "train.crop": 64, "images.path": photos, "images.held_out": "valid"}
+    overrides = [f"{key}={value}" for key, value in {**small, "evaluate.images": photos / "valid"}.items()]
+    options = [part for override in overrides for part in ("--set", override)]
+    done = run("run", TRANSFORM, "--fast", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    points = read_points(tmp_path / "runs/transform/kodak.json")
+    bpp = [point.figures.bpp for point in sorted(points, key=lambda point: point.lmbda)]
+    assert len(bpp) == 2 and bpp[1] > 1.3 * bpp[0]  # each at the step of its own lambda
