@@ -47,20 +47,26 @@ def test_training_lowers_the_loss_and_closes_the_quantiles(base: Path) -> None:
     assert int(tables.max()) < 600
 
 
+KLT = {"architecture": "block-transform", "M": 16, "relaxation": "mixed", "optimizer": "muon", "initial_crops": 8}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("relaxation", ["noise", "mixed"])
+@pytest.mark.parametrize(
+    "changes", [{"relaxation": "noise"}, {"relaxation": "mixed"}, KLT], ids=["noise", "mixed", "klt"]
+)
 def test_a_killed_job_goes_on_to_the_same_weights(
-    relaxation: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, object], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = config.Images(path=photos, held_out="valid")
-    whole = job.train(section(tmp_path / "whole", relaxation=relaxation), folder)
+    whole = job.train(section(tmp_path / "whole", **changes), folder)
     monkeypatch.setattr(loop, "take_step", dying_at(7))
     with pytest.raises(KeyboardInterrupt):
-        job.train(section(tmp_path / "cut", relaxation=relaxation), folder)
+        job.train(section(tmp_path / "cut", **changes), folder)
     monkeypatch.undo()
-    resumed = job.train(section(tmp_path / "cut", relaxation=relaxation), folder)
+    resumed = job.train(section(tmp_path / "cut", **changes), folder)
     medians = checkpoint.load(str(resumed)).model.entropy_bottleneck.quantiles[:, 0, 1]
-    assert bool((medians == 0).all()) == (relaxation == "mixed")  # where the hyper-decoder learned to expect them
+    mixed = changes["relaxation"] == "mixed"  # where the hyper-decoder learned to expect medians of zero
+    assert bool((medians == 0).all()) == mixed
     assert weights(resumed) == weights(whole)
     assert [row["step"] for row in read_log(tmp_path / "cut" / "log.jsonl")] == [4, 8, 12]
 
