@@ -141,6 +141,11 @@ class Train(Steps):
     relaxation: Literal["noise", "mixed"] = Field(
         "noise", description="What stands for rounding; mixed: noise for the rate, rounding for the decoder."
     )
+    tails: bool = Field(
+        False,
+        description="Whether a latent beyond the floor of its likelihood costs the more the farther it is, so that "
+        "means and scales that are far off come back.",
+    )
     graph: bool = Field(
         False,
         description="Whether loss and gradients are one CUDA graph, which light models gain from; CPUs ignore it.",
@@ -166,7 +171,7 @@ class Train(Steps):
     )
     out: File = Field(Path("runs/base"), description="Folder for the checkpoint, log and states.")
 
-    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"options", "halved", "graph", "initial_crops", "rescale"}
+    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"options", "halved", "graph", "initial_crops", "tails", "rescale"}
 
     @model_validator(mode="after")
     def _start_fits(self) -> Self:

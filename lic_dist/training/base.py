@@ -38,6 +38,7 @@ from lic_dist.training.quantiles import train_quantiles
 from lic_dist.training.states import is_finished
 
 BLOCK = 16  # channels that oneDNN works on at once
+FLOOR_AT = 6.0  # scales from the mean to where the likelihood is CompressAI's bound, 1e-9
 HELD_OUT_MOST, HELD_OUT_CROP = 48, 256  # held-out crops that L is measured on, and their size where photos allow
 
 
@@ -46,12 +47,13 @@ class RelaxedModel(nn.Module):
 
     noise: uniform noise for rate, decoder and the contexts of later stages (Balle et al. 2017). mixed: noise for the
     rate, straight-through rounding for what decoder and contexts see (Minnen and Singh 2020). `bf16` runs g_a and g_s
-    under autocast; the entropy model is always float32.
+    under autocast; the entropy model is always float32. `tails` has latents cost in training what `bits_beyond_floor`
+    says too.
     """
 
-    def __init__(self, model: nn.Module, relaxation: str, bf16: bool = False) -> None:
+    def __init__(self, model: nn.Module, relaxation: str, bf16: bool = False, tails: bool = False) -> None:
         super().__init__()
-        self.model, self.relaxation, self.bf16 = model, relaxation, bf16
+        self.model, self.relaxation, self.bf16, self.tails = model, relaxation, bf16, tails
         self._codec = adapt(model)
         self._format = _memory_format(model, next(model.parameters()).device)
 
@@ -60,45 +62,62 @@ class RelaxedModel(nn.Module):
         autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
         with autocast:
             y = self._codec.analyse(x.contiguous(memory_format=self._format)).float()
-        sides_hat, z_likelihoods = self._sides(y)
-        y_hat, y_likelihoods = self._y_hat(y, sides_hat)
+        sides_hat, z_bits = self._sides(y)
+        y_hat, y_bits = self._y_hat(y, sides_hat)
         with autocast:
             x_hat = self._codec.synthesise(y_hat)
-        return x_hat.float(), torch.stack([bits_of(one) for one in (*y_likelihoods, *z_likelihoods)]).sum()
+        return x_hat.float(), torch.stack([*y_bits, *z_bits]).sum()
 
     @property
     def _mixed(self) -> bool:
         return self.training and self.relaxation == "mixed"
 
     def _sides(self, y: Tensor) -> tuple[Sides, list[Tensor]]:
-        """Return z_hat and the likelihoods of each side latent."""
-        sides_hat, likelihoods = [], []
+        """Return z_hat and the bits of each side latent."""
+        sides_hat, bits = [], []
         for side, z in zip(self._codec.sides, self._codec.hyper_analyse(y), strict=True):
             z_hat, likelihood = side.relaxed(z)
             if self._mixed:
                 z_hat = side.dequantize(_round_straight_through(side.centred(z)))
             sides_hat.append(z_hat)
-            likelihoods.append(likelihood)
-        return tuple(sides_hat), likelihoods
+            bits.append(bits_of(likelihood))
+        return tuple(sides_hat), bits
 
     def _y_hat(self, y: Tensor, sides_hat: Sides) -> tuple[Tensor, list[Tensor]]:
-        """Return y_hat as g_s takes it, and the likelihoods of all elements of y."""
+        """Return y_hat as g_s takes it, and the bits of y, in parts."""
         noisy = y + torch.empty_like(y).uniform_(-0.5, 0.5) if self.training else y
         if self.training and not self._mixed:
             found = self._codec.given(sides_hat, noisy)
-            return found.y_hat, [self._codec.likelihood(noisy, Stage(found.means, found.scales))]
-        likelihoods: list[Tensor] = []
+            return found.y_hat, [self._bits(noisy, Stage(found.means, found.scales))]
+        bits: list[Tensor] = []
 
         def rounded(stage: Stage) -> Tensor:
             part = stage.elements.take(y)
             if self._mixed:
-                likelihoods.append(self._codec.likelihood(stage.elements.take(noisy), stage))
+                bits.append(self._bits(stage.elements.take(noisy), stage))
                 return _round_straight_through(part - stage.means) + stage.means
             value = torch.round(part - stage.means) + stage.means
-            likelihoods.append(self._codec.likelihood(value, stage))
+            bits.append(self._bits(value, stage))
             return value
 
-        return self._codec.follow(sides_hat, rounded).y_hat, likelihoods
+        return self._codec.follow(sides_hat, rounded).y_hat, bits
+
+    def _bits(self, y: Tensor, stage: Stage) -> Tensor:
+        """Return the bits of a stage's elements y, a scalar."""
+        bits = bits_of(self._codec.likelihood(y, stage))
+        return bits + bits_beyond_floor(self._codec, y, stage) if self.tails and self.training else bits
+
+
+def bits_beyond_floor(codec: CodecModel, y: Tensor, stage: Stage) -> Tensor:
+    """Return what elements y beyond the floor of the likelihood cost in addition, log2(r / 6): a scalar.
+
+    r is how many scales the near end of the element's cell of step 1 is from the mean; at 6 the likelihood comes to its
+    floor, 1e-9, below which it has next to no gradient. What h_s says of rare pictures, however wrong, so comes back:
+    the gradient in the logarithm of a scale is -1.44 bits, in a mean it falls with the distance.
+    """
+    scales = codec.gaussian.lower_bound_scale(stage.scales)
+    r = ((y - stage.means).abs() - 0.5) / scales
+    return (r / FLOOR_AT).clamp(min=1).log2().sum()
 
 
 def _round_straight_through(values: Tensor) -> Tensor:
@@ -158,7 +177,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     if config.initial_crops:
         pixels = torch.stack([crops[number] for number in range(config.initial_crops)])
         start.codec.start(to_input(pixels, ranks.device), config.lmbda)
-    relaxed = RelaxedModel(model, config.relaxation, config.precision == "bf16").train()
+    relaxed = RelaxedModel(model, config.relaxation, config.precision == "bf16", config.tails).train()
     distortion = Distortion(config.distortion, config.crop, ranks.device)
     trained = tuple(
         name for name, one in model.named_parameters() if one.requires_grad and not name.endswith(QUANTILES)
