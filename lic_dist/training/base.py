@@ -112,8 +112,8 @@ def bits_beyond_floor(codec: CodecModel, y: Tensor, stage: Stage) -> Tensor:
     """Return what elements y beyond the floor of the likelihood cost in addition, log2(r / 6): a scalar.
 
     r is how many scales the near end of the element's cell of step 1 is from the mean; at 6 the likelihood comes to its
-    floor, 1e-9, below which it has next to no gradient. What h_s says of rare pictures, however wrong, so comes back:
-    the gradient in the logarithm of a scale is -1.44 bits, in a mean it falls with the distance.
+    floor, 1e-9, below which it has next to no gradient. Here the gradient in the logarithm of a scale is -1.44 bits at
+    any distance, and that in a mean falls with the distance.
     """
     scales = codec.gaussian.lower_bound_scale(stage.scales)
     r = ((y - stage.means).abs() - 0.5) / scales
