@@ -35,7 +35,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step along the gradients."""
         for group in self.param_groups:
-            for (rows, columns), alike in groupby(sorted(group["params"], key=_sides), _sides):
+            trained = [one for one in group["params"] if one.grad is not None]
+            for (rows, columns), alike in groupby(sorted(trained, key=_sides), _sides):
                 self._step(list(alike), -group["lr"] * RMS * math.sqrt(max(rows, columns)))
 
     def _step(self, parameters: list[Tensor], factor: float) -> None:

@@ -57,6 +57,15 @@ def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
     assert float(values.min()) > 0.6 and float(values.max()) < 1.3
 
 
+def test_a_kernel_without_a_gradient_stays() -> None:
+    parameters = kernels()
+    set_gradients(parameters, 0)
+    parameters[1].grad = None
+    before = [one.detach().clone() for one in parameters]
+    Muon(parameters, lr=0.1).step()
+    assert [torch.equal(one, its) for one, its in zip(parameters, before, strict=True)] == [False, True, False, False]
+
+
 def test_kernels_that_mix_channels_go_to_muon_and_all_else_to_adam() -> None:
     model = build("block-transform", N=4, M=6)
     names = {id(value): name for name, value in model.named_parameters()}
