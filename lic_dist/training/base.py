@@ -151,6 +151,8 @@ def train(config: Train, photos: Images) -> Path:
 def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     start = _initial_checkpoint(config)
     start.codec.require_crop("train.crop", config.crop)
+    if config.tails and start.codec.prior is not None:
+        raise UsageError(f"train.tails: {start.codec.name} has no scales of y", hint="train.tails: false")
     model: Any = start.model.to(ranks.device, memory_format=_memory_format(start.model, ranks.device))  # type: ignore[call-overload]
     manifest = scan(section.path)
     require_held_out(manifest, section.held_out)
@@ -236,6 +238,8 @@ def _check_capturable(codec: CodecModel, config: Train, ranks: Ranks) -> None:
         raise UsageError(f"train.graph is for one GPU, these are {ranks.world}", hint="train.graph: false")
     if any(elements.positions is not None for elements in codec.layout(size, size)):
         raise UsageError(f"train.graph: {codec.name} codes y position by position", hint="train.graph: false")
+    if len(_rates(codec, config.lmbda)) > 1:
+        raise UsageError(f"train.graph: {codec.name} takes a rate a step", hint="train.graph: false, or options.gain")
 
 
 def evaluate_held_out(model: nn.Module, pixels: Tensor, config: Train, ranks: Ranks) -> HeldOut:

@@ -17,6 +17,7 @@ from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import adapt, build
 from lic_dist.models.compat import import_compressai
+from lic_dist.models.priors import Side
 from lic_dist.training import base as job
 from lic_dist.training.base import RelaxedModel
 from lic_dist.training.capture import WARM_UP, Replay
@@ -104,7 +105,7 @@ def test_noise_of_z_is_what_compressais_prior_draws() -> None:
     torch.manual_seed(0)
     expected = prior(z)
     torch.manual_seed(0)
-    found = job._noisy(prior, z)
+    found = Side("z", prior).relaxed(z)
     for one, its in zip(found, expected, strict=True):
         assert torch.equal(one, its) and one.stride() == its.stride()
 
@@ -137,6 +138,8 @@ def test_what_cannot_be_one_graph_is_one_line() -> None:
         job._check_capturable(codec, asked, Ranks(0, 1, CPU))
     with pytest.raises(UsageError, match="for one GPU, these are 2"):
         job._check_capturable(adapt(build("mbt2018-mean", 4, 6)), asked, Ranks(0, 2, CPU))
+    with pytest.raises(UsageError, match="mbt2018-mean-vbr takes a rate a step"):
+        job._check_capturable(adapt(build("mbt2018-mean-vbr", 4, 6)), asked, Ranks(0, 1, CPU))
     job._check_capturable(adapt(build("mbt2018-mean", 4, 6)), asked, Ranks(0, 1, CPU))
 
 

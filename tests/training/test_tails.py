@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from lic_dist import config
+from lic_dist.errors import UsageError
 from lic_dist.models.architectures import adapt, build
 from lic_dist.models.protocol import Stage
-from lic_dist.training.base import FLOOR_AT, RelaxedModel, bits_beyond_floor
+from lic_dist.training.base import FLOOR_AT, RelaxedModel, bits_beyond_floor, train
+from tests.training.test_base_training import section
 
 
 @pytest.mark.parametrize("relaxation", ["noise", "mixed"])
@@ -40,3 +45,8 @@ def test_tails_cost_nothing_within_the_floor() -> None:
     assert float(bits_beyond_floor(codec, y[:1], Stage(at.means[:1], at.scales[:1]))) == 0
     assert float(bits_beyond_floor(codec, y, at)) == pytest.approx(1 + 2, rel=1e-5)
     assert float(codec.likelihood(y[:1], Stage(at.means[:1], at.scales[:1]))) == pytest.approx(1e-9, rel=0.1)
+
+
+def test_a_prior_of_y_has_no_such_tails(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="train.tails: bmshj2018-factorized has no scales of y"):
+        train(section(tmp_path, architecture="bmshj2018-factorized", tails=True), config.Images(path=tmp_path))
