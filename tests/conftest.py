@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from tests import stores
@@ -80,28 +81,54 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
     return ((stacked - low) / (high - low) * 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight small photos in two subfolders; those in `valid` are to be held out."""
-    folder = tmp_path_factory.mktemp("photos")
-    for part, seeds in (("train", range(6)), ("valid", range(6, 8))):
-        (folder / part).mkdir()
-        for seed in seeds:
-            Image.fromarray(picture(seed, 140 + 8 * seed, 200)).save(folder / part / f"{seed}.png")
-    return folder
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def base(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a tiny model, trained for a few seconds by the real job."""
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Fills a folder of a name by a function, once for all processes of the run."""
+    own = tmp_path_factory.getbasetemp()
+    parent = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder_of(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, filled = parent / f"once-{name}", parent / f"once-{name}.filled"
+        with FileLock(parent / f"once-{name}.lock"):
+            if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def photos(once: Once) -> Path:
+    """Eight small photos in two subfolders; those in `valid` are to be held out. Not to be changed."""
+
+    def draw(folder: Path) -> None:
+        for part, seeds in (("train", range(6)), ("valid", range(6, 8))):
+            (folder / part).mkdir()
+            for seed in seeds:
+                Image.fromarray(picture(seed, 140 + 8 * seed, 200)).save(folder / part / f"{seed}.png")
+
+    return once("photos", draw)
+
+
+@pytest.fixture(scope="session")
+def base(photos: Path, once: Once) -> Path:
+    """A checkpoint of a tiny model, trained for a few seconds by the real job. Not to be changed."""
     from lic_dist import config
     from lic_dist.training.base import train
 
-    out = tmp_path_factory.mktemp("base")
-    section = config.Train(
-        N=8, M=12, lmbda=0.05, steps=150, batch=4, crop=64, lr=2e-3, warmup=20, quantile_steps=600, out=out
-    )
-    return train(section, config.Images(path=photos, held_out="valid"))
+    def trained(out: Path) -> None:
+        section = config.Train(
+            N=8, M=12, lmbda=0.05, steps=150, batch=4, crop=64, lr=2e-3, warmup=20, quantile_steps=600, out=out
+        )
+        train(section, config.Images(path=photos, held_out="valid"))
+
+    return once("base", trained) / "checkpoint.pth.tar"
 
 
 @pytest.fixture(scope="session")
@@ -120,13 +147,14 @@ def built(synthetic_store: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def made(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(base: Path, photos: Path, once: Once) -> Path:
     """A store of `photos` by `base`: 24 samples in three shards, group tcq8. Not to be changed: see `mine`."""
     from lic_dist.building.build import build
 
-    path = tmp_path_factory.mktemp("made") / "a.zarr"
-    build(stores.experiment(base, photos, path, quantizer=stores.FIXED))
-    return path
+    def built(folder: Path) -> None:
+        build(stores.experiment(base, photos, folder / "a.zarr", quantizer=stores.FIXED))
+
+    return once("made", built) / "a.zarr"
 
 
 @pytest.fixture()

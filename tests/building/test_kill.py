@@ -249,6 +249,7 @@ def limited(path: Path, size: int) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_loses_nothing_that_was_marked(
     tmp_path: Path, spawner: multiprocessing.context.ForkServerContext
 ) -> None:

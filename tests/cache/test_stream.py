@@ -293,6 +293,7 @@ def test_the_dataset_gives_any_sample_and_keeps_few_blocks(cache):
     assert batch["pixels"].shape == (2, 3, 32, 32) and batch["sample"].tolist() == [52, 53]
 
 
+@pytest.mark.slow
 def test_the_xarray_view_is_the_store(cache, path, monkeypatch):
     pytest.importorskip("xarray")
     view = cache.to_xarray()

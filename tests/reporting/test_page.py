@@ -23,6 +23,8 @@ from lic_dist.reporting.styles import styles
 from tests.browser import Browser, find
 from tests.points import detailed, markup, measured, of_arm
 
+pytestmark = pytest.mark.slow  # a browser starts
+
 COLOURS = {"original": (10, 20, 30), "base sq": (200, 100, 50), "base tcq8": (60, 160, 240)}
 ATTACKS = ('<img src=x onerror="document.body.dataset.broken=1">', "</script><script>document.body.dataset.broken=1")
 

@@ -187,6 +187,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         report(files, ["base sq"], tmp_path / "out", ["tcq8"])
 
 
+@pytest.mark.slow
 def test_the_command_takes_several_anchors(tmp_path: Path) -> None:
     for name, factor in (("sq", 1.0), ("vtm", 0.8)):
         figures = [point.figures for point in measured("sq", factor)]

@@ -267,6 +267,7 @@ def test_hyper_has_the_context_in_it_and_the_context_trains_alone() -> None:
         trainable(build("mbt2018-mean", 4, 6), ["context"])
 
 
+@pytest.mark.slow
 def test_a_correction_after_a_single_stage_learns_from_the_picture() -> None:
     """With each form y_hat of the decoder is the corrected one; the means move by the picture with `pixels` alone."""
 
