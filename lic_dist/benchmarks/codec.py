@@ -34,6 +34,7 @@ from lic_dist.codec.codec import ImageCodec, padding
 from lic_dist.codec.container import Container
 from lic_dist.codec.records import compressai_record
 from lic_dist.data import images
+from lic_dist.errors import LicError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.protocol import CodecModel, Sides
@@ -173,8 +174,13 @@ def _figures(
 
 
 def arms(loaded: Checkpoint) -> dict[str, Arm]:
-    """Return CompressAI's codec, the networks alone, and ours: SQ with its tables, TCQ-8, and that in integers."""
+    """Return CompressAI's codec, the networks alone, and ours: SQ with its tables, TCQ-8, and that in integers.
+
+    Raises LicError for a model that has no codec of its own.
+    """
     model: Any = loaded.model
+    if not hasattr(model, "compress"):
+        raise LicError(f"{loaded.codec.name} has no `compress` of its own, beside which it could be timed")
     weight = 3 / (loaded.spec.lmbda * 255**2 * REAL_STEP**2 * REAL_PRICE)
     tcq8 = analytic_record(loaded, "tcq", 8, REAL_STEP, 1.0, np.full(loaded.codec.channels, weight, np.float32))
 
@@ -183,13 +189,16 @@ def arms(loaded: Checkpoint) -> dict[str, Arm]:
         x = to_input(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None], torch.device("cpu"))
         return torch.nn.functional.pad(x, padding(height, width, loaded.codec.strides.multiple))
 
+    gain = loaded.codec.gain
+    of_gain: dict[str, Any] = {} if gain is None else {"stage": 2, "s": 0, "inputscale": torch.tensor(gain)}
+
     def compress(x: torch.Tensor) -> Any:
         with torch.no_grad():
-            return model.compress(x)
+            return model.compress(x, **of_gain)
 
     def decompress(coded: Any) -> Any:
         with torch.no_grad():
-            return model.decompress(coded["strings"], coded["shape"])
+            return model.decompress(coded["strings"], coded["shape"], **of_gain)
 
     bare = _Networks(loaded.codec)
     found = {
@@ -227,7 +236,7 @@ class _Networks:
         codec = self._codec
         y = codec.analyse(x)
         of_sides = zip(codec.sides, codec.hyper_analyse(y), strict=True)
-        sides_hat = tuple(side.dequantize(torch.round(z - side.medians())) for side, z in of_sides)
+        sides_hat = tuple(side.dequantize(torch.round(side.centred(z))) for side, z in of_sides)
         y_hat = torch.round(y).contiguous()
         codec.given(sides_hat, y_hat)
         return sides_hat, y_hat
