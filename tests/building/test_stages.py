@@ -41,6 +41,7 @@ from tests.codec.test_families import made as made_with_random_weights
 from tests.families import CHECKERED, SLICED, Checkered
 from tests.stores import FIXED, contents, damage, experiment
 
+pytestmark = pytest.mark.slow  # two families are trained
 FAMILIES = (CHECKERED, SLICED)
 BATCH = 4  # of `experiment`
 Asked = Callable[..., config.Experiment]

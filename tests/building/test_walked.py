@@ -69,6 +69,7 @@ def test_what_is_one_stage_and_what_is_walked() -> None:
         quantizer_input(walked, y, z, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_calibration_lowers_L_and_notes_what_a_walk_measures(
     name: str, encoded: dict[str, tuple[Checkpoint, Latents]]
@@ -93,6 +94,7 @@ def test_calibration_lowers_L_and_notes_what_a_walk_measures(
     assert record.notes["adaptation"][-1]["L"] == record.notes["L"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "along"), [(CHECKERED, "channels"), *((name, "positions") for name in FAMILIES)])
 def test_tables_are_adapted_on_the_residuals_of_a_walk(
     name: str, along: str, encoded: dict[str, tuple[Checkpoint, Latents]], monkeypatch: pytest.MonkeyPatch

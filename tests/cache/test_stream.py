@@ -250,7 +250,7 @@ def test_a_stream_ends_its_threads_and_is_picklable(cache):
     assert stream.memory == 2 * 4 * 4 * SHARD * sample
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_shard_is_named(tmp_path, workers):
     path = make_store(tmp_path / "a.zarr", samples=22)
     cache = LatentCache.open(path)
@@ -318,6 +318,7 @@ def test_the_xarray_view_is_the_store(cache, path, monkeypatch):
 rows = LatentCache.rows
 
 
+@pytest.mark.slow
 def test_the_xarray_view_tells_of_damage(tmp_path):
     pytest.importorskip("xarray")
     path = make_store(tmp_path / "a.zarr", samples=10)

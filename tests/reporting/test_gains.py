@@ -95,6 +95,7 @@ def test_of_two_base_models_neither_is_taken_and_equal_points_count_once() -> No
     ]
 
 
+@pytest.mark.slow
 def test_the_report_has_a_table_for_each_lambda(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_points(tmp_path / "a.json", "ours", [SQ_ADAPTED, TCQ, RETRAINED, replace(TCQ, lmbda=2 * LMBDA)])
     (tmp_path / "published.json").write_text('{"name": "vtm", "results": {"bpp": [1, 2], "psnr-rgb": [30, 32]}}')
