@@ -228,6 +228,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.returncode == 130 and done.stderr == "stopped; the same command goes on where it is\n"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_exported_with_its_quantizers_in_half_the_size(base: Path, tmp_path: Path) -> None:
     half, whole, record = tmp_path / "half.pth.tar", tmp_path / "whole.pth.tar", tmp_path / "r.json"
     assert lic_dist("export", base, half, "--half").returncode == 0

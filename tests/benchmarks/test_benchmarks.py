@@ -77,6 +77,7 @@ def test_cut_keeps_channels_together() -> None:
     assert cut.r[:, 0].tolist() == [0, 8, 16, 4, 12, 20, 24, 32, 40, 28, 36, 44]
 
 
+@pytest.mark.slow
 def test_every_arm_is_timed_beside_its_baselines() -> None:
     sources, _ = data.mixture(32, 128)
     made = speed.arms(sources, 0.56, 0.6)

@@ -55,6 +55,7 @@ def test_plan_and_build_print_it_and_warn_of_a_model_that_is_not_trained(
     assert said.exit_code == 0 and "warning: below 15 dB" in said.output
 
 
+@pytest.mark.slow
 def test_evaluate_prints_it_of_each_base_that_is_about_to_code(
     base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

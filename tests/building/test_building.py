@@ -89,6 +89,7 @@ def test_a_build_cut_short_and_resumed_has_the_same_bytes(
     assert contents(path) == contents(store)
 
 
+@pytest.mark.slow
 def test_a_second_quantizer_is_added_from_stored_latents(
     store: Path, base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +130,7 @@ def test_build_takes_the_record_that_adapt_left(base: Path, photos: Path, tmp_pa
     assert QuantizerRecord.from_json(LatentCache.open(tmp_path / "a.zarr").record_json("tcq8")).digest == made.digest
 
 
+@pytest.mark.slow
 def test_a_shard_whose_latents_were_forgotten_is_built_again(
     store: Path, base: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -259,6 +261,7 @@ def test_calibration_reports_its_rounds_and_its_prediction(store: Path, base: Pa
 
 
 @pytest.mark.parametrize("name", ["deadzone", "rdoq"])
+@pytest.mark.slow
 def test_scalar_quantizers_build_groups_too(store: Path, base: Path, photos: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / "more.zarr"
     shutil.copytree(store, path)

@@ -84,6 +84,7 @@ def test_settings_that_made_a_record_are_part_of_what_is_asked_for(mine: Path, b
             build(experiment(base, photos, mine, quantizer={**FIXED, **change}))
 
 
+@pytest.mark.slow
 def test_rebuild_asks_and_then_starts_anew(mine: Path, base: Path, photos: Path) -> None:
     asked = experiment(base, photos, mine, quantizer={**FIXED, "step": 0.9}, images={"seed": 7})
     file = write(mine.parent / "x.yaml", **asked.model_dump(mode="json", exclude_none=True, exclude={"sweep"}))
@@ -104,6 +105,7 @@ def test_rebuild_removes_nothing_before_it_can_build(mine: Path, base: Path, pho
     assert contents(mine) == before
 
 
+@pytest.mark.slow
 def test_a_store_of_another_version_is_refused_and_can_be_rebuilt(mine: Path, base: Path, photos: Path) -> None:
     document = json.loads((mine / "zarr.json").read_text())
     del document["attributes"]["num_held_out"]
@@ -115,6 +117,7 @@ def test_a_store_of_another_version_is_refused_and_can_be_rebuilt(mine: Path, ba
     assert build(asked, rebuild=True).shards_built == 3
 
 
+@pytest.mark.slow
 def test_a_rebuild_killed_while_it_removes_leaves_no_half_store(
     mine: Path, base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_refined_file_of_slices_costs_less(loads: Loads) -> None:
 
 @pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("name", ["mbt2018", "cheng2020-anchor-checkerboard"])
+@pytest.mark.slow
 def test_a_refined_picture_of_many_tiles_goes_there_and_back(
     name: str, integer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

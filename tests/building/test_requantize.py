@@ -40,6 +40,7 @@ def test_requantizing_needs_neither_photos_nor_encoder_and_equals_building(
         requantize(no_photos(base, mine, step=0.9, states=4, group="tcq4"))
 
 
+@pytest.mark.slow
 def test_requantizing_goes_on_where_it_stopped(mine: Path, base: Path) -> None:
     requantize(no_photos(base, mine, name="rdoq", group="rdoq"))
     before = contents(mine)
@@ -48,6 +49,7 @@ def test_requantizing_goes_on_where_it_stopped(mine: Path, base: Path) -> None:
     assert contents(mine) == before
 
 
+@pytest.mark.slow
 def test_requantizing_takes_another_entropy_model_but_not_another_encoder(
     mine: Path, base: Path, tmp_path: Path
 ) -> None:
@@ -67,6 +69,7 @@ def test_requantizing_takes_another_entropy_model_but_not_another_encoder(
         requantize(no_photos(tmp_path / "other.pth.tar", mine, group="other"))
 
 
+@pytest.mark.slow
 def test_requantizing_an_unfinished_store_or_one_without_y_is_refused(
     mine: Path, base: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -79,6 +82,7 @@ def test_requantizing_an_unfinished_store_or_one_without_y_is_refused(
         requantize(no_photos(base, bare, group="more"))
 
 
+@pytest.mark.slow
 def test_requantizing_does_not_read_pixels(mine: Path, base: Path) -> None:
     requantize(no_photos(base, mine, name="sq", group="flat"))
     (mine.parent / "a.again.json").write_text(LatentCache.open(mine).record_json("flat"))  # nothing to calibrate

@@ -48,6 +48,7 @@ def experiment(base: Path, folder: Path, tmp_path: Path) -> Experiment:
     return stores.experiment(base, folder, tmp_path / "a.zarr", quantizer=stores.FIXED)
 
 
+@pytest.mark.slow
 def test_build_inspect_and_faults_name_photos_and_reasons(
     experiment: Experiment, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_a_build_killed_in_calibration_goes_on_to_the_same_record(
     assert not list(tmp_path.glob("*.trials"))
 
 
+@pytest.mark.slow
 def test_trials_of_other_settings_or_another_model_count_for_nothing(
     base: Path, photos: Path, mine: Path, tmp_path: Path, dying: Dying
 ) -> None:

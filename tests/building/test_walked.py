@@ -118,6 +118,7 @@ def test_tables_are_adapted_on_the_residuals_of_a_walk(
     assert inputs.quantize(Quantizer(adapted)).bits.sum() < found.bits.sum()
 
 
+@pytest.mark.slow
 def test_sensitivities_are_those_at_y_hat_of_rounding_with_its_correction(
     encoded: dict[str, tuple[Checkpoint, Latents]],
 ) -> None:

@@ -103,6 +103,7 @@ def test_pending_reads_markers_not_names(built):
     assert verify(built) == []
 
 
+@pytest.mark.slow
 def test_the_lock_excludes_a_second_writer(built):
     code = f"""
 import sys

@@ -81,6 +81,7 @@ parts = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(parts, st.integers(1, 24), st.integers(0, 3), st.integers(0, 40))
+@pytest.mark.slow
 def test_batches_are_the_shares_of_streams_from_any_step(part, batch, seed, step):
     samples, length = part
     order = Order(samples, length, batch, seed)
@@ -251,6 +252,7 @@ def test_a_stream_ends_its_threads_and_is_picklable(cache):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_damaged_shard_is_named(tmp_path, workers):
     path = make_store(tmp_path / "a.zarr", samples=22)
     cache = LatentCache.open(path)

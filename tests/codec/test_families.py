@@ -168,6 +168,7 @@ def test_given_y_hat_all_stages_are_those_of_the_walk(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SIZES)
+@pytest.mark.slow
 def test_a_picture_of_many_tiles_goes_there_and_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     codec, image = ImageCodec(made(name).model, record(made(name), "tcq")), picture(6, 150, 300)
     whole = codec.encode(image)

@@ -236,6 +236,7 @@ def test_a_missing_an_empty_and_a_hopeless_folder(tmp_path: Path) -> None:
 
 @given(st.lists(photo_rows, max_size=20))
 @settings(max_examples=100, deadline=None)
+@pytest.mark.slow
 def test_a_manifest_keeps_its_rows_and_the_digest_that_stores_hold(photos: list[Photo]) -> None:
     made = Manifest.of(photos)
     assert list(made) == photos == [made[row] for row in range(len(made))]

@@ -68,6 +68,7 @@ def test_a_run_is_measured_resumed_and_reported(
         report([out], ["nothing"], tmp_path / "report")
 
 
+@pytest.mark.slow
 def test_a_finetuned_checkpoint_is_compared_with_the_base_at_the_quantizer_of_its_name(
     base: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_one_process_and_several_give_the_same_figures(base: Path, folder: Path)
         assert np.array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_indices(base: Path, folder: Path) -> None:
     points = read_points(evaluate(experiment(base, folder)))
     loaded = checkpoint.load(str(base))
@@ -253,6 +254,7 @@ def overflowing(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[np.ndarray], 
     monkeypatch.setattr(ImageCodec, "encode", encoded)
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_coded_is_set_aside_and_told(
     base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

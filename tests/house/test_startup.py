@@ -34,6 +34,7 @@ def double(x: np.ndarray) -> np.ndarray:
     return x + x
 
 
+@pytest.mark.slow
 def test_a_read_only_installation_caches_kernels_among_the_temporary_files(
     nowhere_to_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +281,7 @@ def test_a_command_loads_what_it_needs(command: tuple[str, ...], needed: set[str
     assert heavy_modules(*command) <= needed
 
 
+@pytest.mark.slow
 def test_inspect_loads_neither_torch_nor_altair(built: Path) -> None:
     assert heavy_modules("cache", "inspect", str(built)) <= {"zarr", "pyarrow"}
 

@@ -185,6 +185,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
         checkpoint.load(str(tmp_path / "harm.tar"), "mbt2018-mean", 0.01)
 
 
+@pytest.mark.slow
 def test_the_zoo_loads_and_is_small() -> None:
     for name, path in checkpoint.zoo().items():
         loaded = checkpoint.load(name)

@@ -151,6 +151,7 @@ def test_every_network_in_integers_is_the_definition(name: str, options: dict[st
 
 
 @EACH
+@pytest.mark.slow
 def test_a_gain_is_named_and_kept(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     free = made(name, options)
     path = tmp_path / "a.pth.tar"

@@ -99,6 +99,7 @@ def test_weights_of_the_steps(machine: Trellis, shape: tuple[int, int]) -> None:
     st.sampled_from(MACHINES),
     st.booleans(),
 )
+@pytest.mark.slow
 def test_kernel_is_the_reference_for_any_step_and_weight(
     seed: int, step: float, weight: float, machine: Trellis, ties: bool
 ) -> None:

@@ -148,6 +148,7 @@ def test_batches_walk_the_trellis_along_channels_too() -> None:
 
 
 @FAMILIES
+@pytest.mark.slow
 def test_what_is_rebuilt_is_what_a_decoder_finds(architecture: str) -> None:
     loaded = loaded_of(architecture)
     record, codec = record_of(loaded), loaded.codec
