@@ -110,7 +110,7 @@ class WalkedInput:
         codec, made = adapt(self.model), []
         for count, y, z_hat in _batches(codec, self.y, self.z, self.batch):
             coded = walk.search(codec, (z_hat,), y, quantizer)
-            k, level, y_hat, error = (one[:count].cpu() for one in coded)
+            k, level, y_hat, error = (one[:count].cpu() for one in coded[:4])
             bits = walk.channel_bits(codec, quantizer, k, level)
             made.append(Quantized(k.numpy(), y_hat.numpy(), bits, error.numpy()))
         return Quantized(*map(np.concatenate, zip(*made, strict=True)))

@@ -143,7 +143,7 @@ class ImageCodec:
             gradient = partial(squared_error_gradient, self._codec, grid, pixels, inside)
             y = refine_latents(self._codec, y, sides_hat, gradient, refinement, run)
         coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run)
-        planes = walk.lanes(self._codec, coded.k, coded.level)
+        planes = coded.planes()
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables) if z_lanes.size else b""
         rows = [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]
         y_stream = rans.encode_planes(rows, self.record.y_tables)

@@ -9,6 +9,9 @@ a stage before the means of the next one are known, so only the start state woul
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,23 +28,29 @@ OTHER_SCALES = "this machine computes other scales than the encoder's"
 OTHER_SCALES_HINT = "decode with the encoder's backend, or encode with --deterministic"
 
 
-class Coded(NamedTuple):
-    """y as it is quantized: indices k int16 and levels (see `levels`), [B, M, h, w] both, y_hat as `synthesise` takes
-    it, float32 [B, M, h, w], and the squared error of y_hat before corrections, summed over positions, float64 [B, M].
-    """
-
-    k: Tensor
-    level: Tensor
-    y_hat: Tensor
-    error: Tensor
-
-
 class Plane(NamedTuple):
     """The indices of a stage, in lanes: k int16 and levels, [lanes, steps] both."""
 
     elements: Elements
     k: NDArray[np.int16]
     level: NDArray[Any]
+
+
+class Coded(NamedTuple):
+    """y as it is quantized: indices k int16 and levels (see `levels`), [B, M, h, w] both, y_hat as `synthesise` takes
+    it, float32 [B, M, h, w], the squared error of y_hat before corrections, summed over positions, float64 [B, M]; and
+    of each stage its elements, k and levels as they were searched, in lanes.
+    """
+
+    k: Tensor
+    level: Tensor
+    y_hat: Tensor
+    error: Tensor
+    stages: list[tuple[Elements, Tensor, Tensor]]
+
+    def planes(self) -> list[Plane]:
+        """Return the planes of all stages, in the order of coding, on the CPU."""
+        return [Plane(elements, k.cpu().numpy(), level.cpu().numpy()) for elements, k, level in self.stages]
 
 
 def search(codec: CodecModel, sides_hat: Sides, y: Tensor, quantizer: Quantizer, run: Run | None = None) -> Coded:
@@ -53,6 +62,8 @@ def search(codec: CodecModel, sides_hat: Sides, y: Tensor, quantizer: Quantizer,
     types = torch.int16, torch.uint16 if quantizer.record.by_channel else torch.uint8
     k, level = (torch.zeros(y.shape, dtype=dtype, device=y.device) for dtype in types)
     error = torch.zeros(y.shape[:2], dtype=torch.float64, device=y.device)
+    stages: list[tuple[Elements, Tensor, Tensor]] = []
+    parts: list[tuple[Elements, list[Tensor]]] = []
 
     def quantize(stage: Stage) -> Tensor:
         elements, lanes = stage.elements, levels(stage, quantizer.record.level_rule)
@@ -60,14 +71,31 @@ def search(codec: CodecModel, sides_hat: Sides, y: Tensor, quantizer: Quantizer,
         r = elements.lanes(part)
         found = quantizer.quantize(r, lanes, channels=elements.lane_channels(*y.shape[:2]))
         value = quantizer.dequantize(found)
-        elements.put(k, elements.from_lanes(found, part))
-        elements.put(level, elements.from_lanes(lanes, part))
-        squared = elements.from_lanes((r.double() - value).square(), part).flatten(2).sum(2)
-        error[:, elements.channels] += squared
+        stages.append((elements, found, lanes))
+        squared = (r.double() - value).square()
+        parts.append((elements, [elements.from_lanes(one, part) for one in (found, lanes, squared)]))
         return stage.means + elements.from_lanes(value, part)
 
     _, y_hat = codec.drive(sides_hat, quantize, run)
-    return Coded(k, level, y_hat, error)
+    for elements, (of_k, of_level, squared) in _joined(parts):
+        elements.put(k, of_k)
+        elements.put(level, of_level)
+        error[:, elements.channels] += squared.flatten(2).sum(2)
+    return Coded(k, level, y_hat, error, stages)
+
+
+def _joined(parts: list[tuple[Elements, list[Tensor]]]) -> Iterator[tuple[Elements, list[Tensor]]]:
+    """Join the elements of stages in a row that have the same channels, and what `Elements.take` returns of them:
+    writing a few positions costs as much as writing all.
+    """
+    for _, group in groupby(parts, lambda part: (part[0].channels.start, part[0].channels.stop)):
+        all_elements, values = zip(*group, strict=True)
+        first = all_elements[0]
+        if len(all_elements) == 1:
+            yield first, values[0]
+        else:
+            positions = np.concatenate([elements.positions for elements in all_elements])
+            yield replace(first, positions=positions), [torch.cat(one, 2) for one in zip(*values, strict=True)]
 
 
 def dequantize(codec: CodecModel, sides_hat: Sides, k: Tensor, quantizer: Quantizer, run: Run | None = None) -> Tensor:
