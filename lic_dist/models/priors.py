@@ -35,12 +35,12 @@ class Side:
 
     def centred(self, z: Tensor) -> Tensor:
         """Return z about the medians and in steps of the coded integers, to which it is rounded."""
-        return z - self.medians()
+        return (z - self.medians()) / self.step
 
     def dequantize(self, z: Tensor) -> Tensor:
-        """Return z_hat, z + medians, of the coded integers z of any type, [B, N, hz, wz]."""
+        """Return z_hat, step z + medians, of the coded integers z of any type, [B, N, hz, wz]."""
         middle = self.medians()
-        return z.to(middle.dtype) + middle
+        return z.to(middle.dtype) * self.step + middle
 
     def relaxed(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return z with uniform noise, or rounded about the medians where the module is in evaluation mode, and the
@@ -57,10 +57,10 @@ class Side:
         return noisy, likelihood
 
     def likelihood(self, z: Tensor) -> Tensor:
-        """Return the probability of the cell of step 1 about each element of z, z_hat or another, at least CompressAI's
-        bound of 1e-9.
+        """Return the probability of the cell of one step about each element of z, z_hat or another, at least
+        CompressAI's bound of 1e-9.
         """
-        return self.probability(z - 0.5, z + 0.5)
+        return self.probability(z - 0.5 * self.step, z + 0.5 * self.step)
 
     def probability(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Return the probability of the interval of each element, [B, N, hz, wz], with the same bound."""

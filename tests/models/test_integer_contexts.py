@@ -24,7 +24,7 @@ from lic_dist.models.stages import only_side
 from lic_dist.quantization.rates import SCALES
 from tests.codec.test_families import SEVERAL, made, record
 from tests.conftest import picture
-from tests.models.test_integer import by_the_book, invented, some_z, threads, walked, z_by_the_book
+from tests.models.test_integer import by_the_book, disturb, invented, some_z, threads, walked, z_by_the_book
 
 __all__ = ["threads"]  # a fixture
 SMALL: dict[str, dict[str, Any]] = {
@@ -175,17 +175,7 @@ def test_a_machine_that_computes_otherwise_decodes_it(name: str, monkeypatch: py
         last.weight[0], last.bias[0] = 0, float(SCALES[20])
     plain, exact = (ImageCodec(loaded.model, record(loaded, "sq"), integer) for integer in (False, True))
     fragile, encoded = plain.encode(image).data, exact.encode(image)
-    generator = torch.Generator().manual_seed(1)
-
-    def noisy(true: Any) -> Any:
-        def compute(*arguments: Any, **named: Any) -> Tensor:
-            out: Tensor = true(*arguments, **named)
-            return out * (1 + 1e-6 * torch.randn(out.shape, generator=generator))
-
-        return compute
-
-    for function in ("conv2d", "conv_transpose2d", "linear"):
-        monkeypatch.setattr(nn.functional, function, noisy(getattr(nn.functional, function)))
+    disturb(monkeypatch, "conv2d", "conv_transpose2d", "linear")
     with pytest.raises(BitstreamError, match="other scales.*--deterministic"):
         plain.decode_latents(fragile)
     assert np.array_equal(plain.decode_latents(encoded.data).k, encoded.k)

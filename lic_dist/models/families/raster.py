@@ -20,26 +20,11 @@ from torch import Tensor, nn
 
 from lic_dist.models.families.cheng import ChengSizes
 from lic_dist.models.families.hyperprior import MeanScaleHyperprior
-from lic_dist.models.layers import one_by_one
+from lic_dist.models.layers import PositionLayers, one_by_one
 from lic_dist.models.protocol import Elements, Given, Run, Sides, Stage, one_layout
 
 MARGIN = 2  # positions that the context reaches to each side, and upward
 LIVE = 12  # live taps of the 5x5: those before its centre, in raster order
-
-
-class Rows(nn.Sequential):
-    """Layers of 1x1 convolutions and activations, computed as matrix products of positions, the fastest at few."""
-
-    pointwise = True
-
-    def forward(self, values: Tensor) -> Tensor:
-        rows = values.flatten(2).transpose(1, 2)
-        for layer in self:
-            if isinstance(layer, nn.Conv2d):
-                rows = nn.functional.linear(rows, layer.weight.flatten(1), layer.bias)
-            else:
-                rows = layer(rows)
-        return rows.transpose(1, 2).unflatten(2, values.shape[2:])
 
 
 class Taps(nn.Module):
@@ -90,7 +75,8 @@ class JointAutoregressive(MeanScaleHyperprior):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self._taps, self._parameters = Taps(self.module.context_prediction), Rows(*self.module.entropy_parameters)
+        self._taps = Taps(self.module.context_prediction)
+        self._parameters = PositionLayers(*self.module.entropy_parameters)
 
     @classmethod
     def fits(cls, state: Mapping[str, Tensor]) -> bool:

@@ -32,22 +32,12 @@ LARGEST = 1 << 20  # elements of y whose offsets are computed at once
 class SteppedSide(Side):
     """A side latent whose coded integers count steps of another size than 1, a scalar tensor."""
 
-    def centred(self, z: Tensor) -> Tensor:
-        return super().centred(z) / self.step
-
-    def dequantize(self, z: Tensor) -> Tensor:
-        middle = self.medians()
-        return z.to(middle.dtype) * self.step + middle
-
     def relaxed(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if self.prior.training:
             z_hat = z + torch.empty_like(z).uniform_(-0.5, 0.5) * self.step
         else:
             z_hat = self.dequantize(torch.round(self.centred(z)))
         return z_hat, self.likelihood(z_hat)
-
-    def likelihood(self, z: Tensor) -> Tensor:
-        return self.probability(z - 0.5 * self.step, z + 0.5 * self.step)
 
 
 class VariableRate(MeanScaleHyperprior):
