@@ -8,7 +8,7 @@ from PIL import Image
 import lic_dist
 
 
-def main(picture: str, model: str = "transform-0.013", quantizer: str = "tcq32") -> None:
+def main(picture: str, model: str = "base-0.013", quantizer: str = "tcq32") -> None:
     codec = lic_dist.open_codec(model, quantizer)  # a checkpoint's path or a shipped name; a quantizer that it carries
     image = np.asarray(Image.open(picture).convert("RGB"))  # uint8 [H, W, 3]
     encoded = codec.encode(image)

@@ -17,6 +17,7 @@ from lic_dist.building.job import (
     check_encoder,
     check_group,
     check_refined,
+    check_retired,
     faults,
     group_identity,
     load_parent,
@@ -120,6 +121,7 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
         storage.clear()
     else:
         if attributes is not None:  # refuse another job's store before the pilot
+            check_retired(storage, layout.read_header(storage).identity, job.parent)
             store.create(storage, plan, store_y)
         record = prepare_record(job)
     store.create(storage, plan, store_y, provenance())

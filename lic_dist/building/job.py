@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from lic_dist.models.checkpoint import Checkpoint, ModelSource
 from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest
 from lic_dist.models.protocol import Elements
 from lic_dist.models.refine import Refinement
+from lic_dist.models.retired import remedy, retired
 from lic_dist.models.stages import only_side
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.text import counted
@@ -222,8 +223,18 @@ def check_refined(cache: LatentCache, steps: int) -> None:
         )
 
 
+def check_retired(storage: Storage, identity: Mapping[str, Any], parent: Checkpoint) -> None:
+    """Refuse a cache of a model that is no longer shipped, unless the parent has its encoder. Raises LicError."""
+    encoder = identity["model"]["encoder_sha256"]
+    if (name := retired(encoder)) and encoder != encoder_digest(parent.model):
+        raise LicError(
+            f"{storage} holds latents of the {name} of lic_dist 0.1.0", hint=f"{remedy(name)}; or build a new cache"
+        )
+
+
 def check_encoder(cache: LatentCache, parent: Checkpoint) -> None:
     """Refuse a cache of another encoder. Raises LicError, which names each differing field."""
+    check_retired(cache.storage, cache.identity, parent)
     found = differences({"model": cache.identity["model"]}, {"model": model_identity(parent)})
     if found:
         raise LicError(f"{cache.storage} holds latents of another model: {'; '.join(found)}", hint="build a new cache")

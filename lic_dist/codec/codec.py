@@ -32,6 +32,7 @@ from lic_dist.models.integer import IntegerNet, exact_z_hat
 from lic_dist.models.parts import decoder_digest, entropy_digest
 from lic_dist.models.protocol import TRANSFORMS, Run, Sides
 from lic_dist.models.refine import Refinement, refine_latents
+from lic_dist.models.retired import remedy, retired
 from lic_dist.models.stages import only_side, to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -86,8 +87,11 @@ def model_id(model: nn.Module) -> bytes:
 
 def require_model(container: Container, expected: bytes) -> None:
     """Raise BitstreamError where a file was made with another model than the one of this `model_id`."""
-    if container.model != expected:
-        raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
+    if container.model == expected:
+        return
+    if name := retired(container.model.hex()):
+        raise BitstreamError(f"this file was made with the {name} of lic_dist 0.1.0", hint=remedy(name))
+    raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
 
 
 class ImageCodec:

@@ -14,6 +14,7 @@ from lic_dist.app.cli import app
 from lic_dist.app.commands import codec as commands
 from lic_dist.building.records import analytic_record
 from lic_dist.codec import open_codec, open_decoder, tiles
+from lic_dist.codec.container import Container
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.models import checkpoint as checkpoints
 from tests.conftest import picture
@@ -87,6 +88,10 @@ def test_a_file_of_another_model_is_said_before_its_quantizer(carrying: Path, ph
     data = open_codec("base-small").encode(np.asarray(Image.open(photo))).data
     with pytest.raises(BitstreamError, match="another model"):
         open_decoder(data, str(carrying))
+    old = replace(Container.unpack(data), model=bytes.fromhex("ff25ab5b")).pack()
+    with pytest.raises(BitstreamError, match=r"made with the base-0\.013 of lic_dist 0\.1\.0") as caught:
+        open_decoder(old, "base-0.013")
+    assert "the old one is zoo/base-0.013.pth.tar of lic_dist 0.1.0" in caught.value.hint
 
 
 def test_large_pictures_show_their_progress_to_the_last_tile(

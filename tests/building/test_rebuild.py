@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from lic_dist import config
 from lic_dist.building.build import build
-from lic_dist.building.job import group_identity, prepare
+from lic_dist.building.job import check_cache, group_identity, load_parent, open_cache, prepare
 from lic_dist.building.pilot import record_location
 from lic_dist.cache import store
-from lic_dist.cache.plan import differences
+from lic_dist.cache.plan import differences, fingerprint
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import verify
 from lic_dist.errors import LicError
@@ -60,6 +61,22 @@ def test_every_field_of_the_identity_is_refused_by_its_name(
         target[last] = "other"
         with pytest.raises(LicError, match=rf"{field}: store has .*, this job has other"):
             store.create(mine, type(job.plan)(job.plan.crops, job.plan.geometry, 8, 4, identity))
+
+
+def test_a_store_of_a_retired_model_says_what_became_of_it(mine: Path, base: Path, photos: Path) -> None:
+    document = json.loads((mine / "zarr.json").read_text())
+    identity = document["attributes"]["identity"]
+    identity["model"]["encoder_sha256"] = "4546a8781ed85d63" + 48 * "0"
+    document["attributes"]["fingerprint"] = fingerprint(identity)
+    (mine / "zarr.json").write_text(json.dumps(document))
+    for command in (build, open_and_check):
+        with pytest.raises(LicError, match=r"latents of the base-0\.013 of lic_dist 0\.1\.0") as caught:
+            command(experiment(base, photos, mine, quantizer=FIXED))
+        assert "another model is shipped as base-0.013 since" in caught.value.hint
+
+
+def open_and_check(asked: config.Experiment) -> None:
+    check_cache(open_cache(asked), load_parent(asked), "tcq8")
 
 
 def test_every_field_of_a_groups_identity_is_refused_by_its_name(mine: Path, base: Path) -> None:

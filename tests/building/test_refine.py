@@ -67,9 +67,9 @@ def test_latents_that_are_not_finite_are_reported_and_spoil_no_neighbour(loaded:
     broken = checkpoint.load("base-0.0035").model
     hot, cold = np.full((1, 3, 64, 64), 255, np.uint8), np.zeros((1, 3, 64, 64), np.uint8)
     with torch.no_grad():
-        broken.g_a[0].weight *= 0
-        broken.g_a[0].bias *= 0
-        broken.g_a[0].weight += 1e36
+        first = next(one for one in broken.g_a.modules() if isinstance(one, torch.nn.Conv2d))
+        first.bias.zero_()
+        first.weight.fill_(1e36)
     latents, overflow = encode(broken, np.concatenate([cold, hot]), 2, Refinement(STEPS, 0.05))
     alone, _ = encode(broken, np.concatenate([cold, cold]), 2, Refinement(STEPS, 0.05))
     assert list(overflow) == [False, True] and np.isfinite(latents.y).all()

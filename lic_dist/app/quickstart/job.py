@@ -37,7 +37,7 @@ from lic_dist.reporting.report import report
 from lic_dist.text import counted
 from lic_dist.training.finetune import finetune
 
-BASE, GROUP = "transform-0.013", "tcq32"
+BASE, GROUP = "base-0.013", "tcq32"
 CROPS, MOST_VARIATIONS = 640, 48  # crops to retrain on in all, and crops of one photo at most
 STEPS, SHOWN = 64, 3  # steps of the retraining; test photos shown in the report's viewer
 NAMED = 8  # how many of the photos passed over are named
