@@ -178,6 +178,17 @@ def report(
     run(files, anchor or (), out, curve or (), label or LABEL)
 
 
+@app.command()
+def curves(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of trainings or finetunings, each with a log.jsonl.")],
+    out: Annotated[Path, typer.Option(help="The picture, PNG or SVG.")] = Path("curves.png"),
+) -> None:
+    """Draw how trainings went: held-out L, bpp and PSNR over their steps."""
+    from lic_dist.training.picture import learning_curves
+
+    typer.echo("\n".join([*learning_curves(folders, out), str(out)]))
+
+
 @app.command("run")
 def run_study(
     config: ConfigFile,
