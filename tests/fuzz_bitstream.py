@@ -31,7 +31,7 @@ from lic_dist.quantization.rates import LEVELS, CdfTables, tables_from_pmf
 from lic_dist.quantization.trellis import SCALAR, trellis
 
 M, N = 4, 3  # channels of y and z
-MACHINES = tuple(trellis(name) for name in ("sq", "tcq4", "tcq8", "tcq16", "tcq32"))
+MACHINES = tuple(trellis(name) for name in ("sq", "tcq4", "tcq8", "tcq16", "tcq32", "tcq64"))
 Y_TABLES = tuple(tables_from_pmf(analytic_pmf(0.6, machine)) for machine in MACHINES)
 Z_TABLES = CdfTables(
     np.array([[0, 9, 65000, 65536], [0, 30000, 65535, 65536], [0, 1, 65536, 0]]),

@@ -25,9 +25,9 @@ from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import search_rates
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.reference import inverse
-from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Trellis
+from lic_dist.quantization.trellis import CODE16, CODE32, CODE64, ECM8, SCALAR, VVC4, Trellis
 
-SEARCHES: tuple[Trellis, ...] = (VVC4, ECM8, CODE16, CODE32)
+SEARCHES: tuple[Trellis, ...] = (VVC4, ECM8, CODE16, CODE32, CODE64)
 THREADED = 1 << 24  # latents that are shared out over threads
 BASELINE_LANES = 72  # of the data that the slow baselines get
 NNCODEC_DENSITY = 2  # of its steps: 2^2 an octave

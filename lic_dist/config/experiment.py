@@ -106,7 +106,9 @@ class Quantizer(Section):
     name: Literal["sq", "deadzone", "rdoq", "tcq"] = Field(
         "tcq", description="Scalar, with a dead zone, rate-distortion optimized scalar, or trellis-coded."
     )
-    states: Literal[4, 8, 16, 32] = Field(8, description="States of the trellis, of tcq: more cost time and gain rate.")
+    states: Literal[4, 8, 16, 32, 64] = Field(
+        8, description="States of the trellis, of tcq: more cost time and gain rate."
+    )
     step: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="Step D, in units of y.")
     rates: Literal["adapted", "analytic"] = Field(
         "adapted", description="Tables of rates: adapted to the pilot's indices, or of the Gaussian."

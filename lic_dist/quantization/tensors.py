@@ -104,7 +104,8 @@ def _search_block(
     position, row = (r.abs() * inverse_step).T.contiguous(), level.T.contiguous().long()
     weights = weight.expand(steps, lanes) if weight.ndim == 1 else weight.T.expand(steps, lanes)
     previous, number = torch.tensor(trellis.entering_branches(), device=r.device).flatten(0, 1).T
-    bit = torch.arange(trellis.states, dtype=torch.int32, device=r.device)[:, None]
+    word = torch.int32 if trellis.states <= 32 else torch.int64
+    bit = torch.arange(trellis.states, dtype=word, device=r.device)[:, None]
     metric = torch.full((trellis.states, lanes), UNREACHED, dtype=torch.int32, device=r.device)
     metric[0] = 0
     cost = torch.zeros(lanes, dtype=torch.int64, device=r.device)
@@ -116,7 +117,7 @@ def _search_block(
         for one in branch:
             both = (metric[previous] + one[number]).view(trellis.states, 2, lanes)
             second = both[:, 1] < both[:, 0]
-            chosen.append((second.int() << bit).sum(dim=0, dtype=torch.int32))
+            chosen.append((second.to(bit.dtype) << bit).sum(dim=0, dtype=bit.dtype))
             metric = torch.minimum(both[:, 0], both[:, 1])
         decisions.append(_packed(torch.stack(chosen), trellis.states))
         zeros.append(_packed(taken, 4))
@@ -170,12 +171,17 @@ def _branch_costs(position: Tensor, row: Tensor, weight: Tensor, rates: DeviceRa
     return torch.stack(costs, dim=1), taken
 
 
+def integer_of(bits: int) -> torch.dtype:
+    """Return the smallest integer type of so many bits, 5 to 64."""
+    return torch.uint8 if bits <= 8 else torch.int16 if bits <= 16 else torch.int32 if bits <= 32 else torch.int64
+
+
 def _packed(values: Tensor, bits: int) -> Tensor:
-    """Pack values of so many bits, int32 [steps, lanes]: two steps to a byte where they fit, else one integer a
-    step.
+    """Pack values of so many bits, int32 or int64 [steps, lanes]: two steps to a byte where they fit, else one integer
+    a step.
     """
     if bits > 4:
-        return values.to(torch.uint8 if bits <= 8 else torch.int16 if bits <= 16 else torch.int32)
+        return values.to(integer_of(bits))
     even, odd = values[0::2], values[1::2]
     whole = even.clone()
     whole[: len(odd)] |= odd << 4
@@ -183,8 +189,8 @@ def _packed(values: Tensor, bits: int) -> Tensor:
 
 
 def _unpacked(packed: Tensor, bits: int, steps: int) -> Tensor:
-    """Invert `_packed`, extending sign bits: int32 [steps, lanes]."""
+    """Invert `_packed`, extending sign bits: int32 or int64 [steps, lanes]."""
     if bits > 4:
-        return packed.int()
+        return packed.int() if bits <= 32 else packed
     whole = packed.int()
     return torch.stack((whole & 15, whole >> 4), dim=1).flatten(0, 1)[:steps]

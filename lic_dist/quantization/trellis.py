@@ -10,7 +10,7 @@ Two scalar quantizers share a union lattice of step D, and both contain 0:
 A scalar quantizer is the machine with one state and one quantizer, whose level is k times its step.
 
 Sources: VVC's dependent quantization (Schwarz et al., DCC 2019) for 4 states, ECM for 8, and generator
-polynomials in the manner of Ungerboeck's codes for 8, 16 and 32. Another machine is three lines away:
+polynomials in the manner of Ungerboeck's codes for 8, 16, 32 and 64. Another machine is three lines away:
 
     from lic_dist.quantization.trellis import Trellis, register
     two = Trellis("tcq2", quantizer=(0, 1), next_state=((0, 1), (1, 0)))
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-MOST_STATES = 32
+MOST_STATES = 64
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,9 @@ VVC4 = Trellis("tcq4", (0, 0, 1, 1), ((0, 2), (2, 0), (1, 3), (3, 1)))
 ECM8 = Trellis("tcq8", (0, 1, 0, 1, 0, 1, 0, 1), ((0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5)))
 CODE16 = from_generators(16, h1=0o04, h0=0o23)
 CODE32 = from_generators(32, h1=0o10, h0=0o45)
+CODE64 = from_generators(64, h1=0o24, h0=0o103)
 
-_BUILT_IN = (SCALAR, VVC4, ECM8, CODE16, CODE32)
+_BUILT_IN = (SCALAR, VVC4, ECM8, CODE16, CODE32, CODE64)
 _BY_NAME = {machine.name: machine for machine in _BUILT_IN}
 _BY_STATES = {machine.states: machine for machine in _BUILT_IN}
 
@@ -136,7 +137,7 @@ def register(machine: Trellis) -> None:
 
 
 def trellis(name_or_states: str | int) -> Trellis:
-    """Return the machine of that name ("sq", "tcq4", .. "tcq32", or registered), or the built-in one of so many states.
+    """Return the machine of that name ("sq", "tcq4", .. "tcq64", or registered), or the built-in one of so many states.
 
     ValueError if there is none.
     """

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lic_dist.quantization.candidates import BIT, SATURATION
-from lic_dist.quantization.tensors import DeviceRates
+from lic_dist.quantization.tensors import DeviceRates, integer_of
 from lic_dist.quantization.trellis import Trellis
 from lic_dist.quantization.viterbi import UNREACHED
 
@@ -37,7 +37,7 @@ def search(position, level, weight, quads, zero_pairs, reach, flag, branches, de
 {start}
     for pair in range(0, (steps + 1) // 2):
         taken = tl.zeros([THREADS], tl.int32)
-        packed = tl.zeros([THREADS], tl.int32)
+        packed = tl.zeros([THREADS], {word})
         for half in tl.static_range(2):
             step = 2 * pair + half
             inside = live & (lane * 0 + step < steps)
@@ -73,7 +73,7 @@ def search(position, level, weight, quads, zero_pairs, reach, flag, branches, de
         step = steps - 1 - back
         p = tl.load(position + step * lanes + lane, mask=live, other=0.0)
         m0 = tl.maximum(p.to(tl.int32) - 1, 1)
-        bits = tl.load(decisions + {decision_row} * lanes + lane, mask=live, other=0).to(tl.int32)
+        bits = tl.load(decisions + {decision_row} * lanes + lane, mask=live, other=0).to({word})
         entered = tl.load(branches + 2 * state + ((bits >> ({decision_shift} + state)) & 1), mask=live, other=0)
         state = entered >> 2
         number = entered & 3
@@ -127,7 +127,7 @@ def _search_block(
     lanes, steps = r.shape
     position = (r.abs() * inverse_step).T.contiguous()
     pairs = (steps + 1) // 2
-    kind = torch.uint8 if trellis.states <= 8 else torch.int16 if trellis.states <= 16 else torch.int32
+    kind = integer_of(trellis.states)
     decisions = torch.empty((pairs if trellis.states <= 4 else steps, lanes), dtype=kind, device=r.device)
     zeros = torch.empty((pairs, lanes), dtype=torch.uint8, device=r.device)
     magnitude = torch.empty((steps, lanes), dtype=torch.int16, device=r.device)
@@ -174,16 +174,17 @@ def kernel(trellis: Trellis, by_step: bool = False) -> Any:
             "    rate = tl.where(beyond, escape(m, row, levels, reach, flag, inside & beyond), rate)",
             f"b{number} = distortion(p - m.to(tl.float32), w) + rate",
         ]
-    select = ["chosen = tl.zeros([THREADS], tl.int32)"]
+    word = "tl.int32" if states <= 32 else "tl.int64"
+    select = [f"chosen = tl.zeros([THREADS], {word})"]
     for s, ((lower, lower_class), (upper, upper_class)) in enumerate(trellis.entering_branches()):
         select += [
             f"x = m_{lower} + b{lower_class}",
             f"y = m_{upper} + b{upper_class}",
             f"n_{s} = tl.minimum(x, y)",
-            f"chosen = chosen | ((y < x).to(tl.int32) << {s})",
+            f"chosen = chosen | ((y < x).to({word}) << {s})",
         ]
     select += [f"m_{s} = tl.where(inside, n_{s}, m_{s})" for s in range(states)]
-    kind = "tl.uint8" if states <= 8 else "tl.int16" if states <= 16 else "tl.int32"
+    kind = f"tl.{integer_of(states)}".replace("torch.", "")
     one = "packed = packed | (chosen << (4 * half))"
     store = [one if small else f"tl.store(decisions + step * lanes + lane, chosen.to({kind}), mask=inside)"]
     store_pair = ["tl.store(decisions + pair * lanes + lane, packed.to(tl.uint8), mask=live)"] if small else []
@@ -197,6 +198,7 @@ def kernel(trellis: Trellis, by_step: bool = False) -> Any:
     by_lane = [] if by_step else ["w = tl.load(weight + lane, mask=live, other=0.0)"]
     every_step = ["w = tl.load(weight + step + 0 * lane, mask=inside, other=0.0)"] if by_step else []
     source = _SOURCE.format(
+        word=word,
         lane_weight=_indented(by_lane, 4),
         step_weight=_indented(every_step, 12),
         start=_indented(start, 4),

@@ -91,8 +91,13 @@ def decision_memory(width: int, steps: int, states: int) -> tuple[NDArray[Any], 
     """
     pairs = (steps + 1) // 2
     dtype = np.uint8 if states <= 8 else np.uint16 if states <= 16 else np.uint32
-    rows = pairs if states <= 4 else 2 * pairs  # the bits of two steps of up to four states share a byte
+    rows = pairs if states <= 4 else 2 * pairs * _words(states)  # two steps of up to four states share a byte
     return np.empty((rows, width), dtype), np.empty((pairs, width), np.uint8)
+
+
+def _words(states: int) -> int:
+    """Return how many words of at most 32 bits a step's decisions take, a bit a state."""
+    return 1 if states <= 32 else 2
 
 
 @lru_cache(maxsize=64)
@@ -100,7 +105,14 @@ def compile_search(trellis: Trellis) -> Callable[..., np.int32]:
     """Return the search of a machine, compiled at its first call and kept in numba's cache on disk."""
     two, one = _select(trellis, 2), _select(trellis, 1)
     trace = _trace_packed if trellis.states <= _PACKED else _trace
-    own = {**globals(), "STATES": trellis.states, "select_two": two, "select_one": one, "trace": trace}
+    own = {
+        **globals(),
+        "STATES": trellis.states,
+        "WORDS": _words(trellis.states),
+        "select_two": two,
+        "select_one": one,
+        "trace": trace,
+    }
     search: Callable[..., np.int32] = _njit(FunctionType(_search.__code__, own), f"search_{_identity(trellis)}")
     return search
 
@@ -139,7 +151,13 @@ def _select(trellis: Trellis, steps: int) -> Any:
     Each state keeps its cheaper branch, the first (from the lower state) on a tie; a bit says whether it is the second.
     """
     states = trellis.states
-    lines = ["def select(metric, branch, first, second):", "    for lane in range(len(first)):"]
+    lines = ["def select(metric, branch, first, second):"]
+    if _words(states) == 2:
+        for half, word in enumerate(("first", "second")):
+            lines += _select_half(trellis, half, word)
+        lines += [f"    metric[: {states * BLOCK}] = metric[{states * BLOCK} :]"]
+        return _compiled(lines, f"select1_{_identity(trellis)}")
+    lines += ["    for lane in range(len(first)):"]
     lines += [f"        m{state} = metric[lane + {state * BLOCK}]" for state in range(states)]
     for step in range(steps):
         lines += [f"        b{number} = branch[lane + {(4 * step + number) * BLOCK}]" for number in range(4)]
@@ -148,7 +166,7 @@ def _select(trellis: Trellis, steps: int) -> Any:
                 f"        x = _I(m{lower} + b{lower_class})",
                 f"        y = _I(m{upper} + b{upper_class})",
                 f"        n{state} = min(x, y)",
-                f"        d{state} = np.uint32({1 << state}) if y < x else np.uint32(0)",
+                f"        d{state} = np.uint32({1 << state % 32}) if y < x else np.uint32(0)",
             ]
         lines += [f"        m{state} = n{state}" for state in range(states)]
         lines += [f"        taken{step} = " + " | ".join(f"d{state}" for state in range(states))]
@@ -159,12 +177,33 @@ def _select(trellis: Trellis, steps: int) -> Any:
     else:
         lines += ["        first[lane] = taken0"]
         lines += ["        second[lane] = taken1"] if steps == 2 else []
+    return _compiled(lines, f"select{steps}_{_identity(trellis)}")
+
+
+def _select_half(trellis: Trellis, half: int, word: str) -> list[str]:
+    """Generate add-compare-select of one step for 32 of more states, whose metrics go behind those of all states."""
+    entering = dict(enumerate(trellis.entering_branches()[32 * half : 32 * half + 32], 32 * half))
+    lines = ["    for lane in range(len(first)):"]
+    lines += [f"        b{number} = branch[lane + {number * BLOCK}]" for number in range(4)]
+    for before in sorted({state for pair in entering.values() for state, _ in pair}):
+        lines += [f"        m{before} = metric[lane + {before * BLOCK}]"]
+    for state, ((lower, lower_class), (upper, upper_class)) in entering.items():
+        lines += [
+            f"        x = _I(m{lower} + b{lower_class})",
+            f"        y = _I(m{upper} + b{upper_class})",
+            f"        metric[lane + {(trellis.states + state) * BLOCK}] = min(x, y)",
+            f"        d{state} = np.uint32({1 << state % 32}) if y < x else np.uint32(0)",
+        ]
+    return [*lines, f"        {word}[lane] = " + " | ".join(f"d{state}" for state in entering)]
+
+
+def _compiled(lines: list[str], name: str) -> Any:
     namespace: dict[str, Any] = {"np": np, "_I": _I, "__name__": __name__}
     exec(compile("\n".join(lines), __file__, "exec"), namespace)  # this file's name: where numba puts its cache
-    return _njit(namespace["select"], f"select{steps}_{_identity(trellis)}")
+    return _njit(namespace["select"], name)
 
 
-STATES = 0  # `compile_search` puts a machine's own in the place of these four
+STATES = WORDS = 0  # `compile_search` puts a machine's own in the place of these five
 select_two: Any = None
 select_one: Any = None
 trace: Any = None
@@ -187,7 +226,7 @@ def _search(
 ) -> np.int32:
     lanes, steps = r.shape
     width = zeros.shape[1]
-    metric = np.empty(STATES * BLOCK, np.int32)
+    metric = np.empty(WORDS * STATES * BLOCK, np.int32)  # of two words, a step's new metrics lie behind the old
     branch = np.empty(8 * BLOCK, np.int32)
     position, index = np.zeros((BLOCK, TILE), np.float32), np.zeros((BLOCK, TILE), np.int32)
     row = np.zeros((BLOCK, TILE), level.dtype)
@@ -231,23 +270,23 @@ def _search(
                         branch,
                         zeros[half],
                     )
-                    kept = half if STATES <= 4 else step
+                    kept = half if STATES <= 4 else WORDS * step
                     if step + 1 == steps:
-                        select_one(metric, branch, taken[kept], taken[kept])
+                        select_one(metric, branch, taken[kept], taken[kept + WORDS - 1])
                     elif STATES <= _FUSED:
                         select_two(metric, branch, taken[kept], taken[kept + (STATES > 4)])
                     else:
-                        select_one(metric, branch, taken[step], taken[step])
-                        select_one(metric, branch[4 * BLOCK :], taken[step + 1], taken[step + 1])
-            _reduce(metric, least, cost[first : first + size])
-        _best_final(metric, state, cost[first : first + size])
+                        select_one(metric, branch, taken[kept], taken[kept + WORDS - 1])
+                        select_one(metric, branch[4 * BLOCK :], taken[kept + WORDS], taken[kept + 2 * WORDS - 1])
+            _reduce(metric[: STATES * BLOCK], least, cost[first : first + size])
+        _best_final(metric[: STATES * BLOCK], state, cost[first : first + size])
         for start in range((steps - 1) // TILE * TILE, -1, -TILE):
             end = min(start + TILE, steps)
             for step in range(end - 1, start - 1, -1):
                 nibble = 4 * (step & 1)
-                kept, shift = (step >> 1, nibble) if STATES <= 4 else (step, 0)
+                kept, shift = (step >> 1, nibble) if STATES <= 4 else (WORDS * step, 0)
                 trace(
-                    taken[kept],
+                    taken[kept : kept + WORDS].ravel(),
                     shift,
                     zeros[step >> 1],
                     nibble,
@@ -302,7 +341,8 @@ def _trace(
     """
     for lane in range(len(state)):
         current = np.uint64(state[lane])
-        bit = (np.uint64(taken[lane]) >> (current + np.uint64(shift))) & np.uint64(1)
+        word = np.uint64(taken[lane + np.int64(current >> np.uint64(5)) * len(state)])
+        bit = (word >> ((current & np.uint64(31)) + np.uint64(shift))) & np.uint64(1)
         entered = branches[current + current + bit]
         state[lane] = entered >> 2
         number = entered & 3

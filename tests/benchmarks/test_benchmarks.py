@@ -82,11 +82,11 @@ def test_every_arm_is_timed_beside_its_baselines() -> None:
     sources, _ = data.mixture(32, 128)
     made = speed.arms(sources, 0.56, 0.6)
     names = [arm.name for arm in made]
-    assert names[:7] == ["sq", "deadzone", "rdoq", "tcq4", "tcq8", "tcq16", "tcq32"]
-    assert [name for name in names if "baseline" in name][:2] == names[7:9]
-    figures = speed.timed(made[4:5] + made[7:9], rounds=1, title="test")
+    assert names[:8] == ["sq", "deadzone", "rdoq", "tcq4", "tcq8", "tcq16", "tcq32", "tcq64"]
+    assert [name for name in names if "baseline" in name][:2] == names[8:10]
+    figures = speed.timed(made[4:5] + made[8:10], rounds=1, title="test")
     assert figures["tcq8"]["times_tcq8"] == 1 and all(row["ns"] > 0 for row in figures.values())
-    reference = made[8].run()
+    reference = made[9].run()
     *_, record = adaptation_rounds(data.record_at_price("tcq", ECM8, 0.56, 0.6), [(sources.r, sources.level)], 2)
     assert reference[0].shape == (32, 128) and record.states == 8
 
@@ -102,7 +102,7 @@ def test_the_command_prints_tables_and_writes_figures(tmp_path: Path, monkeypatc
     figures = json.loads(out.read_text())
     assert set(figures) == {"machine", "quick", "candidates", "lanes", "mixture", "speed"}
     assert figures["mixture"]["tcq8"]["against_sq"] < -0.11 and "tcq32" in result.output
-    assert figures["speed"]["memory_bits"] == {"4": 8, "8": 12, "16": 20, "32": 36}
+    assert figures["speed"]["memory_bits"] == {"4": 8, "8": 12, "16": 20, "32": 36, "64": 68}
 
 
 def test_unknown_parts_and_small_pictures_are_one_line(photos: Path) -> None:

@@ -18,7 +18,7 @@ from lic_dist.quantization import candidates, reference, tensors, viterbi
 from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import active, rdoq, search
 from lic_dist.quantization.rates import LEVELS, CdfTables, level_index, search_rates, tables_from_pmf
-from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Trellis, levels
+from lic_dist.quantization.trellis import CODE16, CODE32, CODE64, ECM8, SCALAR, VVC4, Trellis, levels
 from tests.forked import python
 from tests.quantization.test_trellis import NNCODEC8
 
@@ -61,6 +61,21 @@ def test_kernel_is_the_reference(machine: Trellis, shape: tuple[int, int]) -> No
     expected_k, expected_cost = reference.search(r, level, weight, STEP, TABLES, machine)
     assert k.dtype == np.int16 and cost.dtype == np.int64
     assert np.array_equal(cost, expected_cost) and np.array_equal(k, expected_k)
+
+
+@pytest.mark.slow
+def test_sixty_four_states_whose_decisions_take_two_words() -> None:
+    for lanes, steps in ((12, 5), (143, 67), (2, 131)):
+        r, level, weight = latents(lanes, steps, seed=lanes)
+        expected = reference.search(r, level, weight, STEP, TABLES, CODE64)
+        for found in (
+            search(r, level, weight, STEP, TABLES, CODE64),
+            _in_torch(tensors.search, r, level, weight, CODE64),
+        ):
+            assert all(np.array_equal(one, right) for one, right in zip(found, expected, strict=True))
+        if steps == 5:
+            brute = reference.brute_force(r, level, weight, STEP, TABLES, CODE64)
+            assert all(np.array_equal(one, right) for one, right in zip(brute, expected, strict=True))
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -251,11 +266,11 @@ import numpy as np, torch
 from lic_dist.quantization import reference, tensors, triton_search
 from lic_dist.quantization.quantize import search
 from lic_dist.quantization.rates import search_rates, signed_rates
-from tests.quantization.test_search import MACHINES, STEP, TABLES, latents
+from tests.quantization.test_search import CODE64, MACHINES, STEP, TABLES, latents
 from tests.quantization.test_signed import channel_latents, channel_tables
 
-shapes = [(3, 70), (40, 34), (2, 33), (3, 32), (1, 1), (40, 20)]
-for machine, shape in zip([*MACHINES, MACHINES[1], MACHINES[1]], shapes, strict=True):
+shapes = [(3, 70), (40, 34), (2, 33), (3, 32), (3, 32), (1, 1), (40, 20)]
+for machine, shape in zip([*MACHINES, CODE64, MACHINES[1], MACHINES[1]], shapes, strict=True):
     r, level, weight = latents(*shape, seed=3)
     r[:, 0] *= 500
     if shape == (40, 20):
@@ -288,7 +303,7 @@ def test_tritons_interpreter_gives_the_reference() -> None:
 
 
 @pytest.mark.parametrize("by_step", [False, True])
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", [*MACHINES, CODE64])
 def test_triton_compiles_for_a_gpu_and_fuses_no_product_with_a_sum(machine: Trellis, by_step: bool) -> None:
     """For Hopper, without one: down to its machine code."""
     compiler = pytest.importorskip("triton.compiler")
@@ -298,7 +313,7 @@ def test_triton_compiles_for_a_gpu_and_fuses_no_product_with_a_sum(machine: Trel
     from lic_dist.quantization import triton_search
 
     kernel = triton_search.kernel(machine, by_step)
-    kind = {4: "u8", 8: "u8", 16: "i16", 32: "i32"}[machine.states]
+    kind = {4: "u8", 8: "u8", 16: "i16", 32: "i32", 64: "i64"}[machine.states]
     pointers = {"position": "fp32", "level": "u8", "weight": "fp32", "quads": "i64", "decisions": kind, "zeros": "u8"}
     pointers |= {"magnitude": "i16", "cost": "i64"} | dict.fromkeys(("zero_pairs", "reach", "flag", "branches"), "i32")
     signature = {
@@ -311,7 +326,7 @@ def test_triton_compiles_for_a_gpu_and_fuses_no_product_with_a_sum(machine: Trel
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", [*MACHINES, CODE64])
 def test_a_gpu_gives_the_reference(machine: Trellis) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")

@@ -10,6 +10,7 @@ from lic_dist.quantization.quantize import active
 from lic_dist.quantization.trellis import (
     CODE16,
     CODE32,
+    CODE64,
     ECM8,
     SCALAR,
     VVC4,
@@ -40,9 +41,10 @@ def test_golden_states() -> None:
     assert active(k, SCALAR).tolist() == [[0] * 8]
     assert CODE16.next_state[:4] == ((0, 2), (11, 9), (1, 3), (10, 8))
     assert CODE32.next_state[:4] == ((0, 4), (22, 18), (1, 5), (23, 19))
+    assert CODE64.next_state[:4] == ((0, 10), (43, 33), (1, 11), (42, 32))
 
 
-@pytest.mark.parametrize("machine", [VVC4, ECM8, CODE16, CODE32])
+@pytest.mark.parametrize("machine", [VVC4, ECM8, CODE16, CODE32, CODE64])
 def test_two_parities_part_and_every_state_is_reached_and_left_by_both_quantizers(machine: Trellis) -> None:
     reached = {0}
     for _ in range(machine.states):
