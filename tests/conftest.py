@@ -10,6 +10,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray reads it once a proces
 
 import multiprocessing
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from PIL import Image
 
 from tests import stores
 
+# Tests start more than a hundred processes: the package is compiled to bytecode once, not in each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 # A process has one fork server, which whatever comes first starts: a loader of a test, or builds to be killed.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preloaded"])
