@@ -1,4 +1,7 @@
-"""The engine in this process and in several: order, errors, workers that die."""
+"""The engine in this process and in several: order, errors, workers that die.
+
+Workers of Ray load this module for what `test_on_ray.py` runs: it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +87,39 @@ def make_sleep(folder: Path):
         time.sleep(600)
 
     return work
+
+
+class Unloadable:
+    """What a worker cannot unpickle: as if lic_dist were missing there, or of another version."""
+
+    def __call__(self):
+        return lambda value: value
+
+    def __reduce__(self):
+        return fail_to_load, ()
+
+
+def fail_to_load():
+    raise ModuleNotFoundError("no module of this name on the node")
+
+
+class SlowToLoad:
+    """A stage whose worker takes its time to start, as from a cold network disk."""
+
+    def __call__(self):
+        return lambda value: os.getpid()
+
+    def __reduce__(self):
+        return load_slowly, ()
+
+
+def load_slowly():
+    time.sleep(1)
+    return SlowToLoad()
+
+
+def make_broken():
+    raise KeyError("of make")
 
 
 def test_local_runs_all_stages_in_order():

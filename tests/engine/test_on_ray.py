@@ -18,8 +18,11 @@ from lic_dist.evaluation.results import read_points
 from lic_dist.evaluation.run import evaluate
 from tests.engine.test_engine import (
     ROOT,
+    SlowToLoad,
+    Unloadable,
     assert_none_ends_a_unit,
     make_add,
+    make_broken,
     make_dies_always,
     make_dies_once,
     make_fail,
@@ -77,40 +80,11 @@ def test_ray_replaces_a_dead_worker_and_repeats_its_unit(cluster, tmp_path):
     assert (tmp_path / "died").exists()
 
 
-class Unloadable:
-    """What a worker cannot unpickle: as if lic_dist were missing there, or of another version."""
-
-    def __call__(self):
-        return lambda value: value
-
-    def __reduce__(self):
-        return fail_to_load, ()
-
-
-def fail_to_load():
-    raise ModuleNotFoundError("no module of this name on the node")
-
-
 def test_ray_gives_up_on_workers_that_do_not_start(cluster, monkeypatch):
     monkeypatch.setattr("lic_dist.engine.on_ray.RETRIES", 1)
     with pytest.raises(LicError, match="workers of stage 'strange' do not start") as caught:
         list(run([Stage("strange", Unloadable(), 1)], [1], engine="ray"))
     assert "installed on every node" in caught.value.hint
-
-
-class SlowToLoad:
-    """A stage whose worker takes its time to start, as from a cold network disk."""
-
-    def __call__(self):
-        return lambda value: os.getpid()
-
-    def __reduce__(self):
-        return load_slowly, ()
-
-
-def load_slowly():
-    time.sleep(1)
-    return SlowToLoad()
 
 
 @pytest.mark.parametrize("workers", [1, 2])  # with CPUs to spare, and with none: then it shares one, once
@@ -142,10 +116,6 @@ def test_ray_raises_the_works_own_exception(cluster):
         list(run([failing, Stage("add", partial(make_add, 0))], [1, 2], engine="ray"))
     assert type(caught.value) is LicError
     assert str(caught.value) == "no such checkpoint (train one)"
-
-
-def make_broken():
-    raise KeyError("of make")
 
 
 def test_ray_raises_what_make_raises(cluster):
