@@ -25,6 +25,8 @@ from tests import stores
 # Tests start more than a hundred processes: the package is compiled to bytecode once, not in each of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# What a test writes has to outlive its processes, not the machine. Thousands of calls wait for the disk otherwise.
+os.fsync = os.fstat  # type: ignore[assignment]
 torch.set_num_threads(1)
 # A process has one fork server, which whatever comes first starts: a loader of a test, or builds to be killed.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preloaded"])

@@ -166,19 +166,14 @@ def test_requantizing_from_y_equals_building(
 
 
 @pytest.mark.slow
-def test_any_number_of_workers_makes_the_same_bytes(
-    asked: Asked, staged: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_number_of_workers_makes_the_same_bytes(asked: Asked, staged: dict[str, Path], tmp_path: Path) -> None:
     path = copied(staged[CHECKERED], tmp_path)
     before = contents(path)
     for shard in range(3):
         store.invalidate_shard(path, shard, "tcq8")
         damage(path / f"quantized/tcq8/k/c/{shard}/0/0/0", "remove")
-    assert requantize(asked(CHECKERED, path, engine={"encoders": 3})).shards_built == 3  # processes of this machine
+    assert requantize(asked(CHECKERED, path, engine={"encoders": 2})).shards_built == 3  # processes of this machine
     assert contents(path) == before
-    workers = {"name": "ray", "readers": 1, "encoders": 2, "num_cpus": 3}
-    build(asked(CHECKERED, tmp_path / "ray.zarr", engine=workers))
-    assert contents(tmp_path / "ray.zarr") == before
 
 
 def test_a_build_that_is_cut_goes_on_to_the_same_bytes(

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from lic_dist.building.build import build
+from lic_dist.cache.verify import verify
 from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError
 from lic_dist.evaluation.results import read_points
 from lic_dist.evaluation.run import evaluate
+from tests import stores
+from tests.building.conftest import checkpoints  # noqa: F401  (a fixture)
+from tests.cache import test_remote as remote
 from tests.engine.test_engine import (
     ROOT,
     SlowToLoad,
@@ -34,14 +38,16 @@ from tests.engine.test_engine import (
 )
 from tests.evaluation.test_resuming import experiment as evaluation
 from tests.evaluation.test_resuming import folder, timeless  # noqa: F401  (a fixture)
-from tests.stores import FIXED, contents, experiment
+from tests.families import CHECKERED
+from tests.stores import FIXED, contents, experiment, make_plan, objects
 
 pytestmark = pytest.mark.slow
+s3 = remote.s3
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """A Ray of two logical CPUs, shared by these tests."""
+def cluster(s3):
+    """A Ray of two logical CPUs, shared by these tests, whose workers know the bucket."""
     from lic_dist.engine import on_ray
 
     before = os.environ.get("PYTHONPATH")
@@ -150,6 +156,36 @@ def test_a_build_writes_the_same_bytes(cluster, made: Path, base: Path, photos: 
     workers = {"name": "ray", "readers": 1, "encoders": 1, "searchers": 2}
     assert build(experiment(base, photos, path, quantizer=FIXED, engine=workers)).shards_built == 3
     assert contents(path) == contents(made)
+
+
+def test_a_build_of_several_stages_writes_the_same_bytes(
+    cluster,
+    checkpoints: dict[str, Path],  # noqa: F811
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    for name, workers in (("local", {}), ("ray", {"name": "ray", "readers": 1, "encoders": 2})):
+        sections = {"model": {"architecture": CHECKERED}, "quantizer": FIXED, "engine": workers}
+        build(experiment(checkpoints[CHECKERED], photos, tmp_path / f"{name}.zarr", **sections))
+    assert contents(tmp_path / "ray.zarr") == contents(tmp_path / "local.zarr")
+
+
+def test_shards_in_a_folder_are_the_same_bytes(cluster, tmp_path: Path) -> None:
+    planned = make_plan(18)
+    local, ray = tmp_path / "local.zarr", tmp_path / "ray.zarr"
+    for path in (local, ray):
+        stores.create(path, planned)
+    stores.build(local, planned)
+    assert sorted(stores.build(ray, planned, engine="ray")) == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 2)]
+    assert objects(ray) == objects(local) and verify(ray) == []
+
+
+def test_shards_in_a_bucket_are_the_same_bytes(cluster) -> None:
+    local, ray = "s3://photos/local.zarr", "s3://photos/ray.zarr"
+    for url, engine in ((local, {}), (ray, {"engine": "ray"})):
+        remote.create(url)
+        remote.build(url, **engine)
+    assert remote.contents(ray) == remote.contents(local)
 
 
 def test_an_evaluation_gives_the_same_figures(cluster, base: Path, folder: Path) -> None:  # noqa: F811
