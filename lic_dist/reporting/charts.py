@@ -21,7 +21,8 @@ from lic_dist import drawing
 from lic_dist.drawing import GRID, INK
 from lic_dist.evaluation.results import LARGEST_COUNTED as LARGEST
 from lic_dist.evaluation.results import Figures, Point
-from lic_dist.reporting.bd import Interval, rate_change
+from lic_dist.intervals import Interval
+from lic_dist.reporting.bd import rate_change
 from lic_dist.reporting.comparison import AnchorTable, Comparison, detailed_lambda, point_at
 from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.findings import Findings

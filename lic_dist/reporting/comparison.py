@@ -9,7 +9,8 @@ from statistics import fmean, median
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.results import Point
-from lic_dist.reporting.bd import METHODS, Interval, bd_rate, image_bd_rates, mean_interval, overlap
+from lic_dist.intervals import Interval, mean_interval
+from lic_dist.reporting.bd import METHODS, bd_rate, image_bd_rates, overlap
 from lic_dist.reporting.curves import Curve
 
 LEAST_OVERLAP = 0.75  # of the PSNR ranges; the package `bjontegaard` warns below it

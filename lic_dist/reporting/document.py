@@ -10,9 +10,9 @@ from typing import Any
 
 from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import Point
+from lic_dist.intervals import Interval
 from lic_dist.reporting import gains as changes
 from lic_dist.reporting import lead as leading
-from lic_dist.reporting.bd import Interval
 from lic_dist.reporting.charts import Chart
 from lic_dist.reporting.comparison import AnchorTable, Comparison, times
 from lic_dist.reporting.curves import Curve

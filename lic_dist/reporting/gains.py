@@ -16,7 +16,7 @@ from statistics import fmean
 
 from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import Point
-from lic_dist.reporting.bd import Interval, change_interval
+from lic_dist.intervals import Interval, change_interval
 from lic_dist.reporting.comparison import point_at
 from lic_dist.reporting.curves import Curve
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import Point
-from lic_dist.reporting.bd import Interval
+from lic_dist.intervals import Interval
 from lic_dist.reporting.gains import Gain, change, gains, measured
 from lic_dist.text import counted
 

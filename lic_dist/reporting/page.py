@@ -19,7 +19,7 @@ from string import Template
 import vl_convert
 
 from lic_dist.drawing import COLOURS, GRID, INK
-from lic_dist.reporting.bd import Interval
+from lic_dist.intervals import Interval
 from lic_dist.reporting.charts import Chart, page_spec
 from lic_dist.reporting.comparison import AnchorTable, best
 from lic_dist.reporting.curves import Curve

@@ -9,7 +9,8 @@ from pathlib import Path
 import lic_dist
 
 PACKAGE = Path(lic_dist.__file__).parent
-GROUND = ("errors", "text", "progress", "temporary", "drawing", "version")  # modules that any room may import
+# modules that any room may import
+GROUND = ("errors", "text", "progress", "temporary", "drawing", "intervals", "version")
 FACE = ""  # the package itself: offers names of all rooms, and no room imports it
 ROOMS = ("data", "models", "quantization", "cache", "codec", "engine", "config", "building")
 MAY = {

@@ -11,6 +11,7 @@ import bjontegaard
 import numpy as np
 import pytest
 
+from lic_dist import intervals
 from lic_dist.errors import LicError
 from lic_dist.evaluation.results import Figures, ImageResult, Point
 from lic_dist.reporting import bd
@@ -76,13 +77,13 @@ def test_bd_rate_per_image() -> None:
 
 def test_bootstrap_interval() -> None:
     rates = np.random.default_rng(1).normal(-5, 2, 400)
-    interval = bd.mean_interval(list(rates))
-    assert interval == bd.mean_interval(list(rates))  # seeded
+    interval = intervals.mean_interval(list(rates))
+    assert interval == intervals.mean_interval(list(rates))  # seeded
     assert interval.mean == pytest.approx(rates.mean())
     half = 1.96 * rates.std() / math.sqrt(len(rates))  # the normal approximation
     assert interval.high - interval.mean == pytest.approx(half, rel=0.1)
     assert interval.mean - interval.low == pytest.approx(half, rel=0.1)
-    assert bd.mean_interval([-3.0, -3.0]) == bd.Interval(-3, -3, -3)
+    assert intervals.mean_interval([-3.0, -3.0]) == intervals.Interval(-3, -3, -3)
 
 
 def test_curves_that_are_not_comparable_say_so() -> None:
@@ -101,7 +102,7 @@ def test_curves_that_are_not_comparable_say_so() -> None:
     assert other.images is None and "different images" in " ".join(other.notes)
     mixed = compare(curve("a", 1, "kodak"), curve("b", 0.9, "kodak", (1, 2, 3, 4, 4)))
     assert mixed.pchip is None and "several points at one lambda" in " ".join(mixed.notes)
-    assert str(bd.Interval(-1, -2, 0.5)) == "-1.00 % [-2.00, +0.50]"
+    assert str(intervals.Interval(-1, -2, 0.5)) == "-1.00 % [-2.00, +0.50]"
 
 
 def test_published_curves_give_the_packages_figure(shared: Path) -> None:

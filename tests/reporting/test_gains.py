@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lic_dist import intervals
 from lic_dist.evaluation.results import ImageResult, Point, write_points
-from lic_dist.reporting import bd
 from lic_dist.reporting.curves import curve_of
 from lic_dist.reporting.gains import gains, image_losses, lambda_changes
 from lic_dist.reporting.report import report
@@ -33,9 +33,9 @@ RETRAINED = point("tcq8", "decoder+hyper", (0.25, 1.75), (20.0, 20.0))  # L 1.25
 
 def test_change_of_a_mean_with_its_interval() -> None:
     # draws of two images: both the first, one of each, both the second
-    found = bd.change_interval([1.0, 3.0], [2.0, 3.0])
-    assert found == bd.Interval(pytest.approx(-20), pytest.approx(-50), pytest.approx(0))
-    assert bd.change_interval([1.8, 2.7], [2.0, 3.0]) == bd.Interval(*[pytest.approx(-10)] * 3)
+    found = intervals.change_interval([1.0, 3.0], [2.0, 3.0])
+    assert found == intervals.Interval(pytest.approx(-20), pytest.approx(-50), pytest.approx(0))
+    assert intervals.change_interval([1.8, 2.7], [2.0, 3.0]) == intervals.Interval(*[pytest.approx(-10)] * 3)
 
 
 def test_l_and_its_changes() -> None:
@@ -46,8 +46,8 @@ def test_l_and_its_changes() -> None:
     assert [row.loss for row in table.rows] == pytest.approx([2.0, 2.0, 2.5])
     assert image_losses(RETRAINED) == pytest.approx({"0.png": 1.25, "1.png": 2.75})
     assert base.own is None and sq.own is None and sq.sq_adapted is None
-    assert base.sq_adapted == bd.Interval(pytest.approx(-20), pytest.approx(-25), pytest.approx(-50 / 3))
-    assert retrained.own == bd.Interval(pytest.approx(0), pytest.approx(-50 / 3), pytest.approx(10))
+    assert base.sq_adapted == intervals.Interval(pytest.approx(-20), pytest.approx(-25), pytest.approx(-50 / 3))
+    assert retrained.own == intervals.Interval(pytest.approx(0), pytest.approx(-50 / 3), pytest.approx(10))
 
 
 def test_images_are_matched_by_name_and_equal_pictures_cost_no_distortion() -> None:
