@@ -16,7 +16,6 @@ from lic_dist.building.job import (
     Workers,
     check_encoder,
     check_group,
-    check_refined,
     check_retired,
     faults,
     group_identity,
@@ -28,6 +27,7 @@ from lic_dist.building.job import (
 )
 from lic_dist.building.latents import in_one_stage
 from lic_dist.building.pilot import calibration_samples, existing_record, prepare_record, record_location
+from lic_dist.building.refined import check_refined, refinement_of
 from lic_dist.building.shards import (
     Shard,
     Target,
@@ -182,7 +182,7 @@ def requantize_store(
             f"{storage} has latents of {written} of {counted(cache.num_shards, 'shard')}",
             hint="`lic-dist cache build` goes on where it stopped",
         )
-    check_refined(cache, section.refine)
+    check_refined(cache, refinement_of(section, parent.spec.lmbda))
     trials_file = Trials.of_group(storage, group)
     record = record or existing_record(storage, section, parent)
     if record is None:
@@ -310,12 +310,12 @@ def _is_walked(parent: Checkpoint, geometry: Geometry) -> bool:
 
 
 def _code_stage(target: Target, workers: Workers, batch: int) -> Stage:
-    made = partial(make_coder, target, workers.model, batch, workers.refine)
+    made = partial(make_coder, target, workers.model, batch, workers.quantizer)
     return Stage("code", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
 
 
 def _encode_stage(workers: Workers, batch: int) -> Stage:
-    made = partial(make_encoder, workers.model, batch, workers.refine)
+    made = partial(make_encoder, workers.model, batch, workers.quantizer)
     return Stage("encode", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
 
 

@@ -31,6 +31,7 @@ import torch
 from lic_dist import config
 from lic_dist.building.latents import Inputs, Latents, inputs_of, squared_error
 from lic_dist.building.records import analytic_record
+from lic_dist.building.refined import record_fields, refinement_of
 from lic_dist.cache.trials import Row, Trials
 from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint
@@ -184,7 +185,7 @@ def calibrate(
     start, moves = (strength, step, shift), space.moves if warm_start is None else space.moves[1:]
     expected = (1, 8, 20, 30)[fixed.count(None)]
     searched = {"start": start, "fixed": fixed, "axes": asdict(space), "moves": moves}
-    asked = {"quantizer": section.model_dump(mode="json", exclude={"group"}), **searched}
+    asked = {"quantizer": section.identity({"group"}), **searched}
     identity = _identity(checkpoint, asked, weights, pilot_inputs, held_inputs, held_out)
     if trials_file is not None:
         trials |= map(_trial, trials_file.begin(identity, expected))
@@ -194,6 +195,7 @@ def calibrate(
     chosen = min(trials, key=lambda one: trials[one].L)
     measured, made = trials[chosen], [replace(one, shift=chosen[2]) for one in records(*chosen[:2])]
     by_round = [measure(checkpoint, record, held_out, held_inputs) for record in made[:-1]] + [measured]
+    refined = record_fields(refinement_of(section, checkpoint.spec.lmbda))
     notes |= {
         "settings": settings_of(section),
         "calibration": [_row(*item) for item in sorted(trials.items())],
@@ -204,7 +206,7 @@ def calibrate(
         "mse": measured.mse,
         "mse_predicted": measured.predicted,
     }
-    return replace(made[-1], refine=section.refine, notes={**made[-1].notes, **notes})
+    return replace(made[-1], **refined, notes={**made[-1].notes, **notes})
 
 
 def _row(storage: Point, measured: Measurement) -> Row:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lic_dist import config
+from lic_dist.building.refined import refined_identity, refinement_of
 from lic_dist.building.storage import experiment_storage
 from lic_dist.cache import layout
 from lic_dist.cache.markers import fault_counts
@@ -28,7 +29,7 @@ from lic_dist.data.manifest import Manifest, scan
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint, ModelSource
-from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest
+from lic_dist.models.parts import encoder_digest, entropy_digest
 from lic_dist.models.protocol import Elements
 from lic_dist.models.refine import Refinement
 from lic_dist.models.retired import remedy, retired
@@ -40,14 +41,15 @@ from lic_dist.version import __version__
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers process shards, on which engine and model, and with how many refinement steps of y.
+    """How many workers process shards, on which engine and model, and the quantizer section, which says how latents are
+    refined.
 
     `model` names a checkpoint by its absolute path, or a shipped one.
     """
 
     engine: config.Engine
     model: ModelSource
-    refine: int
+    quantizer: config.Quantizer | None  # a repair needs none
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,15 @@ class Job:
     plan: Plan
     images: config.Images
     store_y: bool
-    quantizer_section: config.Quantizer | None  # a repair needs none
     workers: Workers
 
     @property
     def quantizer(self) -> config.Quantizer:
-        return config.need(self.quantizer_section, "quantizer")
+        return config.need(self.workers.quantizer, "quantizer")
 
     @property
     def refinement(self) -> Refinement:
-        return Refinement(self.workers.refine, self.parent.spec.lmbda)
+        return refinement_of(self.workers.quantizer, self.parent.spec.lmbda)
 
 
 def workers_of(experiment: config.Experiment) -> Workers:
@@ -77,7 +78,7 @@ def workers_of(experiment: config.Experiment) -> Workers:
     section = config.need(experiment.model, "model")
     path = checkpoints.absolute(section.checkpoint)
     model = ModelSource(path, section.architecture, section.lmbda, section.options)
-    return Workers(experiment.engine, model, experiment.quantizer.refine if experiment.quantizer else 0)
+    return Workers(experiment.engine, model, experiment.quantizer)
 
 
 def open_cache(experiment: config.Experiment) -> LatentCache:
@@ -127,7 +128,8 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
     """
     section, cache = config.need(experiment.images, "images"), config.need(experiment.cache, "cache")
     parent, workers = load_parent(experiment), workers_of(experiment)
-    if workers.refine:
+    refinement = refinement_of(workers.quantizer, parent.spec.lmbda)
+    if refinement.steps:
         parent.codec.require("refinement")
     photos = manifest_of(experiment, strict=strict)
     require_held_out(photos, section.held_out)
@@ -149,11 +151,11 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
         "shard": cache.shard,
         "batch": cache.batch,
         "store_y": cache.store_y,
-        **refined_identity(parent, workers.refine),
+        **refined_identity(parent, refinement),
     }
     plan = Plan(crops, geometry, cache.shard, cache.batch, identity)
     storage = experiment_storage(experiment)
-    return Job(storage, parent, photos, plan, section, cache.store_y, experiment.quantizer, workers)
+    return Job(storage, parent, photos, plan, section, cache.store_y, workers)
 
 
 def geometry_of(parent: Checkpoint, crop: int) -> Geometry:
@@ -188,14 +190,6 @@ def model_identity(parent: Checkpoint) -> dict[str, Any]:
     }
 
 
-def refined_identity(parent: Checkpoint, steps: int) -> dict[str, Any]:
-    """Return what refined latents depend on in addition; empty where nothing is refined."""
-    if not steps:
-        return {}
-    digests = {"decoder_sha256": decoder_digest(parent.model), "entropy_sha256": entropy_digest(parent.model)}
-    return {"refined": {"steps": steps, "lmbda": parent.spec.lmbda, **digests}}
-
-
 def group_identity(parent: Checkpoint, record: QuantizerRecord, geometry: Geometry) -> dict[str, Any]:
     """Return what cached indices depend on in addition to the latents; the layout where y has several stages."""
     stages = parent.codec.layout(geometry.y_size, geometry.y_size)
@@ -211,16 +205,6 @@ def layout_digest(stages: Sequence[Elements], channels: int) -> str:
         covered = {"along": one.along, "channels": list(range(channels))[one.channels], "positions": positions}
         total.update(f"{canonical_json(covered)}\n".encode())
     return total.hexdigest()
-
-
-def check_refined(cache: LatentCache, steps: int) -> None:
-    """Refuse a cache whose y had another number of refinement steps than the quantizer asks for. Raises LicError."""
-    stored = cache.identity.get("refined", {}).get("steps", 0)
-    if stored != steps:
-        raise LicError(
-            f"{cache.storage} holds y after {stored} steps of refinement, the quantizer asks for {steps}",
-            hint="build a new cache, or set quantizer.refine to what this one has",
-        )
 
 
 def check_retired(storage: Storage, identity: Mapping[str, Any], parent: Checkpoint) -> None:

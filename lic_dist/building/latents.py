@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lic_dist.codec import walk
 from lic_dist.models.architectures import adapt
 from lic_dist.models.protocol import CodecModel
-from lic_dist.models.refine import Refinement, refine_latents, squared_error_gradient
+from lic_dist.models.refine import Refinement, error_gradient, refine_latents
 from lic_dist.models.stages import analyse, dequantize_z, known_stage, only_side, only_stage, to_input
 from lic_dist.quantization.adaptation import Part, factorized_record, gaussian_record
 from lic_dist.quantization.quantize import Quantizer
@@ -200,7 +200,7 @@ def encode(
         y, z = analyse(model, x)
         if refinement is not None and refinement.steps:
             codec = adapt(model)
-            gradient = partial(squared_error_gradient, codec, x)
+            gradient = partial(error_gradient, codec, x, refinement.error)
             y = refine_latents(codec, y, (dequantize_z(model, z),), gradient, refinement)
         ys.append(y[: len(part)].cpu().numpy())
         zs.append(z[: len(part)].cpu().numpy())

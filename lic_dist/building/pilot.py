@@ -14,6 +14,7 @@ from lic_dist import config
 from lic_dist.building.calibrate import calibrate, one_thread, settings_of
 from lic_dist.building.job import Job
 from lic_dist.building.latents import Latents, encode
+from lic_dist.building.refined import record_fields, refinement_of
 from lic_dist.cache.plan import differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.storage import Storage
@@ -133,7 +134,7 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
         "states": section.states if kind.trellis else 1,
         "lmbda": parent.spec.lmbda,
         "rates": section.rates,
-        "refine": section.refine,
+        **record_fields(refinement_of(section, parent.spec.lmbda)),
     }
     if section.step != "auto":
         expected["step"] = section.step

@@ -28,8 +28,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from lic_dist import config
 from lic_dist.building.calibrate import z_bits
 from lic_dist.building.latents import Latents, WalkedInput, encode, quantize_lanes, quantizer_input
+from lic_dist.building.refined import refinement_of
 from lic_dist.cache import layout, store
 from lic_dist.cache.layout import Header
 from lic_dist.cache.reader import LatentCache
@@ -147,10 +149,14 @@ def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
     return target.skip_done(work)
 
 
-def make_encoder(source: ModelSource, batch: int, refine: int) -> Callable[[ReadShard], EncodedShard]:
-    """Make the second stage: the frozen encoder, `refine` steps of y, and the hyper-decoder; float32 without TF32."""
+def make_encoder(
+    source: ModelSource, batch: int, section: config.Quantizer | None
+) -> Callable[[ReadShard], EncodedShard]:
+    """Make the second stage: the frozen encoder, the refinement that a quantizer section asks for, and the
+    hyper-decoder; float32 without TF32.
+    """
     loaded = _load(source)
-    model, refinement = loaded.model, Refinement(refine, loaded.spec.lmbda)
+    model, refinement = loaded.model, refinement_of(section, loaded.spec.lmbda)
 
     def work(read: ReadShard) -> EncodedShard:
         started = time.perf_counter()
@@ -191,12 +197,14 @@ def make_hyper_decoder(target: Target, source: ModelSource, batch: int) -> Calla
     return target.skip_done(work)
 
 
-def make_coder(target: Target, source: ModelSource, batch: int, refine: int) -> Callable[[ReadShard], ShardReport]:
+def make_coder(
+    target: Target, source: ModelSource, batch: int, section: config.Quantizer | None
+) -> Callable[[ReadShard], ShardReport]:
     """Make the last stage of a model whose means depend on y_hat: the encoder, then the walk, then write as
     `make_searcher` does. Without a group nothing is walked.
     """
     loaded = _load(source)
-    model, refinement, write = loaded.model, Refinement(refine, loaded.spec.lmbda), _Writer(target)
+    model, refinement, write = loaded.model, refinement_of(section, loaded.spec.lmbda), _Writer(target)
 
     def work(read: ReadShard) -> ShardReport:
         started = time.perf_counter()

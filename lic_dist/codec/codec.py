@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lic_dist.codec import rans, walk
 from lic_dist.codec.container import OVERHEAD, Container, check_sides
 from lic_dist.codec.rans import BitstreamError
-from lic_dist.codec.tiles import Grid, analyse, run_in_tiles, squared_error_gradient, synthesise
+from lic_dist.codec.tiles import Grid, analyse, error_gradient, run_in_tiles, synthesise
 from lic_dist.errors import LicError
 from lic_dist.models.architectures import adapt
 from lic_dist.models.integer import IntegerNet, exact_z_hat
@@ -141,10 +141,10 @@ class ImageCodec:
         z_lanes = z[0].flatten(1).cpu().numpy().astype(np.int16)
         sides_hat, run = self._sides_hat(z_lanes, grid, self.integer), self._run(grid, self.integer)
         if self.record.refine:
-            refinement = Refinement(self.record.refine, self.record.lmbda)
+            refinement = Refinement(self.record.refine, self.record.lmbda, self.record.refine_distortion)
             left, _, top, _ = self._padding(height, width)
             inside = slice(top, top + height), slice(left, left + width)
-            gradient = partial(squared_error_gradient, self._codec, grid, pixels, inside)
+            gradient = partial(error_gradient, self._codec, grid, pixels, inside, refinement.error)
             y = refine_latents(self._codec, y, sides_hat, gradient, refinement, run)
         coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run)
         planes = coded.planes()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lic_dist.codec.fields import is_pointwise, receptive_field
 from lic_dist.models.protocol import CodecModel, Run, Strides, one_layout
-from lic_dist.models.refine import gradient_at
+from lic_dist.models.refine import Error, gradient_at
 from lic_dist.models.stages import rounded_z
 
 TILE = 1024  # pixels a side
@@ -152,27 +152,29 @@ def synthesise(codec: CodecModel, grid: Grid, y_hat: Tensor) -> Iterator[tuple[s
         yield rows.target, columns.target, x_hat[..., rows.kept, columns.kept]
 
 
-def squared_error_gradient(
+def error_gradient(
     codec: CodecModel,
     grid: Grid,
     pixels: Callable[[slice, slice], Tensor],
     inside: tuple[slice, slice],
+    error: Error,
     y: Tensor,
 ) -> Tensor:
-    """Compute `models.refine.squared_error_gradient` in tiles, for y float32 [1, M, h, w]; `pixels` as for `analyse`.
+    """Compute `models.refine.error_gradient` in tiles, for y float32 [1, M, h, w]; `pixels` as for `analyse`.
 
     `inside` are the rows and columns of the padded image that the picture covers; the padding outside causes no error.
+    The error is the sum of the tiles': of MS-SSIM, their mean by pixels, whose windows do not reach over the seams.
     """
     total = torch.zeros_like(y)
     for rows, columns in grid.tiles(codec, "g_s", grid.latent, grid.pixel):
         visible = (..., _intersection(rows.target, inside[0]), _intersection(columns.target, inside[1]))
 
-        def squared_error(part: Tensor, rows: Span = rows, columns: Span = columns, visible: Any = visible) -> Tensor:
-            error = codec.synthesise(part)[..., rows.kept, columns.kept] - pixels(rows.target, columns.target)
-            return error[visible].square().sum()
+        def of_tile(part: Tensor, rows: Span = rows, columns: Span = columns, visible: Any = visible) -> Tensor:
+            x_hat = codec.synthesise(part)[..., rows.kept, columns.kept]
+            return error(x_hat[visible], pixels(rows.target, columns.target)[visible])
 
         source = (..., rows.source, columns.source)
-        total[source] += gradient_at(y[source].contiguous(), squared_error)
+        total[source] += gradient_at(y[source].contiguous(), of_tile)
     return total
 
 

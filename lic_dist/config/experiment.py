@@ -11,13 +11,13 @@ import json
 import posixpath
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lic_dist.config.faults import fault_of, keys, nearest
 from lic_dist.config.templates import fill
-from lic_dist.config.training import Auto, File, Finetune, PathText, Phase, Section, Steps, Train
+from lic_dist.config.training import Auto, File, Finetune, PathText, Phase, RefinedWeights, Section, Steps, Train
 from lic_dist.config.yaml_file import NUMBER, apply, read, set_key
 from lic_dist.errors import UsageError
 
@@ -103,6 +103,8 @@ class Images(Section):
 class Quantizer(Section):
     """A quantizer and what is fixed of it; `auto` is calibrated on held-out training crops."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"refine_distortion"})
+
     name: Literal["sq", "deadzone", "rdoq", "tcq"] = Field(
         "tcq", description="Scalar, with a dead zone, rate-distortion optimized scalar, or trellis-coded."
     )
@@ -127,6 +129,11 @@ class Quantizer(Section):
     )
     refine: int = Field(
         0, ge=0, description="Steps that move y toward less L before the search (models/refine.py); 0: none."
+    )
+    refine_distortion: Literal["mse", "ms-ssim", "balanced"] | RefinedWeights = Field(
+        "mse",
+        description="What these steps weigh by lambda, as finetune.distortion does; balanced: MSE, and 1 bit a pixel "
+        "times 1 - MS-SSIM, which keeps MS-SSIM from falling.",
     )
     adapt_rounds: int = Field(3, ge=1, description="Rounds of search and adaption of the tables.")
     pilot: int = Field(256, ge=1, description="Training samples that the tables are adapted on.")

@@ -18,6 +18,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Keys younger than the first states and checkpoints, which say nothing of them: their defaults are what was."""
+
+    def identity(self, without: set[str]) -> dict[str, Any]:
+        """Return the values of all keys but some, as plain data; those `LATER` only where they are not the default."""
+        fields = type(self).model_fields
+        unset = {key for key in self.LATER if getattr(self, key) == fields[key].get_default(call_default_factory=True)}
+        return self.model_dump(mode="json", exclude=without | unset)
+
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
@@ -52,6 +61,7 @@ def expanded(value: Any) -> Any:
 File = Annotated[Path, BeforeValidator(expanded)]
 PathText = Annotated[str, BeforeValidator(expanded)]  # a path, a name or a URL
 Weights = Annotated[dict[Literal["mse", "ms-ssim", "lpips"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
+RefinedWeights = Annotated[dict[Literal["mse", "ms-ssim"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
 Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -102,13 +112,6 @@ class Steps(Section):
     out: File = Field(description="Folder for the checkpoint, log and states.")
 
     LATER: ClassVar[frozenset[str]] = frozenset({"optimizer"})
-    """Keys younger than the first states and checkpoints, which say nothing of them: their defaults are what was."""
-
-    def identity(self, without: set[str]) -> dict[str, Any]:
-        """Return the values of all keys but some, as plain data; those `LATER` only where they are not the default."""
-        fields = type(self).model_fields
-        unset = {key for key in self.LATER if getattr(self, key) == fields[key].get_default(call_default_factory=True)}
-        return self.model_dump(mode="json", exclude=without | unset)
 
 
 class Train(Steps):

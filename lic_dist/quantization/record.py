@@ -22,6 +22,8 @@ from lic_dist.quantization.rates import LEVEL_RULES, LEVELS, CdfTables
 from lic_dist.quantization.trellis import SCALAR, Trellis
 
 FORMAT = "lic_dist quantizer record 2"
+MSE = {"mse": 1.0}
+MEASURES = ("mse", "ms-ssim")  # that refinement may weigh
 _MOST_BYTES = 1 << 25  # limits what a broken record may claim
 _DTYPES = ("<i4", "<f4")
 NO_Z = CdfTables(np.array([[0, 1 << 15, 1 << 16]]), np.array([3]), np.array([0]))
@@ -43,6 +45,7 @@ class QuantizerRecord:
         rounding      xi of the dead zone, up to 1/2
         shift         delta of the reconstruction: levels lie so many steps further from zero than in the search
         refine        gradient steps of y before the search (models/refine.py)
+        refine_distortion  what these weigh: mse, ms-ssim or both, each with its weight
         z_tables      rows are channels of z; a quantizer that codes no z may leave them out
         notes         provenance, plain JSON: standard errors, calibration curve; not part of the digest
 
@@ -60,6 +63,7 @@ class QuantizerRecord:
     rounding: float = 0.5
     shift: float = 0.0
     refine: int = 0
+    refine_distortion: Mapping[str, float] = field(default_factory=lambda: dict(MSE))
     z_tables: CdfTables = NO_Z
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -79,6 +83,10 @@ class QuantizerRecord:
             raise ValueError(f"a record has 0 <= rounding <= 1/2, |shift| < 1/2: not {self.rounding}, {self.shift}")
         if self.refine < 0:
             raise ValueError(f"refine is a number of steps, not {self.refine}")
+        weights_of = {str(name): float(weight) for name, weight in self.refine_distortion.items()}
+        if not weights_of or not all(name in MEASURES and 0 < one < np.inf for name, one in weights_of.items()):
+            raise ValueError(f"refine_distortion has positive weights of {', '.join(MEASURES)}, not {weights_of}")
+        object.__setattr__(self, "refine_distortion", weights_of)
         if self.kind.strength != "rounding" and self.rounding != 0.5:
             raise ValueError(f"rounding is the dead zone's, not {self.name}'s")
         weights = np.array(self.weights, np.float32)
@@ -174,6 +182,7 @@ class QuantizerRecord:
                 rounding=_typed(plain, "rounding", float),
                 shift=_typed(plain, "shift", float),
                 refine=_typed({"refine": 0, **plain}, "refine", int),
+                refine_distortion=_weights(_typed({"refine_distortion": MSE, **plain}, "refine_distortion", dict)),
                 z_tables=_unpack_tables(_typed(plain, "z_tables", dict)),
                 notes=_typed(plain, "notes", dict),
             )
@@ -227,9 +236,9 @@ class QuantizerRecord:
             "shift": self.shift,
             "y_tables": tables(self.y_tables),
             "z_tables": tables(self.z_tables),
-            **(
-                {"refine": self.refine} if self.refine else {}
-            ),  # omitted where 0, so that older records keep their digests
+            # what older records do not have is left out where it says nothing, so that they keep their digests
+            **({"refine": self.refine} if self.refine else {}),
+            **({"refine_distortion": dict(self.refine_distortion)} if self.refine_distortion != MSE else {}),
         }
 
 
@@ -276,6 +285,10 @@ def _unpack(plain: dict[str, Any]) -> NDArray[Any]:
 
 def _unpack_tables(plain: dict[str, Any]) -> CdfTables:
     return CdfTables(**{name: _unpack(_typed(plain, name, dict)) for name in ("cdf", "size", "offset")})
+
+
+def _weights(plain: dict[str, Any]) -> dict[str, float]:
+    return {name: _typed(plain, name, float) for name in plain}
 
 
 def _refuse_constant(constant: str) -> None:

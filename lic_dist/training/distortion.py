@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from lic_dist.errors import LicError, UsageError
-
-LEAST_MS_SSIM = 161  # pixels a side: five scales of an 11-tap window (Wang et al. 2003)
+from lic_dist.models.distortion import LEAST_MS_SSIM, one_less_ms_ssim
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,7 +35,7 @@ class Distortion:
                 f"MS-SSIM needs crops of {LEAST_MS_SSIM} pixels or more, these have {crop}",
                 hint="larger crops, or distortion: mse",
             )
-        measures = {"mse": lambda: _mse, "ms-ssim": lambda: _one_less_ms_ssim, "lpips": lambda: _lpips(device)}
+        measures = {"mse": lambda: _mse, "ms-ssim": lambda: one_less_ms_ssim, "lpips": lambda: _lpips(device)}
         self.measures: dict[str, Measure] = {name: measures[name]() for name in self.weights}
 
     def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
@@ -46,13 +45,6 @@ class Distortion:
 
 def _mse(x_hat: Tensor, x: Tensor) -> Tensor:
     return 255**2 * (x_hat - x).square().mean()
-
-
-def _one_less_ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    from pytorch_msssim import ms_ssim
-
-    value: Tensor = ms_ssim(x_hat, x, data_range=1.0)
-    return 1 - value
 
 
 def _lpips(device: torch.device) -> Measure:

@@ -103,7 +103,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         "parent": model_digest(parent.model),
     }
     path = out / f"checkpoint{SUFFIX}"
-    calibrated = {"quantizer": source.section.model_dump(mode="json")}  # after the training, whose states do not mind
+    calibrated = {"quantizer": source.section.identity(set())}  # after the training, whose states do not mind
     if is_finished(path, identity | calibrated, ranks):
         if ranks.first:
             print(f"{path}: done already")

@@ -91,7 +91,9 @@ def test_the_gradient_in_tiles_is_the_whole_images_without_its_padding(
     (whole,) = torch.autograd.grad(error.square().sum(), part)
     monkeypatch.setattr(tiles, "TILE", 128)
     grid = tiles.Grid.of(*shape, loaded.codec.strides)
-    found = tiles.squared_error_gradient(loaded.codec, grid, lambda rows, columns: x[..., rows, columns], inside, y)
+    found = tiles.error_gradient(
+        loaded.codec, grid, lambda rows, columns: x[..., rows, columns], inside, Refinement(1, 0.01).error, y
+    )
     assert torch.allclose(found, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
 
 

@@ -22,7 +22,7 @@ from lic_dist.errors import LicError
 from lic_dist.models import checkpoint, refine
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.protocol import CodecModel, Sides, Stage
-from lic_dist.models.refine import BETAS, RATE, Refinement, refine_latents, squared_error_gradient
+from lic_dist.models.refine import BETAS, RATE, Refinement, error_gradient, refine_latents
 from lic_dist.models.stages import analyse, bits_of, dequantize_z, to_input
 from lic_dist.quantization.record import QuantizerRecord
 from tests.building.test_stages import assert_walked
@@ -57,7 +57,8 @@ def test_steps_descend_the_loss_through_contexts_and_corrections(name: str, load
     y, z = analyse(loaded.model, x)
     sides_hat = (dequantize_z(loaded.model, z),)
     with torch.no_grad():
-        moved = refine_latents(codec, y, sides_hat, partial(squared_error_gradient, codec, x), Refinement(STEPS, LMBDA))
+        refinement = Refinement(STEPS, LMBDA)
+        moved = refine_latents(codec, y, sides_hat, partial(error_gradient, codec, x, refinement.error), refinement)
         costs = [float(loss(codec, x, sides_hat, values.float())) for values in (y, moved)]
     assert moved.dtype == torch.float16 and costs[1] < costs[0]
     expected = y.float().requires_grad_(True)

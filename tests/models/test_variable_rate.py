@@ -26,7 +26,7 @@ from lic_dist.models.gains import rate_at
 from lic_dist.models.names import label
 from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest, model_digest, trainable
 from lic_dist.models.protocol import Rate
-from lic_dist.models.refine import Refinement, refine_latents, squared_error_gradient
+from lic_dist.models.refine import Refinement, error_gradient, refine_latents
 from lic_dist.models.stages import rounded_z
 from lic_dist.quantization.quantize import Quantizer
 from tests.conftest import picture
@@ -106,8 +106,9 @@ def test_refinement_lowers_the_loss_of_what_is_decoded(name: str) -> None:
     with torch.no_grad():
         y = codec.analyse(x)
         sides_hat = (codec.sides[0].dequantize(rounded_z(codec, y).int()),)
-        gradient = partial(squared_error_gradient, codec, x)
-        for one in (y.half(), refine_latents(codec, y.half(), sides_hat, gradient, Refinement(4, 0.01))):
+        refinement = Refinement(4, 0.01)
+        gradient = partial(error_gradient, codec, x, refinement.error)
+        for one in (y.half(), refine_latents(codec, y.half(), sides_hat, gradient, refinement)):
             coded = walk.search(codec, sides_hat, one.float(), quantizer)
             error = float((codec.synthesise(coded.y_hat) - x).double().square().sum())
             bits = walk.likelihood_bits(codec, sides_hat, coded.k, quantizer)
