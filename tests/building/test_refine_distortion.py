@@ -167,7 +167,7 @@ def test_a_store_says_what_was_weighed_and_refuses_another(loaded: Checkpoint, r
     check_refined(cache, refinement_of(section(refine=0, refine_distortion="balanced"), 0.013))
     with pytest.raises(LicError, match="holds y after 0 steps of refinement, the quantizer asks for 8 steps of refine"):
         check_refined(cache, mixed)
-    made = replace(record, **record_fields(mixed))
+    made = replace(record, notes={"rates": record.notes["rates"]}, **record_fields(mixed))
     asked = section(rates=record.notes["rates"], refine_distortion=MIXED)
     check_record(made, asked, loaded, "here")
     with pytest.raises(LicError, match="here is another quantizer: .*refine_distortion"):
