@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from lic_dist import __version__, config
+from lic_dist.models import checkpoint
 from tests.printed import parse_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,3 +165,34 @@ def test_the_slurm_script_in_a_dry_run(build: int, tmp_path: Path) -> None:
         ["bash", JOBS / "slurm.sbatch"], env=environment, capture_output=True, text=True, check=False
     )
     assert usage.returncode != 0 and "usage: sbatch" in usage.stderr
+
+
+SMALL = ("steps=2", "batch=2", "crop=64", "quantile_steps=20", "precision=float32")
+
+
+@pytest.mark.slow
+def test_the_zoo_goes_on_where_it_was_left(photos: Path, tmp_path: Path) -> None:
+    """On this CPU, two steps a lambda: the time is up after one of two, and the next call takes the other first."""
+    subprocess.run([sys.executable, JOBS / "pack_photos.py", photos / "train", tmp_path / "packed"], check=True)
+    assert len(list((tmp_path / "packed").glob("*.png.avif"))) == 6
+    small = [word for one in SMALL for word in ("--set", f"train.{one}")]
+    environment = {
+        **os.environ,
+        "LAMBDAS": "0.0018 0.013",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def run(seconds: int) -> list[str]:
+        command = ["bash", JOBS / "zoo-gpu.sh", tmp_path / "packed", tmp_path / "out", str(seconds), *small]
+        more = ["--set", "images.held_out=0.3"]
+        done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, check=True)
+        return re.findall(r"lambda (\S+) (took|is left)", done.stdout)
+
+    assert run(0) == [("0.0018", "took"), ("0.013", "is left")]
+    fresh = (tmp_path / "out/base-0.0018.pth.tar").read_bytes()
+    assert run(0) == [("0.013", "took"), ("0.0018", "is left")]
+    assert (tmp_path / "out/base-0.0018.pth.tar").read_bytes() == fresh
+    found = checkpoint.read(tmp_path / "out/base-0.0018.pth.tar")
+    assert found["lmbda"] == 0.0018 and [entry["lmbda"] for entry in found["history"]] == [0.0035, 0.0018]
+    assert not list((tmp_path / "out").glob("run-*"))
