@@ -215,12 +215,20 @@ class Finetune(Steps):
         (), description="Phases one after another, instead of recipe, steps and lr; empty: just those."
     )
     rounds: int = Field(1, ge=1, description="Rounds of search and finetuning, each with the model of the one before.")
+    tolerance: float = Field(
+        0.002,
+        ge=0,
+        description="Part of its L that no source of held-out photos, a folder or a kind of crop, may lose; weights "
+        "that lose more are pulled towards the old ones, or not kept.",
+    )
     batch: int = Field(16, ge=1, description="Crops of a step, over all ranks.")
     streams: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="Shards read side by side, in an order of their own; auto: in RAM where the samples fit."
     )
     workers: int = Field(0, ge=0, description="Processes of a rank that read streams; 0: threads of its own.")
     out: File = Field(Path("runs/finetuned"), description="Folder for the checkpoint, log and states.")
+
+    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"tolerance"}
 
     @property
     def each_phase(self) -> tuple[Phase, ...]:

@@ -10,7 +10,7 @@ steps.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
             "photos": len(used),
             "auxiliary_loss": auxiliary,
             "best_step": loop.best.step,
-            "held_out_figures": asdict(best) if best else None,
+            "held_out_figures": best.plain() if best else None,
         }
         checkpoint.save(Checkpoint(model.cpu(), start.spec, history=[*start.history, entry]), final)
     ranks.wait()
@@ -262,7 +262,7 @@ def evaluate_held_out(model: nn.Module, pixels: Tensor, config: Train, ranks: Ra
         found.append(held_out_figures(pixels.split(8), decode, distortion, lmbda, ranks))
     codec.take_gain(gain)
     model.train(was_training)
-    return HeldOut(*np.mean([astuple(one) for one in found], axis=0).tolist())
+    return HeldOut(*np.mean([(one.L, one.bpp, one.psnr) for one in found], axis=0).tolist())
 
 
 def _rates(codec: CodecModel, lmbda: float) -> list[tuple[float | None, float]]:

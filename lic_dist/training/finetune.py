@@ -7,12 +7,13 @@
 A round is calibrate, search, finetune, adapt. From the second round on, all ranks together repeat the search over the
 whole cache with the model and the calibrated quantizer of the round before. Each round has its group in the cache
 (`tcq8-round2-` and the model's digest), its folder in `out`, and its figures in `out/rounds.json`. `out` itself gets
-the checkpoint of the best round.
+the checkpoint of the best round, of those at which no source of held-out photos has lost since the first began.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def finetune(experiment: config.Experiment) -> Path:
             paths.append(retrain(source, section, section.out / f"round-{number}", ranks))
         best = section.out / f"checkpoint{SUFFIX}"
         if ranks.first:
-            _write_best_round(paths, best)
+            _write_best_round(paths, best, section.tolerance)
         ranks.wait()
         return best
 
@@ -73,18 +74,33 @@ def _search_again(source: Source, number: int, checkpoint: Path, workers: Worker
     return replace(source, parent=parent, group=group)
 
 
-def _write_best_round(paths: list[Path], best: Path) -> None:
-    """Write rounds.json, and the checkpoint of the round of least L, each with its own calibrated quantizer."""
+def _write_best_round(paths: list[Path], best: Path, tolerance: float) -> None:
+    """Write rounds.json, and the checkpoint of the round of least L, each with its own calibrated quantizer.
+
+    Rounds at which a source has lost more than the tolerance since the first began are left out.
+    """
     rows: list[dict[str, Any]] = []
     for number, path in enumerate(paths, start=1):
         entry = checkpoints.read(path)["history"][-1]
         before, after = entry["calibrated_before"], entry["calibrated_after"]
         gain = {"L_percent": 100 * (after["L"] / before["L"] - 1)}
-        kept = {key: entry[key] for key in ("group", "record", "best_step")}
+        kept = {key: entry[key] for key in ("group", "record", "best_step", "sources") if key in entry}
         rows.append({"round": number, "checkpoint": str(path), **kept, "before": before, "after": after, **gain})
     (best.parent / "rounds.json").write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:
         change = f"L {row['before']['L']:.4f} -> {row['after']['L']:.4f} ({row['L_percent']:+.2f} %)"
         print(f"round {row['round']}: {change}")
-    least = min(rows, key=lambda row: row["after"]["L"])
+    limits = {one["source"]: one["before"] * (1 + tolerance) for one in rows[0].get("sources", ())}
+    harmless = []
+    for row in rows:
+        after = {one["source"]: one["after"] for one in row.get("sources", ())}
+        lost = [name for name, L in after.items() if limits.get(name, math.inf) < L]
+        if lost:
+            named = ", ".join(lost)
+            print(
+                f"round {row['round']}: more than {100 * tolerance:g} % of L lost on {named} since the first: left out"
+            )
+        else:
+            harmless.append(row)
+    least = min(harmless, key=lambda row: row["after"]["L"])
     checkpoints.write(checkpoints.read(Path(least["checkpoint"])), best)

@@ -32,6 +32,7 @@ from lic_dist.models.protocol import mask_weights
 from lic_dist.progress import Progress
 from lic_dist.training.average import WeightAverage
 from lic_dist.training.capture import Replay
+from lic_dist.training.choice import BestWeights, Choice
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import Log
 from lic_dist.training.loss import HeldOut
@@ -49,17 +50,6 @@ class PhasePlan:
     parameters: tuple[str, ...]
     steps: int
     lr: float
-
-
-@dataclass
-class BestWeights:
-    """The weights of least held-out L, and the step after which they were found; figures is None without a held-out
-    part.
-    """
-
-    figures: HeldOut | None
-    step: int
-    weights: dict[str, Tensor]
 
 
 def take_step(
@@ -112,7 +102,7 @@ class TrainingLoop:
                 hint="accumulate",
             )
         self.states = ResumeStates(section.out / "states", identity, section.keep)
-        self.best = BestWeights(None, 0, copy.deepcopy(model.state_dict()))
+        self.choice = Choice(copy.deepcopy(model.state_dict()))
         self.phase = self.taken = self.done = 0  # the phase, the steps taken in it, and those taken in all
         with contextlib.ExitStack() as stack:  # until the loop is over, or fails to begin
             if ranks.first:
@@ -121,14 +111,18 @@ class TrainingLoop:
             self.open = stack.pop_all()
         if state is not None:
             self.phase, self.taken, self.done = state["phase"], state["taken"], state["done"]
-            figures, step = state["best"]["figures"], state["best"]["step"]
-            self.best = BestWeights(HeldOut(**figures) if figures else None, step, state["best"]["weights"])
+            self.choice.load_state(state)
             model.load_state_dict(state["model"])
         self._begin_phase(state)
         self.first = self.done
         self.log = Log(section.out, self.first, section.tensorboard) if ranks.first else None
         if self.log is not None:
             self.open.callback(self.log.close)
+
+    @property
+    def best(self) -> BestWeights:
+        """The weights that the job keeps, if it ends now."""
+        return self.choice.best
 
     @property
     def evaluation_due(self) -> bool:
@@ -141,7 +135,7 @@ class TrainingLoop:
         with self.open, Progress(self.title, total, "step", done=self.done) as self.bar:
             while True:
                 phase = self.phases[self.phase]
-                while self.taken < phase.steps and not self.patience.over(self.section):
+                while not self._phase_is_over:
                     self.rate = learning_rate(self.section, self.taken, phase.steps, phase.lr, self.patience.halvings)
                     for group in self.optimizer.param_groups:
                         group["lr"] = self.rate
@@ -196,6 +190,8 @@ class TrainingLoop:
     def evaluate(self, measure: Callable[[], HeldOut | None]) -> None:
         """Measure, and keep the weights if they are the best; the first rank writes the log's row and the state.
 
+        A phase's last evaluation pulls weights that harm a source (training/choice.py), which measures some more.
+
         Raises:
             LicError: figures or weights that are not finite, or a disk that refuses the state; the last state stays.
         """
@@ -204,10 +200,9 @@ class TrainingLoop:
             norms = sum(float(parameter.detach().norm()) for parameter in self.trained)
             if not math.isfinite(norms + (figures.L if figures else 0.0)):
                 self._fail(f"step {self.done}: held-out L is {figures and figures.L}, the weights' norm {norms:.4g}")
-            better = figures is None or self.best.figures is None or figures.L < self.best.figures.L
-            if better:
-                self.best = BestWeights(figures, self.done, copy.deepcopy(self.model.state_dict()))
-        self.patience.note(better, self.section)
+            self.patience.note(self.choice.offer(figures, self.done, self.model), self.section)
+            if self._phase_is_over:
+                self.choice.settle(figures, self.done, self.model, measure)
         if figures:
             self.bar.advance(0, L=figures.L, bpp=figures.bpp, psnr=figures.psnr)
         if self.log is not None:
@@ -215,12 +210,15 @@ class TrainingLoop:
             self.log.write(self.done, lr=self.rate, loss=self.loss, **_row(figures), steps_per_second=rate)
             self.states.write(self.done, self._state())
 
-    def record_start(self, figures: HeldOut) -> None:
-        """Log the figures measured before the first step, and take them as the best so far."""
-        if self.first == 0:
-            self.best = BestWeights(figures, 0, self.best.weights)
-            if self.log is not None:
-                self.log.write(0, **_row(figures))
+    def record_start(self, figures: HeldOut, tolerance: float) -> None:
+        """Take the figures measured before the first step: no source may lose more than `tolerance` of its L."""
+        self.choice.begin(figures, tolerance, resumed=self.first > 0)
+        if self.first == 0 and self.log is not None:
+            self.log.write(0, **_row(figures))
+
+    @property
+    def _phase_is_over(self) -> bool:
+        return self.taken >= self.phases[self.phase].steps or self.patience.over(self.section)
 
     def _begin_phase(self, state: dict[str, Any] | None) -> None:
         phase = self.phases[self.phase]
@@ -236,7 +234,6 @@ class TrainingLoop:
         self.replay = None
 
     def _state(self) -> dict[str, Any]:
-        figures = asdict(self.best.figures) if self.best.figures else None
         return {
             "phase": self.phase,
             "taken": self.taken,
@@ -245,7 +242,7 @@ class TrainingLoop:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict(),
             "watch": asdict(self.patience),
-            "best": {"figures": figures, "step": self.best.step, "weights": self.best.weights},
+            **self.choice.state(),
         }
 
     def _load_state(self) -> dict[str, Any] | None:
@@ -269,4 +266,5 @@ class TrainingLoop:
 def _row(figures: HeldOut | None) -> dict[str, float]:
     if figures is None:
         return {}
-    return {"held_out_L": figures.L, "held_out_bpp": figures.bpp, "held_out_psnr": figures.psnr}
+    by_source = {f"held_out_L {source}": L for source, L in figures.by_source.items()}
+    return {"held_out_L": figures.L, "held_out_bpp": figures.bpp, "held_out_psnr": figures.psnr, **by_source}

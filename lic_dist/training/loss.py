@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,11 +22,19 @@ def psnr(mse: float) -> float:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Means over held-out pictures: L, bits per pixel, and the PSNR in dB of the mean squared error."""
+    """Means over held-out pictures: L, bits per pixel, and the PSNR in dB of the mean squared error.
+
+    `by_source` is L of the pictures of each source, where they are told apart (training/sources.py).
+    """
 
     L: float
     bpp: float
     psnr: float
+    by_source: dict[Any, float] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the figures as plain data, `by_source` where there is one."""
+        return {name: value for name, value in asdict(self).items() if value != {}}
 
 
 @torch.no_grad()
@@ -36,11 +44,13 @@ def held_out_figures(
     distortion: Callable[[Tensor, Tensor], Tensor],
     lmbda: float,
     ranks: Ranks,
+    sources: Sequence[Hashable] = (),
 ) -> HeldOut:
     """Compute figures over parts of the held-out pictures, which are divided among the ranks.
 
-    `decode` gives x, x_hat (clamped here), float32 [B, 3, s, s], and the bits of a part. Sums are taken in the order of
-    the parts, so that the figures are equal on every rank and for any number of ranks.
+    `decode` gives x, x_hat (clamped here), float32 [B, 3, s, s], and the bits of a part; `sources` the source of each
+    part. Sums are taken in the order of the parts, so that the figures are equal on every rank and for any number of
+    ranks.
     """
     mine = []
     for part in parts[ranks.rank :: ranks.world]:
@@ -50,6 +60,13 @@ def held_out_figures(
         mine.append((len(x) * float(distortion(x_hat, x)), squared, float(bits), len(x), x.numel()))
     gathered = ranks.gather(mine)
     rows = [gathered[number % ranks.world][number // ranks.world] for number in range(len(parts))]
-    error, squared, bits, pictures, values = (sum(column) for column in zip(*rows, strict=True))
-    bpp = bits / (values / 3)
-    return HeldOut(lmbda * error / pictures + bpp, bpp, psnr(squared / values))
+
+    def figures(rows: Sequence[tuple[float, ...]]) -> HeldOut:
+        error, squared, bits, pictures, values = (sum(column) for column in zip(*rows, strict=True))
+        bpp = bits / (values / 3)
+        return HeldOut(lmbda * error / pictures + bpp, bpp, psnr(squared / values))
+
+    by_source: dict[Hashable, list[tuple[float, ...]]] = {}
+    for source, row in zip(sources, rows, strict=False):  # no sources: one, and it has no name
+        by_source.setdefault(source, []).append(row)
+    return replace(figures(rows), by_source={source: figures(some).L for source, some in by_source.items()})

@@ -4,11 +4,16 @@ Whatever latents a job trains on, it is evaluated on really quantized held-out s
 where means and scales are trained, the integers that the same quantizer chooses with them. The checkpoint carries the
 quantizer calibrated for the new weights under the name of the group, since arms are compared each at its own strength
 and step, and the record that the cache was made with as `<group>-cached`.
+
+No source of held-out photos loses more than `tolerance` of its L (sources.py, choice.py): where the new quantizer makes
+one lose, the cache's is kept with the new weights, and where that does too, the old weights are.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,16 +44,18 @@ from lic_dist.models.parts import model_digest, trainable
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.training.changes import ByPhoto, SourceChange, losers, print_changes, source_changes, told, worst
+from lic_dist.training.choice import Choice
 from lic_dist.training.decoding import Decoding, form_of
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
-from lic_dist.training.loop import BestWeights, PhasePlan, TrainingLoop
+from lic_dist.training.loop import PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.quantiles import train_quantiles
 from lic_dist.training.samples import Batch, Layout, Samples, make_batch, training_data
+from lic_dist.training.sources import HELD_OUT_BATCH, Sources, not_held_out, sources_of
 from lic_dist.training.states import is_finished
 
-HELD_OUT_MOST, HELD_OUT_BATCH = 64, 8  # L is measured on the first held-out samples, in batches of this size
 QUANTILE_STEPS = 2000
 NOT_IDENTITY = {"out", "streams", "workers", "rounds", "keep", "tensorboard"}  # of the section; no weight depends on it
 
@@ -114,9 +121,10 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     decoding = Decoding(model, record, form, bf16, means_gradient, prior_trains=hyper).to(ranks.device)
     judged = Decoding(model, record, bf16=bf16, prior_trains=hyper).to(ranks.device)
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
-    chosen = cache.indices(held_out=True)[:HELD_OUT_MOST]
-    held_out = Samples(cache, source.group, quantizer, chosen, hyper, layout)
-    parts = _held_out_batches(len(held_out))
+    sources = sources_of(cache, source.section.group)
+    held_out = Samples(cache, source.group, quantizer, sources.samples, hyper, layout)
+    if ranks.first:
+        _warn_of(not_held_out(cache))
     if section.compile:
         adapt(model).nets["g_s"].compile()
 
@@ -128,7 +136,14 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         return to_input(batch.pixels, ranks.device), *judged(batch)
 
     def figures() -> HeldOut:
-        return held_out_figures(parts, decode, distortion, parent.spec.lmbda, ranks)
+        parts, names = sources.batches()
+        return held_out_figures(parts, decode, distortion, parent.spec.lmbda, ranks, names)
+
+    def by_photo(checkpoint: Checkpoint, _: QuantizerRecord) -> ByPhoto:
+        model.load_state_dict(checkpoint.model.state_dict())
+        parts, keys = sources.photo_batches()
+        alone = Ranks(0, 1, ranks.device)
+        return held_out_figures(parts, decode, distortion, parent.spec.lmbda, alone, keys).by_source
 
     def loss(forward: nn.Module, batch: Batch) -> Tensor:
         x = to_input(batch.pixels, ranks.device)
@@ -139,7 +154,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     before = figures()
     title = f"finetuning on {section.latents} latents"
     loop = TrainingLoop(title, section.model_copy(update={"out": out}), phases, decoding, model, identity, ranks)
-    loop.record_start(before)
+    loop.record_start(before, section.tolerance)
     with closing(training.batches(loop.first, ranks)) as batches:
         for _ in loop:
             batch = next(batches).to(ranks.device)
@@ -152,9 +167,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         if any(name.startswith(parent.codec.prefixes("prior")) for name in names):
             train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
         keep_quantizer = not hyper and is_fixed(source.section)  # of a fixed quantizer a decoder alone changes no bit
-        _calibrate_and_save(
-            source, made, identity | calibrated, before, loop.best, section.distortion, path, keep_quantizer
-        )
+        finished = Finished(made, identity | calibrated, before, loop.choice, sources, by_photo, keep_quantizer)
+        _calibrate_and_save(source, section, finished, path)
     ranks.wait()
     return path
 
@@ -167,46 +181,102 @@ def _requantized(batch: Batch, model: nn.Module, quantizer: Quantizer, layout: L
     return make_batch(quantizer, names, {name: rows[name].numpy() for name in rows}, (0, 0), layout)
 
 
-def _calibrate_and_save(
-    source: Source,
-    made: Checkpoint,
-    identity: dict[str, Any],
-    before: HeldOut,
-    best: BestWeights,
-    weights: Any,
-    path: Path,
-    keep_quantizer: bool,
-) -> None:
-    """Calibrate the quantizer for the new weights (unless `keep_quantizer`), compare with the parent, and save."""
+@dataclass(frozen=True)
+class Finished:
+    """A trained model whose quantizer is not calibrated yet, the job's identity, and what was measured on which
+    samples.
+
+    `by_photo` measures weights with the cache's integers; `keep_quantizer`: they stay.
+    """
+
+    made: Checkpoint
+    identity: dict[str, Any]
+    before: HeldOut
+    choice: Choice
+    sources: Sources
+    by_photo: Callable[[Checkpoint, QuantizerRecord], ByPhoto]
+    keep_quantizer: bool
+
+
+def _calibrate_and_save(source: Source, section: config.Finetune, finished: Finished, path: Path) -> None:
+    """Calibrate the quantizer for the new weights, compare with the parent, and save what harms no source."""
+    made, best, sources = finished.made, finished.choice.best, finished.sources
     checkpoints.update_tables(made.model)
-    cached = source.record
-    outcome: dict[str, Any] = {"held_out_before": asdict(before), "held_out_best": asdict(best.figures or before)}
+    cached, trials_file = source.record, Trials(Folder(path.parent), "calibration.trials")
+    by_photo, pairs = finished.by_photo, {"before": (source.parent, cached)}
     if fits(cached, made.model):
-        made.quantizers[f"{source.section.group}-cached"] = cached.to_json()
-    rows = [("before", before), ("after, the cache's quantizer", best.figures or before)]
-    record, kept = cached, Trials(Folder(path.parent), "calibration.trials")
+        pairs["after, the cache's quantizer"] = made, cached
     if source.cache.header.store_y:
         pilot, held_out = calibration_samples(source.cache, source.section)
-        batch = source.cache.header.batch
-        if not keep_quantizer:
-            record = calibrate(made, source.section, pilot, held_out, batch, warm_start=cached, trials_file=kept)
-        pairs = {"before": (source.parent, cached), "after, the cache's quantizer": (made, cached)}
-        if not fits(cached, made.model):
-            del pairs["after, the cache's quantizer"]
-        if not keep_quantizer:
+        batch, crop = source.cache.header.batch, source.cache.header.geometry.crop
+        if not finished.keep_quantizer:
+            record = calibrate(made, source.section, pilot, held_out, batch, warm_start=cached, trials_file=trials_file)
             pairs["after, calibrated anew"] = made, record
-        distortion = Distortion(weights, source.cache.array("pixels").shape[-1], torch.device("cpu"))
-        rows = [(name, _evaluate_calibrated(*pair, held_out, batch, distortion)) for name, pair in pairs.items()]
-        outcome |= {"calibrated_before": asdict(rows[0][1]), "calibrated_after": asdict(rows[-1][1])}
-    made.quantizers[source.section.group] = record.to_json()
-    made.history = [*source.parent.history, {"what": "finetuning", **identity, **outcome, "best_step": best.step}]
-    checkpoints.save(made, path)
-    kept.delete()
-    _print_figures(rows, best.step)
+        distortion = Distortion(section.distortion, crop, torch.device("cpu"))
+        parts = _held_out_batches(len(held_out))
+        rows = {name: _evaluate_calibrated(*pair, held_out, batch, distortion, parts) for name, pair in pairs.items()}
+        judged = Latents(*source.cache.load(("pixels", "latents/y", "latents/z"), sources.samples).values())
+
+        def quantized(checkpoint: Checkpoint, record: QuantizerRecord) -> ByPhoto:
+            parts, keys = sources.photo_batches()
+            return _evaluate_calibrated(checkpoint, record, judged, batch, distortion, parts, keys).by_source
+
+        by_photo = quantized
+    else:
+        rows = dict(zip(pairs, (finished.before, best.figures or finished.before), strict=True))
+    kept, changes, given_up = _harmless(pairs, by_photo, sources, section.tolerance)
+    chosen, record = pairs[kept]
+    step, share = (0, 1.0) if kept == "before" else (best.step, best.share)
+    outcome = {
+        "held_out_before": finished.before.plain(),
+        "held_out_best": (best.figures or finished.before).plain(),
+        "best_step": step,
+        "share": share,
+        "refused": finished.choice.refused,
+        "given_up": given_up,
+        "sources": [asdict(one) for one in changes],
+    }
+    if source.cache.header.store_y:
+        outcome |= {"calibrated_before": rows["before"].plain(), "calibrated_after": rows[kept].plain()}
+    entry = {"what": "finetuning", **finished.identity, **outcome}
+    carried = {f"{source.section.group}-cached": cached.to_json()} if fits(cached, chosen.model) else {}
+    carried[source.section.group] = record.to_json()
+    checkpoints.save(Checkpoint(chosen.model, chosen.spec, carried, [*source.parent.history, entry]), path)
+    trials_file.delete()
+    _print_figures(rows, step)
+    print_changes(changes)
+    for one in finished.choice.refused:
+        print(told(one, section.tolerance))
+    for name, lost in given_up.items():
+        print(f"'{name}': {worst(lost, section.tolerance)}: kept is '{kept}'.")
+
+
+def _harmless(
+    pairs: dict[str, tuple[Checkpoint, QuantizerRecord]],
+    by_photo: Callable[[Checkpoint, QuantizerRecord], ByPhoto],
+    sources: Sources,
+    tolerance: float,
+) -> tuple[str, list[SourceChange], dict[str, dict[str, float]]]:
+    """Return the last of some models by which no source loses, and its changes; of those passed over, their changes of
+    L in percent. By the first, the parent, nothing is lost.
+    """
+    before, given_up = by_photo(*pairs["before"]), {}
+    for name in reversed(pairs):
+        changes = source_changes(sources, before, by_photo(*pairs[name]))
+        if not losers(changes, tolerance):
+            break
+        given_up[name] = {one.source: one.change.mean for one in changes}
+    return name, changes, given_up
 
 
 def _evaluate_calibrated(
-    checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, batch: int, distortion: Distortion
+    checkpoint: Checkpoint,
+    record: QuantizerRecord,
+    samples: Latents,
+    batch: int,
+    distortion: Distortion,
+    parts: Sequence[NDArray[np.int64]],
+    sources: Sequence[Hashable] = (),
 ) -> HeldOut:
     """Quantize samples, count bits by the integer tables and decode; return what a model and its quantizer cost."""
     found = inputs_of(checkpoint.model, samples.y, samples.z, batch).quantize(Quantizer(record))
@@ -216,8 +286,8 @@ def _evaluate_calibrated(
         x = to_input(torch.from_numpy(samples.pixels[numbers]), torch.device("cpu"))
         return x, checkpoint.codec.synthesise(y_hat[numbers]), torch.tensor(bits[numbers].sum())
 
-    parts = _held_out_batches(len(samples))
-    return held_out_figures(parts, decode, distortion, checkpoint.spec.lmbda, Ranks(0, 1, torch.device("cpu")))
+    alone = Ranks(0, 1, torch.device("cpu"))
+    return held_out_figures(parts, decode, distortion, checkpoint.spec.lmbda, alone, sources)
 
 
 def _held_out_batches(count: int) -> list[NDArray[np.int64]]:
@@ -225,13 +295,20 @@ def _held_out_batches(count: int) -> list[NDArray[np.int64]]:
     return np.array_split(np.arange(count), -(-count // HELD_OUT_BATCH))
 
 
-def _print_figures(rows: list[tuple[str, HeldOut]], step: int) -> None:
+def _warn_of(folders: Sequence[str]) -> None:
+    """Warn of folders whose photos train and of which none is held out."""
+    if folders:
+        named = f"{', '.join(folders[:5])}{' ...' * (len(folders) > 5)}"
+        print(f"warning: no photo of {named} is held out: nobody sees what training does to them", file=sys.stderr)
+
+
+def _print_figures(rows: dict[str, HeldOut], step: int) -> None:
     """Print a table of figures, all over the same held-out crops."""
     table = Table(title=f"held-out crops; best weights at step {step}")
     for column in ("", "bpp", "PSNR dB", "L", "change of L"):
         table.add_column(column, justify="right" if column else "left")
-    before = rows[0][1]
-    for name, one in rows:
+    before = rows["before"]
+    for name, one in rows.items():
         change = "" if one is before else f"{100 * (one.L / before.L - 1):+.2f} %"
         table.add_row(name, f"{one.bpp:.4f}", f"{one.psnr:.3f}", f"{one.L:.4f}", change)
     Console().print(table)

@@ -63,11 +63,12 @@ def run(
     phases: tuple[PhasePlan, ...] = PHASES,
     measure: Callable[[nn.Module], HeldOut | None] | None = None,
     loss: Callable[[nn.Module, Tensor], Tensor] = loss_of,
+    from_start: bool = False,
     **changes: object,
 ) -> tuple[TrainingLoop, nn.Module]:
+    """Run a job; `from_start` measures before the first step too."""
     model = model or Two()
     asked = section(out, **changes)
-    loop = TrainingLoop("training", asked, phases, model, model, asked.model_dump(mode="json", exclude={"out"}), ALONE)
 
     def figures() -> HeldOut | None:
         if measure is not None:
@@ -75,6 +76,10 @@ def run(
         torch.manual_seed(1)
         return HeldOut(float(loss_of(model, batch_of(1000)).detach()), 0.0, 0.0)
 
+    before = figures() if from_start else None
+    loop = TrainingLoop("training", asked, phases, model, model, asked.model_dump(mode="json", exclude={"out"}), ALONE)
+    if before is not None:
+        loop.record_start(before, asked.tolerance)
     for step in loop:
         loop.train_step(batch_of(step).tensor_split(asked.accumulate), loss, lambda: f"batch {step}")  # noqa: B023
         if loop.evaluation_due:

@@ -1,0 +1,147 @@
+"""Sources: the kinds of photos that retraining is judged by, each by itself, so that no kind pays for another.
+
+A held-out sample's source is the folder of its photo: the first folder in which the held-out photos' paths differ, such
+as `studio` and `street`, or `valid/studio` and `valid/street`. Where all lie in one folder, sources are thirds of the
+samples by the bits that the base model's y takes: `smooth`, `medium` and `detailed`; of few samples there is one
+source, `all`. All of it depends on the cache alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lic_dist.cache.reader import LatentCache
+
+MOST_SAMPLES, HELD_OUT_BATCH = 64, 8  # L is measured on the first held-out samples, in batches of this size,
+LEAST_SAMPLES = 8  # and on so many of each folder, where there are that many; a third has no fewer
+MOST_FOLDERS = 8  # that are sources of their own; those of fewest samples are one source
+ALL, OTHERS, THIRDS = "all", "others", ("smooth", "medium", "detailed")
+Key = TypeVar("Key", str, tuple[str, str])
+Batches: TypeAlias = tuple[list[NDArray[np.int64]], list[Key]]  # of rows, and the source of each
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The held-out samples that L is measured on, `samples` int64 [n], ascending, with the path of each one's photo and
+    the name of its source, and the names of all sources in their order.
+    """
+
+    samples: NDArray[np.int64]
+    photos: tuple[str, ...]
+    of_sample: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def batches(self) -> Batches[str]:
+        """Return rows of samples in batches, each of one source; of a single source no names."""
+        parts, names = _batches(self.of_sample)
+        return parts, names if len(self.names) > 1 else []
+
+    def photo_batches(self) -> Batches[tuple[str, str]]:
+        """Return rows of samples in batches, each of one photo of one source, and these two: (source, photo)."""
+        return _batches(list(zip(self.of_sample, self.photos, strict=True)))
+
+
+def sources_of(cache: LatentCache, group: str) -> Sources:
+    """Return the held-out samples of a cache that a job measures, and their sources; `group` is the base model's."""
+    every = cache.indices(held_out=True)
+    paths = _paths(cache, every)
+    folders = folder_names(paths)
+    counts = Counter(sorted(folders)).most_common()
+    own = {name for name, _ in counts[: MOST_FOLDERS if len(counts) <= MOST_FOLDERS else MOST_FOLDERS - 1]}
+    named = [name if name in own else OTHERS for name in folders]
+    rows = _chosen(named)
+    names = tuple(sorted(own)) + (OTHERS,) * (len(counts) > len(own))
+    if len(names) <= 1:
+        names = THIRDS if len(rows) >= LEAST_SAMPLES * len(THIRDS) else (ALL,)
+        bits = cache.load((f"quantized/{group}/bits",), every[rows])[f"quantized/{group}/bits"]
+        order = np.argsort(np.argsort(bits, kind="stable"), kind="stable")
+        chosen = [names[place * len(names) // len(rows)] for place in order]
+    else:
+        chosen = [named[row] for row in rows]
+    return Sources(every[rows], tuple(paths[row] for row in rows), tuple(chosen), names)
+
+
+def folder_names(paths: Sequence[str]) -> list[str]:
+    """Return the first folder of each path in which not all of them agree, from the root on; "." for the root.
+
+    ["a/b/1", "a/c/d/2", "a/3"] => ["a/b", "a/c", "a"]
+    """
+    folders = _folders(paths)
+    depth = len(_common(folders)) + 1
+    return ["/".join(folder[:depth]) or "." for folder in folders]
+
+
+def not_held_out(cache: LatentCache) -> list[str]:
+    """Return the folders of a cache whose photos train and of which none is held out: what nobody measures."""
+    training, held_out = (_paths(cache, cache.indices(part)) for part in (False, True))
+    return folders_missing(training, held_out)
+
+
+def folders_missing(training: Sequence[str], held_out: Sequence[str]) -> list[str]:
+    """Return the folders of training photos in which no photo is held out, told apart as sources are, from paths.
+
+    Where the held-out photos have a folder of their own, what lies below it is compared with what lies below the
+    training photos' folder; where that is a single folder, none are missing.
+    """
+    trained, judged = _folders(training), _folders(held_out)
+    common = _common(judged)
+    if common and all(folder[: len(common)] != common for folder in trained):
+        there, here = _below(trained), _below(judged)
+        there = there if len(here) > 1 else set()
+    else:
+        depth = len(_common([*trained, *judged])) + 1
+        there, here = ({tuple(folder[:depth]) for folder in part} for part in (trained, judged))
+    return sorted("/".join(folder) or "." for folder in there - here)
+
+
+def _paths(cache: LatentCache, samples: NDArray[np.int64]) -> list[str]:
+    """Return the paths of samples' photos; the samples ascend. LicError where a shard has lost them."""
+    size = cache.header.shard
+    shards, where = np.unique(samples // size, return_inverse=True)
+    cache.written()  # one listing, in place of a look at each marker
+    rows = cache.column("samples/source", shards.tolist())[
+        where * size + samples % size
+    ]  # all shards but the last full
+    paths = [row.tobytes().rstrip(b"\0").decode() for row in rows]
+    if "" in paths:
+        cache.load(("samples/source",), samples)  # raises for the one that is lost
+    return paths
+
+
+def _below(folders: Sequence[list[str]]) -> set[tuple[str, ...]]:
+    """Return the names of the folders below the one that all are in; that of this one where all are just there."""
+    depth = len(_common(folders))
+    return {tuple(folder[depth : depth + 1]) for folder in folders} - {()} or {tuple(_common(folders)[-1:])}
+
+
+def _folders(paths: Sequence[str]) -> list[list[str]]:
+    return [path.split("/")[:-1] for path in paths]
+
+
+def _common(folders: Sequence[list[str]]) -> list[str]:
+    return list(os.path.commonprefix(folders))
+
+
+def _chosen(named: Sequence[str]) -> NDArray[np.int64]:
+    """Return the rows to measure on: the first MOST_SAMPLES, and more of those that come first of rare sources."""
+    rows, seen = [], Counter[str]()
+    for row, name in enumerate(named):
+        seen[name] += 1
+        if row < MOST_SAMPLES or seen[name] <= LEAST_SAMPLES:
+            rows.append(row)
+    return np.array(rows, np.int64)
+
+
+def _batches(keys: Sequence[Key]) -> Batches[Key]:
+    rows: dict[Key, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    parts = {key: np.array_split(some, -(-len(some) // HELD_OUT_BATCH)) for key, some in rows.items()}
+    return [part for some in parts.values() for part in some], [key for key, some in parts.items() for _ in some]
