@@ -31,7 +31,7 @@ from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint, ModelSource
 from lic_dist.models.parts import encoder_digest, entropy_digest
 from lic_dist.models.protocol import Elements
-from lic_dist.models.refine import Refinement
+from lic_dist.models.refine import Refinement, require_refinement
 from lic_dist.models.retired import remedy, retired
 from lic_dist.models.stages import only_side
 from lic_dist.quantization.record import QuantizerRecord
@@ -130,7 +130,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
     parent, workers = load_parent(experiment), workers_of(experiment)
     refinement = refinement_of(workers.quantizer, parent.spec.lmbda)
     if refinement.steps:
-        parent.codec.require("refinement")
+        require_refinement(parent.codec, refinement)
     photos = manifest_of(experiment, strict=strict)
     require_held_out(photos, section.held_out)
     crops = plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lic_dist.codec import walk
 from lic_dist.models.architectures import adapt
 from lic_dist.models.protocol import CodecModel
-from lic_dist.models.refine import Refinement, error_gradient, refine_latents
+from lic_dist.models.refine import Refinement, error_gradient, refine_both, refine_latents
 from lic_dist.models.stages import analyse, dequantize_z, known_stage, only_side, only_stage, to_input
 from lic_dist.quantization.adaptation import Part, factorized_record, gaussian_record
 from lic_dist.quantization.quantize import Quantizer
@@ -187,7 +187,7 @@ def encode(
 ) -> tuple[Latents, NDArray[np.bool_]]:
     """Run the frozen encoder over uint8 [n, 3, s, s] in batches of a fixed size, the last one padded with zeros.
 
-    A `refinement` then moves y. Returns the latents and which samples overflowed their types
+    A `refinement` then moves y, and z where it says so. Returns the latents and which samples overflowed their types
     (float16 y, int16 z); those are stored as zeros.
     """
     device = next(model.parameters()).device
@@ -201,7 +201,10 @@ def encode(
         if refinement is not None and refinement.steps:
             codec = adapt(model)
             gradient = partial(error_gradient, codec, x, refinement.error)
-            y = refine_latents(codec, y, (dequantize_z(model, z),), gradient, refinement)
+            if refinement.z:
+                y, z = refine_both(codec, y, gradient, refinement)
+            else:
+                y = refine_latents(codec, y, (dequantize_z(model, z),), gradient, refinement)
         ys.append(y[: len(part)].cpu().numpy())
         zs.append(z[: len(part)].cpu().numpy())
     y_all, z_all = np.concatenate(ys), np.concatenate(zs)

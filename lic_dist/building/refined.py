@@ -16,19 +16,23 @@ def refinement_of(section: config.Quantizer | None, lmbda: float) -> Refinement:
     """Return the refinement that a quantizer section asks for, of a model of this lambda; none without a section."""
     if section is None:
         return Refinement(0, lmbda)
-    return Refinement(section.refine, lmbda, weights_of(section.refine_distortion, lmbda))
+    return Refinement(section.refine, lmbda, weights_of(section.refine_distortion, lmbda), section.refine_z)
 
 
 def record_fields(refinement: Refinement) -> dict[str, Any]:
-    """Return the fields of a quantizer record that say how y is refined."""
+    """Return the fields of a quantizer record that say how latents are refined."""
     if not refinement.steps:
         refinement = Refinement(0, refinement.lmbda)
-    return {"refine": refinement.steps, "refine_distortion": dict(refinement.distortion)}
+    return {
+        "refine": refinement.steps,
+        "refine_distortion": dict(refinement.distortion),
+        "refine_z": refinement.z,
+    }
 
 
 def refined_identity(parent: Checkpoint, refinement: Refinement) -> dict[str, Any]:
     """Return what refined latents depend on in addition; empty where nothing is refined. The distortion is left out
-    where it is the MSE, so that older stores keep their fingerprints.
+    where it is the MSE, and z where it stays, so that older stores keep their fingerprints.
     """
     if not refinement.steps:
         return {}
@@ -38,6 +42,7 @@ def refined_identity(parent: Checkpoint, refinement: Refinement) -> dict[str, An
             "steps": refinement.steps,
             "lmbda": refinement.lmbda,
             **({} if plain else {"distortion": dict(refinement.distortion)}),
+            **({"z": True} if refinement.z else {}),
             "decoder_sha256": decoder_digest(parent.model),
             "entropy_sha256": entropy_digest(parent.model),
         }
@@ -47,7 +52,9 @@ def refined_identity(parent: Checkpoint, refinement: Refinement) -> dict[str, An
 def check_refined(cache: LatentCache, asked: Refinement) -> None:
     """Refuse a cache whose latents were refined otherwise than the quantizer asks for. Raises LicError."""
     found = cache.identity.get("refined", {})
-    stored = Refinement(found.get("steps", 0), asked.lmbda, found.get("distortion", {"mse": 1.0}))
+    stored = Refinement(
+        found.get("steps", 0), asked.lmbda, found.get("distortion", {"mse": 1.0}), found.get("z", False)
+    )
     if record_fields(stored) != record_fields(asked):
         raise LicError(
             f"{cache.storage} holds y after {stored}, the quantizer asks for {asked}",

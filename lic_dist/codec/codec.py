@@ -31,7 +31,7 @@ from lic_dist.models.architectures import adapt
 from lic_dist.models.integer import IntegerNet, exact_z_hat
 from lic_dist.models.parts import decoder_digest, entropy_digest
 from lic_dist.models.protocol import TRANSFORMS, Run, Sides
-from lic_dist.models.refine import Refinement, refine_latents
+from lic_dist.models.refine import Refinement, refine_both, refine_latents
 from lic_dist.models.retired import remedy, retired
 from lic_dist.models.stages import only_side, to_input
 from lic_dist.quantization.quantize import Quantizer
@@ -136,15 +136,18 @@ class ImageCodec:
         grid = self.grid(height, width)
         pixels = partial(self._window, image)
         y, z = analyse(self._codec, grid, pixels)
-        if bool((z.abs() > 32767).any()) or not bool(torch.isfinite(y).all()):
-            raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
+        _require_finite(y, z)
+        record = self.record
+        refinement = Refinement(record.refine, record.lmbda, record.refine_distortion, record.refine_z)
+        left, _, top, _ = self._padding(height, width)
+        inside = slice(top, top + height), slice(left, left + width)
+        gradient = partial(error_gradient, self._codec, grid, pixels, inside, refinement.error)
+        if refinement.steps and refinement.z:
+            y, z = refine_both(self._codec, y, gradient, refinement)
+            _require_finite(y, z)
         z_lanes = z[0].flatten(1).cpu().numpy().astype(np.int16)
         sides_hat, run = self._sides_hat(z_lanes, grid, self.integer), self._run(grid, self.integer)
-        if self.record.refine:
-            refinement = Refinement(self.record.refine, self.record.lmbda, self.record.refine_distortion)
-            left, _, top, _ = self._padding(height, width)
-            inside = slice(top, top + height), slice(left, left + width)
-            gradient = partial(error_gradient, self._codec, grid, pixels, inside, refinement.error)
+        if refinement.steps and not refinement.z:
             y = refine_latents(self._codec, y, sides_hat, gradient, refinement, run)
         coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run)
         planes = coded.planes()
@@ -289,6 +292,11 @@ class ImageCodec:
             padded[rows, columns] = x_hat.mul(255).round().to(torch.uint8).cpu().numpy()
             self.advance()
         return np.ascontiguousarray(padded[top : top + height, left : left + width])
+
+
+def _require_finite(y: Tensor, z: Tensor) -> None:
+    if bool((z.abs() > 32767).any()) or not bool(torch.isfinite(y).all()):
+        raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
 
 
 def _channel_rows(shape: tuple[int, ...]) -> NDArray[np.int32]:

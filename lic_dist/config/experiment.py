@@ -103,7 +103,7 @@ class Images(Section):
 class Quantizer(Section):
     """A quantizer and what is fixed of it; `auto` is calibrated on held-out training crops."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"refine_distortion"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"refine_distortion", "refine_z"})
 
     name: Literal["sq", "deadzone", "rdoq", "tcq"] = Field(
         "tcq", description="Scalar, with a dead zone, rate-distortion optimized scalar, or trellis-coded."
@@ -135,6 +135,7 @@ class Quantizer(Section):
         description="What these steps weigh by lambda, as finetune.distortion does; balanced: MSE, and 1 bit a pixel "
         "times 1 - MS-SSIM, which keeps MS-SSIM from falling.",
     )
+    refine_z: bool = Field(False, description="Whether these steps move z too, whose bits then count among theirs.")
     adapt_rounds: int = Field(3, ge=1, description="Rounds of search and adaption of the tables.")
     pilot: int = Field(256, ge=1, description="Training samples that the tables are adapted on.")
     calibration: int = Field(48, ge=1, description="Held-out samples that step, strength and shift are calibrated on.")

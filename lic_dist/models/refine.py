@@ -1,6 +1,6 @@
 """Refine latents before they are quantized: a few gradient steps of y toward less lmbda D + bpp of its image.
 
-    x -> g_a -> y ~~ steps ~~> y -> search        z stays the one that g_a's y gave
+    x -> g_a -> y ~~ steps ~~> y -> search        z stays the one that g_a's y gave, or moves too: `refine_both`
 
     D = w_mse 255^2 MSE + w_ms-ssim (1 - MS-SSIM)        the weights of `Refinement.distortion`
 
@@ -12,7 +12,7 @@ follow y_hat, of the networks of contexts too, which see y in its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,11 @@ from torch import Tensor
 from lic_dist.errors import LicError
 from lic_dist.models.distortion import mirrored, one_less_ms_ssim
 from lic_dist.models.protocol import CodecModel, Run, Sides, Stage
-from lic_dist.models.stages import bits_of, known_stage
+from lic_dist.models.stages import bits_of, known_stage, only_side
 
 # Adam's rate in units of y, falling linearly to zero, and its betas; chosen on training crops for few steps.
 RATE, BETAS = 0.15, (0.7, 0.99)
+Z_RATE = 0.02  # of z, in coded integers: few elements cross to another; at .05 the rate falls more, MS-SSIM with it
 BALANCED = 1.0  # bits a pixel that `balanced` weighs 1 - MS-SSIM by, at every lambda: MS-SSIM does not fall
 MOST_POSITIONS = 1 << 16  # of y, 16 megapixels, whose contexts are held whole: up to 80 KB a position
 
@@ -36,16 +37,19 @@ Error = Callable[[Tensor, Tensor], Tensor]  # of x_hat against x: a scalar
 @dataclass(frozen=True)
 class Refinement:
     """The number of gradient steps of y, the lambda of the loss that they reduce, and the weights of its distortion:
-    of mse (255^2 MSE), of ms-ssim (1 - MS-SSIM), or of both.
+    of mse (255^2 MSE), of ms-ssim (1 - MS-SSIM), or of both; whether z moves too.
     """
 
     steps: int
     lmbda: float
     distortion: Mapping[str, float] = field(default_factory=lambda: {"mse": 1.0})
+    z: bool = False
 
     def __str__(self) -> str:
+        moved = " of y and z" if self.steps and self.z else ""
         weights = " + ".join(f"{weight:.6g} {name}" for name, weight in sorted(self.distortion.items()))
-        return f"{self.steps} steps of refinement" + (f" for {weights}" if self.steps and weights != "1 mse" else "")
+        distortion = f" for {weights}" if self.steps and weights != "1 mse" else ""
+        return f"{self.steps} steps of refinement{moved}{distortion}"
 
     def error(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """Return D of pictures x_hat against x, float32 [B, 3, H, W] in [0, 1] of any size, in units of a squared error
@@ -104,13 +108,9 @@ def refine_latents(
     """
     codec.require("refinement")
     moved = y.detach().float().clone()
-    size = moved.shape[2], moved.shape[3]
-    stage = known_stage(codec, sides_hat, size, run)
-    if stage is None and size[0] * size[1] > MOST_POSITIONS:
-        raise LicError(
-            f"y of {size[0]}x{size[1]} positions is too large to refine under {codec.name}'s contexts",
-            hint=f"quantizer.refine: 0, or pictures of at most {MOST_POSITIONS} positions",
-        )
+    stage = known_stage(codec, sides_hat, moved.shape[2:], run)
+    if stage is None:
+        _require_positions(y, f"under {codec.name}'s contexts")
     sides = tuple(side.float() for side in sides_hat)  # those of networks in integers are float64
     error_weight = refinement.lmbda * 255**2 / 3  # of a unit of squared error, in bits
 
@@ -126,9 +126,64 @@ def refine_latents(
         (total,) = torch.autograd.grad((given.y_hat, bits), y, (error, torch.ones_like(bits)))
         return total
 
-    optimizer = torch.optim.Adam([moved], lr=RATE, betas=BETAS)
-    for step in range(refinement.steps):
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / refinement.steps)
-        moved.grad = loss_gradient(moved)
-        optimizer.step()
+    _descend([(moved, RATE)], refinement.steps, lambda y: (loss_gradient(y),))
     return moved.half()
+
+
+def refine_both(
+    codec: CodecModel, y: Tensor, gradient: Callable[[Tensor], Tensor], refinement: Refinement
+) -> tuple[Tensor, Tensor]:
+    """Return y, as `refine_latents`, and z, int32 [B, N, hz, wz], after steps that move both.
+
+    z begins as h_a gives it, before rounding. It is rounded in each step, and its gradient passes through the
+    rounding; its bits are those of its prior. Means and scales follow both. The networks of the entropy model run over
+    whole pictures.
+
+    Raises:
+        LicError: see `require_refinement`; or y has more than MOST_POSITIONS.
+    """
+    require_refinement(codec, refinement)
+    _require_positions(y, "together with z")
+    side, moved = only_side(codec), y.detach().float().clone()
+    with torch.no_grad():
+        z = side.centred(codec.hyper_analyse(moved)[0]).contiguous()
+    error_weight = refinement.lmbda * 255**2 / 3
+
+    def loss_gradients(y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            y, z = (one.detach().requires_grad_(True) for one in (y, z))
+            z_hat = side.dequantize(z + (torch.round(z) - z).detach())
+            given = codec.given((z_hat,), y)
+            bits = bits_of(codec.likelihood(y, Stage(given.means, given.scales))) + bits_of(side.likelihood(z_hat))
+        error = error_weight * gradient(given.y_hat.detach())
+        return torch.autograd.grad((given.y_hat, bits), (y, z), (error, torch.ones_like(bits)))
+
+    _descend([(moved, RATE), (z, Z_RATE)], refinement.steps, loss_gradients)
+    return moved.half(), torch.round(z).int()
+
+
+def require_refinement(codec: CodecModel, refinement: Refinement) -> None:
+    """Raise LicError where a family does not support refinement, or has no z that could move."""
+    codec.require("refinement")
+    if refinement.z and not only_side(codec).channels:
+        raise LicError(f"{codec.name} has no z to refine", hint="quantizer.refine_z: false")
+
+
+def _require_positions(y: Tensor, why: str) -> None:
+    height, width = y.shape[2:]
+    if height * width > MOST_POSITIONS:
+        raise LicError(
+            f"y of {height}x{width} positions is too large to refine {why}",
+            hint=f"quantizer.refine: 0, or pictures of at most {MOST_POSITIONS} positions",
+        )
+
+
+def _descend(moved: Sequence[tuple[Tensor, float]], steps: int, gradients: Callable[..., tuple[Tensor, ...]]) -> None:
+    """Move tensors, each with its rate of Adam, along their gradients; the rates fall linearly to zero."""
+    optimizer = torch.optim.Adam([{"params": [one], "lr": rate} for one, rate in moved], betas=BETAS)
+    for step in range(steps):
+        found = gradients(*(one for one, _ in moved))
+        for group, (one, rate), gradient in zip(optimizer.param_groups, moved, found, strict=True):
+            group["lr"] = rate * (1 - step / steps)
+            one.grad = gradient
+        optimizer.step()

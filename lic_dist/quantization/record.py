@@ -46,6 +46,7 @@ class QuantizerRecord:
         shift         delta of the reconstruction: levels lie so many steps further from zero than in the search
         refine        gradient steps of y before the search (models/refine.py)
         refine_distortion  what these weigh: mse, ms-ssim or both, each with its weight
+        refine_z      whether they move z too
         z_tables      rows are channels of z; a quantizer that codes no z may leave them out
         notes         provenance, plain JSON: standard errors, calibration curve; not part of the digest
 
@@ -64,6 +65,7 @@ class QuantizerRecord:
     shift: float = 0.0
     refine: int = 0
     refine_distortion: Mapping[str, float] = field(default_factory=lambda: dict(MSE))
+    refine_z: bool = False
     z_tables: CdfTables = NO_Z
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -183,6 +185,7 @@ class QuantizerRecord:
                 shift=_typed(plain, "shift", float),
                 refine=_typed({"refine": 0, **plain}, "refine", int),
                 refine_distortion=_weights(_typed({"refine_distortion": MSE, **plain}, "refine_distortion", dict)),
+                refine_z=_typed({"refine_z": False, **plain}, "refine_z", bool),
                 z_tables=_unpack_tables(_typed(plain, "z_tables", dict)),
                 notes=_typed(plain, "notes", dict),
             )
@@ -239,6 +242,7 @@ class QuantizerRecord:
             # what older records do not have is left out where it says nothing, so that they keep their digests
             **({"refine": self.refine} if self.refine else {}),
             **({"refine_distortion": dict(self.refine_distortion)} if self.refine_distortion != MSE else {}),
+            **({"refine_z": True} if self.refine_z else {}),
         }
 
 
