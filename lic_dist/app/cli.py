@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -312,6 +312,25 @@ def bench_codec(
     from lic_dist.benchmarks.codec import bench
 
     write_json(out, bench(models or (), untrained or (), images, rounds, quick))
+
+
+@bench_app.command("refine")
+def bench_refine(
+    model: Annotated[str | None, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Pictures to refine; default: scikit-image's.")] = None,
+    passes: Annotated[
+        list[int] | None, typer.Option(min=0, help="Passes; may be repeated; default: 0, 4, 8, 32 and 128.")
+    ] = None,
+    distortion: Annotated[
+        Literal["mse", "ms-ssim", "balanced"], typer.Option(help="As quantizer.refine_distortion.")
+    ] = "mse",
+    quick: Annotated[bool, typer.Option("--quick", help="Two pictures, 0 and 4 passes.")] = False,
+    out: JsonFile = None,
+) -> None:
+    """What refining y gains over its passes, with SQ and TCQ-8, beside stochastic Gumbel annealing."""
+    from lic_dist.benchmarks.refinement import bench
+
+    write_json(out, bench(model, images, passes or (), distortion, quick))
 
 
 @app.command()

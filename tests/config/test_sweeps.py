@@ -66,6 +66,7 @@ def told_apart(*keys: str, by: str) -> dict[str, Any]:
         ("cache.shard", [1, 2], ["cache.path", "finetune.out", "evaluate.out"]),
         ("quantizer.step", [1, 2], ["quantizer.group", "finetune.out", "evaluate.out"]),
         ("quantizer.refine", [1, 2], ["cache.path", "finetune.out", "evaluate.out"]),
+        ("quantizer.refine_distortion", ["mse", "balanced"], ["cache.path", "finetune.out", "evaluate.out"]),
         ("finetune.lr", [1, 2], ["finetune.out", "evaluate.out"]),
         ("evaluate.images", ["a", "b"], ["evaluate.out"]),
         ("name", ["a", "b"], ["evaluate.out"]),

@@ -1,0 +1,195 @@
+"""`lic-dist bench refine`: what refining y gains over its passes, beside stochastic Gumbel annealing.
+
+    descent, SQ     steps of y itself (models/refine.py), then rounding
+    descent, TCQ-8  the same steps, then the trellis search
+    SGA, SQ         annealed stochastic rounding: Yang, Bamler and Mandt 2020, Improving Inference for Neural Image
+                    Compression, section 3.2; y is drawn between floor and ceil in each pass, then rounded
+
+A pass is one pass of g_s, forward and back. The centre of each picture is taken, CROP pixels a side; z stays. L is
+lmbda 255^2 MSE + bpp of 8-bit pictures, rates are those of the coder's tables. The quantizers are those that the model
+carries, and not calibrated for what they are given. Milliseconds are CPU time, refinement and search.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lic_dist.benchmarks.data import BASE, pictures
+from lic_dist.benchmarks.tables import machine, table
+from lic_dist.building.calibrate import one_thread, z_bits
+from lic_dist.building.latents import inputs_of
+from lic_dist.codec.records import local_record
+from lic_dist.data import images
+from lic_dist.errors import LicError
+from lic_dist.evaluation.metrics import ms_ssim8, psnr8
+from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.protocol import CodecModel, Sides
+from lic_dist.models.refine import Refinement, error_gradient, refine_latents, weights_of
+from lic_dist.models.stages import analyse, bits_of, dequantize_z, only_stage, to_input
+from lic_dist.progress import Progress
+from lic_dist.quantization.quantize import Quantizer
+from lic_dist.quantization.record import QuantizerRecord
+
+PASSES = (0, 4, 8, 32, 128)
+CROP = 256
+ITERATIONS, WARMEST, COOLING, HELD = 2000, 0.5, 1e-3, 700  # of the paper's schedule of temperatures
+ANNEALED_RATE = 0.02  # of Adam; the paper's .005 is for 2000 passes; of .02, .05 and .15 the best for 8
+EDGE = 1e-6  # from 0 and 1, where atanh is infinite
+
+Refines = Callable[[CodecModel, Tensor, Sides, Callable[[Tensor], Tensor], Refinement], Tensor]
+
+
+def temperature(part: float) -> float:
+    """Return SGA's temperature after a part of the passes: the paper's schedule, over as many as there are."""
+    return WARMEST * math.exp(-COOLING * max(ITERATIONS * part - HELD, 0))
+
+
+def annealed(
+    codec: CodecModel,
+    y: Tensor,
+    sides_hat: Sides,
+    gradient: Callable[[Tensor], Tensor],
+    refinement: Refinement,
+) -> Tensor:
+    """Return y after stochastic Gumbel annealing, to be rounded about the means; arguments as of `refine_latents`.
+
+    In each pass y - means is drawn between its floor and its ceil by a Gumbel softmax whose logits are -atanh of the
+    distances over the temperature; loss and gradient are those of the draw. Raises LicError for models of several
+    stages.
+    """
+    stage = only_stage(codec, sides_hat)
+    error_weight = refinement.lmbda * 255**2 / 3
+    moved = y.detach().float().clone()
+    optimizer = torch.optim.Adam([moved])
+    generator = torch.Generator(device=y.device).manual_seed(0)
+    for step in range(refinement.steps):
+        with torch.enable_grad():
+            point = moved.detach().requires_grad_(True)
+            drawn = stage.means + drawn_between(point - stage.means, temperature(step / refinement.steps), generator)
+            bits = bits_of(codec.likelihood(drawn, stage))
+        error = error_weight * gradient(drawn.detach())
+        (moved.grad,) = torch.autograd.grad((drawn, bits), point, (error, torch.ones_like(bits)))
+        optimizer.param_groups[0]["lr"] = ANNEALED_RATE * (1 - step / refinement.steps)
+        optimizer.step()
+    return moved.half()
+
+
+def drawn_between(r: Tensor, tau: float, generator: torch.Generator) -> Tensor:
+    """Return floor(r) plus a part of one step, drawn by a Gumbel softmax; differentiable in r."""
+    low = torch.floor(r.detach())
+    distances = torch.stack([r - low, low + 1 - r]).clamp(EDGE, 1 - EDGE)
+    noise = -torch.empty_like(distances).exponential_(generator=generator).log()
+    _, upper = torch.softmax((-torch.atanh(distances) / tau + noise) / tau, 0)
+    return low + upper
+
+
+def bench(name: str | None, folder: Path | None, passes: Sequence[int], distortion: str, quick: bool) -> dict[str, Any]:
+    """Measure every arm at every number of passes on the pictures of a folder; print a table.
+
+    Without a model it is the shipped one, without a folder scikit-image's pictures. `quick` takes two pictures, and 0
+    and 4 passes. Raises UsageError for an unknown model, or one without `tcq8`; LicError where no picture is large
+    enough.
+    """
+    loaded = checkpoints.load(name or BASE)
+    taken = crops(pictures(folder))[: 2 if quick else None]
+    figures: dict[str, Any] = {"machine": machine(), "quick": quick, "model": loaded.source, "pictures": len(taken)}
+    figures["distortion"] = weights_of(distortion, loaded.spec.lmbda)
+    figures["curves"] = curves(loaded, taken, (passes or PASSES) if not quick else (0, 4), figures["distortion"])
+    console = Console()
+    for shown in _tables(figures):
+        console.print(shown)
+    figures["load"] = os.getloadavg()
+    console.print(f"machine: {figures['machine']}; load averages {', '.join(f'{one:.1f}' for one in figures['load'])}")
+    return figures
+
+
+def crops(paths: Sequence[Path]) -> np.ndarray:
+    """Return the centres of pictures, uint8 [n, 3, CROP, CROP]; smaller pictures are left out."""
+    found = []
+    for path in paths:
+        picture = images.read(path)
+        top, left = ((side - CROP) // 2 for side in picture.shape[:2])
+        if min(top, left) >= 0:
+            found.append(picture[top : top + CROP, left : left + CROP].transpose(2, 0, 1))
+    if not found:
+        raise LicError(f"no picture is as large as {CROP}x{CROP} pixels")
+    return np.stack(found)
+
+
+@one_thread()
+@torch.no_grad()
+def curves(
+    loaded: Checkpoint, taken: np.ndarray, passes: Sequence[int], distortion: dict[str, float]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return by arm and passes: L, bpp, psnr and ms_ssim (dB), the means over crops, and ms, milliseconds a crop."""
+    codec, device = loaded.codec, torch.device("cpu")
+    sq, tcq = (
+        local_record(loaded, one) for one in ("sq-adapted" if "sq-adapted" in loaded.quantizers else "sq", "tcq8")
+    )
+    ways: dict[Refines, dict[str, QuantizerRecord]] = {
+        refine_latents: {"descent, SQ": sq, "descent, TCQ-8": tcq},
+        annealed: {"SGA, SQ": sq},
+    }
+    x = to_input(torch.from_numpy(taken), device)
+    y, z = analyse(loaded.model, x)
+    sides_hat = (dequantize_z(loaded.model, z),)
+    found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arms in ways.values() for arm in arms}
+    _measured(loaded, taken, y, z, tcq)  # compiles
+    with Progress("refining", max(len(ways) * sum(passes), 1), "pass") as bar:
+        for refines, arms in ways.items():
+            for steps in passes:
+                refinement, started = Refinement(steps, loaded.spec.lmbda, distortion), time.process_time()
+                gradient = partial(error_gradient, codec, x, refinement.error)
+                moved = refines(codec, y, sides_hat, gradient, refinement)
+                seconds = time.process_time() - started
+                for arm, record in arms.items():
+                    found[arm][str(steps)] = _measured(loaded, taken, moved, z, record, seconds)
+                bar.advance(steps)
+    return found
+
+
+def _measured(
+    loaded: Checkpoint, taken: np.ndarray, y: Tensor, z: Tensor, record: QuantizerRecord, seconds: float = 0.0
+) -> dict[str, float]:
+    """Quantize y float16 with z, count bits, decode and measure; the search's CPU time is added to `seconds`."""
+    started = time.process_time()
+    z_stored = z.numpy().astype(np.int16)
+    made = inputs_of(loaded.model, y.numpy(), z_stored, len(taken)).quantize(Quantizer(record))
+    seconds += time.process_time() - started
+    bpp = (made.bits.sum(axis=1) + z_bits(record, z_stored)) / CROP**2
+    decoded = loaded.codec.synthesise(torch.from_numpy(made.y_hat)).clamp(0, 1).mul(255).round().byte().numpy()
+    pairs = [tuple(one.transpose(1, 2, 0) for one in pair) for pair in zip(decoded, taken, strict=True)]
+    squared = np.square(decoded.astype(np.float64) - taken).mean(axis=(1, 2, 3))
+    similar = np.array([ms_ssim8(*pair) for pair in pairs], np.float64)
+    return {
+        "L": float((loaded.spec.lmbda * squared + bpp).mean()),
+        "bpp": float(bpp.mean()),
+        "psnr": float(np.mean([psnr8(*pair) for pair in pairs])),
+        "ms_ssim": float((-10 * np.log10(1 - similar)).mean()),
+        "ms": 1000 * seconds / len(taken),
+    }
+
+
+def _tables(figures: dict[str, Any]) -> Iterator[Table]:
+    rows = []
+    for arm, curve in figures["curves"].items():
+        first = next(iter(curve.values()))
+        for steps, one in curve.items():
+            change = f"{100 * (one['L'] / first['L'] - 1):+.2f} %"
+            values = (f"{one['bpp']:.4f}", f"{one['psnr']:.2f}", f"{one['ms_ssim']:.2f}", f"{one['ms']:.0f}")
+            rows.append((arm, steps, f"{one['L']:.4f}", change, *values))
+    title = f"{figures['model']}: refining y of {figures['pictures']} crops of {CROP} pixels"
+    yield table(title, ("", "passes", "L", "change", "bpp", "PSNR", "MS-SSIM dB", "ms a crop"), rows)
