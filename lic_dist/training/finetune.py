@@ -96,10 +96,7 @@ def _write_best_round(paths: list[Path], best: Path, tolerance: float) -> None:
         after = {one["source"]: one["after"] for one in row.get("sources", ())}
         lost = [name for name, L in after.items() if limits.get(name, math.inf) < L]
         if lost:
-            named = ", ".join(lost)
-            print(
-                f"round {row['round']}: more than {100 * tolerance:g} % of L lost on {named} since the first: left out"
-            )
+            print(f"round {row['round']}: {', '.join(lost)} lost more than {100 * tolerance:g} % of L since the first")
         else:
             harmless.append(row)
     least = min(harmless, key=lambda row: row["after"]["L"])

@@ -23,7 +23,7 @@ from lic_dist.training import sources as module
 from lic_dist.training.changes import losers, source_changes
 from lic_dist.training.choice import BestWeights, Choice, interpolated
 from lic_dist.training.distributed import Ranks
-from lic_dist.training.finetune import finetune
+from lic_dist.training.finetune import _write_best_round, finetune
 from lic_dist.training.log import read_log
 from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.retrain import _harmless
@@ -249,6 +249,23 @@ def test_older_states_tell_no_sources_apart_and_begin_anew() -> None:
     assert resumed.best == BestWeights(HeldOut(1.0, 0.0, 0.0), 9, {})
     resumed.begin(figures(a=1.0, b=1.0), 0.002, resumed=True)
     assert resumed.best.step == 0 and resumed.best.weights.keys() == Two().state_dict().keys()
+
+
+def test_the_best_round_has_harmed_no_source_since_the_first_began(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss within the tolerance of each of two rounds is more than it of both."""
+    paths = []
+    for number, (L, before, after) in enumerate([(9.0, 1.0, 1.0015), (8.0, 1.0015, 1.003)], start=1):
+        source = {"source": "studio", "before": before, "after": after}
+        figures = {"calibrated_before": {"L": 10.0}, "calibrated_after": {"L": L}, "sources": [source]}
+        entry = {"group": "tcq8", "record": "", "best_step": 5, **figures}
+        paths.append(tmp_path / f"{number}.pth.tar")
+        checkpoint.write({"history": [entry], "number": number}, paths[-1])
+    for tolerance, best in ((0.002, 1), (0.01, 2)):
+        _write_best_round(paths, tmp_path / "best.pth.tar", tolerance)
+        assert checkpoint.read(tmp_path / "best.pth.tar")["number"] == best
+    assert capsys.readouterr().out.count("round 2: studio lost more than 0.2 % of L since the first") == 1
 
 
 @pytest.fixture(scope="module")
