@@ -21,7 +21,7 @@ from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.trellis import Trellis
 
-BASE = "base-small"
+BASE = "base-0.013"
 PICTURES = ("astronaut.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "rocket.jpg")
 MOST_PICTURES = 12
 HEIGHT, WIDTH = 384, 512  # of the window cut from the centre of a picture

@@ -21,7 +21,7 @@ from zarr.storage import MemoryStore
 
 from lic_dist import config
 from lic_dist.benchmarks.building import BATCH, FIXED, variations_for
-from lic_dist.benchmarks.data import photographs
+from lic_dist.benchmarks.data import BASE, photographs
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import one_thread, z_bits
 from lic_dist.cache.inspect import inspect
@@ -41,7 +41,7 @@ CODECS: dict[str, Any] = {
 TRIES = 5  # of which the medians are reported
 
 
-def build_cache(folder: Path | None, work: Path, crops: int, model: str = "base-small") -> Path:
+def build_cache(folder: Path | None, work: Path, crops: int, model: str = BASE) -> Path:
     """Build a cache with TCQ-8 over so many crops of photographs, for the shipped model or another; return its path."""
     source = folder or photographs()
     experiment = config.Experiment.model_validate(

@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import nn
 
 from lic_dist.benchmarks import building
+from lic_dist.benchmarks.data import BASE
 from lic_dist.benchmarks.reading import build_cache
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.building.calibrate import one_thread
@@ -105,7 +106,7 @@ def feeding(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
         record = QuantizerRecord.from_json(cache.record_json("tcq8"))
         feeds = _feeds(cache, Quantizer(record), extent.part(cache))
         for recipe in RECIPES:
-            step = _training_step(checkpoints.load("base-small"), record, recipe)
+            step = _training_step(checkpoints.load(BASE), record, recipe)
             arms = {arm: (feed, step) for arm, feed in feeds.items()}
             seconds = _seconds(arms, extent, rounds, f"training steps, {recipe}")
             figures["recipes"][recipe] = {
@@ -130,7 +131,7 @@ def in_loop(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"batch": BATCH, "recipe": "decoder", "models": {}}
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
         untrained = building.untrained(Path(name), building.N, building.M)
-        for title, model in (("the shipped model", "base-small"), ("untrained mbt2018-mean", str(untrained))):
+        for title, model in (("the shipped model", BASE), ("untrained mbt2018-mean", str(untrained))):
             parent = checkpoints.load(model)
             work = Path(name) / str(parent.spec.M)
             work.mkdir()

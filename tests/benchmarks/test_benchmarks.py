@@ -121,7 +121,7 @@ def built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     path = build_cache(None, tmp_path_factory.mktemp("bench"), 28)
 
     def copied(images: Path | None, folder: Path, crops: int, *model: str) -> Path:
-        if model not in ((), ("base-small",)):
+        if model not in ((), (data.BASE,)):
             return build_cache(images, folder, crops, *model)
         assert images is None and crops == 28
         return Path(shutil.copytree(path, folder / path.name))
@@ -135,7 +135,7 @@ def built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.slow
 def test_a_cache_is_measured_on_disk_and_as_it_is_read(built_once: None) -> None:
     found = reading.size(None, 28)
-    assert 1 < found["group_to_entropy_coded"] < 1.5 and 1 < found["z_to_entropy_coded"] < 1.6
+    assert 1 < found["group_to_entropy_coded"] < 1.8 and 1 < found["z_to_entropy_coded"] < 1.6
     k = found["codecs"]["quantized/tcq8/k"]
     assert k["zstd, shuffled bits"]["part_of_raw"] < 0.8 * k["zstd, level 1"]["part_of_raw"]
     assert found["codecs"]["pixels"]["lossless WebP"]["part_of_raw"] < 0.5
@@ -163,7 +163,7 @@ def test_training_from_a_cache_is_measured_against_memory_and_against_the_loop(
         assert set(arms) == {"tensors in memory", "samples in RAM", "stream of shards"}
         assert arms["tensors in memory"]["ratio"] == 1 and all(one["ratio"] > 0 for one in arms.values())
     models = figures["in-loop"]["models"]
-    assert list(models) == ["the shipped model, N = 48, M = 72", "untrained mbt2018-mean, N = 8, M = 12"]
+    assert list(models) == ["the shipped model, N = 96, M = 192", "untrained mbt2018-mean, N = 8, M = 12"]
     for one in models.values():
         assert set(one) == {"encode", "search", "step", "in_loop", "cache", "speedup", "bound", "of_bound"}
         assert one["bound"] > 1 and min(one.values()) > 0 and one["in_loop"] > one["encode"] + one["search"]
