@@ -148,7 +148,8 @@ def curves(
     sides_hat = (dequantize_z(loaded.model, z),)
     found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arms in ways.values() for arm in arms}
     _measured(loaded, taken, y, z, tcq)  # compiles
-    with Progress("refining", max(len(ways) * sum(passes), 1), "pass") as bar:
+    torch.optim.Adam([y])  # imports
+    with Progress("refining", max(len(ways) * sum(passes), 1), "step") as bar:
         for refines, arms in ways.items():
             for steps in passes:
                 refinement, started = Refinement(steps, loaded.spec.lmbda, distortion), time.process_time()
@@ -191,5 +192,5 @@ def _tables(figures: dict[str, Any]) -> Iterator[Table]:
             change = f"{100 * (one['L'] / first['L'] - 1):+.2f} %"
             values = (f"{one['bpp']:.4f}", f"{one['psnr']:.2f}", f"{one['ms_ssim']:.2f}", f"{one['ms']:.0f}")
             rows.append((arm, steps, f"{one['L']:.4f}", change, *values))
-    title = f"{figures['model']}: refining y of {figures['pictures']} crops of {CROP} pixels"
-    yield table(title, ("", "passes", "L", "change", "bpp", "PSNR", "MS-SSIM dB", "ms a crop"), rows)
+    title = f"{figures['model']}: refining y of {figures['pictures']} crops of {CROP} pixels; dB, ms a crop"
+    yield table(title, ("", "passes", "L", "change", "bpp", "PSNR", "MS-SSIM", "ms"), rows)
