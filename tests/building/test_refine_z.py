@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,19 +14,22 @@ import torch
 from torch import Tensor
 
 from lic_dist import config
+from lic_dist.building.build import build, requantize
 from lic_dist.building.latents import encode
 from lic_dist.building.refined import check_refined, record_fields, refined_identity, refinement_of
+from lic_dist.cache.reader import LatentCache
 from lic_dist.codec import tiles
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint, refine
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.refine import BETAS, RATE, Z_RATE, Refinement, error_gradient, refine_both
+from lic_dist.models.refine import BETAS, RATE, Z_RATE, Refinement, error_gradient, refine_both, weights_of
 from lic_dist.models.stages import bits_of, dequantize_z, only_side, only_stage, to_input
 from lic_dist.quantization.record import QuantizerRecord
 from tests.codec.test_families import made
 from tests.conftest import picture
 from tests.factorized import skewed
+from tests.stores import FIXED, experiment
 
 STEPS, LMBDA = 6, 0.0035
 BOTH = Refinement(STEPS, LMBDA, z=True)
@@ -125,3 +129,22 @@ def test_models_without_z_and_stores_of_unmoved_z_refuse(loaded: Checkpoint) -> 
     moved = replace(record, **record_fields(both))
     assert QuantizerRecord.from_json(moved.to_json()).refine_z and moved.digest != replace(moved, refine_z=False).digest
     assert '"refine_z"' not in replace(moved, refine_z=False).to_json()
+
+
+@pytest.mark.slow
+def test_a_store_holds_the_moved_z_and_its_record_says_so(base: Path, photos: Path, tmp_path: Path) -> None:
+    asked = {**FIXED, "refine": 2, "refine_z": True, "refine_distortion": "balanced"}
+    build(experiment(base, photos, tmp_path / "a.zarr", quantizer=asked))
+    cache, parent = LatentCache.open(tmp_path / "a.zarr"), checkpoint.load(str(base))
+    record, weights = QuantizerRecord.from_json(cache.record_json("tcq8")), weights_of("balanced", parent.spec.lmbda)
+    assert (record.refine, record.refine_z, record.refine_distortion) == (2, True, weights)
+    said = cache.identity["refined"]
+    assert (said["steps"], said["z"], said["distortion"]) == (2, True, weights)
+    read = cache.shard(0, ("pixels", "latents/y", "latents/z"))
+    batch = cache.header.batch
+    own, _ = encode(parent.model, read["pixels"], batch, Refinement(2, parent.spec.lmbda, weights, z=True))
+    assert np.array_equal(read["latents/y"], own.y) and np.array_equal(read["latents/z"], own.z)
+    with pytest.raises(LicError, match="after 2 steps of refinement of y and z for .*, the quantizer asks for 2"):
+        requantize(experiment(base, photos, tmp_path / "a.zarr", quantizer={**asked, "refine_z": False, "group": "b"}))
+    requantize(experiment(base, photos, tmp_path / "a.zarr", quantizer={**asked, "name": "rdoq", "group": "rdoq"}))
+    assert len(cache.written("rdoq")) == cache.num_shards
