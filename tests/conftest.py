@@ -138,12 +138,14 @@ def base(photos: Path, once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def synthetic_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_store(once: Once) -> Path:
     """A synthetic store of ten samples in three shards, the sixth sample faulty. Not to be changed: see `built`."""
-    path = tmp_path_factory.mktemp("built") / "a.zarr"
-    stores.create(path, stores.make_plan())
-    stores.build(path, stores.make_plan())
-    return path
+
+    def built(folder: Path) -> None:
+        stores.create(folder / "a.zarr", stores.make_plan())
+        stores.build(folder / "a.zarr", stores.make_plan())
+
+    return once("synthetic", built) / "a.zarr"
 
 
 @pytest.fixture()

@@ -9,6 +9,7 @@ import pytest
 
 from lic_dist.models import checkpoint
 from lic_dist.training import base as base_job
+from tests.conftest import Once
 from tests.training.several import TCQ, base_section, held_out, make_store
 
 
@@ -19,30 +20,28 @@ def store(made: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Checkpoints of a short base training, by the name of a family."""
-    made: dict[str, Path] = {}
+def trained(photos: Path, once: Once) -> Callable[[str], Path]:
+    """Checkpoints of a short base training, by the name of a family. Not to be changed."""
 
     def get(architecture: str) -> Path:
-        if architecture not in made:
-            out = tmp_path_factory.mktemp("base")
-            made[architecture] = base_job.train(
-                base_section(out, architecture, steps=60, quantile_steps=600), held_out(photos)
-            )
-        return made[architecture]
+        def train(out: Path) -> None:
+            base_job.train(base_section(out, architecture, steps=60, quantile_steps=600), held_out(photos))
+
+        return once(f"trained-{architecture.rpartition(':')[2]}", train) / "checkpoint.pth.tar"
 
     return get
 
 
 @pytest.fixture(scope="session")
-def stored(trained: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Stores of these checkpoints, group g."""
-    made: dict[str, Path] = {}
+def stored(trained: Callable[[str], Path], once: Once) -> Callable[[str], Path]:
+    """Stores of these checkpoints, group g. Not to be changed."""
 
     def get(architecture: str) -> Path:
-        if architecture not in made:
-            made[architecture] = tmp_path_factory.mktemp("store") / "a.zarr"
-            make_store(made[architecture], checkpoint.load(str(trained(architecture)), architecture), TCQ)
-        return made[architecture]
+        parent = trained(architecture)
+
+        def store(folder: Path) -> None:
+            make_store(folder / "a.zarr", checkpoint.load(str(parent), architecture), TCQ)
+
+        return once(f"stored-{architecture.rpartition(':')[2]}", store) / "a.zarr"
 
     return get
