@@ -34,13 +34,17 @@ HYPERPRIORS = ("block-transform", "bmshj2018-hyperprior", "mbt2018-mean")  # fam
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-# The files that take longest come first, so that no process of two is left with one at the end.
+# The files that take longest come first, so that no process of two is left with one at the end; those that wait for a
+# Ray beside those that compute; test_startup after what compiles the kernels that it copies.
 HEAVIEST = (
-    *("cluster/test_on_a_head", "training/test_finetune", "building/test_kill", "house/test_startup"),
-    *("cache/test_remote", "house/test_printed", "training/test_ranks", "benchmarks/test_benchmarks"),
-    *("engine/test_on_ray", "building/test_stages", "quantization/test_search", "app/test_study"),
-    *("training/test_stages_jobs", "app/test_quickstart", "training/test_base_training", "building/test_walked"),
-    *("reporting/test_report", "codec/test_codec", "codec/test_families", "cache/test_stream", "reporting/test_page"),
+    *("cluster/test_on_a_head", "training/test_finetune", "building/test_kill", "house/test_printed"),
+    *("engine/test_on_ray", "benchmarks/test_benchmarks", "training/test_ranks", "app/test_study"),
+    *("house/test_startup", "building/test_stages", "quantization/test_search", "cache/test_remote"),
+    *("app/test_foreign", "app/test_families", "training/test_stages_jobs", "app/test_quickstart"),
+    *("training/test_base_training", "building/test_walked", "training/test_families", "training/test_course"),
+    *("training/test_stages", "training/test_variable_rate", "training/test_factorized", "house/test_examples"),
+    *("house/test_docs", "reporting/test_report", "codec/test_codec", "codec/test_families", "codec/test_slices"),
+    *("cache/test_stream", "evaluation/test_resuming", "app/test_cli", "reporting/test_page"),
 )
 
 
