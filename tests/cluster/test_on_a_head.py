@@ -37,9 +37,12 @@ class Head:
     folder: Path
 
 
+Started = tuple[Head, subprocess.Popen[bytes], Path]
+
+
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """A Ray head of two CPUs, started as on a cluster and ended by its own process group."""
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """A Ray head of two CPUs that may not answer yet, its process and its log; ended by its own process group."""
     port = free_port()
     options = {
         "port": free_port(),
@@ -62,11 +65,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             start_new_session=True,
         )
         try:
-            address = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 60
-            while submit("status", "--address", address).returncode != 0:
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            yield Head(address, f"127.0.0.1:{options['port']}", Path(short))
+            yield Head(f"http://127.0.0.1:{port}", f"127.0.0.1:{options['port']}", Path(short)), process, log
         finally:
             process.send_signal(signal.SIGTERM)  # it ends what it started
             try:
@@ -74,6 +73,16 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def head(started: Started, tiny: Path, job: Job) -> Head:  # noqa: F811
+    """The head, as soon as it answers; meanwhile what the jobs need was made."""
+    found, process, log = started
+    deadline = time.monotonic() + 60
+    while submit("status", "--address", found.address).returncode != 0:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +135,6 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(
 ) -> None:
     folder, sections = job
     monkeypatch.chdir(folder)
-    here = {**sections, "finetune": {**sections["finetune"], "out": "one"}}
-    one = checkpoint.load(str(finetune(config.Experiment.model_validate(here))))
-
     ends: list[Done] = []
     command = ("finetune", "x.yaml", "--engine", "ray", "--set", f"engine.address={head.drivers}")
     quick = {**CLEAN, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
@@ -139,6 +145,8 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(
     os.kill(worker, signal.SIGKILL)
     time.sleep(0.5)
     assert max(rows(Path("out"))) < STEPS
+    here = {**sections, "finetune": {**sections["finetune"], "out": "one"}}
+    one = checkpoint.load(str(finetune(config.Experiment.model_validate(here))))
     driver.join()
     (done,) = ends
     assert done.returncode == 0, done.stdout + done.stderr
