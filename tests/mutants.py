@@ -51,7 +51,7 @@ def mutant(file: str, old: str, new: str, tests: tuple[str, ...], *more: tuple[s
 
 
 MUTANTS = (
-    mutant("quantization/viterbi.py", "if y < x else", "if y <= x else", SEARCH),
+    mutant("quantization/selection.py", "if y < x else", "if y <= x else", SEARCH),
     mutant("quantization/viterbi.py", "BLOCK] < metric[lane + best", "BLOCK] <= metric[lane + best", SEARCH),
     mutant("quantization/viterbi.py", "metric[BLOCK:] = UNREACHED", "metric[BLOCK:] = 0", SEARCH),
     mutant("quantization/viterbi.py", "cost[lane] += least[lane]", "cost[lane] = least[lane]", SEARCH),

@@ -15,10 +15,8 @@ Costs are integers in 1/256 bit. Float arithmetic is float32 without fused multi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -26,7 +24,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lic_dist.quantization import candidates
 from lic_dist.quantization.candidates import (
     BLOCK,
     PANEL,
@@ -38,7 +35,7 @@ from lic_dist.quantization.candidates import (
     smallest_level,
     tile_candidates,
 )
-from lic_dist.quantization.jit import kernel
+from lic_dist.quantization.selection import compiled, identity, select, words
 from lic_dist.quantization.trellis import Trellis
 
 UNREACHED = 1 << 29  # path metric of a state that no path has entered yet
@@ -91,43 +88,25 @@ def decision_memory(width: int, steps: int, states: int) -> tuple[NDArray[Any], 
     """
     pairs = (steps + 1) // 2
     dtype = np.uint8 if states <= 8 else np.uint16 if states <= 16 else np.uint32
-    rows = pairs if states <= 4 else 2 * pairs * _words(states)  # two steps of up to four states share a byte
+    rows = pairs if states <= 4 else 2 * pairs * words(states)  # two steps of up to four states share a byte
     return np.empty((rows, width), dtype), np.empty((pairs, width), np.uint8)
-
-
-def _words(states: int) -> int:
-    """Return how many words of at most 32 bits a step's decisions take, a bit a state."""
-    return 1 if states <= 32 else 2
 
 
 @lru_cache(maxsize=64)
 def compile_search(trellis: Trellis) -> Callable[..., np.int32]:
     """Return the search of a machine, compiled at its first call and kept in numba's cache on disk."""
-    two, one = _select(trellis, 2), _select(trellis, 1)
+    two, one = select(trellis, 2), select(trellis, 1)
     trace = _trace_packed if trellis.states <= _PACKED else _trace
     own = {
         **globals(),
         "STATES": trellis.states,
-        "WORDS": _words(trellis.states),
+        "WORDS": words(trellis.states),
         "select_two": two,
         "select_one": one,
         "trace": trace,
     }
-    search: Callable[..., np.int32] = _njit(FunctionType(_search.__code__, own), f"search_{_identity(trellis)}")
+    search: Callable[..., np.int32] = compiled(FunctionType(_search.__code__, own), f"search_{identity(trellis)}")
     return search
-
-
-def _njit(function: Any, name: str) -> Any:
-    """Compile with a cache on disk. numba distinguishes functions by this file's age and their names, so the name
-    contains a digest of the tables and of the text of candidates.py.
-    """
-    function.__name__ = function.__qualname__ = name
-    return kernel(function)
-
-
-def _identity(trellis: Trellis) -> str:
-    tables = repr((trellis.quantizer, trellis.next_state)) + Path(candidates.__file__).read_text()
-    return f"{trellis.states}_{hashlib.sha256(tables.encode()).hexdigest()[:16]}"
 
 
 @lru_cache(maxsize=64)
@@ -143,64 +122,6 @@ def _branches(trellis: Trellis) -> NDArray[Any]:
         table = np.array([sum(int(one) << 4 * s for s, one in enumerate(field)) for field in fields], np.uint32)
     table.setflags(write=False)
     return table
-
-
-def _select(trellis: Trellis, steps: int) -> Any:
-    """Generate add-compare-select for one or two steps of a block, with a variable for every state.
-
-    Each state keeps its cheaper branch, the first (from the lower state) on a tie; a bit says whether it is the second.
-    """
-    states = trellis.states
-    lines = ["def select(metric, branch, first, second):"]
-    if _words(states) == 2:
-        for half, word in enumerate(("first", "second")):
-            lines += _select_half(trellis, half, word)
-        lines += [f"    metric[: {states * BLOCK}] = metric[{states * BLOCK} :]"]
-        return _compiled(lines, f"select1_{_identity(trellis)}")
-    lines += ["    for lane in range(len(first)):"]
-    lines += [f"        m{state} = metric[lane + {state * BLOCK}]" for state in range(states)]
-    for step in range(steps):
-        lines += [f"        b{number} = branch[lane + {(4 * step + number) * BLOCK}]" for number in range(4)]
-        for state, ((lower, lower_class), (upper, upper_class)) in enumerate(trellis.entering_branches()):
-            lines += [
-                f"        x = _I(m{lower} + b{lower_class})",
-                f"        y = _I(m{upper} + b{upper_class})",
-                f"        n{state} = min(x, y)",
-                f"        d{state} = np.uint32({1 << state % 32}) if y < x else np.uint32(0)",
-            ]
-        lines += [f"        m{state} = n{state}" for state in range(states)]
-        lines += [f"        taken{step} = " + " | ".join(f"d{state}" for state in range(states))]
-    lines += [f"        metric[lane + {state * BLOCK}] = m{state}" for state in range(states)]
-    if states <= 4:
-        both = "taken0 | taken1 << np.uint32(4)" if steps == 2 else "taken0"
-        lines += [f"        first[lane] = {both}"]
-    else:
-        lines += ["        first[lane] = taken0"]
-        lines += ["        second[lane] = taken1"] if steps == 2 else []
-    return _compiled(lines, f"select{steps}_{_identity(trellis)}")
-
-
-def _select_half(trellis: Trellis, half: int, word: str) -> list[str]:
-    """Generate add-compare-select of one step for 32 of more states, whose metrics go behind those of all states."""
-    entering = dict(enumerate(trellis.entering_branches()[32 * half : 32 * half + 32], 32 * half))
-    lines = ["    for lane in range(len(first)):"]
-    lines += [f"        b{number} = branch[lane + {number * BLOCK}]" for number in range(4)]
-    for before in sorted({state for pair in entering.values() for state, _ in pair}):
-        lines += [f"        m{before} = metric[lane + {before * BLOCK}]"]
-    for state, ((lower, lower_class), (upper, upper_class)) in entering.items():
-        lines += [
-            f"        x = _I(m{lower} + b{lower_class})",
-            f"        y = _I(m{upper} + b{upper_class})",
-            f"        metric[lane + {(trellis.states + state) * BLOCK}] = min(x, y)",
-            f"        d{state} = np.uint32({1 << state % 32}) if y < x else np.uint32(0)",
-        ]
-    return [*lines, f"        {word}[lane] = " + " | ".join(f"d{state}" for state in entering)]
-
-
-def _compiled(lines: list[str], name: str) -> Any:
-    namespace: dict[str, Any] = {"np": np, "_I": _I, "__name__": __name__}
-    exec(compile("\n".join(lines), __file__, "exec"), namespace)  # this file's name: where numba puts its cache
-    return _njit(namespace["select"], name)
 
 
 STATES = WORDS = 0  # `compile_search` puts a machine's own in the place of these five
