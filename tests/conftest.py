@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # by default 15: beside another process of tests, workers starve
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray reads it once a process, and would set "token" itself
 
 import multiprocessing
@@ -67,6 +68,12 @@ def dying_at(step: int) -> Callable[..., object]:
         return take_step(*arguments)
 
     return die
+
+
+@pytest.fixture()
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of the local engine come from this process's fork server, where a spawned one takes seconds to import."""
+    monkeypatch.setattr("lic_dist.engine.processes.START_METHOD", "forkserver")
 
 
 @pytest.fixture(scope="session")

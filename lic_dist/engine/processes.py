@@ -19,6 +19,8 @@ from typing import Any
 from lic_dist.engine.stages import Stage, Work
 from lic_dist.errors import LicError
 
+START_METHOD = "spawn"
+
 _make: Callable[[], Work]
 _work: Work | None = None
 
@@ -30,7 +32,7 @@ def run_in_processes(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any,
         LicError: a process died; the units that it may have been working on are named.
     """
     workers = min(stage.workers, len(units))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START_METHOD)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=(stage.make,))
     left, in_flight = iter(units), dict[Future[Any], Any]()
 

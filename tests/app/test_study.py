@@ -80,7 +80,7 @@ def test_units_are_places_and_a_document_has_the_stages_of_its_sections(
 
 @pytest.mark.slow
 def test_a_study_is_the_same_from_one_process_and_from_two_and_goes_on(
-    tmp_path: Path, base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, forked_workers: None
 ) -> None:
     found = {}
     for jobs in (1, 2):
@@ -115,7 +115,13 @@ def test_a_study_is_the_same_from_one_process_and_from_two_and_goes_on(
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_unit_that_fails_does_not_stop_its_stage_but_the_next(
-    jobs: int, tmp_path: Path, base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    jobs: int,
+    tmp_path: Path,
+    base: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+    forked_workers: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = {"finetune": [{"recipe": ["g_s.none"]}, RECIPES[0]], "quantizer": QUANTIZERS[1:]}

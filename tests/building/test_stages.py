@@ -166,7 +166,9 @@ def test_requantizing_from_y_equals_building(
 
 
 @pytest.mark.slow
-def test_any_number_of_workers_makes_the_same_bytes(asked: Asked, staged: dict[str, Path], tmp_path: Path) -> None:
+def test_any_number_of_workers_makes_the_same_bytes(
+    asked: Asked, staged: dict[str, Path], tmp_path: Path, forked_workers: None
+) -> None:
     path = copied(staged[CHECKERED], tmp_path)
     before = contents(path)
     for shard in range(3):

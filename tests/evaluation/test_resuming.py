@@ -83,7 +83,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, die_at: int = 0) -> list[str]:
 
 
 @pytest.mark.slow
-def test_one_process_and_several_give_the_same_figures(base: Path, folder: Path) -> None:
+def test_one_process_and_several_give_the_same_figures(base: Path, folder: Path, forked_workers: None) -> None:
     found = {}
     for name, engine in {
         "one": {"name": "local"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from lic_dist.quantization.trellis import CODE16, CODE32, CODE64, ECM8, SCALAR, 
 from tests.forked import python
 from tests.quantization.test_trellis import NNCODEC8
 
+ROOT = Path(__file__).parents[2]
 STEP = 0.56
 TABLES = tables_from_pmf(analytic_pmf(STEP, ECM8))
 FLAT = tables_from_pmf(np.tile([[0.5, 0.125, 0.0625, 0.03125, 0.0]], (2 * LEVELS, 1)))  # whole bits: many ties
@@ -296,9 +299,10 @@ print("the same")
 
 @pytest.mark.slow
 def test_tritons_interpreter_gives_the_reference() -> None:
-    """In a process of its own: Triton decides at import whether it interprets."""
+    """In a process that has not imported Triton: it decides then whether it interprets."""
     pytest.importorskip("triton")
-    done = python(TRITON, environment={**os.environ, "TRITON_INTERPRET": "1"}, timeout=250)
+    command, environment = [sys.executable, "-c", TRITON], {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=250)
     assert done.stdout.strip() == "the same", done.stderr[-2000:]
 
 
