@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,19 +28,25 @@ from lic_dist.training.decoding import Decoding
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.log import read_log
 from lic_dist.training.samples import Samples
-from tests.forked import ranks
+from tests.forked import python, ranks
 from tests.training.test_finetune import document
 
-ROOT = Path(__file__).resolve().parents[2]
 
+def torchrun(dying: str, step: int, *command: object) -> subprocess.CompletedProcess[str]:
+    """`lic-dist COMMAND` in two ranks under torchrun's agent, which starts them again once; see `tests.dying`.
 
-def torchrun(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    return subprocess.run(
-        [*launch, "-m", module, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    Ranks are forked, where torchrun's own would import everything twice.
+    """
+    code = """
+import sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from tests.dying import main
+
+agreed = {"min_nodes": 1, "max_nodes": 1, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "elastic"}
+launch = LaunchConfig(nproc_per_node=2, max_restarts=1, start_method="forkserver", **agreed)
+elastic_launch(launch, main)(*sys.argv[1:])
+"""
+    return python(code, dying, step, *command, timeout=240)
 
 
 def gradients(base: str, store: str, rank: int, world: int, meeting: str, out: str) -> None:
@@ -128,7 +132,7 @@ def test_ranks_that_die_end_the_job_which_goes_on_to_the_same_bits(
     assert checkpoint.digest(checkpoint.load(str(tmp_path / "cut")).model.state_dict()) == weights
     assert [row["step"] for row in read_log(tmp_path / "cut" / "log.jsonl")] == [0, 4, 5, 9, 12]
 
-    elastic = torchrun("tests.dying", "0", "7", "finetune", file("elastic"))  # torchrun starts all ranks again
+    elastic = torchrun("0", 7, "finetune", file("elastic"))  # torchrun starts all ranks again
     assert elastic.returncode == 0, [line for line in elastic.stderr.splitlines() if "rror" in line][:30]
     assert checkpoint.digest(checkpoint.load(str(tmp_path / "elastic")).model.state_dict()) == weights
 
