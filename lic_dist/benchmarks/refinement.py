@@ -71,7 +71,6 @@ def annealed(
     stages.
     """
     stage = only_stage(codec, sides_hat)
-    error_weight = refinement.lmbda * 255**2 / 3
     moved = y.detach().float().clone()
     optimizer = torch.optim.Adam([moved])
     generator = torch.Generator(device=y.device).manual_seed(0)
@@ -80,7 +79,7 @@ def annealed(
             point = moved.detach().requires_grad_(True)
             drawn = stage.means + drawn_between(point - stage.means, temperature(step / refinement.steps), generator)
             bits = bits_of(codec.likelihood(drawn, stage))
-        error = error_weight * gradient(drawn.detach())
+        error = refinement.error_weight * gradient(drawn.detach())
         (moved.grad,) = torch.autograd.grad((drawn, bits), point, (error, torch.ones_like(bits)))
         optimizer.param_groups[0]["lr"] = ANNEALED_RATE * (1 - step / refinement.steps)
         optimizer.step()

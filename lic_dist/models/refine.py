@@ -51,6 +51,11 @@ class Refinement:
         distortion = f" for {weights}" if self.steps and weights != "1 mse" else ""
         return f"{self.steps} steps of refinement{moved}{distortion}"
 
+    @property
+    def error_weight(self) -> float:
+        """Bits that a unit of `error` is worth."""
+        return self.lmbda * 255**2 / 3
+
     def error(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """Return D of pictures x_hat against x, float32 [B, 3, H, W] in [0, 1] of any size, in units of a squared error
         summed over pictures, pixels and colours: a scalar.
@@ -112,17 +117,16 @@ def refine_latents(
     if stage is None:
         _require_positions(y, f"under {codec.name}'s contexts")
     sides = tuple(side.float() for side in sides_hat)  # those of networks in integers are float64
-    error_weight = refinement.lmbda * 255**2 / 3  # of a unit of squared error, in bits
 
     def loss_gradient(y: Tensor) -> Tensor:
         if stage is not None:
             rate = gradient_at(y, lambda y: bits_of(codec.likelihood(y, stage)))
-            return error_weight * gradient(y) + rate
+            return refinement.error_weight * gradient(y) + rate
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
             given = codec.given(sides, y)
             bits = bits_of(codec.likelihood(y, Stage(given.means, given.scales)))
-        error = error_weight * gradient(given.y_hat.detach())
+        error = refinement.error_weight * gradient(given.y_hat.detach())
         (total,) = torch.autograd.grad((given.y_hat, bits), y, (error, torch.ones_like(bits)))
         return total
 
@@ -147,7 +151,6 @@ def refine_both(
     side, moved = only_side(codec), y.detach().float().clone()
     with torch.no_grad():
         z = side.centred(codec.hyper_analyse(moved)[0]).contiguous()
-    error_weight = refinement.lmbda * 255**2 / 3
 
     def loss_gradients(y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
@@ -155,7 +158,7 @@ def refine_both(
             z_hat = side.dequantize(z + (torch.round(z) - z).detach())
             given = codec.given((z_hat,), y)
             bits = bits_of(codec.likelihood(y, Stage(given.means, given.scales))) + bits_of(side.likelihood(z_hat))
-        error = error_weight * gradient(given.y_hat.detach())
+        error = refinement.error_weight * gradient(given.y_hat.detach())
         return torch.autograd.grad((given.y_hat, bits), (y, z), (error, torch.ones_like(bits)))
 
     _descend([(moved, RATE), (z, Z_RATE)], refinement.steps, loss_gradients)

@@ -7,6 +7,7 @@ whether it is the second. What is generated is compiled by numba, and kept in it
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def compiled(function: Any, name: str) -> Any:
     return kernel(function)
 
 
+@lru_cache(maxsize=64)
 def identity(trellis: Trellis) -> str:
     """Return a machine's number of states and a digest: of its tables and of the text that its search is made from
     besides viterbi.py.

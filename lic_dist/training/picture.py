@@ -43,13 +43,14 @@ def learning_curves(folders: Sequence[Path], path: Path) -> list[str]:
             color=alt.Color("curve:N", title=None, sort=None, scale=alt.Scale(range=list(drawing.COLOURS))),
         )
     )
-    panels = []
-    for name, title in HELD_OUT.items():
-        low, high = table[name].min(), table[name].max()
-        margin = (high / low) ** 0.05
-        scale = alt.Scale(type="log", domain=[low / margin, high * margin], nice=False)
-        y = alt.Y(f"{name}:Q", title=None, scale=scale if name == "held_out_L" else alt.Scale(zero=False))
-        panels.append(drawing.panel(base.encode(y=y), title))
+    low, high = table["held_out_L"].min(), table["held_out_L"].max()
+    margin = (high / low) ** 0.05
+    scales = dict.fromkeys(HELD_OUT, alt.Scale(zero=False))
+    scales["held_out_L"] = alt.Scale(type="log", domain=[low / margin, high * margin], nice=False)
+    panels = [
+        drawing.panel(base.encode(y=alt.Y(f"{name}:Q", title=None, scale=scales[name])), title)
+        for name, title in HELD_OUT.items()
+    ]
     drawing.write(drawing.beside(*panels, columns=len(panels)), path)
     return [_line(name, rows[-1]) for name, rows in curves.items()]
 
