@@ -210,6 +210,11 @@ class Evaluate(Section):
         description="sq, a name that the checkpoint carries or a group of the cache, `carried` for all of the first, "
         "or a record's path.",
     )
+    arms: dict[PathText, Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="The arms of checkpoints, by name, path or pattern, where they do not tell them themselves: "
+        "{runs/continued-*: base training (control)}.",
+    )
     show: tuple[str, ...] = Field(
         (), description="Pictures that are kept decoded for the report, by their names in the results."
     )

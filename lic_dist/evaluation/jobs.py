@@ -95,7 +95,14 @@ class Task:
         for pattern, quantizers in by_pattern.items():
             for checkpoint in _matching(pattern):
                 by_checkpoint[checkpoint] = (*by_checkpoint.get(checkpoint, ()), *quantizers)
-        named = [job for path, quantizers in by_checkpoint.items() for job in _jobs(path, quantizers, experiment)]
+        arms = {checkpoint: arm for pattern, arm in section.arms.items() for checkpoint in _matching(pattern)}
+        if unknown := arms.keys() - by_checkpoint.keys():
+            raise UsageError(f"evaluate.arms names {min(unknown)}, which evaluate.checkpoints does not")
+        named = [
+            job
+            for path, quantizers in by_checkpoint.items()
+            for job in _jobs(path, quantizers, experiment, arms.get(path))
+        ]
         # `arm` counts: a retraining that improved nothing has the tensors of its base, but is a point of its own
         jobs = list({(job.quantizer, job.record, job.model, job.arm): job for job in named}.values())
         if not jobs:
@@ -143,8 +150,10 @@ def _matching(pattern: str) -> list[str]:
     return [with_gain(one, gain) for one in (*shipped, *on_disk)]
 
 
-def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment) -> list[Job]:
-    """Return the jobs of a checkpoint. A quantizer's name is a record that it carries, else a group of the cache."""
+def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, arm: str | None) -> list[Job]:
+    """Return the jobs of a checkpoint. A quantizer's name is a record that it carries, else a group of the cache. `arm`
+    is its arm; None: what it says itself.
+    """
     section = experiment.model
     architecture, lmbda = (section.architecture, section.lmbda) if section else (None, None)
     options = section.options if section else {}
@@ -168,7 +177,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment) 
                 lmbda=loaded.spec.lmbda,
                 record=record.digest,
                 model=model,
-                arm=arm_of(loaded),
+                arm=arm or arm_of(loaded),
                 seed=seed_of(loaded),
                 options=options,
             )

@@ -142,6 +142,24 @@ def test_a_retraining_that_changed_nothing_is_a_point_beside_its_base(
         assert {point.arm for point in read_points(evaluate(one))} == {"base", "decoder"}
 
 
+def test_arms_can_be_given_by_pattern(base: Path, photos: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(str(base))
+    for name in ("continued-1", "continued-2"):
+        checkpoint.save(loaded, tmp_path / f"{name}.pth.tar")
+    one = experiment(base, photos, tmp_path / "r.json", "sq")
+    section = config.need(one.evaluate, "evaluate").model_copy(
+        update={
+            "checkpoints": (str(base), f"{tmp_path}/continued-*.pth.tar"),
+            "arms": {f"{tmp_path}/*-1.pth.tar": "control", f"{tmp_path}/*-2.pth.tar": "longer (control)"},
+        }
+    )
+    task = Task.of(one.model_copy(update={"evaluate": section}))
+    assert [job.arm for job in task.jobs] == ["base", "control", "longer (control)"]
+    section = section.model_copy(update={"checkpoints": (str(base),)})
+    with pytest.raises(UsageError, match=r"evaluate.arms names .*continued-1.pth.tar, which"):
+        Task.of(one.model_copy(update={"evaluate": section}))
+
+
 def test_short_names() -> None:
     assert short_name("sq") == "sq"
     assert short_name("runs/a.zarr/quantized/tcq8") == short_name("runs/a.zarr/quantized/tcq8/record.json") == "tcq8"

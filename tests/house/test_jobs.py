@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -165,6 +166,30 @@ def test_the_slurm_script_in_a_dry_run(build: int, tmp_path: Path) -> None:
         ["bash", JOBS / "slurm.sbatch"], env=environment, capture_output=True, text=True, check=False
     )
     assert usage.returncode != 0 and "usage: sbatch" in usage.stderr
+
+
+@pytest.mark.slow
+def test_photos_are_dealt_into_parts_by_their_bytes(photos: Path, tmp_path: Path) -> None:
+    def deal(source: Path, *parts: str) -> dict[str, bytes]:
+        out = tmp_path / "-".join(parts)
+        command = [sys.executable, JOBS / "split_photos.py", source, out, *parts]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.png")}
+
+    renamed = tmp_path / "renamed"
+    for number, path in enumerate(sorted((photos / "train").glob("*.png"))):
+        (renamed / "kind").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, renamed / "kind" / f"{number}.png")
+    dealt, again = deal(photos / "train", "a=0.5", "b=0.5"), deal(renamed, "a=0.5", "b=0.25", "c=0.25")
+    assert len(dealt) == len(again) == len(list((photos / "train").glob("*.png")))
+    assert {name.split("/")[1] for name in again} == {"kind"}
+
+    def of(part: str, found: dict[str, bytes]) -> set[bytes]:
+        return {content for name, content in found.items() if name.split("/")[0] == part}
+
+    assert of("a", dealt) == of("a", again) and of("b", dealt) == of("b", again) | of("c", again)
+    for content in of("a", dealt):
+        assert hashlib.sha256(content).digest()[0] < 128
 
 
 SMALL = ("steps=2", "batch=2", "crop=64", "quantile_steps=20", "precision=float32")
