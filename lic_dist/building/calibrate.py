@@ -33,7 +33,7 @@ from lic_dist.building.latents import Inputs, Latents, inputs_of, squared_error
 from lic_dist.building.records import analytic_record
 from lic_dist.building.refined import record_fields, refinement_of
 from lic_dist.cache.trials import Row, Trials
-from lic_dist.errors import LicError
+from lic_dist.errors import LicError, UsageError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import model_digest
 from lic_dist.progress import Progress
@@ -155,6 +155,8 @@ def calibrate(
     Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the
     analytic tables on; `mse_unquantized`; `weights_standard_error`.
     """
+    if section.scale_offsets and checkpoint.codec.prior is not None:
+        raise UsageError("quantizer.scale_offsets: the model has a prior for each channel, no scales")
     pilot_inputs = inputs_of(checkpoint.model, pilot.y, pilot.z, batch)
     held_inputs = inputs_of(checkpoint.model, held_out.y, held_out.z, batch)
     weights, notes = channel_weights(checkpoint, section, pilot_inputs)
@@ -206,7 +208,7 @@ def calibrate(
         "mse": measured.mse,
         "mse_predicted": measured.predicted,
     }
-    return replace(made[-1], **refined, notes={**made[-1].notes, **notes})
+    return replace(made[-1], **refined, scale_offsets=section.scale_offsets, notes={**made[-1].notes, **notes})
 
 
 def _row(storage: Point, measured: Measurement) -> Row:

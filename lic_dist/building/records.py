@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lic_dist.cache.storages import open_storage
-from lic_dist.codec.records import local_record, require_fit, side_tables, unknown_quantizer
+from lic_dist.codec.records import OFFSETS, local_record, require_fit, side_tables, unknown_quantizer, with_offsets
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.adaptation import factorized_record, gaussian_record
 from lic_dist.quantization.kinds import KINDS
@@ -37,6 +37,8 @@ def named_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
     """
     if "://" not in name or name in checkpoint.quantizers:
         return local_record(checkpoint, name)
+    if name.endswith(OFFSETS):
+        return with_offsets(named_record(checkpoint, name.removesuffix(OFFSETS)), checkpoint)
     storage, _, key = name.rstrip("/").rpartition("/")
     try:
         text = (

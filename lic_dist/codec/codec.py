@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from lic_dist.codec import rans, walk
 from lic_dist.codec.container import OVERHEAD, Container, check_sides
+from lic_dist.codec.offsets import pack as pack_offsets
+from lic_dist.codec.offsets import unpack as unpack_offsets
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.codec.tiles import Grid, analyse, error_gradient, run_in_tiles, synthesise
 from lic_dist.errors import LicError
@@ -44,7 +46,7 @@ class EncodedImage:
     """One coded image: the bytes of its file, and what the encoder knew when it wrote them.
 
     shape is the image's; z int16 [Nz, positions]; level (see `walk.levels`) and k int16 [M, h*w]; y_hat float32 [1, M,
-    h, w].
+    h, w]; offsets as the file has them, no bytes where it has none.
     """
 
     data: bytes
@@ -53,10 +55,11 @@ class EncodedImage:
     level: NDArray[np.integer[Any]]
     k: NDArray[np.int16]
     y_hat: Tensor
+    offsets: bytes = b""
 
     @property
     def coded_bits(self) -> int:
-        """Bits of the two entropy-coded streams."""
+        """Bits of the two entropy-coded streams, scale offsets among them."""
         return 8 * (len(self.data) - OVERHEAD)
 
     @property
@@ -150,15 +153,20 @@ class ImageCodec:
         if refinement.steps and not refinement.z:
             y = refine_latents(self._codec, y, sides_hat, gradient, refinement, run)
         coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run)
+        offsets = b""
+        if record.scale_offsets and (chosen := walk.best_offsets(self._codec, self.quantizer, coded)).any():
+            offsets = pack_offsets(chosen)
+            coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run, chosen)
         planes = coded.planes()
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables) if z_lanes.size else b""
         rows = [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]
         y_stream = rans.encode_planes(rows, self.record.y_tables)
         checksum = walk.planes_checksum(planes)
-        flags = {"grey": image.ndim == 2, "integer": self.integer}
+        flags = {"grey": image.ndim == 2, "integer": self.integer, "offsets": bool(offsets)}
+        y_stream = offsets + y_stream
         container = Container(height, width, self.model_id, self.record_id, checksum, z_stream, y_stream, **flags)
         k, level = (one[0].flatten(1).cpu().numpy() for one in (coded.k, coded.level))
-        return EncodedImage(container.pack(), image.shape, z_lanes, level, k, coded.y_hat)
+        return EncodedImage(container.pack(), image.shape, z_lanes, level, k, coded.y_hat, offsets)
 
     @torch.no_grad()
     def decode(self, data: bytes) -> NDArray[np.uint8]:
@@ -182,7 +190,11 @@ class ImageCodec:
         grid = self.grid(container.height, container.width)
         z = self._decode_z(container.z, grid)
         sides_hat, run = self._sides_hat(z, grid, container.integer), self._run(grid, container.integer)
-        k, y_hat = walk.decode(self._codec, sides_hat, grid.latents, container.y, container.planes, self.quantizer, run)
+        offsets, stream = None, container.y
+        if container.offsets:
+            offsets, stream = unpack_offsets(stream, self._codec.channels)
+        size, planes = grid.latents, container.planes
+        k, y_hat = walk.decode(self._codec, sides_hat, size, stream, planes, self.quantizer, run, offsets)
         shape = (container.height, container.width) if container.grey else (container.height, container.width, 3)
         return DecodedLatents(shape, k[0].flatten(1).numpy(), y_hat)
 
@@ -193,12 +205,13 @@ class ImageCodec:
         return self._picture(latents.y_hat, latents.shape)
 
     def estimated_bits(self, encoded: EncodedImage) -> float:
-        """Return the sum of -log2 over the integer tables, for z and y."""
-        return self.z_bits(encoded) + float(self.channel_bits(encoded).sum())
+        """Return the sum of -log2 over the integer tables, for z and y, and the bits of scale offsets."""
+        return self.side_bits(encoded) + float(self.channel_bits(encoded).sum())
 
-    def z_bits(self, encoded: EncodedImage) -> float:
-        """Return the part of z in `estimated_bits`."""
-        return float(self.record.z_tables.bits(encoded.z, _channel_rows(encoded.z.shape)).sum())
+    def side_bits(self, encoded: EncodedImage) -> float:
+        """Return the part of z and of scale offsets in `estimated_bits`."""
+        of_z = self.record.z_tables.bits(encoded.z, _channel_rows(encoded.z.shape))
+        return float(of_z.sum()) + 8 * len(encoded.offsets)
 
     def channel_bits(self, encoded: EncodedImage) -> NDArray[np.float64]:
         """Return the part of each channel of y in `estimated_bits`, [M]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from lic_dist.models.protocol import CodecModel
 from lic_dist.models.stages import only_side
 from lic_dist.quantization.rates import CdfTables
 from lic_dist.quantization.record import NO_Z, QuantizerRecord
+
+OFFSETS = "+offsets"  # behind the name of a quantizer: the same with scale offsets
 
 
 def coder_tables(entropy_model: Any) -> CdfTables:
@@ -55,12 +58,15 @@ def compressai_record(checkpoint: Checkpoint) -> QuantizerRecord:
 
 
 def local_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
-    """Return `sq` (CompressAI's tables), a record that the checkpoint carries, or the record of a file or folder.
+    """Return `sq` (CompressAI's tables), a record that the checkpoint carries, or the record of a file or folder; with
+    OFFSETS behind the name, one that chooses scale offsets for each picture.
 
     Raises:
         UsageError: none of these, or a record of another prior of z, number of channels or lambda.
         LicError: a file that is no record.
     """
+    if name.endswith(OFFSETS):
+        return with_offsets(local_record(checkpoint, name.removesuffix(OFFSETS)), checkpoint)
     if name in checkpoint.quantizers:
         return QuantizerRecord.from_json(checkpoint.quantizers[name])
     if name == "sq":
@@ -70,6 +76,13 @@ def local_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
     if path.is_file():
         return require_fit(QuantizerRecord.load(path), checkpoint, name)
     raise unknown_quantizer(checkpoint, name)
+
+
+def with_offsets(record: QuantizerRecord, checkpoint: Checkpoint) -> QuantizerRecord:
+    """Return a record that chooses scale offsets for each picture. Raises UsageError where the model has no scales."""
+    if record.by_channel:
+        raise UsageError(f"{checkpoint.source} has a prior for each channel, no scales that offsets could move")
+    return replace(record, scale_offsets=True)
 
 
 def preferred_quantizer(checkpoint: Checkpoint) -> str:

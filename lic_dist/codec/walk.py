@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lic_dist.codec.offsets import choose
 from lic_dist.codec.rans import BitstreamError, Decoder
 from lic_dist.models.protocol import CodecModel, Elements, Run, Sides, Stage
 from lic_dist.quantization.quantize import Quantizer
-from lic_dist.quantization.rates import level_index
+from lic_dist.quantization.rates import LEVELS, level_index
 
 OTHER_SCALES = "this machine computes other scales than the encoder's"
 OTHER_SCALES_HINT = "decode with the encoder's backend, or encode with --deterministic"
@@ -53,8 +54,16 @@ class Coded(NamedTuple):
         return [Plane(elements, k.cpu().numpy(), level.cpu().numpy()) for elements, k, level in self.stages]
 
 
-def search(codec: CodecModel, sides_hat: Sides, y: Tensor, quantizer: Quantizer, run: Run | None = None) -> Coded:
-    """Quantize y float32 [B, M, h, w] stage by stage, on the device of y; `run` is that of `CodecModel.walk`.
+def search(
+    codec: CodecModel,
+    sides_hat: Sides,
+    y: Tensor,
+    quantizer: Quantizer,
+    run: Run | None = None,
+    offsets: NDArray[np.int8] | None = None,
+) -> Coded:
+    """Quantize y float32 [B, M, h, w] stage by stage, on the device of y; `run` is that of `CodecModel.walk`, `offsets`
+    are those of the levels of each channel, int8 [M].
 
     Raises:
         LicError: a latent is not finite, or does not fit 16-bit indices.
@@ -66,7 +75,7 @@ def search(codec: CodecModel, sides_hat: Sides, y: Tensor, quantizer: Quantizer,
     parts: list[tuple[Elements, list[Tensor]]] = []
 
     def quantize(stage: Stage) -> Tensor:
-        elements, lanes = stage.elements, levels(stage, quantizer.record.level_rule)
+        elements, lanes = stage.elements, levels(stage, quantizer.record.level_rule, offsets)
         part = elements.take(y) - stage.means
         r = elements.lanes(part)
         found = quantizer.quantize(r, lanes, channels=elements.lane_channels(*y.shape[:2]))
@@ -111,10 +120,11 @@ def decode(
     planes: int,
     quantizer: Quantizer,
     run: Run | None = None,
+    offsets: NDArray[np.int8] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Decode the stream of y, of `size` in positions: indices k int16 and y_hat float32, [1, M, h, w] both.
 
-    `planes` is the encoder's checksum of all levels, see `planes_checksum`.
+    `planes` is the encoder's checksum of all levels, see `planes_checksum`; `offsets` as for `search`.
 
     Raises:
         BitstreamError: a stream that is cut, altered or extended, or this machine computes other scales.
@@ -125,7 +135,7 @@ def decode(
 
     def read(stage: Stage) -> Tensor:
         nonlocal checksum, count
-        level = levels(stage, record.level_rule).cpu().numpy()
+        level = levels(stage, record.level_rule, offsets).cpu().numpy()
         checksum, count = zlib.crc32(np.ascontiguousarray(level).data, checksum), count + 1
         if count == last and checksum != planes:
             raise BitstreamError(OTHER_SCALES, hint=OTHER_SCALES_HINT)
@@ -193,11 +203,25 @@ def _reconstruct(stage: Stage, k: Tensor, quantizer: Quantizer) -> Tensor:
     return stage.means + stage.elements.from_lanes(level, stage.means)
 
 
-def levels(stage: Stage, rule: str) -> Tensor:
+def levels(stage: Stage, rule: str, offsets: NDArray[np.int8] | None = None) -> Tensor:
     """Return the levels of a stage in lanes, [lanes, steps]: those of its scales, uint8, by a rule of LEVEL_RULES, or
-    where there are none, because y has a factorized prior, the channels, uint16.
+    where there are none, because y has a factorized prior, the channels, uint16. `offsets` int8 [M] are added to the
+    levels of each channel.
     """
     if stage.scales is None:
         return stage.elements.lanes(stage.elements.channel_plane(stage.means))
-    level: Tensor = stage.elements.lanes(level_index(stage.scales, rule))
-    return level
+    level: Tensor = level_index(stage.scales, rule)
+    if offsets is not None:
+        own = torch.from_numpy(offsets[stage.elements.channels]).to(level.device)
+        level = moved(level, own.reshape(-1, *(1 for _ in level.shape[2:])))
+    return stage.elements.lanes(level)
+
+
+def moved(level: Tensor, offset: Tensor | int) -> Tensor:
+    """Return levels of scales, uint8, moved by whole numbers, at most to the first and the last one."""
+    return (level.to(torch.int16) + offset).clamp(0, LEVELS - 1).to(torch.uint8)
+
+
+def best_offsets(codec: CodecModel, quantizer: Quantizer, coded: Coded) -> NDArray[np.int8]:
+    """Return the scale offsets int8 [M] that one picture's indices are cheapest with, those of no use zero."""
+    return choose(lambda one: channel_bits(codec, quantizer, coded.k, moved(coded.level, one))[0])

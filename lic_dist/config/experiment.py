@@ -103,7 +103,7 @@ class Images(Section):
 class Quantizer(Section):
     """A quantizer and what is fixed of it; `auto` is calibrated on held-out training crops."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"refine_distortion", "refine_z"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"refine_distortion", "refine_z", "scale_offsets"})
 
     name: Literal["sq", "deadzone", "rdoq", "tcq"] = Field(
         "tcq", description="Scalar, with a dead zone, rate-distortion optimized scalar, or trellis-coded."
@@ -136,6 +136,11 @@ class Quantizer(Section):
         "times 1 - MS-SSIM, which keeps MS-SSIM from falling.",
     )
     refine_z: bool = Field(False, description="Whether these steps move z too, whose bits then count among theirs.")
+    scale_offsets: bool = Field(
+        False,
+        description="Whether a picture's file may hold offsets for the scales of its channels, where they save more "
+        "than they cost; crops of a cache have none.",
+    )
     adapt_rounds: int = Field(3, ge=1, description="Rounds of search and adaption of the tables.")
     pilot: int = Field(256, ge=1, description="Training samples that the tables are adapted on.")
     calibration: int = Field(48, ge=1, description="Held-out samples that step, strength and shift are calibrated on.")
@@ -213,7 +218,7 @@ class Evaluate(Section):
     arms: dict[PathText, Annotated[str, Field(min_length=1)]] = Field(
         default_factory=dict,
         description="The arms of checkpoints, by name, path or pattern, where they do not tell them themselves: "
-        "{runs/continued-*: base training (control)}.",
+        "{runs/continued-*: base training control}.",
     )
     show: tuple[str, ...] = Field(
         (), description="Pictures that are kept decoded for the report, by their names in the results."

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from lic_dist.building.records import named_record
 from lic_dist.codec.codec import ImageCodec
+from lic_dist.codec.records import OFFSETS
 from lic_dist.config import Engine, Experiment, need
 from lic_dist.data import images, photo_files
 from lic_dist.errors import UsageError
@@ -162,7 +163,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, 
     jobs = []
     names = [name for text in quantizers for name in (carried(loaded) if text == CARRIED else (text,))]
     for name in dict.fromkeys(names):
-        own = name in ("sq", *loaded.quantizers)
+        own = name.removesuffix(OFFSETS) in ("sq", *loaded.quantizers)
         bare = not (own or "/" in name or Path(name).exists())
         quantizer = f"{experiment.cache.path}/quantized/{name}" if experiment.cache is not None and bare else name
         record = named_record(loaded, quantizer)
@@ -172,7 +173,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, 
                 checkpoint=checkpoint,
                 quantizer=short_name(quantizer),
                 model_at=checkpoints.absolute(checkpoint),
-                record_at=quantizer if own else checkpoints.absolute(quantizer),
+                record_at=quantizer if own else _absolute(quantizer),
                 architecture=architecture,
                 lmbda=loaded.spec.lmbda,
                 record=record.digest,
@@ -209,7 +210,14 @@ def seed_of(loaded: Checkpoint) -> int | None:
 
 def short_name(quantizer: str) -> str:
     """Return the name of a quantizer; for a record's path, that of the group or file that holds it."""
-    return Path(quantizer.removesuffix("record.json")).name.removesuffix(".json") or quantizer
+    path = quantizer.removesuffix(OFFSETS)
+    return (Path(path.removesuffix("record.json")).name.removesuffix(".json") or path) + quantizer[len(path) :]
+
+
+def _absolute(quantizer: str) -> str:
+    """Return a record's path as an absolute one."""
+    path = quantizer.removesuffix(OFFSETS)
+    return checkpoints.absolute(path) + quantizer[len(path) :]
 
 
 def file_safe(name: str) -> str:

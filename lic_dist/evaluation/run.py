@@ -235,7 +235,7 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
         bpp=encoded.coded_bits / pixels,
         psnr=psnr8(image, decoded),
         ms_ssim=ms_ssim8(image, decoded),
-        estimated_bpp=(codec.z_bits(encoded) + float(bits.sum())) / pixels,
+        estimated_bpp=(codec.side_bits(encoded) + float(bits.sum())) / pixels,
         likelihood_bpp=codec.likelihood_bits(encoded) / pixels,
         container_bpp=encoded.container_bits / pixels,
         encode_seconds=middle - started,

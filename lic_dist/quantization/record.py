@@ -47,6 +47,7 @@ class QuantizerRecord:
         refine        gradient steps of y before the search (models/refine.py)
         refine_distortion  what these weigh: mse, ms-ssim or both, each with its weight
         refine_z      whether they move z too
+        scale_offsets whether a picture's file may hold offsets for the levels of its channels (codec/offsets.py)
         z_tables      rows are channels of z; a quantizer that codes no z may leave them out
         notes         provenance, plain JSON: standard errors, calibration curve; not part of the digest
 
@@ -66,6 +67,7 @@ class QuantizerRecord:
     refine: int = 0
     refine_distortion: Mapping[str, float] = field(default_factory=lambda: dict(MSE))
     refine_z: bool = False
+    scale_offsets: bool = False
     z_tables: CdfTables = NO_Z
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -89,6 +91,8 @@ class QuantizerRecord:
         if not weights_of or not all(name in MEASURES and 0 < one < np.inf for name, one in weights_of.items()):
             raise ValueError(f"refine_distortion has positive weights of {', '.join(MEASURES)}, not {weights_of}")
         object.__setattr__(self, "refine_distortion", weights_of)
+        if self.scale_offsets and self.by_channel:
+            raise ValueError("scale_offsets are for tables by scale, these are by channel")
         if self.kind.strength != "rounding" and self.rounding != 0.5:
             raise ValueError(f"rounding is the dead zone's, not {self.name}'s")
         weights = np.array(self.weights, np.float32)
@@ -186,6 +190,7 @@ class QuantizerRecord:
                 refine=_typed({"refine": 0, **plain}, "refine", int),
                 refine_distortion=_weights(_typed({"refine_distortion": MSE, **plain}, "refine_distortion", dict)),
                 refine_z=_typed({"refine_z": False, **plain}, "refine_z", bool),
+                scale_offsets=_typed({"scale_offsets": False, **plain}, "scale_offsets", bool),
                 z_tables=_unpack_tables(_typed(plain, "z_tables", dict)),
                 notes=_typed(plain, "notes", dict),
             )
@@ -243,6 +248,7 @@ class QuantizerRecord:
             **({"refine": self.refine} if self.refine else {}),
             **({"refine_distortion": dict(self.refine_distortion)} if self.refine_distortion != MSE else {}),
             **({"refine_z": True} if self.refine_z else {}),
+            **({"scale_offsets": True} if self.scale_offsets else {}),
         }
 
 

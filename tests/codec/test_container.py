@@ -97,7 +97,7 @@ def test_contradictions_under_a_right_checksum_are_errors() -> None:
     content = SMALL.pack()[:-4]
     for position, field in (
         (3, b"\x03"),  # a later format
-        (4, b"\x04"),  # an unknown flag
+        (4, b"\x08"),  # an unknown flag
         (5, b"\0\0"),  # no rows
         (7, b"\0\0"),  # no columns
         (5, b"\xff" * 4),  # four thousand million pixels

@@ -142,6 +142,17 @@ def test_a_retraining_that_changed_nothing_is_a_point_beside_its_base(
         assert {point.arm for point in read_points(evaluate(one))} == {"base", "decoder"}
 
 
+def test_offsets_are_measured_beside_their_quantizer(base: Path, photos: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(str(base))
+    analytic_record(loaded, "tcq", 4, 0.7, 0.2, np.full(12, 30.0, np.float32)).save(tmp_path / "mine.json")
+    mine = f"{tmp_path}/mine.json"
+    plain, own = read_points(evaluate(experiment(base, photos, tmp_path / "r.json", mine, f"{mine}+offsets")))
+    assert (plain.quantizer, own.quantizer) == ("mine", "mine+offsets") and plain.record != own.record
+    assert own.figures.bpp < plain.figures.bpp
+    for row in own.images:
+        assert row.bpp == pytest.approx(row.estimated_bpp, rel=0.01, abs=0.02)
+
+
 def test_arms_can_be_given_by_pattern(base: Path, photos: Path, tmp_path: Path) -> None:
     loaded = checkpoint.load(str(base))
     for name in ("continued-1", "continued-2"):
@@ -164,6 +175,7 @@ def test_short_names() -> None:
     assert short_name("sq") == "sq"
     assert short_name("runs/a.zarr/quantized/tcq8") == short_name("runs/a.zarr/quantized/tcq8/record.json") == "tcq8"
     assert short_name("runs/photos.tcq8.json") == "photos.tcq8"
+    assert short_name("runs/photos.tcq8.json+offsets") == "photos.tcq8+offsets"
 
 
 def test_checkpoints_may_be_patterns_each_with_quantizers_of_its_own(base: Path, photos: Path, tmp_path: Path) -> None:
