@@ -1,12 +1,15 @@
-"""Bjøntegaard-Delta rate: how much less rate a curve needs than an anchor at equal PSNR, in percent.
+"""Bjøntegaard-Delta rate: how much less rate a curve needs than an anchor at equal quality, in percent.
 
-The package `bjontegaard` (Herglotz et al. 2022) integrates; PCHIP as JVET does (JVET-H0030), Akima as a check.
+The quality is PSNR, or MS-SSIM in dB, -10 log10(1 - MS-SSIM); of an averaged curve that of the mean MS-SSIM. The
+package `bjontegaard` (Herglotz et al. 2022) integrates; PCHIP as JVET does (JVET-H0030), Akima as a check.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -20,16 +23,33 @@ import bjontegaard  # noqa: E402
 
 FEWEST_POINTS = 4
 METHODS = ("pchip", "akima")
-_Samples = tuple[np.ndarray, np.ndarray]  # bpp and PSNR, both rising
+Quality = Literal["psnr", "ms-ssim"]
+QUALITIES: dict[Quality, str] = {"psnr": "PSNR", "ms-ssim": "MS-SSIM"}
+_Samples = tuple[np.ndarray, np.ndarray]  # bpp and quality in dB, both rising
 
 
-def bd_rate(anchor: Curve, test: Curve, method: str = "pchip") -> float:
+def decibels(figures: Figures, quality: Quality = "psnr") -> float:
+    """PSNR or MS-SSIM in dB; inf for a picture that equals its original, nan where there is no MS-SSIM."""
+    if quality == "psnr":
+        return figures.psnr
+    if figures.ms_ssim is None:
+        return math.nan
+    return -10 * math.log10(1 - figures.ms_ssim) if figures.ms_ssim < 1 else math.inf
+
+
+def known(curve: Curve, quality: Quality) -> bool:
+    """Whether all points of the averaged curve have this quality."""
+    return not any(math.isnan(decibels(figures, quality)) for figures in curve.figures)
+
+
+def bd_rate(anchor: Curve, test: Curve, method: str = "pchip", quality: Quality = "psnr") -> float:
     """BD-rate of the averaged curves in percent; negative: `test` needs less rate.
 
     Raises:
-        LicError: fewer than four points, two at one lambda, a PSNR that does not rise with the rate, or no overlap.
+        LicError: fewer than four points, two at one lambda, a quality that does not rise with the rate or that a curve
+            does not have, or no overlap.
     """
-    return _bd_rate(_means(anchor), _means(test), method)
+    return _bd_rate(_means(anchor), _means(test), method, quality)
 
 
 def rate_change(anchor: Curve, test: Curve, samples: int = 101) -> tuple[np.ndarray, np.ndarray]:
@@ -40,22 +60,22 @@ def rate_change(anchor: Curve, test: Curve, samples: int = 101) -> tuple[np.ndar
     Raises:
         LicError: as `bd_rate`.
     """
-    both = _in_common(_means(anchor), _means(test))
+    both = _in_common(_means(anchor), _means(test), "psnr")
     psnr = np.linspace(max(own[0] for _, own in both), min(own[-1] for _, own in both), samples)
     before, after = (PchipInterpolator(own, np.log(bpp))(psnr) for bpp, own in both)
     return psnr, 100 * np.expm1(after - before)
 
 
-def overlap(anchor: Curve, test: Curve) -> float:
-    """The share of both curves' PSNR range that they have in common, 0..1: below .75 distrust the BD-rate."""
-    one, other = ([figures.psnr for figures in curve.figures] for curve in (anchor, test))
+def overlap(anchor: Curve, test: Curve, quality: Quality = "psnr") -> float:
+    """The share of both curves' range of quality that they have in common, 0..1: below .75 distrust the BD-rate."""
+    one, other = ([decibels(figures, quality) for figures in curve.figures] for curve in (anchor, test))
     shared = min(max(one), max(other)) - max(min(one), min(other))
     whole = max(*one, *other) - min(*one, *other)
     return max(0.0, shared) / whole if whole > 0 else 0.0
 
 
-def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip") -> dict[str, float]:
-    """BD-rate in percent of each image, by name.
+def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip", quality: Quality = "psnr") -> dict[str, float]:
+    """BD-rate in percent of each image that has this quality, by name.
 
     Raises:
         LicError: a curve without rows per image, other images, or an image whose curve gives no BD-rate.
@@ -66,8 +86,10 @@ def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip") -> dict[st
         raise LicError(f"{anchor.name} and {test.name} were measured on different images")
     rates = {}
     for image, figures in tests.items():
+        if any(math.isnan(decibels(one, quality)) for one in (*anchors[image], *figures)):
+            continue
         try:
-            rates[image] = _bd_rate(anchors[image], figures, method)
+            rates[image] = _bd_rate(anchors[image], figures, method, quality)
         except LicError as error:
             raise LicError(f"{image}: {error.message}") from None
     return rates
@@ -93,28 +115,28 @@ def _image_figures(curve: Curve) -> dict[str, list[Figures]]:
     return by_image
 
 
-def _bd_rate(anchor: Sequence[Figures], test: Sequence[Figures], method: str) -> float:
+def _bd_rate(anchor: Sequence[Figures], test: Sequence[Figures], method: str, quality: Quality) -> float:
     if method not in METHODS:
         raise ValueError(f"no method {method!r}: there are {', '.join(METHODS)}")
-    (anchor_bpp, anchor_psnr), (test_bpp, test_psnr) = _in_common(anchor, test)
-    rate = bjontegaard.bd_rate(
-        anchor_bpp, anchor_psnr, test_bpp, test_psnr, method, require_matching_points=False, min_overlap=0
-    )
+    of_anchor, of_test = _in_common(anchor, test, quality)
+    rate = bjontegaard.bd_rate(*of_anchor, *of_test, method, require_matching_points=False, min_overlap=0)
     return float(rate)
 
 
-def _in_common(anchor: Sequence[Figures], test: Sequence[Figures]) -> tuple[_Samples, _Samples]:
-    of_anchor, of_test = _rising(anchor, "the anchor"), _rising(test, "the curve")
+def _in_common(anchor: Sequence[Figures], test: Sequence[Figures], quality: Quality) -> tuple[_Samples, _Samples]:
+    of_anchor, of_test = _rising(anchor, "the anchor", quality), _rising(test, "the curve", quality)
     if min(of_anchor[1][-1], of_test[1][-1]) <= max(of_anchor[1][0], of_test[1][0]):
-        raise LicError("the curve has no PSNR in common with the anchor")
+        raise LicError(f"the curve has no {QUALITIES[quality]} in common with the anchor")
     return of_anchor, of_test
 
 
-def _rising(figures: Sequence[Figures], who: str) -> _Samples:
+def _rising(figures: Sequence[Figures], who: str, quality: Quality) -> _Samples:
     if len(figures) < FEWEST_POINTS:
         raise LicError(f"{who} has {len(figures)} points, a BD-rate needs {FEWEST_POINTS}")
     ordered = sorted(figures, key=lambda one: one.bpp)
-    bpp, psnr = np.array([one.bpp for one in ordered]), np.array([one.psnr for one in ordered])
-    if not (np.isfinite(psnr).all() and bpp[0] > 0 and (np.diff(bpp) > 0).all() and (np.diff(psnr) > 0).all()):
-        raise LicError(f"the PSNR of {who} does not rise with its rate")
-    return bpp, psnr
+    bpp, values = np.array([one.bpp for one in ordered]), np.array([decibels(one, quality) for one in ordered])
+    if np.isnan(values).any():
+        raise LicError(f"{who} has points without {QUALITIES[quality]}")
+    if not (np.isfinite(values).all() and bpp[0] > 0 and (np.diff(bpp) > 0).all() and (np.diff(values) > 0).all()):
+        raise LicError(f"the {QUALITIES[quality]} of {who} does not rise with its rate")
+    return bpp, values

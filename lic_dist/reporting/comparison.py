@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from statistics import fmean, median
@@ -10,27 +10,52 @@ from statistics import fmean, median
 from lic_dist.errors import LicError
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval, mean_interval
-from lic_dist.reporting.bd import METHODS, bd_rate, image_bd_rates, overlap
+from lic_dist.reporting.bd import QUALITIES, Quality, bd_rate, image_bd_rates, known, overlap
 from lic_dist.reporting.curves import Curve
 
-LEAST_OVERLAP = 0.75  # of the PSNR ranges; the package `bjontegaard` warns below it
+LEAST_OVERLAP = 0.75  # of the ranges of quality; the package `bjontegaard` warns below it
+
+
+@dataclass(frozen=True)
+class Rates:
+    """BD-rates by one quality in percent (PCHIP): of the averaged curves, and of the images; None where there is none.
+
+    `rates` has those of the images by name, those that have this quality, `images` the mean of all with its interval.
+    """
+
+    pchip: float | None = None
+    images: Interval | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A curve against the anchor: BD-rates in percent, None where there is none, and why in `notes`.
+    """A curve against the anchor: BD-rates by PSNR and by MS-SSIM, and in `notes` why there are none.
 
-    `rates` has those of the images by name (empty where there are none), `images` their mean with its interval.
+    There are none by MS-SSIM, and no note of it, where points or images have no MS-SSIM. `akima` is by PSNR.
     """
 
     name: str
     points: int
-    pchip: float | None
-    akima: float | None
-    images: Interval | None
+    by: Mapping[Quality, Rates]
+    akima: float | None = None
     notes: tuple[str, ...] = ()
-    rates: Mapping[str, float] = field(default_factory=dict)
     trusted: bool = True  # enough of the PSNR ranges in common
+
+    @property
+    def pchip(self) -> float | None:
+        """Of the averaged curves, by PSNR."""
+        return self.by["psnr"].pchip
+
+    @property
+    def images(self) -> Interval | None:
+        """The mean of the images by PSNR."""
+        return self.by["psnr"].images
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Of each image, by PSNR."""
+        return self.by["psnr"].rates
 
     @property
     def rate(self) -> float | None:
@@ -51,6 +76,11 @@ class AnchorTable:
         return any(one.pchip is not None for one in self.comparisons)
 
     @property
+    def similar(self) -> bool:
+        """Whether any curve has a BD-rate by MS-SSIM."""
+        return has_rates(self.comparisons, "ms-ssim")
+
+    @property
     def notes(self) -> list[str]:
         """Every note once, in order."""
         return distinct_notes(self.comparisons)
@@ -68,19 +98,34 @@ class Times:
 
 def compare(anchor: Curve, test: Curve) -> Comparison:
     """BD-rate of the averaged curve (PCHIP, Akima) and the mean over images with its 95 % interval (PCHIP)."""
-    found = Comparison(test.name, len(test.figures), None, None, None)
+    by, notes = _rates(anchor, test, "psnr")
+    found = Comparison(test.name, len(test.figures), {"psnr": by, "ms-ssim": Rates()}, notes=notes)
+    if by.pchip is None:
+        return found
+    similar, more = _rates(anchor, test, "ms-ssim")
+    return replace(
+        found,
+        by={"psnr": by, "ms-ssim": similar},
+        akima=bd_rate(anchor, test, "akima"),
+        notes=tuple(dict.fromkeys((*notes, *more))),
+        trusted=overlap(anchor, test) >= LEAST_OVERLAP,
+    )
+
+
+def _rates(anchor: Curve, test: Curve, quality: Quality) -> tuple[Rates, tuple[str, ...]]:
+    """The BD-rates by one quality, and notes."""
+    pchip, rates, notes = None, {}, []
     try:
-        pchip, akima = (bd_rate(anchor, test, method) for method in METHODS)
+        if known(anchor, quality) and known(test, quality):
+            pchip = bd_rate(anchor, test, quality=quality)
+            if overlap(anchor, test, quality) < LEAST_OVERLAP:
+                what = f"{LEAST_OVERLAP:.0%} of the {QUALITIES[quality]} ranges in common"
+                notes.append(f"less than {what}: distrust the figure")
+        rates = image_bd_rates(anchor, test, quality=quality)
     except LicError as error:
-        return replace(found, notes=(error.message,))
-    trusted = overlap(anchor, test) >= LEAST_OVERLAP
-    notes = () if trusted else (f"less than {LEAST_OVERLAP:.0%} of the PSNR ranges in common: distrust the figure",)
-    found = replace(found, pchip=pchip, akima=akima, notes=notes, trusted=trusted)
-    try:
-        rates = image_bd_rates(anchor, test)
-    except LicError as error:
-        return replace(found, notes=(*notes, error.message))
-    return replace(found, images=mean_interval(list(rates.values())), rates=rates)
+        notes.append(error.message)
+    whole = bool(rates) and len(rates) == len(test.points[0].images)
+    return Rates(pchip, mean_interval(list(rates.values())) if whole else None, rates), tuple(notes)
 
 
 Compare = Callable[[Curve, Curve], Comparison]  # of an anchor and a curve
@@ -94,6 +139,11 @@ def against(anchor: Curve, curves: Sequence[Curve], of: Compare = compare) -> An
 def distinct_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Every note once, in order."""
     return list(dict.fromkeys(note for one in comparisons for note in one.notes))
+
+
+def has_rates(comparisons: Iterable[Comparison], quality: Quality) -> bool:
+    """Whether there is any BD-rate by this quality."""
+    return any(one.by[quality].pchip is not None or one.by[quality].images for one in comparisons)
 
 
 def best(found: AnchorTable, measured: Sequence[str]) -> Comparison | None:

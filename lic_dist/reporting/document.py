@@ -13,8 +13,9 @@ from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval
 from lic_dist.reporting import gains as changes
 from lic_dist.reporting import lead as leading
+from lic_dist.reporting.bd import QUALITIES, Quality
 from lic_dist.reporting.charts import Chart
-from lic_dist.reporting.comparison import AnchorTable, Comparison, times
+from lic_dist.reporting.comparison import AnchorTable, Comparison, has_rates, times
 from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.grid import Grid, Grids
@@ -24,12 +25,14 @@ BD_SAYS = (
     "Change of rate at equal PSNR, in percent: negative is less rate. PCHIP and Akima interpolate the curves averaged "
     "over images; the mean of the images' own BD-rates (PCHIP) has a 95 % bootstrap interval over images."
 )
+BY_MS_SSIM_SAYS = " `MS-SSIM`: the same at equal MS-SSIM in dB, -10 log10(1 - MS-SSIM)."
 GRID_SAYS = (
     "Change of rate at equal PSNR, in percent, of each quantizer (rows) on models retrained as the column says: "
     "negative is less rate. First the BD-rate of the curves averaged over images (PCHIP), then the mean of the images' "
     "own with its 95 % bootstrap interval. A curve's own base is the same quantizer without retraining. Empty where a "
     "curve or its anchor is not there."
 )
+GRID_BY_MS_SSIM_SAYS = "The same figures at equal MS-SSIM in dB, -10 log10(1 - MS-SSIM)."
 POINTS_SAY = (
     "Means over images. bpp counts the entropy-coded streams, `z bpp` the estimated part of z; `container` is what is "
     "around the streams, `estimated` the gap from the tables' own rate to the written bytes, `likelihood` the gap from "
@@ -97,8 +100,9 @@ def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
     led = bool(found.leads)
     parts = [
         *(Section(leading.lead_title(one), tables=(_lead(one),)) for one in found.leads),
-        Section("BD-rates", BD_SAYS, tuple(map(_comparisons, found.tables))),
-        _grids(found.grids),
+        Section("BD-rates", _bd_says(found), tuple(map(_comparisons, found.tables))),
+        Section("Quantizers and arms", GRID_SAYS, _grids(found.grids, "psnr"), notes=found.grids.notes),
+        Section("Quantizers and arms by MS-SSIM", GRID_BY_MS_SSIM_SAYS, _grids(found.grids, "ms-ssim"), detail=True),
         *(Section(chart.title, chart.says, charts=(chart,), detail=True) for chart in charts),
         Section("Picture by picture: change of L", tables=tuple(map(_by_picture, found.leads)), detail=True),
         Section("Gains at each lambda", changes.GAINS_SAY, tuple(map(_gains, found.gains)), detail=led),
@@ -149,37 +153,49 @@ def _by_picture(found: leading.Lead) -> Table:
     return _table("", columns, rows)
 
 
+def _bd_says(found: Findings) -> str:
+    return BD_SAYS + (BY_MS_SSIM_SAYS if any(table.similar for table in found.tables) else "")
+
+
 def _comparisons(found: AnchorTable) -> Table:
-    columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", "note")
+    by_ms_ssim = ("MS-SSIM: PCHIP", "MS-SSIM: mean of images [95 %]") if found.similar else ()
+    columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", *by_ms_ssim, "note")
     rows = []
     for one in found.comparisons:
+        similar = one.by["ms-ssim"]
         rates = percent(one.pchip), percent(one.akima), one.images
-        rows.append((one.name, str(one.points), *rates, _letters(one.notes, found.notes)))
+        more = (percent(similar.pchip), similar.images) if found.similar else ()
+        rows.append((one.name, str(one.points), *rates, *more, _letters(one.notes, found.notes)))
     title = f"BD-rate against {found.anchor.name} ({counted(len(found.anchor.figures), 'point')})"
     return _table(title, columns, rows, notes=tuple(found.notes))
 
 
-def _grids(found: Grids) -> Section:
-    return Section("Quantizers and arms", GRID_SAYS, tuple(map(_grid, found.grids)), notes=found.notes)
+def _grids(found: Grids, quality: Quality) -> tuple[Table, ...]:
+    grids = [grid for grid in found.grids if quality == "psnr" or has_rates(grid.cells.values(), quality)]
+    return tuple(_grid(grid, quality) for grid in grids)
 
 
-def _grid(grid: Grid) -> Table:
+def _grid(grid: Grid, quality: Quality) -> Table:
     columns = "quantizer", *("no retraining" if arm == BASE else arm for arm in grid.arms)
-    rows = [(quantizer, *(_grid_cell(grid, arm, quantizer) for arm in grid.arms)) for quantizer in grid.quantizers]
+    rows = [
+        (quantizer, *(_grid_cell(grid, arm, quantizer, quality) for arm in grid.arms)) for quantizer in grid.quantizers
+    ]
     against = "its own base" if grid.anchor is None else f"base {grid.anchor}"
-    return _table(f"BD-rate against {against} [%]", columns, rows, notes=tuple(grid.notes))
+    title = f"BD-rate against {against}{'' if quality == 'psnr' else f' by {QUALITIES[quality]}'} [%]"
+    return _table(title, columns, rows, notes=tuple(grid.notes))
 
 
-def _grid_cell(grid: Grid, arm: str, quantizer: str) -> Value:
+def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: Quality) -> Value:
     """PCHIP with the letters of its notes; under it the mean over images and its interval."""
     if arm == BASE and quantizer == grid.anchor:
         return "anchor"
     cell: Comparison | None = grid.cells.get((arm, quantizer))
     if cell is None:
         return None
-    first = f"{percent(cell.pchip).removesuffix(' %')} {_letters(cell.notes, grid.notes)}".strip()
-    second = f"\n{cell.images}".replace(" %", "") if cell.images else ""
-    return Cell(first + second, cell.images)
+    rates = cell.by[quality]
+    lines = [f"{percent(rates.pchip).removesuffix(' %')} {_letters(cell.notes, grid.notes)}".strip()]
+    lines += [str(rates.images).replace(" %", "")] if rates.images else []
+    return Cell("\n".join(line for line in lines if line), rates.images)
 
 
 def _gains(found: changes.Gains) -> Table:

@@ -111,3 +111,50 @@ def test_published_curves_give_the_packages_figure(shared: Path) -> None:
     arrays = [json.loads(files[name].read_text())["results"][key] for name in names for key in ("bpp", "psnr-rgb")]
     anchor, test = (read_curves([files[name]])[0] for name in names)
     assert bd.bd_rate(anchor, test) == bjontegaard.bd_rate(*arrays, "pchip", min_overlap=0)
+
+
+# by MS-SSIM
+
+
+def similar(points: list[Point], *without: str, bend: float = 1.5) -> list[Point]:
+    """Points whose MS-SSIM bends over PSNR, with some images that have none."""
+
+    def image(row: ImageResult) -> ImageResult:
+        ms_ssim = 1 - 10 ** -(row.psnr**bend / 30)
+        return replace(row, ms_ssim=None if row.image in without else ms_ssim)
+
+    return [replace(point, images=tuple(map(image, point.images))) for point in points]
+
+
+def test_bd_rates_by_ms_ssim_are_the_packages_over_its_decibels() -> None:
+    curves = [curve_of("a", similar(measured("sq"))), curve_of("b", similar(measured("tcq8", 0.9), bend=1.51))]
+    found = compare(*curves)
+
+    def packages(rows: list[list[Figures | ImageResult]]) -> float:
+        values = [([one.bpp for one in row], [-10 * np.log10(1 - one.ms_ssim) for one in row]) for row in rows]
+        return float(bjontegaard.bd_rate(*values[0], *values[1], "pchip", False, min_overlap=0))
+
+    by_image = [[[point.images[n] for point in curve.points] for curve in curves] for n in range(3)]
+    rates = dict(zip(("0.png", "1.png", "2.png"), map(packages, by_image), strict=True))
+    assert found.by["ms-ssim"].pchip == pytest.approx(packages([list(curve.figures) for curve in curves]), abs=1e-12)
+    assert found.by["ms-ssim"].rates == pytest.approx(rates, abs=1e-12)
+    assert found.by["ms-ssim"].images == intervals.mean_interval(list(found.by["ms-ssim"].rates.values()))
+    assert found.by["ms-ssim"].pchip != pytest.approx(found.pchip, abs=0.1) and found.notes == ()
+    assert bd.bd_rate(*curves, "akima", "ms-ssim") == pytest.approx(found.by["ms-ssim"].pchip, abs=1)
+
+
+def test_without_ms_ssim_there_is_no_bd_rate_by_it_and_no_word_of_it() -> None:
+    sq, tcq = similar(measured("sq")), similar(measured("tcq8", 0.9))
+    whole = compare(curve_of("a", sq), curve_of("b", tcq))
+    small = compare(curve_of("a", sq), curve_of("b", similar(tcq, "1.png")))
+    assert small.by["ms-ssim"].pchip is None and small.by["ms-ssim"].images is None and small.notes == ()
+    assert small.by["ms-ssim"].rates == {name: whole.by["ms-ssim"].rates[name] for name in ("0.png", "2.png")}
+    assert (small.by["psnr"], small.akima) == (whole.by["psnr"], whole.akima)
+    with pytest.raises(LicError, match="the curve has points without MS-SSIM"):
+        bd.bd_rate(curve_of("a", sq), curve_of("b", similar(tcq, "1.png")), quality="ms-ssim")
+    flat = [replace(one, images=tuple(replace(row, ms_ssim=0.9) for row in one.images)) for one in tcq]
+    notes = compare(curve_of("a", sq), curve_of("b", flat)).notes
+    assert notes == ("the MS-SSIM of the curve does not rise with its rate",)
+    published = compare(*(Curve(name, curve_of(name, points).figures) for name, points in (("a", sq), ("b", tcq))))
+    assert published.by["ms-ssim"].pchip == whole.by["ms-ssim"].pchip and published.by["ms-ssim"].images is None
+    assert published.notes == ("a has no figures per image",)

@@ -12,7 +12,7 @@ from lic_dist.evaluation.results import Point, write_points
 from lic_dist.reporting import comparison
 from lic_dist.reporting.comparison import compare
 from lic_dist.reporting.curves import Curve, curve_of
-from lic_dist.reporting.document import Table, sections
+from lic_dist.reporting.document import Section, Table, sections
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.grid import grids_of
 from lic_dist.reporting.report import report
@@ -77,6 +77,28 @@ def test_a_cell_has_pchip_then_the_mean_with_its_interval() -> None:
     first, tcq = sq.rows
     assert [cell.text for cell in first] == ["sq", "anchor", ""]
     assert tcq[2].text == f"{compare(SQ, DECODER).pchip:+.2f}\n-18.70 [-27.10, -10.00]" and tcq[2].sense == "less"
+
+
+def test_the_grid_by_ms_ssim_is_a_detail_of_its_own_where_there_is_any() -> None:
+    def parts(curves: Sequence[Curve]) -> dict[str, Section]:
+        return {part.title: part for part in sections(Findings.of(curves, curves[:1]), ())}
+
+    found = parts([SQ, TCQ, DECODER])
+    by_ms_ssim = found["Quantizers and arms by MS-SSIM"]
+    assert by_ms_ssim.detail and not found["Quantizers and arms"].detail
+    assert by_ms_ssim.tables[1].title == "BD-rate against base sq by MS-SSIM [%]"
+    rates = compare(SQ, DECODER).by["ms-ssim"]
+    assert by_ms_ssim.tables[1].rows[1][2].text == f"{rates.pchip:+.2f}\n-18.70 [-27.10, -10.00]"
+
+    def without(curve: Curve) -> Curve:
+        points = [replace(one, images=tuple(replace(row, ms_ssim=None) for row in one.images)) for one in curve.points]
+        return curve_of(curve.name, points)
+
+    bare = parts([without(one) for one in (SQ, TCQ, DECODER)])
+    assert set(found) - set(bare) == {"Quantizers and arms by MS-SSIM"}
+    assert bare["Quantizers and arms"].tables == found["Quantizers and arms"].tables
+    assert "MS-SSIM" not in repr(bare["BD-rates"])
+    assert found["BD-rates"].tables[0].columns[5:7] == ("MS-SSIM: PCHIP", "MS-SSIM: mean of images [95 %]")
 
 
 def test_a_missing_base_leaves_the_cell_blank() -> None:

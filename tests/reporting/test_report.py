@@ -164,7 +164,9 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert again.anchor.name == "base tcq8" and again.comparisons[0].images.mean > 18
     page, shown = (tmp_path / "out/results.md").read_text(), capsys.readouterr().out
     assert "| base tcq8 | 5 | -2" in page and "-18.70 % [-27.10, -10.00]" in page
-    assert "| short sq | 3 |  |  |  | a |" in page and "- a: the curve has 3 points" in page
+    assert "| short sq | 3 |  |  |  |  |  | a |" in page and "- a: the curve has 3 points" in page
+    assert "| MS-SSIM: PCHIP | MS-SSIM: mean of images [95 %] | note |" in page
+    assert page.count("-18.70 % [-27.10, -10.00]") == 2 and shown.count("-18.70 %") == 2
     assert "+0.10 %" in page  # written against estimated
     assert "# BD-rate against base tcq8" in page and "| base sq | 0.500 | 0.250 | 0.39 |" in page
     assert "-18.70 %" in shown and "BD-rate against base tcq8" in shown and "MB" in shown
