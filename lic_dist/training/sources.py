@@ -8,7 +8,6 @@ source, `all`. All of it depends on the cache alone.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lic_dist.cache.reader import LatentCache
+from lic_dist.data.folders import folder_names, folders_missing, with_others
 
 MOST_SAMPLES, HELD_OUT_BATCH = 64, 8  # L is measured on the first held-out samples, in batches of this size,
 LEAST_SAMPLES = 8  # and on so many of each folder, where there are that many; a third has no fewer
 MOST_FOLDERS = 8  # that are sources of their own; those of fewest samples are one source
-ALL, OTHERS, THIRDS = "all", "others", ("smooth", "medium", "detailed")
+ALL, THIRDS = "all", ("smooth", "medium", "detailed")
 Key = TypeVar("Key", str, tuple[str, str])
 Batches: TypeAlias = tuple[list[NDArray[np.int64]], list[Key]]  # of rows, and the source of each
 
@@ -52,12 +52,8 @@ def sources_of(cache: LatentCache, group: str) -> Sources:
     """Return the held-out samples of a cache that a job measures, and their sources; `group` is the base model's."""
     every = cache.indices(held_out=True)
     paths = _paths(cache, every)
-    folders = folder_names(paths)
-    counts = Counter(sorted(folders)).most_common()
-    own = {name for name, _ in counts[: MOST_FOLDERS if len(counts) <= MOST_FOLDERS else MOST_FOLDERS - 1]}
-    named = [name if name in own else OTHERS for name in folders]
+    named, names = with_others(folder_names(paths), MOST_FOLDERS)
     rows = _chosen(named)
-    names = tuple(sorted(own)) + (OTHERS,) * (len(counts) > len(own))
     if len(names) <= 1:
         names = THIRDS if len(rows) >= LEAST_SAMPLES * len(THIRDS) else (ALL,)
         bits = cache.load((f"quantized/{group}/bits",), every[rows])[f"quantized/{group}/bits"]
@@ -68,37 +64,10 @@ def sources_of(cache: LatentCache, group: str) -> Sources:
     return Sources(every[rows], tuple(paths[row] for row in rows), tuple(chosen), names)
 
 
-def folder_names(paths: Sequence[str]) -> list[str]:
-    """Return the first folder of each path in which not all of them agree, from the root on; "." for the root.
-
-    ["a/b/1", "a/c/d/2", "a/3"] => ["a/b", "a/c", "a"]
-    """
-    folders = _folders(paths)
-    depth = len(_common(folders)) + 1
-    return ["/".join(folder[:depth]) or "." for folder in folders]
-
-
 def not_held_out(cache: LatentCache) -> list[str]:
     """Return the folders of a cache whose photos train and of which none is held out: what nobody measures."""
     training, held_out = (_paths(cache, cache.indices(part)) for part in (False, True))
     return folders_missing(training, held_out)
-
-
-def folders_missing(training: Sequence[str], held_out: Sequence[str]) -> list[str]:
-    """Return the folders of training photos in which no photo is held out, told apart as sources are, from paths.
-
-    Where the held-out photos have a folder of their own, what lies below it is compared with what lies below the
-    training photos' folder; where that is a single folder, none are missing.
-    """
-    trained, judged = _folders(training), _folders(held_out)
-    common = _common(judged)
-    if common and all(folder[: len(common)] != common for folder in trained):
-        there, here = _below(trained), _below(judged)
-        there = there if len(here) > 1 else set()
-    else:
-        depth = len(_common([*trained, *judged])) + 1
-        there, here = ({tuple(folder[:depth]) for folder in part} for part in (trained, judged))
-    return sorted("/".join(folder) or "." for folder in there - here)
 
 
 def _paths(cache: LatentCache, samples: NDArray[np.int64]) -> list[str]:
@@ -113,20 +82,6 @@ def _paths(cache: LatentCache, samples: NDArray[np.int64]) -> list[str]:
     if "" in paths:
         cache.load(("samples/source",), samples)  # raises for the one that is lost
     return paths
-
-
-def _below(folders: Sequence[list[str]]) -> set[tuple[str, ...]]:
-    """Return the names of the folders below the one that all are in; that of this one where all are just there."""
-    depth = len(_common(folders))
-    return {tuple(folder[depth : depth + 1]) for folder in folders} - {()} or {tuple(_common(folders)[-1:])}
-
-
-def _folders(paths: Sequence[str]) -> list[list[str]]:
-    return [path.split("/")[:-1] for path in paths]
-
-
-def _common(folders: Sequence[list[str]]) -> list[str]:
-    return list(os.path.commonprefix(folders))
 
 
 def _chosen(named: Sequence[str]) -> NDArray[np.int64]:

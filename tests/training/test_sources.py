@@ -27,40 +27,13 @@ from lic_dist.training.finetune import _write_best_round, finetune
 from lic_dist.training.log import read_log
 from lic_dist.training.loss import HeldOut, held_out_figures
 from lic_dist.training.retrain import _harmless
-from lic_dist.training.sources import Sources, folder_names, folders_missing, sources_of
+from lic_dist.training.sources import Sources, sources_of
 from tests import stores
 from tests.conftest import Once, dying_at
 from tests.training import studio
 from tests.training.test_course import Two, batch_of, bits, loss_of, run
 
 SECTION = {"recipe": "decoder", "steps": 12, "batch": 4, "evaluate_every": 4, "warmup": 2}
-
-
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        (["a/b/1.png", "a/c/d/2.png", "a/3.png"], ["a/b", "a/c", "a"]),
-        (["1.png", "street/x/2.png"], [".", "street"]),
-        (["valid/1.png", "valid/2.png"], ["valid", "valid"]),
-    ],
-)
-def test_a_source_is_the_first_folder_in_which_paths_differ(paths: list[str], names: list[str]) -> None:
-    assert folder_names(paths) == names
-
-
-@pytest.mark.parametrize(
-    ("training", "held_out", "missing"),
-    [
-        (["a/1", "b/1", "c/1"], ["a/2", "b/2"], ["c"]),
-        (["a/1", "b/1"], ["a/2"], ["b"]),
-        (["train/a/1", "train/b/1", "train/c/1"], ["valid/a/1", "valid/b/1"], ["c"]),
-        (["train/a/1", "train/a/2"], ["valid/a/1", "valid/b/1"], []),
-        (["train/a/1", "train/b/1"], ["valid/1", "valid/2"], []),  # of any kind
-        (["1", "2"], ["3"], []),
-    ],
-)
-def test_folders_that_nobody_measures(training: list[str], held_out: list[str], missing: list[str]) -> None:
-    assert folders_missing(training, held_out) == missing
 
 
 def test_one_folder_is_one_source_and_of_enough_samples_thirds_by_their_bits(
