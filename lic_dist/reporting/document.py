@@ -19,6 +19,7 @@ from lic_dist.reporting.comparison import AnchorTable, Comparison, has_rates, ti
 from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.grid import Grid, Grids
+from lic_dist.reporting.sets import SetRow, SetsApart
 from lic_dist.text import counted
 
 BD_SAYS = (
@@ -26,6 +27,17 @@ BD_SAYS = (
     "over images; the mean of the images' own BD-rates (PCHIP) has a 95 % bootstrap interval over images."
 )
 BY_MS_SSIM_SAYS = " `MS-SSIM`: the same at equal MS-SSIM in dB, -10 log10(1 - MS-SSIM)."
+OF_ALL_SETS_SAYS = (
+    " All of it averages all pictures as one, those of every set: `Sets apart` has each kind, and the mean of the sets."
+)
+SETS_SAY = (
+    "The BD-rates of each set of pictures, a folder, with the number of its pictures: the mean of the pictures' own "
+    "with its 95 % bootstrap interval, in percent. `mean of sets` is the mean of the sets' means, so that a set of "
+    "many pictures does not outweigh the others; its interval draws pictures anew within each set. Against its "
+    "control: what an arm gains over the same training on other latents, or over an arm named a control. Empty where a "
+    "picture of the set has no figure."
+)
+SET_CHANGES_SAY = "The change of L in percent at each lambda, for each set of pictures and as the mean of the sets'."
 GRID_SAYS = (
     "Change of rate at equal PSNR, in percent, of each quantizer (rows) on models retrained as the column says: "
     "negative is less rate. First the BD-rate of the curves averaged over images (PCHIP), then the mean of the images' "
@@ -99,10 +111,11 @@ def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
     """The whole report, in its order; what there is nothing to say of is left out."""
     led = bool(found.leads)
     parts = [
-        *(Section(leading.lead_title(one), tables=(_lead(one),)) for one in found.leads),
+        *(Section(leading.lead_title(one), tables=(_lead(one, _of_all_sets(found)),)) for one in found.leads),
         Section("BD-rates", _bd_says(found), tuple(map(_comparisons, found.tables))),
         Section("Quantizers and arms", GRID_SAYS, _grids(found.grids, "psnr"), notes=found.grids.notes),
         Section("Quantizers and arms by MS-SSIM", GRID_BY_MS_SSIM_SAYS, _grids(found.grids, "ms-ssim"), detail=True),
+        *_sets(found.sets, led),
         *(Section(chart.title, chart.says, charts=(chart,), detail=True) for chart in charts),
         Section("Picture by picture: change of L", tables=tuple(map(_by_picture, found.leads)), detail=True),
         Section("Gains at each lambda", changes.GAINS_SAY, tuple(map(_gains, found.gains)), detail=led),
@@ -130,14 +143,14 @@ def _letters(notes: Sequence[str], known: Sequence[str]) -> str:
     return " ".join(letter(known.index(note)) for note in notes)
 
 
-def _lead(found: leading.Lead) -> Table:
+def _lead(found: leading.Lead, more: str) -> Table:
     columns = ("", "change of L [95 %]", "L", "bpp", "PSNR dB", "as rate [95 %]", "against own base [95 %]")
     rows = []
     for row in found.rows:
         figures = row.gain.point.figures
         numbers = f"{row.gain.loss:.4f}", f"{figures.bpp:.4f}", f"{figures.psnr:.3f}"
         rows.append((row.name, row.change or "anchor", *numbers, row.rate, row.own))
-    return _table("", columns, rows, says=leading.LEAD_SAYS, brief=frozenset({5}))
+    return _table("", columns, rows, says=leading.LEAD_SAYS + more, brief=frozenset({5}))
 
 
 def _by_picture(found: leading.Lead) -> Table:
@@ -154,7 +167,12 @@ def _by_picture(found: leading.Lead) -> Table:
 
 
 def _bd_says(found: Findings) -> str:
-    return BD_SAYS + (BY_MS_SSIM_SAYS if any(table.similar for table in found.tables) else "")
+    more = BY_MS_SSIM_SAYS if any(table.similar for table in found.tables) else ""
+    return BD_SAYS + more + _of_all_sets(found)
+
+
+def _of_all_sets(found: Findings) -> str:
+    return OF_ALL_SETS_SAYS if found.sets else ""
 
 
 def _comparisons(found: AnchorTable) -> Table:
@@ -181,8 +199,7 @@ def _grid(grid: Grid, quality: Quality) -> Table:
         (quantizer, *(_grid_cell(grid, arm, quantizer, quality) for arm in grid.arms)) for quantizer in grid.quantizers
     ]
     against = "its own base" if grid.anchor is None else f"base {grid.anchor}"
-    title = f"BD-rate against {against}{'' if quality == 'psnr' else f' by {QUALITIES[quality]}'} [%]"
-    return _table(title, columns, rows, notes=tuple(grid.notes))
+    return _table(f"BD-rate against {against}{_by(quality)} [%]", columns, rows, notes=tuple(grid.notes))
 
 
 def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: Quality) -> Value:
@@ -196,6 +213,38 @@ def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: Quality) -> Value:
     lines = [f"{percent(rates.pchip).removesuffix(' %')} {_letters(cell.notes, grid.notes)}".strip()]
     lines += [str(rates.images).replace(" %", "")] if rates.images else []
     return Cell("\n".join(line for line in lines if line), rates.images)
+
+
+def _sets(found: SetsApart | None, led: bool) -> tuple[Section, ...]:
+    if found is None:
+        return ()
+    by_quality = [(table, quality) for table in found.tables for quality in QUALITIES if table.rates[quality]]
+    rates = tuple(
+        _set_table(
+            f"BD-rate against {table.against}{_by(quality)}, set by set [%]", table.heads, table.rates[quality], found
+        )
+        for table, quality in by_quality
+    )
+    changes = tuple(
+        _set_table(
+            f"Change of L against {table.against}, set by set [%]", (*table.heads, "lambda"), table.changes, found
+        )
+        for table in found.tables
+        if table.changes
+    )
+    return (
+        Section("Sets apart", SETS_SAY, rates),
+        Section("Sets apart: change of L", SET_CHANGES_SAY, changes, detail=not led),
+    )
+
+
+def _set_table(title: str, heads: tuple[str, ...], rows: Sequence[SetRow], found: SetsApart) -> Table:
+    cells = [(*row.names, *(one and Cell(str(one).replace(" %", ""), one) for one in row.cells)) for row in rows]
+    return _table(title, (*heads, *found.sets.heads), cells, names=len(heads))
+
+
+def _by(quality: Quality) -> str:
+    return "" if quality == "psnr" else f" by {QUALITIES[quality]}"
 
 
 def _gains(found: changes.Gains) -> Table:

@@ -12,6 +12,7 @@ from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.gains import Gains, gains
 from lic_dist.reporting.grid import Grids, grids_of
 from lic_dist.reporting.lead import Lead, lead
+from lic_dist.reporting.sets import SetsApart, sets_apart
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Findings:
     tables: tuple[AnchorTable, ...]
     grids: Grids
     gains: tuple[Gains, ...]
+    sets: SetsApart | None  # where the pictures are of several
 
     @classmethod
     def of(cls, curves: Sequence[Curve], anchors: Sequence[Curve]) -> Findings:
@@ -42,7 +44,9 @@ class Findings:
             grids = replace(grids, notes=())
         found = gains([point for curve in curves for point in curve.points])
         rated = tuple(table for table in tables if table.rated or not leads)
-        return cls(tuple(curves), tuple(anchors), leads, rated, grids, found)
+        return cls(
+            tuple(curves), tuple(anchors), leads, rated, grids, found, sets_apart(curves, anchors, grids, compare)
+        )
 
     @property
     def best(self) -> list[str]:

@@ -73,13 +73,18 @@ def gains(points: Sequence[Point]) -> tuple[Gains, ...]:
 
 def lambda_changes(anchor: Curve, test: Curve) -> dict[float, Interval]:
     """The change of L in percent at each lambda that both curves have once, on the same images."""
+    return {lmbda: change(*points) for lmbda, points in shared_points(anchor, test).items()}
+
+
+def shared_points(anchor: Curve, test: Curve) -> dict[float, tuple[Point, Point]]:
+    """The points of test and anchor at each lambda that both have once, on the same images."""
     found = {}
     for lmbda in sorted({point.lmbda for point in test.points}):
         ours, theirs = point_at(test, lmbda), point_at(anchor, lmbda)
         if not ours or not theirs or ours.pictures != theirs.pictures:
             continue
         if image_losses(ours).keys() == image_losses(theirs).keys() and ours is not theirs:
-            found[lmbda] = change(ours, theirs)
+            found[lmbda] = ours, theirs
     return found
 
 

@@ -9,7 +9,7 @@ a place in the grid that several curves claim stays empty.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lic_dist.evaluation.jobs import BASE
 from lic_dist.reporting.comparison import Compare, Comparison, compare, distinct_notes
@@ -43,10 +43,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Grids:
-    """The grids that these curves give, and what stands in none of them and why."""
+    """The grids that these curves give, and what stands in none of them and why.
+
+    `placed` has the curve of each place, `own` each retrained one's base and itself.
+    """
 
     grids: tuple[Grid, ...] = ()
     notes: tuple[str, ...] = ()
+    placed: Mapping[Place, Curve] = field(default_factory=dict)
+    own: Mapping[Place, tuple[Curve, Curve]] = field(default_factory=dict)
 
 
 def grids_of(curves: Sequence[Curve], of: Compare = compare) -> Grids:
@@ -75,7 +80,7 @@ def grids_of(curves: Sequence[Curve], of: Compare = compare) -> Grids:
             anchor = bases[name]
             others = {place: (anchor, curve) for place, curve in placed.items() if curve is not anchor}
             found.append(_grid(name, placed, others, of))
-    return Grids(tuple(found), tuple(notes))
+    return Grids(tuple(found), tuple(notes), placed, pairs)
 
 
 def _claims(curves: Sequence[Curve]) -> dict[Place, list[Curve]]:

@@ -25,7 +25,8 @@ from lic_dist.reporting.comparison import AnchorTable, best
 from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.document import Cell, Section, Table, letter
 from lic_dist.reporting.findings import Findings
-from lic_dist.reporting.lead import FEW, Lead
+from lic_dist.reporting.lead import FEW, Lead, LeadRow
+from lic_dist.reporting.sets import Sets, SetTable
 from lic_dist.reporting.shown import ShownPictures
 from lic_dist.reporting.styles import Style, Styles
 from lic_dist.text import counted
@@ -72,7 +73,7 @@ def page(
         vega=scripts[0],
         script=scripts[1],
         subtitle=escape(_subtitle(found.curves)),
-        cards=_cards([*map(_lead_card, found.leads)] or [_card(table, found.curves) for table in found.tables]),
+        cards=_cards(_headlines(found)),
         contents=contents,
         body=text,
         made=escape(made or f"lic-dist {__version__}"),
@@ -125,6 +126,28 @@ def _cards(cards: Sequence[str]) -> str:
     return f'<div class="cards">{"".join(cards)}</div>' if any(cards) else ""
 
 
+def _headlines(found: Findings) -> list[str]:
+    """A card for each anchor: of L where it leads, else of BD-rates; of several sets of pictures their mean."""
+    if found.leads:
+        return [_lead_card(one, found.sets.sets if found.sets else None) for one in found.leads]
+    by_sets = {table.against: _sets_card(table, found.sets.sets) for table in found.sets.tables} if found.sets else {}
+    return [by_sets.get(table.anchor.name) or _card(table, found.curves) for table in found.tables]
+
+
+def _sets_card(table: SetTable, sets: Sets) -> str:
+    """The best curve against an anchor, by the mean of sets."""
+    one = table.best
+    if one is None or (rate := one.cells[-1]) is None:
+        return ""
+    sense = "less" if rate.mean < 0 else "more"
+    return _headline(sense, rate.mean, "rate at equal PSNR", one.names[0], table.against, _of_sets(sets, rate))
+
+
+def _of_sets(sets: Sets, change: Interval) -> str:
+    pictures = counted(sum(map(len, sets.pictures.values())), "image")
+    return f"mean of {len(sets.pictures)} sets; 95 % interval over their {pictures}: {_range(change)}"
+
+
 def _card(table: AnchorTable, curves: Sequence[Curve]) -> str:
     """The best curve against an anchor."""
     one = best(table, [curve.name for curve in curves if curve.points])
@@ -137,19 +160,31 @@ def _card(table: AnchorTable, curves: Sequence[Curve]) -> str:
     return _headline(sense, one.rate, "rate at equal PSNR", one.name, table.anchor.name, "; ".join([said, *one.notes]))
 
 
-def _lead_card(found: Lead) -> str:
+def _lead_card(found: Lead, sets: Sets | None) -> str:
     """The least L against an anchor, with its interval and what it is worth as rate."""
     one = found.best
     if one is None or one.change is None or one.rate is None:
         return ""
-    said = f"95 % interval over {len(found.pictures)} pictures: {_range(one.change)}"
+    change, rate = one.change, one.rate
+    said = f"95 % interval over {len(found.pictures)} pictures: {_range(change)}"
+    if sets and (means := _set_means(found.anchor, one, sets)):
+        change, rate = means
+        said = _of_sets(sets, change)
     if len(found.pictures) == 1:
         said = "one picture: that proves nothing"
     elif len(found.pictures) < FEW:
         said += "; few pictures prove little"
-    rate = f"as rate at equal quality: {_signed(one.rate.mean)} %"
-    sense = Cell("", one.change).sense
-    return _headline(sense, one.change.mean, "of L", one.name, found.anchor.name, said, rate)
+    worth = f"as rate at equal quality: {_signed(rate.mean)} %"
+    sense = Cell("", change).sense
+    return _headline(sense, change.mean, "of L", one.name, found.anchor.name, said, worth)
+
+
+def _set_means(anchor: LeadRow, row: LeadRow, sets: Sets) -> tuple[Interval, Interval] | None:
+    """Of the change of L and of what it is worth as rate, where all sets were measured."""
+    point, base = row.gain.point, anchor.gain.point
+    change = sets.change(point, base)[-1]
+    rate = sets.change(point, base, {one.image: one.bpp for one in base.images})[-1]
+    return (change, rate) if change and rate else None
 
 
 def _headline(sense: str, value: float, unit: str, name: str, anchor: str, *said: str) -> str:

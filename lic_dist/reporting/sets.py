@@ -1,0 +1,167 @@
+"""Sets of pictures apart: what holds for each kind of picture, and the mean of the sets.
+
+A picture's set is the folder in its name, told apart as training tells sources apart: `kodak/kodim01.png` is of `kodak`
+where others are of other folders. The mean of sets is the mean of the sets' means, so that a set of many pictures does
+not outweigh the others; its interval draws pictures anew within each set.
+
+Besides what a report compares anyway, each retrained arm is compared with its controls of the same quantizer: what it
+gains over them is what real quantization brought. A control is an arm of the same recipe on other latents (`noise`,
+`straight-through`), or one named `control`, which is of the arm that the rest of its name says, else of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lic_dist.data.folders import folder_names, with_others
+from lic_dist.evaluation.jobs import BASE
+from lic_dist.evaluation.results import Point
+from lic_dist.intervals import Interval, changes_interval, mean_interval
+from lic_dist.reporting.bd import QUALITIES, Quality
+from lic_dist.reporting.comparison import Compare
+from lic_dist.reporting.curves import Curve, plain
+from lic_dist.reporting.gains import image_losses, shared_points
+from lic_dist.reporting.grid import Grids, Place
+
+MOST_SETS = 12  # of a table; the smallest of more are one set, `others`
+CONTROL = "control"
+CONTROLS = (CONTROL, "noise", "straight-through")  # words of an arm's name
+
+Cells = tuple[Interval | None, ...]  # of each set, then their mean
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The names of each set's pictures, by the name of the set."""
+
+    pictures: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, curves: Sequence[Curve]) -> Sets:
+        """The sets of all pictures that were measured."""
+        images = sorted({row.image for curve in curves for point in curve.points for row in point.images})
+        named, names = with_others(folder_names(images), MOST_SETS)
+        own = zip(images, named, strict=True)
+        found: dict[str, list[str]] = {name: [] for name in names}
+        for image, name in own:
+            found[name].append(image)
+        return cls({name: tuple(found[name]) for name in names})
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """A heading for each of the cells."""
+        return (*(f"{plain(name)} ({len(found)})" for name, found in self.pictures.items()), "mean of sets")
+
+    def rates(self, rates: Mapping[str, float]) -> Cells:
+        """The means of the images' BD-rates, by name; None for a set of which an image has none."""
+        return self._cells(lambda sets: mean_interval(*([rates[image] for image in own] for own in sets)), rates)
+
+    def change(self, point: Point, base: Point, of: Mapping[str, float] | None = None) -> Cells:
+        """The changes of L in percent of the base's, or of `of` by image; None for a set that was not measured."""
+        losses, bases = image_losses(point), image_losses(base)
+        whole = bases if of is None else of
+
+        def changed(sets: Sequence[tuple[str, ...]]) -> Interval:
+            picked = ([[one[image] for image in own] for one in (losses, bases, whole)] for own in sets)
+            return changes_interval([(values, others, parts) for values, others, parts in picked])
+
+        return self._cells(changed, losses.keys() & bases.keys())
+
+    def _cells(self, interval: Callable[[Sequence[tuple[str, ...]]], Interval], known: Iterable[str]) -> Cells:
+        names = set(known)
+        cells = [interval([own]) if names.issuperset(own) else None for own in self.pictures.values()]
+        return (*cells, interval(list(self.pictures.values())) if all(cells) else None)
+
+
+@dataclass(frozen=True)
+class SetRow:
+    """A curve against what the table is of; `trusted` as in its comparison."""
+
+    names: tuple[str, ...]
+    cells: Cells
+    trusted: bool = True
+
+
+@dataclass(frozen=True)
+class SetTable:
+    """All rows `against` one thing: BD-rates by quality, and the change of L, whose last name is the lambda.
+
+    `heads` says what the names of a row are. Rows without a figure are left out.
+    """
+
+    against: str
+    heads: tuple[str, ...]
+    rates: Mapping[Quality, tuple[SetRow, ...]]
+    changes: tuple[SetRow, ...]
+
+    @property
+    def best(self) -> SetRow | None:
+        """The row of the least mean of sets by PSNR, of the figures to trust; None where there is none."""
+        found = [(row.cells[-1].mean, row) for row in self.rates["psnr"] if row.cells[-1] and row.trusted]
+        return min(found, key=lambda one: one[0], default=(0.0, None))[1]
+
+
+@dataclass(frozen=True)
+class SetsApart:
+    """The sets, and a table for each anchor, for each curve's own base, and for controls."""
+
+    sets: Sets
+    tables: tuple[SetTable, ...]
+
+
+_Match = tuple[tuple[str, ...], Curve, Curve]  # the names of a row, its anchor, its curve
+
+
+def sets_apart(curves: Sequence[Curve], anchors: Sequence[Curve], grids: Grids, of: Compare) -> SetsApart | None:
+    """What the pictures of each set say; None where there are fewer than two sets. `of` compares, as for `grids`."""
+    sets = Sets.of(curves)
+    if len(sets.pictures) < 2:
+        return None
+    measured = [curve for curve in curves if curve.points]
+    tables = [
+        _table(anchor.name, ("curve",), [((one.name,), anchor, one) for one in measured if one is not anchor], sets, of)
+        for anchor in anchors
+        if anchor.points
+    ]
+    own = [((quantizer, arm), *pair) for (arm, quantizer), pair in grids.own.items()]
+    tables.append(_table("its own base", ("quantizer", "arm"), own, sets, of))
+    tables.append(_table("its control", ("quantizer", "arm", "control"), _controlled(grids.placed), sets, of))
+    return SetsApart(sets, tuple(table for table in tables if table.rates["psnr"] or table.changes))
+
+
+def _table(against: str, heads: tuple[str, ...], matches: Sequence[_Match], sets: Sets, of: Compare) -> SetTable:
+    rates: dict[Quality, list[SetRow]] = {quality: [] for quality in QUALITIES}
+    changes = []
+    for names, anchor, curve in matches:
+        found = of(anchor, curve)
+        for quality, rows in rates.items():
+            rows.append(SetRow(names, sets.rates(found.by[quality].rates), found.trusted))
+        for lmbda, (point, base) in shared_points(anchor, curve).items():
+            changes.append(SetRow((*names, f"{lmbda:g}"), sets.change(point, base)))
+    return SetTable(against, heads, {quality: _filled(rows) for quality, rows in rates.items()}, _filled(changes))
+
+
+def _filled(rows: Sequence[SetRow]) -> tuple[SetRow, ...]:
+    return tuple(row for row in rows if any(row.cells))
+
+
+def _controlled(placed: Mapping[Place, Curve]) -> list[_Match]:
+    """Each retrained arm with each of its controls."""
+    arms = {arm for arm, _ in placed if arm != BASE and not _is_control(arm)}
+    return [
+        ((quantizer, arm, control), anchor, curve)
+        for (arm, quantizer), curve in placed.items()
+        if arm in arms
+        for (control, same), anchor in placed.items()
+        if same == quantizer and _is_control(control) and _controls(control, arm, arms)
+    ]
+
+
+def _is_control(arm: str) -> bool:
+    return any(word in CONTROLS for word in arm.split())
+
+
+def _controls(control: str, arm: str, arms: set[str]) -> bool:
+    rest = " ".join(word for word in control.split() if word not in CONTROLS)
+    return rest == arm or (CONTROL in control.split() and rest not in arms)
