@@ -21,11 +21,13 @@ class Rates:
     """BD-rates by one quality in percent (PCHIP): of the averaged curves, and of the images; None where there is none.
 
     `rates` has those of the images by name, those that have this quality, `images` the mean of all with its interval.
+    Where all this is the mean over several seeds, `seeds` has the rates of each.
     """
 
     pchip: float | None = None
     images: Interval | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
+    seeds: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ BY_MS_SSIM_SAYS = " `MS-SSIM`: the same at equal MS-SSIM in dB, -10 log10(1 - MS
 OF_ALL_SETS_SAYS = (
     " All of it averages all pictures as one, those of every set: `Sets apart` has each kind, and the mean of the sets."
 )
+SEEDS_SAY = (
+    " Where models differ in their seed alone, a figure is the mean over the seeds, its interval is over pictures, and "
+    "`±` is the standard deviation of the seeds' means."
+)
 SETS_SAY = (
     "The BD-rates of each set of pictures, a folder, with the number of its pictures: the mean of the pictures' own "
     "with its 95 % bootstrap interval, in percent. `mean of sets` is the mean of the sets' means, so that a set of "
@@ -113,9 +117,11 @@ def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
     parts = [
         *(Section(leading.lead_title(one), tables=(_lead(one, _of_all_sets(found)),)) for one in found.leads),
         Section("BD-rates", _bd_says(found), tuple(map(_comparisons, found.tables))),
-        Section("Quantizers and arms", GRID_SAYS, _grids(found.grids, "psnr"), notes=found.grids.notes),
+        Section(
+            "Quantizers and arms", GRID_SAYS + _of_seeds(found), _grids(found.grids, "psnr"), notes=found.grids.notes
+        ),
         Section("Quantizers and arms by MS-SSIM", GRID_BY_MS_SSIM_SAYS, _grids(found.grids, "ms-ssim"), detail=True),
-        *_sets(found.sets, led),
+        *_sets(found.sets, led, _of_seeds(found)),
         *(Section(chart.title, chart.says, charts=(chart,), detail=True) for chart in charts),
         Section("Picture by picture: change of L", tables=tuple(map(_by_picture, found.leads)), detail=True),
         Section("Gains at each lambda", changes.GAINS_SAY, tuple(map(_gains, found.gains)), detail=led),
@@ -171,6 +177,10 @@ def _bd_says(found: Findings) -> str:
     return BD_SAYS + more + _of_all_sets(found)
 
 
+def _of_seeds(found: Findings) -> str:
+    return SEEDS_SAY if any(len(curves) > 1 for curves in found.grids.placed.values()) else ""
+
+
 def _of_all_sets(found: Findings) -> str:
     return OF_ALL_SETS_SAYS if found.sets else ""
 
@@ -215,7 +225,7 @@ def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: Quality) -> Value:
     return Cell("\n".join(line for line in lines if line), rates.images)
 
 
-def _sets(found: SetsApart | None, led: bool) -> tuple[Section, ...]:
+def _sets(found: SetsApart | None, led: bool, more: str) -> tuple[Section, ...]:
     if found is None:
         return ()
     by_quality = [(table, quality) for table in found.tables for quality in QUALITIES if table.rates[quality]]
@@ -233,8 +243,8 @@ def _sets(found: SetsApart | None, led: bool) -> tuple[Section, ...]:
         if table.changes
     )
     return (
-        Section("Sets apart", SETS_SAY, rates),
-        Section("Sets apart: change of L", SET_CHANGES_SAY, changes, detail=not led),
+        Section("Sets apart", SETS_SAY + more, rates),
+        Section("Sets apart: change of L", SET_CHANGES_SAY + more, changes, detail=not led),
     )
 
 

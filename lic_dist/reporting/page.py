@@ -145,7 +145,8 @@ def _sets_card(table: SetTable, sets: Sets) -> str:
 
 def _of_sets(sets: Sets, change: Interval) -> str:
     pictures = counted(sum(map(len, sets.pictures.values())), "image")
-    return f"mean of {len(sets.pictures)} sets; 95 % interval over their {pictures}: {_range(change)}"
+    seeds = f"; {change.of_seeds}" if change.seeds > 1 else ""
+    return f"mean of {len(sets.pictures)} sets; 95 % interval over their {pictures}: {_range(change)}{seeds}"
 
 
 def _card(table: AnchorTable, curves: Sequence[Curve]) -> str:
@@ -182,8 +183,8 @@ def _lead_card(found: Lead, sets: Sets | None) -> str:
 def _set_means(anchor: LeadRow, row: LeadRow, sets: Sets) -> tuple[Interval, Interval] | None:
     """Of the change of L and of what it is worth as rate, where all sets were measured."""
     point, base = row.gain.point, anchor.gain.point
-    change = sets.change(point, base)[-1]
-    rate = sets.change(point, base, {one.image: one.bpp for one in base.images})[-1]
+    change = sets.change([(point, base)])[-1]
+    rate = sets.change([(point, base)], {one.image: one.bpp for one in base.images})[-1]
     return (change, rate) if change and rate else None
 
 

@@ -19,10 +19,11 @@ from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval, changes_interval, mean_interval
 from lic_dist.reporting.bd import QUALITIES, Quality
-from lic_dist.reporting.comparison import Compare
+from lic_dist.reporting.comparison import Compare, Rates
 from lic_dist.reporting.curves import Curve, plain
 from lic_dist.reporting.gains import image_losses, shared_points
 from lic_dist.reporting.grid import Grids, Place
+from lic_dist.reporting.seeds import Pairs, by_seeds, compare_seeds, name_of, paired
 
 MOST_SETS = 12  # of a table; the smallest of more are one set, `others`
 CONTROL = "control"
@@ -53,25 +54,33 @@ class Sets:
         """A heading for each of the cells."""
         return (*(f"{plain(name)} ({len(found)})" for name, found in self.pictures.items()), "mean of sets")
 
-    def rates(self, rates: Mapping[str, float]) -> Cells:
-        """The means of the images' BD-rates, by name; None for a set of which an image has none."""
-        return self._cells(lambda sets: mean_interval(*([rates[image] for image in own] for own in sets)), rates)
+    def rates(self, found: Rates) -> Cells:
+        """The means of the images' BD-rates; None for a set of which an image has none."""
+        seeds = found.seeds or (found.rates,)
+        return self._cells(lambda sets: mean_interval(*(_picked(seeds, own) for own in sets)), found.rates)
 
-    def change(self, point: Point, base: Point, of: Mapping[str, float] | None = None) -> Cells:
-        """The changes of L in percent of the base's, or of `of` by image; None for a set that was not measured."""
-        losses, bases = image_losses(point), image_losses(base)
-        whole = bases if of is None else of
+    def change(self, pairs: Sequence[tuple[Point, Point]], of: Mapping[str, float] | None = None) -> Cells:
+        """The changes of L of points and their bases, a pair a seed; None for a set that was not measured.
+
+        In percent of the base's L, or of `of` by image.
+        """
+        losses, bases = ([image_losses(pair[number]) for pair in pairs] for number in (0, 1))
+        whole = bases if of is None else [of] * len(pairs)
 
         def changed(sets: Sequence[tuple[str, ...]]) -> Interval:
-            picked = ([[one[image] for image in own] for one in (losses, bases, whole)] for own in sets)
-            return changes_interval([(values, others, parts) for values, others, parts in picked])
+            return changes_interval([(_picked(losses, own), _picked(bases, own), _picked(whole, own)) for own in sets])
 
-        return self._cells(changed, losses.keys() & bases.keys())
+        return self._cells(changed, losses[0])
 
     def _cells(self, interval: Callable[[Sequence[tuple[str, ...]]], Interval], known: Iterable[str]) -> Cells:
         names = set(known)
         cells = [interval([own]) if names.issuperset(own) else None for own in self.pictures.values()]
         return (*cells, interval(list(self.pictures.values())) if all(cells) else None)
+
+
+def _picked(seeds: Sequence[Mapping[str, float]], images: Sequence[str]) -> list[list[float]]:
+    """The figures of some images, [seeds, images]."""
+    return [[one[image] for image in images] for one in seeds]
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ class SetsApart:
     tables: tuple[SetTable, ...]
 
 
-_Match = tuple[tuple[str, ...], Curve, Curve]  # the names of a row, its anchor, its curve
+_Match = tuple[tuple[str, ...], Pairs]  # the names of a row, and what it compares
 
 
 def sets_apart(curves: Sequence[Curve], anchors: Sequence[Curve], grids: Grids, of: Compare) -> SetsApart | None:
@@ -120,25 +129,30 @@ def sets_apart(curves: Sequence[Curve], anchors: Sequence[Curve], grids: Grids, 
         return None
     measured = [curve for curve in curves if curve.points]
     tables = [
-        _table(anchor.name, ("curve",), [((one.name,), anchor, one) for one in measured if one is not anchor], sets, of)
-        for anchor in anchors
-        if anchor.points
+        _table(anchor.name, ("curve",), _anchored(anchor, measured), sets, of) for anchor in anchors if anchor.points
     ]
-    own = [((quantizer, arm), *pair) for (arm, quantizer), pair in grids.own.items()]
+    own = [((quantizer, arm), pairs) for (arm, quantizer), pairs in grids.own.items()]
     tables.append(_table("its own base", ("quantizer", "arm"), own, sets, of))
     tables.append(_table("its control", ("quantizer", "arm", "control"), _controlled(grids.placed), sets, of))
     return SetsApart(sets, tuple(table for table in tables if table.rates["psnr"] or table.changes))
 
 
+def _anchored(anchor: Curve, curves: Sequence[Curve]) -> list[_Match]:
+    groups = by_seeds([curve for curve in curves if curve is not anchor])
+    return [((name_of(group),), paired([anchor], group)) for group in groups]
+
+
 def _table(against: str, heads: tuple[str, ...], matches: Sequence[_Match], sets: Sets, of: Compare) -> SetTable:
     rates: dict[Quality, list[SetRow]] = {quality: [] for quality in QUALITIES}
     changes = []
-    for names, anchor, curve in matches:
-        found = of(anchor, curve)
+    for names, pairs in matches:
+        found = compare_seeds(pairs, of)
         for quality, rows in rates.items():
-            rows.append(SetRow(names, sets.rates(found.by[quality].rates), found.trusted))
-        for lmbda, (point, base) in shared_points(anchor, curve).items():
-            changes.append(SetRow((*names, f"{lmbda:g}"), sets.change(point, base)))
+            rows.append(SetRow(names, sets.rates(found.by[quality]), found.trusted))
+        shared = [shared_points(*pair) for pair in pairs]
+        for lmbda in shared[0]:
+            if all(lmbda in one for one in shared):
+                changes.append(SetRow((*names, f"{lmbda:g}"), sets.change([one[lmbda] for one in shared])))
     return SetTable(against, heads, {quality: _filled(rows) for quality, rows in rates.items()}, _filled(changes))
 
 
@@ -146,15 +160,16 @@ def _filled(rows: Sequence[SetRow]) -> tuple[SetRow, ...]:
     return tuple(row for row in rows if any(row.cells))
 
 
-def _controlled(placed: Mapping[Place, Curve]) -> list[_Match]:
-    """Each retrained arm with each of its controls."""
+def _controlled(placed: Mapping[Place, tuple[Curve, ...]]) -> list[_Match]:
+    """Each retrained arm with each of its controls, of several seeds each with its own."""
     arms = {arm for arm, _ in placed if arm != BASE and not _is_control(arm)}
     return [
-        ((quantizer, arm, control), anchor, curve)
-        for (arm, quantizer), curve in placed.items()
+        ((quantizer, arm, control), pairs)
+        for (arm, quantizer), curves in placed.items()
         if arm in arms
-        for (control, same), anchor in placed.items()
+        for (control, same), anchors in placed.items()
         if same == quantizer and _is_control(control) and _controls(control, arm, arms)
+        if (pairs := paired(anchors, curves))
     ]
 
 
