@@ -27,7 +27,7 @@ from tests.forked import ranks, run
 def section(out: Path, **changes: object) -> config.Train:
     settings = {
         "N": 4, "M": 6, "lmbda": 0.05, "steps": 12, "batch": 2, "crop": 64, "lr": 1e-3, "warmup": 2,
-        "quantile_steps": 300, "evaluate_every": 4, "out": out, **changes,
+        "quantile_steps": 20, "evaluate_every": 4, "out": out, **changes,
     }  # fmt: skip
     return config.Train(**settings)
 

@@ -125,7 +125,7 @@ def test_a_frozen_prior_charges_the_records_tables() -> None:
 @pytest.fixture(scope="module")
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model after a few steps."""
-    section = base_section(tmp_path_factory.mktemp("factorized"), NAMES[0], steps=40, lr=5e-3)
+    section = base_section(tmp_path_factory.mktemp("factorized"), NAMES[0], steps=40, lr=5e-3, quantile_steps=300)
     return base_job.train(section, held_out(photos))
 
 
