@@ -35,11 +35,12 @@ HYPERPRIORS = ("block-transform", "bmshj2018-hyperprior", "mbt2018-mean")  # fam
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-# The files that take longest come first, so that no process of two is left with one at the end; those that wait for a
-# Ray beside those that compute; test_startup after what compiles the kernels that it copies.
+# The files that take longest come first, so that no process of two is left with one at the end, and before them what
+# makes `base` and `made`, beside a file that needs neither; those that wait for a Ray beside those that compute;
+# test_startup after what compiles the kernels that it copies.
 HEAVIEST = (
-    *("cluster/test_on_a_head", "training/test_finetune", "building/test_kill", "house/test_printed"),
-    *("engine/test_on_ray", "benchmarks/test_benchmarks", "training/test_ranks", "app/test_study"),
+    *("cluster/test_ray_train", "benchmarks/test_benchmarks", "cluster/test_on_a_head", "training/test_finetune"),
+    *("building/test_kill", "house/test_printed", "app/test_study", "engine/test_on_ray", "training/test_ranks"),
     *("house/test_startup", "building/test_stages", "quantization/test_search", "cache/test_remote"),
     *("app/test_foreign", "app/test_families", "training/test_stages_jobs", "app/test_quickstart"),
     *("training/test_base_training", "building/test_walked", "training/test_families", "training/test_course"),
