@@ -56,7 +56,7 @@ MUTANTS = (
     mutant("quantization/viterbi.py", "metric[BLOCK:] = UNREACHED", "metric[BLOCK:] = 0", SEARCH),
     mutant("quantization/viterbi.py", "cost[lane] += least[lane]", "cost[lane] = least[lane]", SEARCH),
     mutant("quantization/viterbi.py", "-magnitude if row_r[offset] < 0", "-magnitude if row_r[offset] > 0", SEARCH),
-    mutant("quantization/viterbi.py", "weight[0, min(step + 1, steps - 1)]", "weight[0, step]", SEARCH),
+    mutant("quantization/viterbi.py", "weight[min(step + 1, steps - 1)]", "weight[step]", SEARCH),
     mutant("quantization/candidates.py", "zero0 <= cost0", "zero0 < cost0", SEARCH),
     mutant("quantization/candidates.py", "distortion < SATURATION else", "distortion < 2 * SATURATION else", SEARCH),
     mutant("quantization/candidates.py", "value, nibbles = 2 * beyond, 0", "value, nibbles = beyond, 0", SEARCH),

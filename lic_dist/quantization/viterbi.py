@@ -43,6 +43,8 @@ _PACKED = 8  # states whose branches fit 32-bit words
 _FUSED = 16  # states up to which two steps in one loop are the faster
 SIMD = 16  # a block is padded to a multiple of this many lanes
 
+_NO_NARROW, _NO_WIDE = np.empty((0, 0), np.uint8), np.empty((0, 0), np.uint16)  # levels of the other width
+
 _I, _U = np.int32, np.uint32  # numba widens 32-bit arithmetic: every result is narrowed again to keep the SIMD width
 
 
@@ -61,7 +63,7 @@ def search_lanes(
 ) -> float:
     """Search every lane; fill k int16 [lanes, steps] and cost int64 [lanes] (1/256 bit).
 
-    r float32 [lanes, steps]; level, unsigned, [lanes, steps]; weight float32 [lanes] or [1, steps]; quads int64
+    r float32 [lanes, steps]; level uint8 or uint16 [lanes, steps]; weight float32 [lanes] or [1, steps]; quads int64
     [levels, width]: at the smallest candidate m0 the rates of the four candidates by branch class, 16 bits each;
     zero_pairs int32 [levels]: the rate of zero in Q0 and, 16 bits higher, in Q1; reach, flag int32 [2 levels], of each
     row: the largest |k| not escaped, the cost of the escape's flag. Returns the largest |r|/D; where it is not finite,
@@ -71,9 +73,18 @@ def search_lanes(
     width = block_width(lanes)
     decisions, zeros = decision_memory(width, steps, trellis.states)
     search = compile_search(trellis)
+    levels = (level, _NO_WIDE) if level.dtype == np.uint8 else (_NO_NARROW, level)
+    read = map(_read_only, (r, *levels, weight.ravel()))
     tables = (quads, zero_pairs, reach, flag, _branches(trellis))
-    peak = search(r, level, weight, inverse_step, *tables, decisions, zeros, k, cost)
+    peak = search(*read, weight.ndim == 2, inverse_step, *tables, decisions, zeros, k, cost)
     return float(np.array(peak, np.int32).view(np.float32))
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a read-only view: numba takes seconds to compile for each set of types, and so there is one."""
+    array = array.view()
+    array.setflags(write=False)
+    return array
 
 
 def block_width(lanes: int) -> int:
@@ -133,7 +144,9 @@ trace: Any = None
 def _search(
     r: NDArray[Any],
     level: NDArray[Any],
+    wide_level: NDArray[Any],
     weight: NDArray[Any],
+    by_step: bool,
     inverse_step: np.float32,
     quads: NDArray[Any],
     zero_pairs: NDArray[Any],
@@ -150,10 +163,10 @@ def _search(
     metric = np.empty(WORDS * STATES * BLOCK, np.int32)  # of two words, a step's new metrics lie behind the old
     branch = np.empty(8 * BLOCK, np.int32)
     position, index = np.zeros((BLOCK, TILE), np.float32), np.zeros((BLOCK, TILE), np.int32)
-    row = np.zeros((BLOCK, TILE), level.dtype)
+    row = np.zeros((BLOCK, TILE), np.uint16)
     scaled, zero = np.zeros((PANEL, BLOCK), np.float32), np.zeros((PANEL, BLOCK), np.int32)
     low, high = np.zeros((PANEL, BLOCK), np.int32), np.zeros((PANEL, BLOCK), np.int32)
-    by_step, by_lane = np.empty((TILE, width), np.uint8), np.empty((width, TILE), np.uint8)
+    class_by_step, class_by_lane = np.empty((TILE, width), np.uint8), np.empty((width, TILE), np.uint8)
     state, least = np.zeros(width, np.uint32), np.zeros(BLOCK, np.int32)
     block_weight = np.zeros(2 * width, np.float32)  # of two steps
     peak, tile_peak = _I(0), np.zeros(1, np.int32)
@@ -163,14 +176,19 @@ def _search(
         taken = decisions.ravel()[: len(decisions) * padded].reshape(len(decisions), padded)
         weights = block_weight[: 2 * padded].reshape(2, padded)
         block_r, block_level = r[first : first + size], level[first : first + size]
-        if weight.ndim == 1:
+        block_wide = wide_level[first : first + size]
+        if not by_step:
             weights[:, :size] = weight[first : first + size]
         metric[:BLOCK] = 0
         metric[BLOCK:] = UNREACHED
         cost[first : first + size] = 0
         for start in range(0, steps, TILE):
             end = min(start + TILE, steps)
-            tile_peak[0] = tile_candidates(block_r, block_level, start, end, inverse_step, quads, position, index, row)
+            tile = (start, end, inverse_step, quads, position, index, row)
+            if len(block_wide):
+                tile_peak[0] = tile_candidates(block_r, block_wide, *tile)
+            else:
+                tile_peak[0] = tile_candidates(block_r, block_level, *tile)
             peak = max(peak, tile_peak[0])
             escapes = smallest_level(tile_peak.view(np.float32)[0]) >= quads.shape[1]
             for panel in range(start, end, PANEL):
@@ -179,9 +197,9 @@ def _search(
                     look_up_escapes(position, row, panel - start, size, quads, reach, flag, low, high)
                 for step in range(panel, min(panel + PANEL, end), 2):
                     at, half = step - panel, step >> 1
-                    if weight.ndim == 2:
-                        weights[0, :] = weight[0, step]
-                        weights[1, :] = weight[0, min(step + 1, steps - 1)]
+                    if by_step:
+                        weights[0, :] = weight[step]
+                        weights[1, :] = weight[min(step + 1, steps - 1)]
                     branch_costs(
                         scaled[at : at + 2],
                         low[at : at + 2],
@@ -213,9 +231,9 @@ def _search(
                     nibble,
                     branches,
                     state[:padded],
-                    by_step[step - start],
+                    class_by_step[step - start],
                 )
-            _indices(block_r, start, end, inverse_step, by_step, by_lane, k[first : first + size])
+            _indices(block_r, start, end, inverse_step, class_by_step, class_by_lane, k[first : first + size])
     return peak
 
 

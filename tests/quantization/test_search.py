@@ -240,6 +240,15 @@ def test_compiled_searches_are_kept_apart() -> None:
     assert viterbi.compile_search(ECM8) is viterbi.compile_search(ECM8)
 
 
+def test_one_compiled_search_serves_levels_of_both_widths_weights_of_both_forms_and_read_only_latents() -> None:
+    r, level, weight = latents(3, 9)
+    r.setflags(write=False)
+    for chosen in (level, level.astype(np.uint16)):
+        for weights in (weight, np.full((1, 9), 99, np.float32)):
+            search(r, chosen, weights, STEP, TABLES, ECM8)
+    assert len(viterbi.compile_search(ECM8).signatures) == 1
+
+
 CACHED = """
 import os
 import numpy as np
