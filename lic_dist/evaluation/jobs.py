@@ -24,6 +24,8 @@ from lic_dist.models.parts import model_digest
 
 P = TypeVar("P", bound=Keyed)
 BASE = "base"  # the arm of a checkpoint that was not retrained
+CONTROL = "control"
+CONTROLS = (CONTROL, "noise", "straight-through")  # words of arms that show what else would have gained
 CARRIED = "carried"  # stands for all quantizers that a checkpoint carries
 
 
@@ -201,6 +203,11 @@ def arm_of(loaded: Checkpoint) -> str:
     recipes = [one if isinstance(one, str) else "+".join(one) for one in phases]
     latents = "" if last["latents"] == "quantized" else f" {last['latents']}"
     return ", ".join(recipes) + latents + (f" round {len(rounds)}" if len(rounds) > 1 else "")
+
+
+def is_control(arm: str) -> bool:
+    """Return whether an arm is a control, by a word of its name."""
+    return any(word in CONTROLS for word in arm.split())
 
 
 def seed_of(loaded: Checkpoint) -> int | None:

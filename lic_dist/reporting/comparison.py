@@ -8,6 +8,7 @@ from operator import attrgetter
 from statistics import fmean, median
 
 from lic_dist.errors import LicError
+from lic_dist.evaluation.jobs import is_control
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval, mean_interval
 from lic_dist.reporting.bd import QUALITIES, Quality, bd_rate, image_bd_rates, known, overlap
@@ -149,9 +150,9 @@ def has_rates(comparisons: Iterable[Comparison], quality: Quality) -> bool:
 
 
 def best(found: AnchorTable, measured: Sequence[str]) -> Comparison | None:
-    """The curve of least rate, of the figures to trust: of those of these names where one has such, else of all."""
+    """The curve of least rate, of the figures to trust: of those of these names, without controls, else of all."""
     rated = [one for one in found.comparisons if one.pchip is not None and one.trusted]
-    own = [one for one in rated if one.name in measured]
+    own = [one for one in rated if one.name in measured and not is_control(one.name)]
     return min(own or rated, key=attrgetter("rate"), default=None)
 
 

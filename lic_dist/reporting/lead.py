@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lic_dist.evaluation.jobs import BASE
+from lic_dist.evaluation.jobs import BASE, is_control
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval
 from lic_dist.reporting.gains import Gain, change, gains, measured
@@ -23,7 +23,6 @@ LEAD_SAYS = (
     "brought. A control shows what else would have gained as much."
 )
 FEW = 8  # pictures, below which intervals prove little
-_CONTROLS = ("straight-through", "control")  # arms that show what else would have gained, never the headline
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _same(one: Point, other: Point) -> bool:
 
 
 def _row(gain: Gain, anchor: Point) -> LeadRow:
-    control = any(word in gain.arm for word in _CONTROLS)
+    control = is_control(gain.point.arm)
     name = " ".join(part for part in (gain.arm, gain.point.quantizer) if part) + (" (control)" if control else "")
     own = None if gain.arm == BASE else gain.own
     if _same(gain.point, anchor):

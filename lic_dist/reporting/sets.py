@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lic_dist.data.folders import folder_names, with_others
-from lic_dist.evaluation.jobs import BASE
+from lic_dist.evaluation.jobs import BASE, CONTROL, CONTROLS, is_control
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval, changes_interval, mean_interval
 from lic_dist.reporting.bd import QUALITIES, Quality
@@ -26,8 +26,6 @@ from lic_dist.reporting.grid import Grids, Place
 from lic_dist.reporting.seeds import Pairs, by_seeds, compare_seeds, name_of, paired
 
 MOST_SETS = 12  # of a table; the smallest of more are one set, `others`
-CONTROL = "control"
-CONTROLS = (CONTROL, "noise", "straight-through")  # words of an arm's name
 
 Cells = tuple[Interval | None, ...]  # of each set, then their mean
 
@@ -106,8 +104,9 @@ class SetTable:
 
     @property
     def best(self) -> SetRow | None:
-        """The row of the least mean of sets by PSNR, of the figures to trust; None where there is none."""
-        found = [(row.cells[-1].mean, row) for row in self.rates["psnr"] if row.cells[-1] and row.trusted]
+        """The row of the least mean of sets by PSNR, of the figures to trust, without controls; None where none is."""
+        rows = [row for row in self.rates["psnr"] if row.trusted and not any(map(is_control, row.names[:2]))]
+        found = [(row.cells[-1].mean, row) for row in rows if row.cells[-1]]
         return min(found, key=lambda one: one[0], default=(0.0, None))[1]
 
 
@@ -162,19 +161,15 @@ def _filled(rows: Sequence[SetRow]) -> tuple[SetRow, ...]:
 
 def _controlled(placed: Mapping[Place, tuple[Curve, ...]]) -> list[_Match]:
     """Each retrained arm with each of its controls, of several seeds each with its own."""
-    arms = {arm for arm, _ in placed if arm != BASE and not _is_control(arm)}
+    arms = {arm for arm, _ in placed if arm != BASE and not is_control(arm)}
     return [
         ((quantizer, arm, control), pairs)
         for (arm, quantizer), curves in placed.items()
         if arm in arms
         for (control, same), anchors in placed.items()
-        if same == quantizer and _is_control(control) and _controls(control, arm, arms)
+        if same == quantizer and is_control(control) and _controls(control, arm, arms)
         if (pairs := paired(anchors, curves))
     ]
-
-
-def _is_control(arm: str) -> bool:
-    return any(word in CONTROLS for word in arm.split())
 
 
 def _controls(control: str, arm: str, arms: set[str]) -> bool:

@@ -15,7 +15,7 @@ from lic_dist import config
 from lic_dist.building.records import analytic_record
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation import run as running
-from lic_dist.evaluation.jobs import Task, short_name
+from lic_dist.evaluation.jobs import Task, is_control, short_name
 from lic_dist.evaluation.results import read_points
 from lic_dist.evaluation.run import evaluate
 from lic_dist.models import checkpoint
@@ -169,6 +169,11 @@ def test_arms_can_be_given_by_pattern(base: Path, photos: Path, tmp_path: Path) 
     section = section.model_copy(update={"checkpoints": (str(base),)})
     with pytest.raises(UsageError, match=r"evaluate.arms names .*continued-1.pth.tar, which"):
         Task.of(one.model_copy(update={"evaluate": section}))
+
+
+def test_controls_are_known_by_a_word_of_their_arm() -> None:
+    controls = "decoder noise", "decoder straight-through round 2", "all parts control"
+    assert all(map(is_control, controls)) and not any(map(is_control, ("base", "decoder+hyper round 2", "controlled")))
 
 
 def test_short_names() -> None:
