@@ -102,7 +102,7 @@ def real_latents(folder: Path | None) -> LatentSamples:
     base = checkpoints.load(BASE)
     latents, _ = encode(base.model, np.stack(windows), 1)
     inputs = quantizer_input(base.model, latents.y, latents.z, 1)
-    weights, _ = channel_weights(base, config.Quantizer(), inputs)
+    weights, _ = channel_weights(base, config.Quantizer(), inputs, latents)
     return LatentSamples(inputs.residual, inputs.level, weights)
 
 

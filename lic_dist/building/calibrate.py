@@ -36,16 +36,18 @@ from lic_dist.cache.trials import Row, Trials
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import model_digest
+from lic_dist.models.stages import to_input
 from lic_dist.progress import Progress
 from lic_dist.quantization.adaptation import adaptation_rounds
 from lic_dist.quantization.kinds import KINDS
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.quantization.sensitivity import sensitivities
+from lic_dist.quantization.sensitivity import error_costs, sensitivities
 from lic_dist.text import counted
 from lic_dist.version import __version__
 
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
+ROUNDED = 48  # samples whose rounding tells what errors cost
 
 Point = tuple[float, float, float]  # strength, step, shift
 Fixed = tuple[float | None, float | None, float | None]  # of a point; None: searched
@@ -105,13 +107,22 @@ def z_bits(record: QuantizerRecord, z: np.ndarray) -> np.ndarray:
     return record.z_tables.bits(z.astype(np.int32), rows).sum(axis=(1, 2, 3))
 
 
-def channel_weights(checkpoint: Checkpoint, section: config.Quantizer, inputs: Inputs) -> tuple[Any, dict[str, Any]]:
-    """Return (S_c float32 [M], notes): the decoder's squared gain of each channel with its standard error, or ones."""
+def channel_weights(
+    checkpoint: Checkpoint, section: config.Quantizer, inputs: Inputs, samples: Latents
+) -> tuple[Any, dict[str, Any]]:
+    """Return (weights float32 [M], notes with their standard error) of what `section.weights` names: S_c, W_c or ones,
+    on the first of the samples, whose `inputs` these are.
+    """
+    g_s = checkpoint.codec.synthesise
     if section.weights == "uniform":
         return np.ones(checkpoint.codec.channels, np.float32), {}
-    y_hat = torch.from_numpy(inputs.rounded(PROBED))
-    generator = torch.Generator().manual_seed(0)
-    mean, error = sensitivities(checkpoint.codec.synthesise, y_hat, PROBES, generator)
+    if section.weights == "rounding":
+        y = torch.from_numpy(inputs.unquantized(samples.y)[:ROUNDED])
+        x = to_input(torch.from_numpy(samples.pixels[:ROUNDED]), y.device)
+        mean, error = error_costs(g_s, torch.from_numpy(inputs.rounded(ROUNDED)), y, x)
+    else:
+        y_hat = torch.from_numpy(inputs.rounded(PROBED))
+        mean, error = sensitivities(g_s, y_hat, PROBES, torch.Generator().manual_seed(0))
     return mean.astype(np.float32), {"weights_standard_error": [float(value) for value in error]}
 
 
@@ -159,7 +170,7 @@ def calibrate(
         raise UsageError("quantizer.scale_offsets: the model has a prior for each channel, no scales")
     pilot_inputs = inputs_of(checkpoint.model, pilot.y, pilot.z, batch)
     held_inputs = inputs_of(checkpoint.model, held_out.y, held_out.z, batch)
-    weights, notes = channel_weights(checkpoint, section, pilot_inputs)
+    weights, notes = channel_weights(checkpoint, section, pilot_inputs, pilot)
     trials: dict[Point, Measurement] = {}
     fixed = _fixed(section)
     space = SEARCH_SPACES[section.name]

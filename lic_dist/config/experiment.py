@@ -115,8 +115,10 @@ class Quantizer(Section):
     rates: Literal["adapted", "analytic"] = Field(
         "adapted", description="Tables of rates: adapted to the pilot's indices, or of the Gaussian."
     )
-    weights: Literal["sensitivity", "uniform"] = Field(
-        "sensitivity", description="Weights of the channels' errors: the decoder's sensitivity, or all equal."
+    weights: Literal["sensitivity", "rounding", "uniform"] = Field(
+        "sensitivity",
+        description="Weights of the channels' errors: the decoder's sensitivity, what the errors of rounding cost the "
+        "picture, or all equal.",
     )
     lambda_scale: Annotated[float, Field(gt=0)] | Auto = Field(
         "auto", description="g, the strength of the rate in the search of rdoq and tcq."

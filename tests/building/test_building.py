@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import torch
 from lic_dist import config
 from lic_dist.building import build as building
 from lic_dist.building.build import build
-from lic_dist.building.calibrate import calibrate, describe, measure, z_bits
+from lic_dist.building.calibrate import calibrate, channel_weights, describe, measure, z_bits
 from lic_dist.building.job import check_cache, prepare
-from lic_dist.building.latents import encode, quantizer_input
+from lic_dist.building.latents import encode, inputs_of, quantizer_input
 from lic_dist.building.picture import calibration_plot
 from lic_dist.building.pilot import calibration_samples, prepare_record, record_location
 from lic_dist.building.records import analytic_record, named_record
@@ -210,6 +211,25 @@ def test_a_photo_replaced_between_two_builds_is_noticed(base: Path, photos: Path
     shutil.copy(folder / "train" / "1.png", folder / "train" / "0.png")
     after = prepare(job).plan
     assert after.fingerprint != before.fingerprint and after.num_samples == before.num_samples - 3
+
+
+def test_weights_of_rounding_are_what_its_errors_cost_the_picture(store: Path, base: Path) -> None:
+    loaded, section = checkpoint.load(str(base)), config.Quantizer(weights="rounding", pilot=8)
+    pilot, _ = calibration_samples(LatentCache.open(store), section)
+    inputs = inputs_of(loaded.model, pilot.y, pilot.z, 4)
+    weights, notes = channel_weights(loaded, section, inputs, pilot)
+    y, y_hat = torch.from_numpy(pilot.y).double(), torch.from_numpy(inputs.rounded(8)).double()
+    squared = (y_hat - y).square().sum(dim=(0, 2, 3)).numpy()
+    measured = []
+    for step in (1e-3, -1e-3):  # of each channel's errors, along which the picture's error changes
+        moved = [y_hat + step * (y_hat - y) * (torch.arange(12) == c).view(1, -1, 1, 1) for c in range(12)]
+        x = torch.from_numpy(pilot.pixels).double() / 255
+        with torch.no_grad():
+            decoded = [copy.deepcopy(loaded.model).double().g_s(one) for one in moved]
+        measured.append([float((one - x).square().sum()) for one in decoded])
+    slope = np.subtract(*measured) / 2e-3 / 2
+    np.testing.assert_allclose(weights, np.maximum(slope / squared, 0), rtol=1e-3, atol=1e-6)
+    assert len(notes["weights_standard_error"]) == 12
 
 
 @pytest.mark.slow

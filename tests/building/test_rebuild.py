@@ -96,7 +96,7 @@ def test_every_field_of_a_groups_identity_is_refused_by_its_name(mine: Path, bas
 
 
 def test_settings_that_made_a_record_are_part_of_what_is_asked_for(mine: Path, base: Path, photos: Path) -> None:
-    for change in ({"weights": "uniform"}, {"pilot": 9}, {"adapt_rounds": 1}, {"calibration": 5}):
+    for change in ({"weights": "rounding"}, {"pilot": 9}, {"adapt_rounds": 1}, {"calibration": 5}):
         with pytest.raises(LicError, match=rf"another quantizer: {next(iter(change))}: store has"):
             build(experiment(base, photos, mine, quantizer={**FIXED, **change}))
 

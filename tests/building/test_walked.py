@@ -133,6 +133,6 @@ def test_sensitivities_are_those_at_y_hat_of_rounding_with_its_correction(
             steps.send(torch.round(y[:, half:] - stage.means) + stage.means)
     expected, _ = sensitivities(codec.synthesise, done.value.value, 4, torch.Generator().manual_seed(0))
     inputs = inputs_of(parent.model, latents.y, latents.z, BATCH)
-    weights, notes = channel_weights(parent, config.Quantizer(), inputs)
+    weights, notes = channel_weights(parent, config.Quantizer(), inputs, latents)
     np.testing.assert_allclose(weights, expected, rtol=1e-4)
     assert len(notes["weights_standard_error"]) == codec.channels

@@ -22,7 +22,7 @@ from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import SCALES, level_index, signed_rates
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.quantization.sensitivity import sensitivities
+from lic_dist.quantization.sensitivity import error_costs, sensitivities
 from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Trellis, register, trellis
 from tests.quantization.test_rates import laplace
 from tests.quantization.test_search import STEP, latents
@@ -265,6 +265,30 @@ def test_sensitivity_of_a_linear_decoder_is_its_columns_square() -> None:
     assert np.all(error[:3] < 0.1 * exact[:3]) and error[3] == 0
     with pytest.raises(ValueError, match="standard error"):
         sensitivities(g_s, torch.randn(1, 4, 2, 2), probes=1, generator=torch.Generator())
+
+
+def test_cost_of_errors_is_the_sensitivity_of_a_linear_decoder_and_more_where_small_latents_are_suppressed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gain, nothing = torch.tensor([1.0, 2.0, 0.5, 0.0]).view(1, -1, 1, 1), torch.zeros(64, 4, 4, 4)
+    y = torch.randn(64, 4, 4, 4, generator=generator)
+    y[:, 3] = 0
+
+    def linear(y_hat: torch.Tensor) -> torch.Tensor:
+        return y_hat * gain
+
+    cost, error = error_costs(linear, torch.round(y), y, linear(y), batch=24)
+    assert cost.dtype == np.float64 and cost == pytest.approx([1, 4, 0.25, 0]) and np.all(error < 1e-6)
+
+    def suppressing(y_hat: torch.Tensor) -> torch.Tensor:  # its derivative at zero is a third of that elsewhere
+        return y_hat * (1 - 2 / 3 * torch.exp(-8 * y_hat.square()))
+
+    at_zero, _ = sensitivities(suppressing, nothing, 1, generator)
+    cost, error = error_costs(suppressing, nothing, y, y)
+    assert at_zero == pytest.approx([1 / 9] * 4, rel=0.2) and cost[:3] == pytest.approx([1 / 3] * 3) and cost[3] == 0
+    helped, _ = error_costs(linear, y + 0.1, y, linear(y + 0.2))  # the errors are for the better
+    assert not helped.any()
+    with pytest.raises(ValueError, match="standard error"):
+        error_costs(linear, y[:1], y[:1], y[:1])
 
 
 def test_levels_cover_the_scales() -> None:
