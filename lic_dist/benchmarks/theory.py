@@ -80,7 +80,7 @@ def _entropy_point(record: QuantizerRecord, samples: LatentSamples) -> Point:
 
 
 def _mse(quantizer: Quantizer, k: NDArray[np.int16], samples: LatentSamples) -> float:
-    return float(np.square(quantizer.dequantize(k) - samples.r, dtype=np.float64).mean())
+    return float(np.square(quantizer.dequantize(k, samples.level) - samples.r, dtype=np.float64).mean())
 
 
 def _gap_at(curve: Sequence[Point], rate: float) -> float:

@@ -210,7 +210,7 @@ class _QuantizeInLoop:
         inputs = quantizer_input(self.model, latents.y, latents.z, BATCH)
         encoded = time.perf_counter()
         k = self.quantizer.quantize(inputs.residual, inputs.level)
-        found = {"k": k, "level": self.quantizer.dequantize(k), "quantizer": self.quantizer.active(k)}
+        found = {"k": k, "level": self.quantizer.unspread(k), "quantizer": self.quantizer.active(k)}
         tensors = {name: torch.from_numpy(values.reshape(latents.y.shape)) for name, values in found.items()}
         batch = replace(batch, z=torch.from_numpy(latents.z), **tensors)
         searched = time.perf_counter()

@@ -49,31 +49,33 @@ from lic_dist.version import __version__
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 ROUNDED = 48  # samples whose rounding tells what errors cost
 
-Point = tuple[float, float, float]  # strength, step, shift
-Fixed = tuple[float | None, float | None, float | None]  # of a point; None: searched
+Point = tuple[float, float, float, float]  # strength, step, shift, spread
+Fixed = tuple[float | None, float | None, float | None, float | None]  # of a point; None: searched
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """The search space of a quantizer: the start, the bounds of strength and step, and the coarse and the fine moves.
 
-    A move is a factor of the strength, a factor of the step, and a summand of the shift.
+    A move is a factor of the strength, a factor of the step, and summands of the shift and the spread.
     """
 
     start: Point
     strengths: tuple[float, float]
     steps: tuple[float, float]
-    moves: tuple[Point, Point] = ((2.0, 1.15, 0.04), (2**0.5, 1.07, 0.02))
+    moves: tuple[Point, Point] = ((2.0, 1.15, 0.04, 0.08), (2**0.5, 1.07, 0.02, 0.04))
 
 
 # A decoder trained on noise does best with levels beyond their cells' centroids, so the search starts there.
 SEARCH_SPACES = {
-    "sq": SearchSpace((1.0, 1.0, 0.0), (1.0, 1.0), (0.5, 2.0)),
-    "deadzone": SearchSpace((0.45, 1.0, 0.0), (0.1, 0.5), (0.5, 2.0), ((1.2, 1.15, 0.04), (1.1, 1.07, 0.02))),
-    "rdoq": SearchSpace((0.2, 1.0, 0.06), (0.002, 2.0), (0.5, 2.0)),
-    "tcq": SearchSpace((0.2, 0.66, 0.06), (0.002, 2.0), (0.4, 1.2)),
+    "sq": SearchSpace((1.0, 1.0, 0.0, 0.0), (1.0, 1.0), (0.5, 2.0)),
+    "deadzone": SearchSpace(
+        (0.45, 1.0, 0.0, 0.0), (0.1, 0.5), (0.5, 2.0), ((1.2, 1.15, 0.04, 0.08), (1.1, 1.07, 0.02, 0.04))
+    ),
+    "rdoq": SearchSpace((0.2, 1.0, 0.06, 0.0), (0.002, 2.0), (0.5, 2.0)),
+    "tcq": SearchSpace((0.2, 0.66, 0.06, 0.0), (0.002, 2.0), (0.4, 1.2)),
 }
-LARGEST_SHIFT = 0.3
+LARGEST_SHIFT, LARGEST_SPREAD = 0.3, 0.5
 LEAST_GAIN = 1e-4  # of L; a smaller gain is no better: the last hundredths of a percent are particular to the crops
 
 
@@ -185,18 +187,21 @@ def calibrate(
         return [first, *adaptation_rounds(first, pilot_inputs.parts(first), rounds, cdf=cdf)] if rounds else [first]
 
     def trial(one: Point) -> float:
-        strength, step, shift = one
+        strength, step, shift, spread = one
         if one not in trials:
-            trials[one] = measure(checkpoint, replace(records(strength, step)[-1], shift=shift), held_out, held_inputs)
+            record = replace(records(strength, step)[-1], shift=shift, spread=spread)
+            trials[one] = measure(checkpoint, record, held_out, held_inputs)
             if trials_file is not None:
                 trials_file.write(identity, expected, [_row(*item) for item in trials.items()])
             bar.advance(1, strength=strength, step=step, shift=shift, L=trials[one].L)
         return trials[one].L
 
-    begin = space.start if warm_start is None else (warm_start.strength, warm_start.step, warm_start.shift)
-    strength, step, shift = (value if free is None else free for value, free in zip(begin, fixed, strict=True))
-    start, moves = (strength, step, shift), space.moves if warm_start is None else space.moves[1:]
-    expected = (1, 8, 20, 30)[fixed.count(None)]
+    begin = space.start
+    if warm_start is not None:
+        begin = warm_start.strength, warm_start.step, warm_start.shift, warm_start.spread
+    strength, step, shift, spread = (value if free is None else free for value, free in zip(begin, fixed, strict=True))
+    start, moves = (strength, step, shift, spread), space.moves if warm_start is None else space.moves[1:]
+    expected = (1, 8, 20, 30, 40)[fixed.count(None)]
     searched = {"start": start, "fixed": fixed, "axes": asdict(space), "moves": moves}
     asked = {"quantizer": section.identity({"group"}), **searched}
     identity = _identity(checkpoint, asked, weights, pilot_inputs, held_inputs, held_out)
@@ -206,7 +211,7 @@ def calibrate(
         _search(trial, start, space, fixed, moves)
         bar.complete()
     chosen = min(trials, key=lambda one: trials[one].L)
-    measured, made = trials[chosen], [replace(one, shift=chosen[2]) for one in records(*chosen[:2])]
+    measured, made = trials[chosen], [replace(one, shift=chosen[2], spread=chosen[3]) for one in records(*chosen[:2])]
     by_round = [measure(checkpoint, record, held_out, held_inputs) for record in made[:-1]] + [measured]
     refined = record_fields(refinement_of(section, checkpoint.spec.lmbda))
     notes |= {
@@ -223,11 +228,13 @@ def calibrate(
 
 
 def _row(storage: Point, measured: Measurement) -> Row:
-    return {"strength": storage[0], "step": storage[1], "shift": storage[2], **asdict(measured)}
+    spread = {"spread": storage[3]} if storage[3] else {}
+    return {"strength": storage[0], "step": storage[1], "shift": storage[2], **spread, **asdict(measured)}
 
 
 def _trial(row: Row) -> tuple[Point, Measurement]:
-    return (row["strength"], row["step"], row["shift"]), Measurement(row["L"], row["bpp"], row["mse"], row["predicted"])
+    point = row["strength"], row["step"], row["shift"], row.get("spread", 0.0)
+    return point, Measurement(row["L"], row["bpp"], row["mse"], row["predicted"])
 
 
 def _identity(
@@ -254,6 +261,7 @@ def describe(record: QuantizerRecord) -> list[str]:
     strength = f", {record.kind.symbol} {record.strength:.4g}" if record.kind.strength else ""
     states = f" with {record.states} states" if record.kind.trellis else ""
     shift = f", shift {record.shift:+.2g}" if record.shift else ""
+    shift += f", spread {record.spread:.2g}" if record.spread else ""
     lines = [
         f"{record.name}{states}: step {record.step:.4g}{strength}{shift}, L {notes['L']:.4f} on "
         f"{counted(notes['calibration_samples'], 'held-out crop')}, the least of "
@@ -276,7 +284,7 @@ def describe(record: QuantizerRecord) -> list[str]:
 
 
 def is_fixed(section: config.Quantizer) -> bool:
-    """Return whether a section fixes strength, step and shift, so that nothing is left to search."""
+    """Return whether a section fixes strength, step, shift and spread, so that nothing is left to search."""
     return None not in _fixed(section)
 
 
@@ -284,12 +292,13 @@ def _fixed(section: config.Quantizer) -> Fixed:
     """Return the values that the section fixes. SQ has no strength; its `auto` means CompressAI's step 1 without
     shift.
     """
-    step, shift = (None if value == "auto" else float(value) for value in (section.step, section.shift))
+    asked = section.step, section.shift, section.spread
+    step, shift, spread = (None if value == "auto" else float(value) for value in asked)
     kind = KINDS[section.name]
     if kind.strength is None:
-        return 1.0, step or 1.0, shift or 0.0
+        return 1.0, step or 1.0, shift or 0.0, spread or 0.0
     strength = getattr(section, kind.strength)
-    return None if strength == "auto" else float(strength), step, shift
+    return None if strength == "auto" else float(strength), step, shift, spread
 
 
 def _search(
@@ -317,12 +326,12 @@ def _search(
 
 def _neighbours(best: Point, size: Point, space: SearchSpace, fixed: Fixed) -> Iterator[Point]:
     """Yield the points one move away along each free axis, both ways, inside the bounds, rounded to six decimals."""
-    bounds = space.strengths, space.steps, (-LARGEST_SHIFT, LARGEST_SHIFT)
-    for axis in (1, 2, 0):
+    bounds = space.strengths, space.steps, (-LARGEST_SHIFT, LARGEST_SHIFT), (0.0, LARGEST_SPREAD)
+    for axis in (1, 2, 3, 0):
         if fixed[axis] is None:
             value, by = best[axis], size[axis]
-            for moved in (value + by, value - by) if axis == 2 else (value * by, value / by):
+            for moved in (value + by, value - by) if axis >= 2 else (value * by, value / by):
                 if bounds[axis][0] <= moved <= bounds[axis][1]:
                     one = list(best)
                     one[axis] = round(moved, 6)
-                    yield one[0], one[1], one[2]
+                    yield one[0], one[1], one[2], one[3]

@@ -71,7 +71,7 @@ def estimate(job: Job) -> Estimate:
     inputs = inputs_of(job.parent.model, latents.y, latents.z, plan.batch)
     encoded = time.perf_counter() - started
     section = job.quantizer
-    strength, step, _ = SEARCH_SPACES[section.name].start
+    strength, step, *_ = SEARCH_SPACES[section.name].start
     weights = np.full(job.parent.codec.channels, 0.02)
     quantizer = Quantizer(analytic_record(job.parent, section.name, section.states, step, strength, weights))
     faulty = status != 0

@@ -176,7 +176,7 @@ def quantize_lanes(
     [n, M], the estimated bits and the squared error.
     """
     k = quantizer.quantize(residual, level)
-    found = quantizer.dequantize(k)
+    found = quantizer.dequantize(k, level)
     error = np.square(residual.astype(np.float64) - found).sum(axis=1)
     return k, found, quantizer.bits(k, level).reshape(-1, channels), error.reshape(-1, channels)
 

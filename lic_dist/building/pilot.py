@@ -140,6 +140,8 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
         expected["step"] = section.step
     if section.shift != "auto":
         expected["shift"] = section.shift
+    if section.spread != "auto":
+        expected["spread"] = section.spread
     if kind.strength and (strength := getattr(section, kind.strength)) != "auto":
         expected[kind.strength] = strength
     found = {key: record.notes.get(key) if key == "rates" else getattr(record, key) for key in expected}

@@ -226,7 +226,8 @@ class ImageCodec:
 
         nan for quantizers with other cells.
         """
-        if (self.record.name, self.record.step, self.record.shift) != ("sq", 1, 0):
+        record = self.record
+        if (record.name, record.step, record.shift, record.spread) != ("sq", 1, 0, 0):
             return math.nan
         grid = self.grid(*encoded.shape[:2])
         sides_hat, run = self._sides_hat(encoded.z, grid, self.integer), self._run(grid, self.integer)

@@ -79,7 +79,7 @@ def search(
         part = elements.take(y) - stage.means
         r = elements.lanes(part)
         found = quantizer.quantize(r, lanes, channels=elements.lane_channels(*y.shape[:2]))
-        value = quantizer.dequantize(found)
+        value = quantizer.dequantize(found, lanes)
         stages.append((elements, found, lanes))
         squared = (r.double() - value).square()
         parts.append((elements, [elements.from_lanes(one, part) for one in (found, lanes, squared)]))
@@ -147,7 +147,7 @@ def decode(
             raise BitstreamError(OTHER_SCALES, hint=OTHER_SCALES_HINT) from None  # the container is whole: see there
         part = stage.elements.from_lanes(torch.from_numpy(found), stage.means)
         stage.elements.put(k, part.cpu())
-        value = quantizer.dequantize(torch.from_numpy(found))
+        value = quantizer.dequantize(torch.from_numpy(found), level)
         return stage.means + stage.elements.from_lanes(value, stage.means)
 
     _, y_hat = codec.drive(sides_hat, read, run)
@@ -199,8 +199,9 @@ def channel_bits(codec: CodecModel, quantizer: Quantizer, k: Tensor, level: Tens
 
 def _reconstruct(stage: Stage, k: Tensor, quantizer: Quantizer) -> Tensor:
     """Return y_hat of a stage's elements before corrections, of indices k [B, M, h, w]."""
-    level = quantizer.dequantize(stage.elements.lanes(stage.elements.take(k)))
-    return stage.means + stage.elements.from_lanes(level, stage.means)
+    lanes = stage.elements.lanes(stage.elements.take(k))
+    value = quantizer.dequantize(lanes, levels(stage, quantizer.record.level_rule))
+    return stage.means + stage.elements.from_lanes(value, stage.means)
 
 
 def levels(stage: Stage, rule: str, offsets: NDArray[np.int8] | None = None) -> Tensor:

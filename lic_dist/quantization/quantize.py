@@ -220,8 +220,24 @@ class Quantizer:
         """Return the table row of each index, int32 [lanes, steps]: Q * levels + level."""
         return table_rows(k, level, self.trellis, self.record.levels)
 
-    def dequantize(self, k: Any) -> Any:
-        """Return reconstruction levels, float32 [lanes, steps]: y_hat = means + level."""
+    def dequantize(self, k: Any, level: Any = None) -> Any:
+        """Return reconstruction levels, float32 [lanes, steps]: y_hat = means + level.
+
+        `level` is that of the scales, as `quantize` takes it. ValueError without it where the record has a `spread`.
+        """
+        if not self.record.spread:
+            return self.unspread(k)
+        if level is None:
+            raise ValueError("levels of reconstruction that follow sigma need the levels of the scales")
+        shifts = self.record.shifts
+        if isinstance(k, torch.Tensor):
+            shift: Any = torch.from_numpy(shifts).to(k.device)[torch.as_tensor(level, device=k.device).long()]
+        else:
+            shift = shifts[_to_numpy(level)]
+        return levels(k, self.active(k), self.record.step, self.trellis, shift)
+
+    def unspread(self, k: Any) -> Any:
+        """Return `dequantize` less what the record's `spread` adds, which depends on sigma."""
         return levels(k, self.active(k), self.record.step, self.trellis, self.record.shift)
 
     def bits(self, k: Any, level: Any) -> Any:

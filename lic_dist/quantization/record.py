@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lic_dist.errors import LicError
 from lic_dist.quantization.kinds import KINDS, Kind
-from lic_dist.quantization.rates import LEVEL_RULES, LEVELS, CdfTables
+from lic_dist.quantization.rates import LEVEL_RULES, LEVELS, SCALES, CdfTables
 from lic_dist.quantization.trellis import SCALAR, Trellis
 
 FORMAT = "lic_dist quantizer record 2"
@@ -44,6 +44,7 @@ class QuantizerRecord:
         trellis       TCQ's state machine; SCALAR for the others
         rounding      xi of the dead zone, up to 1/2
         shift         delta of the reconstruction: levels lie so many steps further from zero than in the search
+        spread        and min(1, spread step / sigma) steps further yet, sigma the scale of the level
         refine        gradient steps of y before the search (models/refine.py)
         refine_distortion  what these weigh: mse, ms-ssim or both, each with its weight
         refine_z      whether they move z too
@@ -64,6 +65,7 @@ class QuantizerRecord:
     trellis: Trellis = SCALAR
     rounding: float = 0.5
     shift: float = 0.0
+    spread: float = 0.0
     refine: int = 0
     refine_distortion: Mapping[str, float] = field(default_factory=lambda: dict(MSE))
     refine_z: bool = False
@@ -81,10 +83,12 @@ class QuantizerRecord:
             if not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is a positive number, not {value}")
             object.__setattr__(self, name, value)
-        for name in ("rounding", "shift"):
+        for name in ("rounding", "shift", "spread"):
             object.__setattr__(self, name, float(getattr(self, name)))
         if not (0 <= self.rounding <= 0.5 and -0.5 < self.shift < 0.5):
             raise ValueError(f"a record has 0 <= rounding <= 1/2, |shift| < 1/2: not {self.rounding}, {self.shift}")
+        if not 0 <= self.spread < 1 or (self.spread and self.by_channel):
+            raise ValueError(f"a record has 0 <= spread < 1, and 0 without scales: not {self.spread}")
         if self.refine < 0:
             raise ValueError(f"refine is a number of steps, not {self.refine}")
         weights_of = {str(name): float(weight) for name, weight in self.refine_distortion.items()}
@@ -149,6 +153,13 @@ class QuantizerRecord:
         )
         return weights
 
+    @cached_property
+    def shifts(self) -> NDArray[Any]:
+        """How many steps further from zero the levels of each scale lie than in the search, float32 [levels]."""
+        spread = np.minimum(self.spread * self.step / SCALES.astype(np.float64), 1.0) if self.spread else np.zeros(1)
+        shifts: NDArray[Any] = (self.shift + np.resize(spread, self.levels)).astype(np.float32)
+        return shifts
+
     def lane_weights(self, images: int) -> NDArray[Any]:
         """Return the `channel_weights` of the lanes of whole images: float32 [images * M]."""
         return np.tile(self.channel_weights, images)
@@ -163,6 +174,7 @@ class QuantizerRecord:
         """Digest of what a decoder reads, equal for quantizers that differ only in their search."""
         plain = self._plain(_array_digest)
         read = {key: plain[key] for key in ("format", "trellis", "step", "level_rule", "shift", "y_tables", "z_tables")}
+        read |= {"spread": self.spread} if self.spread else {}
         return hashlib.sha256(_canonical(read).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -187,6 +199,7 @@ class QuantizerRecord:
                 trellis=_unpack_trellis(_typed(plain, "trellis", dict)),
                 rounding=_typed(plain, "rounding", float),
                 shift=_typed(plain, "shift", float),
+                spread=_typed({"spread": 0.0, **plain}, "spread", float),
                 refine=_typed({"refine": 0, **plain}, "refine", int),
                 refine_distortion=_weights(_typed({"refine_distortion": MSE, **plain}, "refine_distortion", dict)),
                 refine_z=_typed({"refine_z": False, **plain}, "refine_z", bool),
@@ -245,6 +258,7 @@ class QuantizerRecord:
             "y_tables": tables(self.y_tables),
             "z_tables": tables(self.z_tables),
             # what older records do not have is left out where it says nothing, so that they keep their digests
+            **({"spread": self.spread} if self.spread else {}),
             **({"refine": self.refine} if self.refine else {}),
             **({"refine_distortion": dict(self.refine_distortion)} if self.refine_distortion != MSE else {}),
             **({"refine_z": True} if self.refine_z else {}),

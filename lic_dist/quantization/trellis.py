@@ -147,24 +147,27 @@ def trellis(name_or_states: str | int) -> Trellis:
     return known[name_or_states]
 
 
-def levels(k: Any, q: Any, step: float, trellis: Trellis, shift: float = 0.0) -> Any:
+def levels(k: Any, q: Any, step: float, trellis: Trellis, shift: Any = 0.0) -> Any:
     """Return reconstruction levels, float32, of indices k under active quantizers q (same shape, 0 or 1; unused by SQ).
 
     Takes integer arrays or tensors and returns the same kind. The multiple of the step is an exact integer, so there is
-    one rounding; a `shift` (in steps, away from zero; zero is not shifted) adds a second.
+    one rounding; a `shift` (in steps, away from zero; zero is not shifted), a number or float32 of the shape and kind
+    of k, adds a second.
     """
     if isinstance(k, torch.Tensor):
         multiple = k.to(torch.int32)
         if trellis.quantizers == 2:
             multiple = 2 * multiple - torch.sign(multiple) * q.to(torch.int32)
         units = multiple.to(torch.float32)
-        if shift:
+        if isinstance(shift, torch.Tensor):
+            units = units + torch.sign(units) * shift
+        elif shift:
             units = units + torch.sign(units) * float(np.float32(shift))
         return units * float(np.float32(step))
     whole = np.asarray(k).astype(np.int32)
     if trellis.quantizers == 2:
         whole = 2 * whole - np.sign(whole) * np.asarray(q).astype(np.int32)
     scaled: NDArray[Any] = whole.astype(np.float32)
-    if shift:
-        scaled = scaled + np.sign(scaled) * np.float32(shift)
+    if isinstance(shift, np.ndarray) or shift:
+        scaled = scaled + np.sign(scaled) * np.asarray(shift, np.float32)
     return scaled * np.float32(step)

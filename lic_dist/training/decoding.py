@@ -36,6 +36,7 @@ from lic_dist.config import Finetune
 from lic_dist.models.architectures import adapt
 from lic_dist.models.protocol import TRANSFORMS, Given, Run, Sides, Stage
 from lic_dist.models.stages import bits_of
+from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.rate import CellRate, ChannelRate, IndexRate
 from lic_dist.training.samples import Batch
@@ -54,7 +55,7 @@ def form_of(section: Finetune, record: QuantizerRecord, hyper_trains: bool) -> F
 
 def unit_sq(record: QuantizerRecord) -> bool:
     """Return whether a quantizer's cells are those of CompressAI's likelihood."""
-    return (record.name, record.step, record.shift) == ("sq", 1, 0)
+    return (record.name, record.step, record.shift, record.spread) == ("sq", 1, 0, 0)
 
 
 class Decoding(nn.Module):
@@ -92,6 +93,10 @@ class Decoding(nn.Module):
             "straight-through": self._straight_through,
         }
         self.make_y_hat = forms[form]
+        spread = torch.from_numpy((record.shifts - np.float32(record.shift)) * np.float32(record.step))
+        self.register_buffer("spread", spread if record.spread else None, persistent=False)
+        self.spread: Tensor | None
+        self.level_rule = record.level_rule
 
     def _rate_of(self, record: QuantizerRecord, prior_trains: bool) -> nn.Module:
         if (prior := self._codec.prior) is None:
@@ -114,11 +119,17 @@ class Decoding(nn.Module):
         sent: list[Tensor] = []
 
         def known(stage: Stage) -> Tensor:
-            sent.append(stage.means + stage.elements.take(batch.level))
+            sent.append(stage.means + self._spread(stage.elements.take(batch.level), stage.scales))
             return sent[-1]
 
         found = self._codec.follow(sides_hat, known, run)
-        return found, sent[0] if found.y_hat is sent[0] else found.means + batch.level
+        return found, sent[0] if found.y_hat is sent[0] else found.means + self._spread(batch.level, found.scales)
+
+    def _spread(self, level: Tensor, scales: Tensor | None) -> Tensor:
+        """Return levels of reconstruction as the record's `spread` has them under these scales."""
+        if self.spread is None or scales is None:
+            return level
+        return level + torch.sign(level) * self.spread[level_index(scales, self.level_rule).long()]
 
     def _quantized(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
         found, sent = self._rebuilt(batch, sides_hat)
@@ -137,7 +148,8 @@ class Decoding(nn.Module):
         found = self._codec.given(sides_hat, fixed)
         bits = self._likelihood_bits(fixed if self.unit_sq else self._noisy(batch), found)
         if self.pixels:
-            return found.means + batch.level + (found.y_hat - fixed), bits  # with the correction, if there is one
+            level = self._spread(batch.level, found.scales)
+            return found.means + level + (found.y_hat - fixed), bits  # with the correction, if there is one
         return found.y_hat, bits
 
     def _noise(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:

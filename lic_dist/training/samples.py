@@ -236,7 +236,7 @@ def make_batch(
     for elements in layout:
         part = elements.take(indices)
         lanes = elements.lanes(part)
-        elements.put(level, elements.from_lanes(quantizer.dequantize(lanes), part))
+        elements.put(level, elements.from_lanes(quantizer.unspread(lanes), part))
         elements.put(active, elements.from_lanes(quantizer.active(lanes), part))
     y = rest[0] if rest else np.empty(0, np.float16)
     noise = np.empty(y.shape, np.float32)

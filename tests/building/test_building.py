@@ -247,6 +247,10 @@ def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store:
     all_fixed = config.Quantizer(name="tcq", step=0.7, lambda_scale=0.1, shift=0.05)
     fixed = calibrate(loaded, all_fixed, pilot, held_out, 4)
     assert (fixed.step, fixed.lambda_scale, fixed.shift, len(fixed.notes["calibration"])) == (0.7, 0.1, 0.05, 1)
+    one_free = config.Quantizer(name="tcq", step=0.7, lambda_scale=0.1, shift=0, spread="auto", adapt_rounds=1)
+    spread = calibrate(loaded, one_free, pilot, held_out, 4)
+    losses_of = {one.get("spread", 0.0): one["L"] for one in spread.notes["calibration"]}
+    assert len(losses_of) > 1 and losses_of[spread.spread] == min(losses_of.values()) == spread.notes["L"]
     again = calibrate(loaded, section, pilot, held_out, 4, warm_start=record)
     assert again.notes["L"] <= record.notes["L"] and len(again.notes["calibration"]) < len(table)
     outside = calibrate(loaded, config.Quantizer(name="tcq", step=1.50000001), pilot, held_out, 4)

@@ -68,7 +68,7 @@ def codec_of(made: Checkpoint, quantizer: str) -> ImageCodec:
         return ImageCodec(made.model, compressai_record(made))
     name, states = quantizer.rstrip("0123456789"), int(quantizer.lstrip("abcdefghijklmnopqrstuvwxyz") or 1)
     record = analytic_record(made, name, states, 0.6, 0.2, np.full(12, 30.0))
-    return ImageCodec(made.model, replace(record, shift=-0.05) if name == "deadzone" else record)
+    return ImageCodec(made.model, replace(record, shift=-0.05, spread=0.1) if name == "deadzone" else record)
 
 
 @pytest.fixture(scope="module", params=["sq", "deadzone", "rdoq", "tcq4", "tcq8", "tcq16", "tcq32"])

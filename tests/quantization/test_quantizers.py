@@ -86,6 +86,29 @@ def test_scales_that_are_not_numbers_have_a_level_too() -> None:
     assert level_index(odd).tolist() == level_index(torch.from_numpy(odd)).tolist() == [0, 0, 0, 63, 63]
 
 
+def test_levels_lie_the_further_out_the_smaller_sigma() -> None:
+    plain = gaussian_record("tcq", 0.5, np.ones(1, np.float32), 0.013, trellis=ECM8)
+    spread = replace(plain, shift=-0.25, spread=0.2)
+    k, scales = np.array([[2, -1, 0, 1]], np.int16), np.array([0.02, 0.2, 0.2, 40])  # Q0, Q0, Q0, Q1
+    level = level_index(scales.astype(np.float32))[None]
+    quantizer = Quantizer(spread)
+    assert quantizer.active(k).tolist() == [[0, 0, 0, 1]]
+    further = [np.minimum(1, 0.2 * 0.5 / SCALES[one]) for one in level[0]]
+    expected = 0.5 * np.array([4 - 0.25 + further[0], -(2 - 0.25 + further[1]), 0, 1 - 0.25 + further[3]])
+    assert quantizer.dequantize(k, level)[0] == pytest.approx(expected, abs=1e-6)
+    of_tensors = quantizer.dequantize(torch.from_numpy(k), torch.from_numpy(level))
+    assert np.array_equal(of_tensors.numpy(), quantizer.dequantize(k, level))
+    assert quantizer.unspread(k)[0] == pytest.approx([1.875, -0.875, 0, 0.375])
+    with pytest.raises(ValueError, match="levels of the scales"):
+        quantizer.dequantize(k)
+    again = QuantizerRecord.from_json(spread.to_json())
+    assert (again.spread, again.digest) == (0.2, spread.digest)
+    assert len({one.decoding_digest for one in (spread, replace(spread, spread=0.1), replace(spread, spread=0))}) == 3
+    assert '"spread"' not in plain.to_json()  # older records keep their digests
+    with pytest.raises(ValueError, match="0 without scales"):
+        replace(factorized_record("sq", 1.0, np.ones(7), 0.013, laplace), spread=0.1)
+
+
 def test_dead_zone_and_a_shift() -> None:
     r = np.array([[0.6, 0.64, -0.66, 1.64], [1.66, -2.7, 0.0, 5.5], [0.1, 0.2, 0.3, -0.7]], np.float32)
     plain = gaussian_record("deadzone", 1.0, np.ones(3, np.float32), 0.013, rounding=0.35)

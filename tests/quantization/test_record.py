@@ -112,6 +112,7 @@ def _set(plain: dict, key: str, value: object) -> None:
         lambda plain: _set(plain["trellis"], "next_state", []),
         lambda plain: _set(plain, "rounding", 0.4),
         lambda plain: _set(plain, "shift", "0"),
+        lambda plain: _set(plain, "spread", -0.1),
         lambda plain: _set(plain, "format", "something else"),
         lambda plain: _set(plain["weights"], "shape", [10**12]),
         lambda plain: _set(plain["weights"], "shape", [4]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -145,6 +146,21 @@ def test_batches_walk_the_trellis_along_channels_too() -> None:
         lane = np.ascontiguousarray(k[image, :, row, column])[None]
         assert batch.level[image, :, row, column].tolist() == quantizer.dequantize(lane)[0].tolist()
         assert batch.quantizer[image, :, row, column].tolist() == quantizer.active(lane)[0].tolist()
+
+
+@FAMILIES
+def test_levels_that_follow_sigma_are_rebuilt_under_each_stages_scales(architecture: str) -> None:
+    loaded = loaded_of(architecture)
+    codec, plain = loaded.codec, record_of(loaded)
+    batch = batch_of(codec, plain)
+    sides_hat, record = (codec.sides[0].dequantize(batch.z),), replace(plain, shift=-0.1, spread=0.3)
+    batch = replace(batch, level=levels_of(codec, batch.k, replace(plain, shift=-0.1))[0])
+    with torch.no_grad():
+        expected = walk.dequantize(codec, sides_hat, batch.k, Quantizer(record))
+        assert (expected - walk.dequantize(codec, sides_hat, batch.k, Quantizer(plain))).abs().max() > 0.03
+        for form, means in (("quantized", "pixels"), ("likelihood", "likelihood"), ("likelihood", "pixels")):
+            decoding = Decoding(loaded.model, record, form, means_gradient=means)
+            torch.testing.assert_close(decoding.make_y_hat(batch, sides_hat)[0], expected, rtol=0, atol=1e-5)
 
 
 @FAMILIES
