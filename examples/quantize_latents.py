@@ -24,7 +24,7 @@ def main() -> None:
         *_, record = adaptation_rounds(record, [(r, level)], rounds=3)  # tables of what the quantizer really sends
         quantizer = lic_dist.Quantizer(record)
         k = quantizer.quantize(r, level)  # int16 [lanes, steps]: what is sent
-        error = np.square(r - quantizer.dequantize(k)).mean()  # y_hat = means + dequantize(k)
+        error = np.square(r - quantizer.dequantize(k, level)).mean()  # y_hat = means + that
         bits = float(quantizer.bits(k, level).sum()) / k.size
         print(f"{name}: {bits:.3f} bit a latent, squared error {error:.4f}")
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import lic_dist
+from lic_dist.codec.walk import levels
 from lic_dist.models.stages import dequantize_z, only_stage
 
 
@@ -25,8 +26,9 @@ def main(store: str, group: str, model: str, steps: str = "20") -> None:
         with torch.no_grad():  # y_hat = means of the hyper-decoder + levels of the really quantized k
             stage = only_stage(checkpoint.codec, (dequantize_z(network, batch["latents/z"]),))
             k = batch[f"quantized/{group}/k"]
-            level = quantizer.dequantize(k.flatten(0, 1).flatten(1).numpy())  # a lane a channel
-            y_hat = stage.means + torch.from_numpy(level).view(k.shape)
+            lanes = k.flatten(0, 1).flatten(1)  # a lane a channel
+            level = quantizer.dequantize(lanes, levels(stage, quantizer.record.level_rule))
+            y_hat = stage.means + level.view(k.shape)
         x_hat = network.g_s(y_hat)
         loss = torch.nn.functional.mse_loss(x_hat, batch["pixels"].float() / 255)
         optimizer.zero_grad()
