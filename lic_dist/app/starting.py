@@ -32,8 +32,9 @@ images:
   variations: {variations}      # crops taken of each photo; {count} photos make {crops} crops
   held_out: {held_out}    # {held_out_why}
 
-# Trellis-coded quantization; its group is named tcq8 by itself. sq, deadzone and rdoq are the others.
-quantizer: {{name: tcq, states: 8}}
+# Trellis-coded quantization; its group is named tcq8 by itself. sq, deadzone and rdoq are the others. The last two keys
+# serve decoders that flatten small latents (docs/measurements.md, Search and decoder).
+quantizer: {{name: tcq, states: 8, weights: rounding, spread: auto}}
 
 cache: {{path: {cache}}}
 

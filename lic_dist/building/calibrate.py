@@ -168,15 +168,16 @@ def calibrate(
     Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the
     analytic tables on; `mse_unquantized`; `weights_standard_error`.
     """
-    if section.scale_offsets and checkpoint.codec.prior is not None:
-        raise UsageError("quantizer.scale_offsets: the model has a prior for each channel, no scales")
+    prior = checkpoint.codec.prior
+    for key in ("scale_offsets", "spread"):
+        if prior is not None and getattr(section, key) not in (False, 0, "auto"):
+            raise UsageError(f"quantizer.{key}: the model has a prior for each channel, no scales")
     pilot_inputs = inputs_of(checkpoint.model, pilot.y, pilot.z, batch)
     held_inputs = inputs_of(checkpoint.model, held_out.y, held_out.z, batch)
     weights, notes = channel_weights(checkpoint, section, pilot_inputs, pilot)
     trials: dict[Point, Measurement] = {}
-    fixed = _fixed(section)
+    fixed = _fixed(section) if prior is None else (*_fixed(section)[:3], 0.0)
     space = SEARCH_SPACES[section.name]
-    prior = checkpoint.codec.prior
     cdf = prior.cdf if prior else None
 
     @cache

@@ -159,5 +159,6 @@ def test_a_prior_for_each_channel_has_no_scales() -> None:
     with pytest.raises(ValueError, match="by channel"):
         replace(record(loaded, "tcq"), scale_offsets=True)
     none = Latents(*(np.empty(0) for _ in range(3)))
-    with pytest.raises(UsageError, match="no scales"):
-        calibrate(loaded, config.Quantizer(scale_offsets=True), none, none)
+    for asked in (config.Quantizer(scale_offsets=True), config.Quantizer(spread=0.1)):
+        with pytest.raises(UsageError, match="no scales"):
+            calibrate(loaded, asked, none, none)
