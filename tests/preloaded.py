@@ -1,7 +1,5 @@
 """What a fork server imports ahead, so that the processes that tests kill start in a moment."""
 
-from multiprocessing import forkserver
-
 import ray.job_submission  # noqa: F401
 import torch._dynamo  # noqa: F401  (the first optimizer of a process imports it)
 
@@ -14,6 +12,3 @@ from lic_dist.training import base, finetune  # noqa: F401
 
 import_compressai()
 processes.START_METHOD = "forkserver"  # in what a server forks: `forked_workers` does so here
-
-# What a server forks asks that server for processes of its own, and starts none that has nothing imported.
-forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
