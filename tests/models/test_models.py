@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lic_dist.codec.records import preferred_quantizer, record_by_id
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, adapt, build, family
@@ -19,6 +20,7 @@ from lic_dist.models.parts import (
 )
 from lic_dist.models.protocol import Stage
 from lic_dist.models.stages import analyse, dequantize_z
+from lic_dist.quantization.record import QuantizerRecord
 from tests.conftest import HYPERPRIORS
 
 
@@ -179,6 +181,16 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": Harm()}, tmp_path / "harm.tar", pickle_module=pickle)
     with pytest.raises(LicError, match="not a checkpoint"):
         checkpoint.load(str(tmp_path / "harm.tar"), "mbt2018-mean", 0.01)
+
+
+def test_a_base_still_reads_what_0_1_0_wrote_with_it_by_default() -> None:
+    """Of lic_dist 0.1.0's transform-0.013: the same tensors, and the record that `encode` took where none was named."""
+    loaded = checkpoint.load("base-0.013")
+    assert (
+        record_by_id(loaded, bytes.fromhex("32e31405")).digest
+        == QuantizerRecord.from_json(loaded.quantizers["tcq32-0.1.0-cached"]).digest
+    )
+    assert preferred_quantizer(loaded) == "tcq32"
 
 
 @pytest.mark.slow
