@@ -91,7 +91,7 @@ def test_steps_for_both_lower_the_loss_and_raise_ms_ssim(loaded: Checkpoint, rec
         error = np.square(decoded.astype(float) - image).mean()
         found.append((record.lmbda * error + made.coded_bits / (192 * 192), ms_ssim8(decoded, image) or 0.0))
     losses, similar = zip(*found, strict=True)
-    assert losses[1] < 0.99 * losses[0] and losses[2] < 0.99 * losses[0] and similar[2] > max(similar[:2])
+    assert losses[1] < 0.995 * losses[0] and losses[2] < 0.995 * losses[0] and similar[2] > max(similar[:2])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (5, 200, 3), (64, 48)])
@@ -168,7 +168,7 @@ def test_a_store_says_what_was_weighed_and_refuses_another(loaded: Checkpoint, r
     with pytest.raises(LicError, match="holds y after 0 steps of refinement, the quantizer asks for 8 steps of refine"):
         check_refined(cache, mixed)
     made = replace(record, notes={"rates": record.notes["rates"]}, **record_fields(mixed))
-    asked = section(rates=record.notes["rates"], refine_distortion=MIXED)
-    check_record(made, asked, loaded, "here")
+    same = {"rates": record.notes["rates"], "spread": record.spread}
+    check_record(made, section(**same, refine_distortion=MIXED), loaded, "here")
     with pytest.raises(LicError, match="here is another quantizer: .*refine_distortion"):
-        check_record(made, section(rates=record.notes["rates"], refine_distortion="ms-ssim"), loaded, "here")
+        check_record(made, section(**same, refine_distortion="ms-ssim"), loaded, "here")

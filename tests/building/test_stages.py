@@ -256,7 +256,7 @@ def test_bits_of_a_store_are_those_of_the_coder(name: str, asked: Asked, staged:
     for pixels, k, bits in zip(*read.values(), strict=True):
         encoded = codec.encode(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         assert (encoded.k == k.reshape(encoded.k.shape)).mean() > 0.99  # of other batches, so that ties may differ
-        assert codec.channel_bits(encoded).sum() + codec.z_bits(encoded) == pytest.approx(bits, rel=5e-3)
+        assert codec.channel_bits(encoded).sum() + codec.side_bits(encoded) == pytest.approx(bits, rel=5e-3)
         assert -1 < encoded.coded_bits - bits < 160  # two streams are flushed
 
 
