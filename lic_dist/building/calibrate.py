@@ -161,12 +161,12 @@ def calibrate(
 ) -> QuantizerRecord:
     """Make the quantizer record of a checkpoint: sensitivities, adapted tables, and the settings that are `auto`.
 
-    The settings are strength, step and shift. `warm_start` is the record of a model that this one was made from: the
-    search starts there, with the fine moves. `trials_file` keeps each trial, so that a calibration that is stopped
-    resumes and makes the same record; the caller deletes the file once the record is saved.
+    The settings are strength, step, shift and spread. `warm_start` is the record of a model that this one was made
+    from: the search starts there, with the fine moves. `trials_file` keeps each trial, so that a calibration that is
+    stopped resumes and makes the same record; the caller deletes the file once the record is saved.
 
-    Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}; `adaptation`, {L, bpp} from the
-    analytic tables on; `mse_unquantized`; `weights_standard_error`.
+    Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}, with the spread where it is not 0;
+    `adaptation`, {L, bpp} from the analytic tables on; `mse_unquantized`; `weights_standard_error`.
     """
     prior = checkpoint.codec.prior
     for key in ("scale_offsets", "spread"):

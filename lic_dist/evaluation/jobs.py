@@ -165,7 +165,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, 
     jobs = []
     names = [name for text in quantizers for name in (carried(loaded) if text == CARRIED else (text,))]
     for name in dict.fromkeys(names):
-        own = name.removesuffix(OFFSETS) in ("sq", *loaded.quantizers)
+        own = _split(name)[0] in ("sq", *loaded.quantizers)
         bare = not (own or "/" in name or Path(name).exists())
         quantizer = f"{experiment.cache.path}/quantized/{name}" if experiment.cache is not None and bare else name
         record = named_record(loaded, quantizer)
@@ -217,14 +217,20 @@ def seed_of(loaded: Checkpoint) -> int | None:
 
 def short_name(quantizer: str) -> str:
     """Return the name of a quantizer; for a record's path, that of the group or file that holds it."""
-    path = quantizer.removesuffix(OFFSETS)
-    return (Path(path.removesuffix("record.json")).name.removesuffix(".json") or path) + quantizer[len(path) :]
+    path, offsets = _split(quantizer)
+    return (Path(path.removesuffix("record.json")).name.removesuffix(".json") or path) + offsets
 
 
 def _absolute(quantizer: str) -> str:
     """Return a record's path as an absolute one."""
+    path, offsets = _split(quantizer)
+    return checkpoints.absolute(path) + offsets
+
+
+def _split(quantizer: str) -> tuple[str, str]:
+    """Return the name or path of a record, and OFFSETS where the quantizer asks for them, else nothing."""
     path = quantizer.removesuffix(OFFSETS)
-    return checkpoints.absolute(path) + quantizer[len(path) :]
+    return path, quantizer[len(path) :]
 
 
 def file_safe(name: str) -> str:
