@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from lic_dist.app.cli import app
+from lic_dist.codec.records import OFFSETS
 from lic_dist.config import Experiment
 from lic_dist.config.sweeps import documents, expand
 from lic_dist.models import checkpoint
@@ -230,6 +231,7 @@ class Made:
     def knows(self, quantizer: str, one: Experiment) -> bool:
         carried = {name.rsplit("/", 1)[-1] for name in self.groups}
         shipped = {"sq", "carried", "sq-adapted", "rdoq", "tcq4", "tcq8"}  # the last four: carried by the zoo's
+        quantizer = quantizer.removesuffix(OFFSETS)
         of_the_store = {f"{one.cache.path}/quantized/{quantizer}"} if one.cache else set()
         return quantizer in shipped | carried | self.groups or bool(of_the_store & self.groups)
 
