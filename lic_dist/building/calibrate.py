@@ -68,12 +68,12 @@ class SearchSpace:
 
 # A decoder trained on noise does best with levels beyond their cells' centroids, so the search starts there.
 SEARCH_SPACES = {
-    "sq": SearchSpace((1.0, 1.0, 0.0, 0.0), (1.0, 1.0), (0.5, 2.0)),
+    "sq": SearchSpace((1.0, 1.0, 0.0, 0.0), (1.0, 1.0), (0.25, 4.0)),
     "deadzone": SearchSpace(
-        (0.45, 1.0, 0.0, 0.0), (0.1, 0.5), (0.5, 2.0), ((1.2, 1.15, 0.04, 0.08), (1.1, 1.07, 0.02, 0.04))
+        (0.45, 1.0, 0.0, 0.0), (0.1, 0.5), (0.25, 4.0), ((1.2, 1.15, 0.04, 0.08), (1.1, 1.07, 0.02, 0.04))
     ),
-    "rdoq": SearchSpace((0.2, 1.0, 0.06, 0.0), (0.002, 2.0), (0.5, 2.0)),
-    "tcq": SearchSpace((0.2, 0.66, 0.06, 0.0), (0.002, 2.0), (0.4, 1.2)),
+    "rdoq": SearchSpace((0.2, 1.0, 0.06, 0.0), (0.002, 2.0), (0.25, 4.0)),
+    "tcq": SearchSpace((0.2, 0.66, 0.06, 0.0), (0.002, 2.0), (0.2, 2.4)),
 }
 LARGEST_SHIFT, LARGEST_SPREAD = 0.3, 0.5
 LEAST_GAIN = 1e-4  # of L; a smaller gain is no better: the last hundredths of a percent are particular to the crops
@@ -290,14 +290,14 @@ def is_fixed(section: config.Quantizer) -> bool:
 
 
 def _fixed(section: config.Quantizer) -> Fixed:
-    """Return the values that the section fixes. SQ has no strength; its `auto` means CompressAI's step 1 without
-    shift.
+    """Return the values that the section fixes. SQ has no strength; its `auto` means CompressAI's step 1, unless it is
+    for another lambda than the model's, and no shift.
     """
     asked = section.step, section.shift, section.spread
     step, shift, spread = (None if value == "auto" else float(value) for value in asked)
     kind = KINDS[section.name]
     if kind.strength is None:
-        return 1.0, step or 1.0, shift or 0.0, spread or 0.0
+        return 1.0, step or (None if section.lmbda else 1.0), shift or 0.0, spread or 0.0
     strength = getattr(section, kind.strength)
     return None if strength == "auto" else float(strength), step, shift, spread
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,11 +88,13 @@ def open_cache(experiment: config.Experiment) -> LatentCache:
 
 
 def load_parent(experiment: config.Experiment) -> Checkpoint:
-    """Load the experiment's base model."""
+    """Load the experiment's base model; its lambda is the quantizer's, where that has its own."""
     section = config.need(experiment.model, "model")
     loaded = checkpoints.load(section.checkpoint, section.architecture, section.lmbda, section.options)
     said = section.model_dump(include={"architecture", "N", "M", "lmbda", "options"})
     checkpoints.check_agrees(loaded.spec, **said)
+    if experiment.quantizer and experiment.quantizer.lmbda:
+        loaded.spec = replace(loaded.spec, lmbda=experiment.quantizer.lmbda)
     return loaded
 
 

@@ -13,9 +13,12 @@ from lic_dist.models.refine import Refinement, weights_of
 
 
 def refinement_of(section: config.Quantizer | None, lmbda: float) -> Refinement:
-    """Return the refinement that a quantizer section asks for, of a model of this lambda; none without a section."""
+    """Return the refinement that a quantizer section asks for, at its lambda or else this one, the model's; none
+    without a section.
+    """
     if section is None:
         return Refinement(0, lmbda)
+    lmbda = section.lmbda or lmbda
     return Refinement(section.refine, lmbda, weights_of(section.refine_distortion, lmbda), section.refine_z)
 
 

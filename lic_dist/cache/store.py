@@ -30,7 +30,7 @@ from lic_dist.data.photo import FAULTS, Crop
 from lic_dist.errors import LicError
 
 READERS = 16  # markers read at once
-GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
 
 
 def create(
@@ -100,7 +100,7 @@ def create_group(
     storage = open_storage(path)
     header = layout.read_header(storage)
     if not GROUP_NAME.fullmatch(name) or name.endswith(".json"):
-        raise LicError(f"'{name}' cannot name a group", hint="letters, digits, and . _ - after the first; up to 100")
+        raise LicError(f"'{name}' cannot name a group", hint="letters, digits, and . _ @ - after the first; up to 100")
     digest = markers.size_and_digest(record_json.encode())["sha256"]
     whole = {"group": name, "cache": header.fingerprint, **identity}
     node = f"quantized/{name}"

@@ -62,7 +62,7 @@ def local_record(checkpoint: Checkpoint, name: str) -> QuantizerRecord:
     OFFSETS behind the name, one that chooses scale offsets for each picture.
 
     Raises:
-        UsageError: none of these, or a record of another prior of z, number of channels or lambda.
+        UsageError: none of these, or a record of another prior of z or number of channels.
         LicError: a file that is no record.
     """
     if name.endswith(OFFSETS):
@@ -86,12 +86,17 @@ def with_offsets(record: QuantizerRecord, checkpoint: Checkpoint) -> QuantizerRe
 
 
 def preferred_quantizer(checkpoint: Checkpoint) -> str:
-    """Return the quantizer to encode with where none is named: the carried TCQ with the most states, else `sq`.
+    """Return the quantizer to encode with where none is named: the carried TCQ with the most states that is for the
+    model's lambda, else `sq`.
 
     Records of the caches that a model was trained from (`...-cached`) are for decoding alone.
     """
     carried = {name: QuantizerRecord.from_json(text) for name, text in checkpoint.quantizers.items()}
-    states = {name: one.states for name, one in carried.items() if one.name == "tcq" and not name.endswith("-cached")}
+    states = {
+        name: one.states
+        for name, one in carried.items()
+        if (one.name, one.lmbda) == ("tcq", checkpoint.spec.lmbda) and not name.endswith("-cached")
+    }
     return max(states, key=lambda name: states[name], default="sq")
 
 
@@ -120,12 +125,12 @@ def unknown_quantizer(checkpoint: Checkpoint, name: str) -> UsageError:
 
 
 def require_fit(record: QuantizerRecord, checkpoint: Checkpoint, name: str) -> QuantizerRecord:
-    """Return the record, if it was made for this checkpoint.
+    """Return the record, if it was made for this checkpoint; its lambda may be another.
 
     Raises:
-        UsageError: it has another prior of z, number of channels or lambda.
+        UsageError: it has another prior of z or number of channels.
     """
-    if not fits(record, checkpoint.model) or record.lmbda != checkpoint.spec.lmbda:
+    if not fits(record, checkpoint.model):
         raise UsageError(
             f"the quantizer {name} was made for another model than {checkpoint.source}",
             hint="calibrate one for it: `lic-dist cache adapt`",

@@ -103,13 +103,18 @@ class Images(Section):
 class Quantizer(Section):
     """A quantizer and what is fixed of it; `auto` is calibrated on held-out training crops."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"refine_distortion", "refine_z", "scale_offsets"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"lmbda", "refine_distortion", "refine_z", "scale_offsets"})
 
     name: Literal["sq", "deadzone", "rdoq", "tcq"] = Field(
         "tcq", description="Scalar, with a dead zone, rate-distortion optimized scalar, or trellis-coded."
     )
     states: Literal[4, 8, 16, 32, 64] = Field(
         8, description="States of the trellis, of tcq: more cost time and gain rate."
+    )
+    lmbda: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="lambda that it is calibrated for, and a decoder retrained for with it: other rates of one model; "
+        "null: the model's.",
     )
     step: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="Step D, in units of y.")
     rates: Literal["adapted", "analytic"] = Field(
@@ -153,10 +158,10 @@ class Quantizer(Section):
     calibration: int = Field(48, ge=1, description="Held-out samples that step, strength and shift are calibrated on.")
     group: str = Field(
         "auto",
-        pattern=r"^([A-Za-z0-9]|\{[A-Za-z0-9_.]+\})([A-Za-z0-9._-]|\{[A-Za-z0-9_.]+\})*$",  # or placeholders
+        pattern=r"^([A-Za-z0-9]|\{[A-Za-z0-9_.]+\})([A-Za-z0-9._@-]|\{[A-Za-z0-9_.]+\})*$",  # or placeholders
         validate_default=True,
         description="Its name in the store and in checkpoints; auto: name and states (tcq8, rdoq, deadzone, "
-        "sq-adapted).",
+        "sq-adapted), and @lambda behind it where that is not the model's.",
     )
 
     @field_validator("group")
@@ -167,9 +172,10 @@ class Quantizer(Section):
         return auto_group(**{"name": "", "states": "", **info.data}) if group == "auto" else group
 
 
-def auto_group(name: str = "tcq", states: object = 8, **_: object) -> str:
+def auto_group(name: str = "tcq", states: object = 8, lmbda: float | None = None, **_: object) -> str:
     """Return the group that `auto` stands for, from the keys of a quantizer section."""
-    return {"tcq": f"tcq{states}", "sq": "sq-adapted"}.get(name, name)
+    group = {"tcq": f"tcq{states}", "sq": "sq-adapted"}.get(name, name)
+    return group if lmbda is None else f"{group}@{lmbda:g}"
 
 
 class Cache(Section):

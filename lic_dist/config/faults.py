@@ -164,7 +164,7 @@ def _options(schema: dict[str, Any]) -> list[str]:
         names = _options(schema["propertyNames"]) if "enum" in schema.get("propertyNames", {}) else ["names"]
         return [f"a mapping from {_joined(names)} to {_plural(schema.get('additionalProperties'))}"]
     if kind == "string" and "pattern" in schema:
-        return ["a name of letters, digits and . _ -"]
+        return ["a name of letters, digits and . _ @ -"]
     if kind == "string":
         return ["a path" if schema.get("format") == "path" else "a text"]
     return [{"boolean": "true or false", "null": "null"}.get(str(kind), "a section")]

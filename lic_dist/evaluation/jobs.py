@@ -122,12 +122,13 @@ class Task:
         return Key(job.quantizer, job.record, job.model, self.pictures)
 
     def others(self, points: Sequence[P]) -> list[P]:
-        """Return the points of a result file that match no job, neither by their names nor by their keys and arms."""
+        """Return the points of a result file that match no job, neither by names and lambda nor by keys and arms."""
         keys = {(self.key(job), job.arm) for job in self.jobs}
+        named = {(job.checkpoint, job.quantizer, job.lmbda) for job in self.jobs}
         return [
             point
             for point in points
-            if (point.checkpoint, point.quantizer) not in self.named and (Key.of(point), point.arm) not in keys
+            if (point.checkpoint, point.quantizer, point.lmbda) not in named and (Key.of(point), point.arm) not in keys
         ]
 
     @property
@@ -177,7 +178,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, 
                 model_at=checkpoints.absolute(checkpoint),
                 record_at=quantizer if own else _absolute(quantizer),
                 architecture=architecture,
-                lmbda=loaded.spec.lmbda,
+                lmbda=record.lmbda,
                 record=record.digest,
                 model=model,
                 arm=arm or arm_of(loaded),
@@ -216,9 +217,12 @@ def seed_of(loaded: Checkpoint) -> int | None:
 
 
 def short_name(quantizer: str) -> str:
-    """Return the name of a quantizer; for a record's path, that of the group or file that holds it."""
+    """Return the name of a quantizer; for a record's path, that of the group or file that holds it. What it says of its
+    lambda (tcq8@0.0067) is left out, so that the rates of one model are one curve.
+    """
     path, offsets = _split(quantizer)
-    return (Path(path.removesuffix("record.json")).name.removesuffix(".json") or path) + offsets
+    name = Path(path.removesuffix("record.json")).name.removesuffix(".json") or path
+    return name.partition("@")[0] + offsets
 
 
 def _absolute(quantizer: str) -> str:

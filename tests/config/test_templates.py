@@ -163,7 +163,7 @@ def test_homes_and_variables_expand_beside_placeholders(monkeypatch: pytest.Monk
         ("evaluate: {images: x, checkpoints: ['{evaluate.checkpoints}']}", "is a circle"),
         ("{train: {}, evaluate: {images: x, checkpoints: {'{train.out}': [a], runs/base: [b]}}}", "names are the same"),
         ("train: {lr: '{train.lmbda}'}", "train.lr must be a number above 0, not '{train.lmbda}'"),
-        ("{name: a/b, quantizer: {group: '{name}'}}", "must be a name of letters, digits and . _ -, not 'a/b'"),
+        ("{name: a/b, quantizer: {group: '{name}'}}", "must be a name of letters, digits and . _ @ -, not 'a/b'"),
         ("{name: sq, quantizer: {group: '{name}'}}", "'sq' is CompressAI's own quantizer"),
     ],
 )

@@ -19,6 +19,7 @@ from lic_dist.evaluation.jobs import Task, is_control, short_name
 from lic_dist.evaluation.results import read_points
 from lic_dist.evaluation.run import evaluate
 from lic_dist.models import checkpoint
+from lic_dist.quantization.record import NO_Z
 from lic_dist.reporting.curves import read_curves
 from lic_dist.reporting.gains import gains
 from lic_dist.reporting.report import report
@@ -104,7 +105,8 @@ def test_a_quantizer_of_another_model_is_refused_before_anything_is_coded(
     base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = checkpoint.load(str(base))
-    replace(analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.ones(12)), lmbda=0.5).save(tmp_path / "x" / "record.json")
+    other = replace(analytic_record(loaded, "tcq", 8, 0.6, 0.2, np.ones(12)), z_tables=NO_Z)
+    other.save(tmp_path / "x" / "record.json")
     monkeypatch.setattr(running, "measure_image", lambda *_: pytest.fail("coded"))
     with pytest.raises(UsageError, match="made for another model"):
         evaluate(experiment(base, photos, tmp_path / "r.json", "sq", str(tmp_path / "x")))
