@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH = ("tests/quantization/test_search.py", "-k", "any_step or contracts or bad_latents or weights_of")
+RDOQ = ("tests/quantization/test_search.py", "-k", "rdoq")
 REFERENCE = ("tests/quantization/test_search.py", "-k", "best_of_all or cost_is_that")
 SIGNED = ("tests/quantization/test_signed.py",)
 TRITON = ("tests/quantization/test_search.py", "-k", "interpreter")
@@ -60,6 +61,8 @@ MUTANTS = (
     mutant("quantization/candidates.py", "zero0 <= cost0", "zero0 < cost0", SEARCH),
     mutant("quantization/candidates.py", "distortion < SATURATION else", "distortion < 2 * SATURATION else", SEARCH),
     mutant("quantization/candidates.py", "value, nibbles = 2 * beyond, 0", "value, nibbles = beyond, 0", SEARCH),
+    mutant("quantization/scalar.py", "nearest if cost < least", "nearest if cost <= least", RDOQ),
+    mutant("quantization/scalar.py", "nearest - 1, reach, flag)", "nearest, reach, flag)", RDOQ),
     mutant("quantization/trellis.py", "((0, 2), (3, 1))[self", "((0, 2), (1, 3))[self", REFERENCE),
     mutant("quantization/trellis.py", "(5, 7), (1, 3), (6, 4)", "(7, 5), (1, 3), (6, 4)", TRELLIS),
     mutant("quantization/trellis.py", "2 * whole - np.sign(whole)", "2 * whole + np.sign(whole)", TRELLIS),

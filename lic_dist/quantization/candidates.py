@@ -144,19 +144,18 @@ def _escaped(smallest: np.int32, level: int, levels: int, reach: NDArray[Any], f
     packed = np.int64(0)
     for number in range(4):
         m = candidate_level(_I(smallest), _I(number))
-        row = (m & 1) * levels + level
-        packed |= np.int64(flag[row] + bypass_cost(((m + 1) >> 1) - reach[row] - 1)) << (16 * number)
+        packed |= np.int64(escape_cost((m & 1) * levels + level, (m + 1) >> 1, reach, flag)) << (16 * number)
     return packed
 
 
 @njit(nogil=True)
-def bypass_cost(beyond: int) -> int:
-    """Return the bypass bits of an escape by beyond >= 1, in 1/256 bit."""
-    value, nibbles = 2 * beyond, 0
+def escape_cost(row: Any, magnitude: Any, reach: NDArray[Any], flag: NDArray[Any]) -> Any:
+    """Return the cost of |k| = magnitude, at least 2 beyond the row's reach: the escape's flag, and its nibbles."""
+    value, nibbles = 2 * (magnitude - reach[row] - 1), 0
     while value > 0:  # a negative value comes from NaN, which the caller of the search refuses afterwards
         nibbles += 1
         value >>= 4
-    return BIT * (4 + 4 * nibbles)
+    return flag[row] + BIT * (4 + 4 * nibbles)
 
 
 def _rint(typing: Any, value: Any) -> Any:

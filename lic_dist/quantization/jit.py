@@ -7,14 +7,17 @@ from threading import Lock
 from typing import Any
 
 import numba
+import numpy as np
 from numba import njit
 from numba.core.caching import FunctionCache
 from numba.core.runtime.nrt import rtsys
+from numpy.typing import NDArray
 
 from lic_dist.temporary import own_folder
 
 _lock = Lock()
 _config: Any = numba.config
+_NO_NARROW, _NO_WIDE = np.empty((0, 0), np.uint8), np.empty((0, 0), np.uint16)
 
 
 class _Cache(FunctionCache):
@@ -57,3 +60,20 @@ def _cache_in_temporary_folder(compiled: Any, function: Callable[..., Any]) -> N
             return
         finally:
             _config.CACHE_DIR = before
+
+
+def search_inputs(r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any]) -> tuple[Any, ...]:
+    """Return what a search reads in one set of types, since numba takes seconds to compile for each: read-only arrays.
+
+    These are r; the levels as uint8 and as uint16, one of them empty; the weights [n], and whether they are by step.
+    """
+    levels = (level, _NO_WIDE) if level.dtype == np.uint8 else (_NO_NARROW, level)
+    views = [array.view() for array in (r, *levels, weight.ravel())]
+    for view in views:
+        view.setflags(write=False)
+    return *views, weight.ndim == 2
+
+
+def float_of_bits(bits: Any) -> float:
+    """Return the float32 of these bits, an int32, as a kernel returns its largest magnitude."""
+    return float(np.array(bits, np.int32).view(np.float32))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lic_dist.quantization.jit import kernel
+from lic_dist.quantization.jit import float_of_bits, kernel
 
 
 @kernel
@@ -26,7 +26,7 @@ def _peak_bits(bits: NDArray[Any]) -> np.int32:
 
 def largest_magnitude(x: NDArray[Any]) -> float:
     """Return the largest |x| of float32 [n]; infinite or NaN where one is."""
-    return float(np.array(_peak_bits(x.view(np.int32)), np.int32).view(np.float32))
+    return float_of_bits(_peak_bits(x.view(np.int32)))
 
 
 @kernel

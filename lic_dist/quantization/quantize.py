@@ -78,8 +78,9 @@ def rdoq(
     rates = tables if isinstance(tables, SearchRates) else search_rates(tables)
 
     def on_cpu(r: NDArray[Any], level: NDArray[Any], weight: NDArray[Any], k: NDArray[Any], cost: NDArray[Any]) -> None:
-        _check_range(r, step, _LARGEST_INDEX)
-        scalar.rdoq(r, level, weight, inverse(step), rates.costs, rates.reach, rates.flag, k, cost)
+        arrays = (rates.triples, rates.reach, rates.flag)
+        if not scalar.rdoq(r, level, weight, inverse(step), *arrays, k, cost) <= _LARGEST_INDEX:
+            _check_range(r, step, _LARGEST_INDEX)
 
     def on_device(r: torch.Tensor, level: torch.Tensor, weight: torch.Tensor) -> tuple[Any, Any]:
         _check_range(r, step, _LARGEST_INDEX)

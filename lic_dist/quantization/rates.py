@@ -233,6 +233,15 @@ class SearchRates:
         return packed
 
     @cached_property
+    def triples(self) -> NDArray[Any]:
+        """Costs of RDOQ's candidates zero, |k| - 1 (zero for zero) and |k|, by row and |k|: int64 [rows, largest+1], 16
+        bits each from the lowest.
+        """
+        costs = np.ascontiguousarray(self.costs, np.int64)
+        below = costs[:, np.maximum(np.arange(self.largest + 1) - 1, 0)]
+        return np.ascontiguousarray(costs[:, :1] | below << 16 | costs << 32)
+
+    @cached_property
     def zero_pairs(self) -> NDArray[Any]:
         """Costs of the index 0 in Q0 and, 16 bits higher, in Q1: int32 [levels]."""
         in_q0, in_q1 = self.costs[:, 0].reshape(2, -1)

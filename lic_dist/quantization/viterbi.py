@@ -35,6 +35,7 @@ from lic_dist.quantization.candidates import (
     smallest_level,
     tile_candidates,
 )
+from lic_dist.quantization.jit import float_of_bits, search_inputs
 from lic_dist.quantization.selection import compiled, identity, select, words
 from lic_dist.quantization.trellis import Trellis
 
@@ -42,8 +43,6 @@ UNREACHED = 1 << 29  # path metric of a state that no path has entered yet
 _PACKED = 8  # states whose branches fit 32-bit words
 _FUSED = 16  # states up to which two steps in one loop are the faster
 SIMD = 16  # a block is padded to a multiple of this many lanes
-
-_NO_NARROW, _NO_WIDE = np.empty((0, 0), np.uint8), np.empty((0, 0), np.uint16)  # levels of the other width
 
 _I, _U = np.int32, np.uint32  # numba widens 32-bit arithmetic: every result is narrowed again to keep the SIMD width
 
@@ -73,18 +72,8 @@ def search_lanes(
     width = block_width(lanes)
     decisions, zeros = decision_memory(width, steps, trellis.states)
     search = compile_search(trellis)
-    levels = (level, _NO_WIDE) if level.dtype == np.uint8 else (_NO_NARROW, level)
-    read = map(_read_only, (r, *levels, weight.ravel()))
     tables = (quads, zero_pairs, reach, flag, _branches(trellis))
-    peak = search(*read, weight.ndim == 2, inverse_step, *tables, decisions, zeros, k, cost)
-    return float(np.array(peak, np.int32).view(np.float32))
-
-
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a read-only view: numba takes seconds to compile for each set of types, and so there is one."""
-    array = array.view()
-    array.setflags(write=False)
-    return array
+    return float_of_bits(search(*search_inputs(r, level, weight), inverse_step, *tables, decisions, zeros, k, cost))
 
 
 def block_width(lanes: int) -> int:
@@ -178,7 +167,8 @@ def _search(
         block_r, block_level = r[first : first + size], level[first : first + size]
         block_wide = wide_level[first : first + size]
         if not by_step:
-            weights[:, :size] = weight[first : first + size]
+            for lane in range(size):  # numba takes seconds to compile an assignment of slices
+                weights[0, lane] = weights[1, lane] = weight[first + lane]
         metric[:BLOCK] = 0
         metric[BLOCK:] = UNREACHED
         cost[first : first + size] = 0

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lic_dist.errors import LicError
-from lic_dist.quantization import candidates, reference, tensors, viterbi
+from lic_dist.quantization import candidates, reference, scalar, tensors, viterbi
 from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import active, rdoq, search
 from lic_dist.quantization.rates import LEVELS, CdfTables, level_index, search_rates, tables_from_pmf
@@ -102,11 +102,11 @@ def test_weights_of_the_steps(machine: Trellis, shape: tuple[int, int]) -> None:
         error = (levels(expected[0], q, STEP, machine) - r).astype(np.float64) / STEP
         bits = TABLES.bits(expected[0], q.astype(np.int32) * LEVELS + level)
         assert np.allclose((256 * bits + weight * error**2).sum(axis=1), expected[1], rtol=2e-3)
-    scalar = reference.rdoq(r, level, weight, 0.5, SCALAR_TABLES)
+    least = reference.rdoq(r, level, weight, 0.5, SCALAR_TABLES)
     rates = tensors.DeviceRates.of(search_rates(SCALAR_TABLES), torch.device("cpu"), trellis=False)
     in_torch = tensors.rdoq(*map(torch.from_numpy, (r, level, weight)), float(reference.inverse(0.5)), rates)
     for found in (rdoq(r, level, weight, 0.5, SCALAR_TABLES), in_torch):
-        assert all(np.array_equal(np.asarray(one), right) for one, right in zip(found, scalar, strict=True))
+        assert all(np.array_equal(np.asarray(one), right) for one, right in zip(found, least, strict=True))
 
 
 @settings(max_examples=40, deadline=None)
@@ -181,7 +181,7 @@ def test_bad_latents_end_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("tables", [SCALAR_TABLES, SCALAR_FLAT], ids=["analytic", "ties"])
-@pytest.mark.parametrize("shape", [(0, 7), (3, 0), (1, 1), (40, 65)])
+@pytest.mark.parametrize("shape", [(0, 7), (3, 0), (1, 1), (40, 65), (2, scalar.RUN + 9)])
 def test_rdoq_is_the_reference_in_every_engine(tables: CdfTables, shape: tuple[int, int]) -> None:
     r, level, weight = latents(*shape, seed=sum(shape))
     if tables is SCALAR_FLAT:
@@ -246,7 +246,8 @@ def test_one_compiled_search_serves_levels_of_both_widths_weights_of_both_forms_
     for chosen in (level, level.astype(np.uint16)):
         for weights in (weight, np.full((1, 9), 99, np.float32)):
             search(r, chosen, weights, STEP, TABLES, ECM8)
-    assert len(viterbi.compile_search(ECM8).signatures) == 1
+            rdoq(r, chosen, weights, 0.5, SCALAR_TABLES)
+    assert len(viterbi.compile_search(ECM8).signatures) == len(scalar._rdoq.signatures) == 1
 
 
 CACHED = """
