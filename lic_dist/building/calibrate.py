@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from lic_dist import config
-from lic_dist.building.latents import Inputs, Latents, inputs_of, squared_error
+from lic_dist.building.latents import Inputs, Latents, QuantizerInput, inputs_of, squared_error
+from lic_dist.building.levels import fit_level_shifts
 from lic_dist.building.records import analytic_record
 from lic_dist.building.refined import record_fields, refinement_of
 from lic_dist.cache.trials import Row, Trials
@@ -46,6 +47,7 @@ from lic_dist.quantization.sensitivity import error_costs, sensitivities
 from lic_dist.text import counted
 from lic_dist.version import __version__
 
+FITTED, FITTED_TRIAL = 96, 24  # samples that levels are fitted to, in the end and for a trial
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 ROUNDED = 48  # samples whose rounding tells what errors cost
 
@@ -76,6 +78,7 @@ SEARCH_SPACES = {
     "tcq": SearchSpace((0.2, 0.66, 0.06, 0.0), (0.002, 2.0), (0.2, 2.4)),
 }
 LARGEST_SHIFT, LARGEST_SPREAD = 0.3, 0.5
+FITTED_FROM = 0.0, 0.2  # shift and spread of the levels that fitted ones start from
 LEAST_GAIN = 1e-4  # of L; a smaller gain is no better: the last hundredths of a percent are particular to the crops
 
 
@@ -161,18 +164,22 @@ def calibrate(
 ) -> QuantizerRecord:
     """Make the quantizer record of a checkpoint: sensitivities, adapted tables, and the settings that are `auto`.
 
-    The settings are strength, step, shift and spread. `warm_start` is the record of a model that this one was made
+    The settings are strength, step, shift and spread; where levels are `fitted`, strength and step, and each trial has
+    levels of its own, fitted to the first of the pilot. `warm_start` is the record of a model that this one was made
     from: the search starts there, with the fine moves. `trials_file` keeps each trial, so that a calibration that is
     stopped resumes and makes the same record; the caller deletes the file once the record is saved.
 
     Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}, with the spread where it is not 0;
-    `adaptation`, {L, bpp} from the analytic tables on; `mse_unquantized`; `weights_standard_error`.
+    `adaptation`, {L, bpp} from the analytic tables on; `mse_unquantized`; `weights_standard_error`; of fitted levels
+    `fitted`, to how many samples.
     """
     prior = checkpoint.codec.prior
     for key in ("scale_offsets", "spread"):
         if prior is not None and getattr(section, key) not in (False, 0, "auto"):
             raise UsageError(f"quantizer.{key}: the model has a prior for each channel, no scales")
     pilot_inputs = inputs_of(checkpoint.model, pilot.y, pilot.z, batch)
+    if section.spread == "fitted" and not isinstance(pilot_inputs, QuantizerInput):
+        raise UsageError("quantizer.spread: fitted is for models that code y in one stage", hint="auto, or a number")
     held_inputs = inputs_of(checkpoint.model, held_out.y, held_out.z, batch)
     weights, notes = channel_weights(checkpoint, section, pilot_inputs, pilot)
     trials: dict[Point, Measurement] = {}
@@ -187,11 +194,17 @@ def calibrate(
         rounds = section.adapt_rounds if section.rates == "adapted" else 0
         return [first, *adaptation_rounds(first, pilot_inputs.parts(first), rounds, cdf=cdf)] if rounds else [first]
 
+    def record_at(one: Point, samples: int) -> QuantizerRecord:
+        """Return the record of a point, whose levels, if they are fitted, are so to this number of samples."""
+        record = replace(records(*one[:2])[-1], shift=one[2], spread=one[3])
+        if section.spread != "fitted" or not isinstance(pilot_inputs, QuantizerInput):
+            return record
+        return replace(record, level_shifts=fit_level_shifts(checkpoint, record, pilot, pilot_inputs, samples))
+
     def trial(one: Point) -> float:
-        strength, step, shift, spread = one
+        strength, step, shift, _ = one
         if one not in trials:
-            record = replace(records(strength, step)[-1], shift=shift, spread=spread)
-            trials[one] = measure(checkpoint, record, held_out, held_inputs)
+            trials[one] = measure(checkpoint, record_at(one, FITTED_TRIAL), held_out, held_inputs)
             if trials_file is not None:
                 trials_file.write(identity, expected, [_row(*item) for item in trials.items()])
             bar.advance(1, strength=strength, step=step, shift=shift, L=trials[one].L)
@@ -212,7 +225,11 @@ def calibrate(
         _search(trial, start, space, fixed, moves)
         bar.complete()
     chosen = min(trials, key=lambda one: trials[one].L)
-    measured, made = trials[chosen], [replace(one, shift=chosen[2], spread=chosen[3]) for one in records(*chosen[:2])]
+    last, measured = record_at(chosen, FITTED), trials[chosen]
+    if last.level_shifts is not None:
+        measured = measure(checkpoint, last, held_out, held_inputs)
+        notes["fitted"] = min(FITTED, len(pilot))
+    made = [replace(last, y_tables=one.y_tables, notes=one.notes) for one in records(*chosen[:2])]
     by_round = [measure(checkpoint, record, held_out, held_inputs) for record in made[:-1]] + [measured]
     refined = record_fields(refinement_of(section, checkpoint.spec.lmbda))
     notes |= {
@@ -263,6 +280,7 @@ def describe(record: QuantizerRecord) -> list[str]:
     states = f" with {record.states} states" if record.kind.trellis else ""
     shift = f", shift {record.shift:+.2g}" if record.shift else ""
     shift += f", spread {record.spread:.2g}" if record.spread else ""
+    shift += ", levels fitted" if record.level_shifts is not None else ""
     lines = [
         f"{record.name}{states}: step {record.step:.4g}{strength}{shift}, L {notes['L']:.4f} on "
         f"{counted(notes['calibration_samples'], 'held-out crop')}, the least of "
@@ -291,9 +309,11 @@ def is_fixed(section: config.Quantizer) -> bool:
 
 def _fixed(section: config.Quantizer) -> Fixed:
     """Return the values that the section fixes. SQ has no strength; its `auto` means CompressAI's step 1, unless it is
-    for another lambda than the model's, and no shift.
+    for another lambda than the model's, and no shift. Fitted levels start from one shift and spread.
     """
     asked = section.step, section.shift, section.spread
+    if asked[2] == "fitted":
+        asked = asked[0], FITTED_FROM[0] if asked[1] == "auto" else asked[1], FITTED_FROM[1]
     step, shift, spread = (None if value == "auto" else float(value) for value in asked)
     kind = KINDS[section.name]
     if kind.strength is None:

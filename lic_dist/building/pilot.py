@@ -141,11 +141,12 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
         expected["step"] = section.step
     if section.shift != "auto":
         expected["shift"] = section.shift
-    if section.spread != "auto":
+    if section.spread not in ("auto", "fitted"):
         expected["spread"] = section.spread
     if kind.strength and (strength := getattr(section, kind.strength)) != "auto":
         expected[kind.strength] = strength
     found = {key: record.notes.get(key) if key == "rates" else getattr(record, key) for key in expected}
+    found["fitted levels"], expected["fitted levels"] = "fitted" in record.notes, section.spread == "fitted"
     settings = record.notes.get("settings", {})
     asked = {key: value for key, value in settings_of(section).items() if key in settings}
     lines = differences({**found, **{key: settings[key] for key in asked}}, {**expected, **asked})

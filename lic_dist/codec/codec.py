@@ -226,8 +226,7 @@ class ImageCodec:
 
         nan for quantizers with other cells.
         """
-        record = self.record
-        if (record.name, record.step, record.shift, record.spread) != ("sq", 1, 0, 0):
+        if not self.record.is_unit_sq:
             return math.nan
         grid = self.grid(*encoded.shape[:2])
         sides_hat, run = self._sides_hat(encoded.z, grid, self.integer), self._run(grid, self.integer)

@@ -134,10 +134,10 @@ class Quantizer(Section):
     shift: Annotated[float, Field(gt=-0.5, lt=0.5)] | Auto = Field(
         "auto", description="Shift of the levels, in steps away from zero; sq has none."
     )
-    spread: Annotated[float, Field(ge=0, lt=1)] | Auto = Field(
+    spread: Annotated[float, Field(ge=0, lt=1)] | Auto | Literal["fitted"] = Field(
         0.0,
         description="Levels lie spread D / sigma steps further from zero yet, one at most: for decoders that take "
-        "small latents for noise. Where y has scales.",
+        "small latents for noise. fitted: each scale's own, by the decoder's gradient. Where y has scales.",
     )
     refine: int = Field(
         0, ge=0, description="Steps that move y toward less L before the search (models/refine.py); 0: none."

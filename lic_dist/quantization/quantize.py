@@ -224,9 +224,10 @@ class Quantizer:
     def dequantize(self, k: Any, level: Any = None) -> Any:
         """Return reconstruction levels, float32 [lanes, steps]: y_hat = means + level.
 
-        `level` is that of the scales, as `quantize` takes it. ValueError without it where the record has a `spread`.
+        `level` is that of the scales, as `quantize` takes it. ValueError without it where the record
+        `follows_scales`.
         """
-        if not self.record.spread:
+        if not self.record.follows_scales:
             return self.unspread(k)
         if level is None:
             raise ValueError("levels of reconstruction that follow sigma need the levels of the scales")
@@ -238,7 +239,7 @@ class Quantizer:
         return levels(k, self.active(k), self.record.step, self.trellis, shift)
 
     def unspread(self, k: Any) -> Any:
-        """Return `dequantize` less what the record's `spread` adds, which depends on sigma."""
+        """Return `dequantize` less what `spread` and `level_shifts` of the record add, which depends on sigma."""
         return levels(k, self.active(k), self.record.step, self.trellis, self.record.shift)
 
     def bits(self, k: Any, level: Any) -> Any:

@@ -45,6 +45,7 @@ class QuantizerRecord:
         rounding      xi of the dead zone, up to 1/2
         shift         delta of the reconstruction: levels lie so many steps further from zero than in the search
         spread        and min(1, spread step / sigma) steps further yet, sigma the scale of the level
+        level_shifts  and so many steps more at each scale level: float32 [levels] or None, where y has scales
         refine        gradient steps of y before the search (models/refine.py)
         refine_distortion  what these weigh: mse, ms-ssim or both, each with its weight
         refine_z      whether they move z too
@@ -66,6 +67,7 @@ class QuantizerRecord:
     rounding: float = 0.5
     shift: float = 0.0
     spread: float = 0.0
+    level_shifts: NDArray[Any] | None = None
     refine: int = 0
     refine_distortion: Mapping[str, float] = field(default_factory=lambda: dict(MSE))
     refine_z: bool = False
@@ -89,6 +91,12 @@ class QuantizerRecord:
             raise ValueError(f"a record has 0 <= rounding <= 1/2, |shift| < 1/2: not {self.rounding}, {self.shift}")
         if not 0 <= self.spread < 1 or (self.spread and self.by_channel):
             raise ValueError(f"a record has 0 <= spread < 1, and 0 without scales: not {self.spread}")
+        if self.level_shifts is not None:
+            level_shifts = np.array(self.level_shifts, np.float32)
+            if self.by_channel or level_shifts.shape != (LEVELS,) or not (np.abs(level_shifts) < 1).all():
+                raise ValueError(f"level_shifts are {LEVELS} numbers below 1 step, and None without scales")
+            level_shifts.setflags(write=False)
+            object.__setattr__(self, "level_shifts", level_shifts)
         if self.refine < 0:
             raise ValueError(f"refine is a number of steps, not {self.refine}")
         weights_of = {str(name): float(weight) for name, weight in self.refine_distortion.items()}
@@ -131,6 +139,16 @@ class QuantizerRecord:
         return self.level_rule == "channel"
 
     @property
+    def follows_scales(self) -> bool:
+        """Whether levels of reconstruction depend on sigma."""
+        return self.spread > 0 or self.level_shifts is not None
+
+    @property
+    def is_unit_sq(self) -> bool:
+        """Whether it rounds to integers about the means, the cells of CompressAI's likelihood."""
+        return (self.name, self.step, self.shift, self.follows_scales) == ("sq", 1, 0, False)
+
+    @property
     def levels(self) -> int:
         """How many levels each quantizer's tables have."""
         return len(self.weights) if self.by_channel else LEVELS
@@ -156,9 +174,12 @@ class QuantizerRecord:
     @cached_property
     def shifts(self) -> NDArray[Any]:
         """How many steps further from zero the levels of each scale lie than in the search, float32 [levels]."""
-        spread = np.minimum(self.spread * self.step / SCALES.astype(np.float64), 1.0) if self.spread else np.zeros(1)
-        shifts: NDArray[Any] = (self.shift + np.resize(spread, self.levels)).astype(np.float32)
-        return shifts
+        shifts = np.full(self.levels, self.shift)
+        if self.spread:
+            shifts += np.minimum(self.spread * self.step / SCALES.astype(np.float64), 1.0)
+        if self.level_shifts is not None:
+            shifts += self.level_shifts
+        return shifts.astype(np.float32)
 
     def lane_weights(self, images: int) -> NDArray[Any]:
         """Return the `channel_weights` of the lanes of whole images: float32 [images * M]."""
@@ -174,7 +195,7 @@ class QuantizerRecord:
         """Digest of what a decoder reads, equal for quantizers that differ only in their search."""
         plain = self._plain(_array_digest)
         read = {key: plain[key] for key in ("format", "trellis", "step", "level_rule", "shift", "y_tables", "z_tables")}
-        read |= {"spread": self.spread} if self.spread else {}
+        read |= {key: plain[key] for key in ("spread", "level_shifts") if key in plain}
         return hashlib.sha256(_canonical(read).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -200,6 +221,7 @@ class QuantizerRecord:
                 rounding=_typed(plain, "rounding", float),
                 shift=_typed(plain, "shift", float),
                 spread=_typed({"spread": 0.0, **plain}, "spread", float),
+                level_shifts=_unpack(_typed(plain, "level_shifts", dict)) if "level_shifts" in plain else None,
                 refine=_typed({"refine": 0, **plain}, "refine", int),
                 refine_distortion=_weights(_typed({"refine_distortion": MSE, **plain}, "refine_distortion", dict)),
                 refine_z=_typed({"refine_z": False, **plain}, "refine_z", bool),
@@ -259,6 +281,7 @@ class QuantizerRecord:
             "z_tables": tables(self.z_tables),
             # what older records do not have is left out where it says nothing, so that they keep their digests
             **({"spread": self.spread} if self.spread else {}),
+            **({"level_shifts": array(self.level_shifts)} if self.level_shifts is not None else {}),
             **({"refine": self.refine} if self.refine else {}),
             **({"refine_distortion": dict(self.refine_distortion)} if self.refine_distortion != MSE else {}),
             **({"refine_z": True} if self.refine_z else {}),

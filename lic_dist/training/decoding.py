@@ -49,13 +49,8 @@ def form_of(section: Finetune, record: QuantizerRecord, hyper_trains: bool) -> F
     """Return the form that a job trains on: the section's, where `sq_rate` decides for unit SQ under a trained h_s."""
     if section.latents != "quantized":
         return section.latents
-    by_likelihood = section.means == "likelihood" or (unit_sq(record) and section.sq_rate == "likelihood")
+    by_likelihood = section.means == "likelihood" or (record.is_unit_sq and section.sq_rate == "likelihood")
     return "likelihood" if hyper_trains and by_likelihood else "quantized"
-
-
-def unit_sq(record: QuantizerRecord) -> bool:
-    """Return whether a quantizer's cells are those of CompressAI's likelihood."""
-    return (record.name, record.step, record.shift, record.spread) == ("sq", 1, 0, 0)
 
 
 class Decoding(nn.Module):
@@ -77,7 +72,7 @@ class Decoding(nn.Module):
         super().__init__()
         self.model, self.bf16, self.pixels = model, bf16, means_gradient == "pixels"
         self._codec = adapt(model)
-        self.rate, self.unit_sq = self._rate_of(record, prior_trains), unit_sq(record)
+        self.rate, self.unit_sq = self._rate_of(record, prior_trains), record.is_unit_sq
         error_weight = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
         weights = torch.from_numpy(record.weights * np.float32(error_weight))
         self.register_buffer("weights", weights.reshape(1, -1, 1, 1), persistent=False)
@@ -94,7 +89,7 @@ class Decoding(nn.Module):
         }
         self.make_y_hat = forms[form]
         spread = torch.from_numpy((record.shifts - np.float32(record.shift)) * np.float32(record.step))
-        self.register_buffer("spread", spread if record.spread else None, persistent=False)
+        self.register_buffer("spread", spread if record.follows_scales else None, persistent=False)
         self.spread: Tensor | None
         self.level_rule = record.level_rule
 
@@ -126,7 +121,7 @@ class Decoding(nn.Module):
         return found, sent[0] if found.y_hat is sent[0] else found.means + self._spread(batch.level, found.scales)
 
     def _spread(self, level: Tensor, scales: Tensor | None) -> Tensor:
-        """Return levels of reconstruction as the record's `spread` has them under these scales."""
+        """Return levels of reconstruction as the record has them under these scales."""
         if self.spread is None or scales is None:
             return level
         return level + torch.sign(level) * self.spread[level_index(scales, self.level_rule).long()]

@@ -20,7 +20,7 @@ from lic_dist.quantization.adaptation import (
 )
 from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import Quantizer
-from lic_dist.quantization.rates import SCALES, level_index, signed_rates
+from lic_dist.quantization.rates import LEVELS, SCALES, level_index, signed_rates
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.sensitivity import error_costs, sensitivities
 from lic_dist.quantization.trellis import CODE16, CODE32, ECM8, SCALAR, VVC4, Trellis, register, trellis
@@ -107,6 +107,25 @@ def test_levels_lie_the_further_out_the_smaller_sigma() -> None:
     assert '"spread"' not in plain.to_json()  # older records keep their digests
     with pytest.raises(ValueError, match="0 without scales"):
         replace(factorized_record("sq", 1.0, np.ones(7), 0.013, laplace), spread=0.1)
+
+
+def test_levels_of_each_scale_have_shifts_of_their_own() -> None:
+    plain = gaussian_record("tcq", 0.5, np.ones(1, np.float32), 0.013, trellis=ECM8)
+    shifts = np.linspace(-0.3, 0.3, LEVELS).astype(np.float32)
+    record = replace(plain, spread=0.1, level_shifts=shifts)
+    assert record.shifts == pytest.approx(np.minimum(1, 0.1 * 0.5 / SCALES) + shifts)
+    k, level = np.array([[2, -1, 0]], np.int16), np.array([[5, 60, 9]], np.uint8)
+    expected = 0.5 * np.array([4 + record.shifts[5], -(2 + record.shifts[60]), 0])
+    assert Quantizer(record).dequantize(k, level)[0] == pytest.approx(expected, abs=1e-6)
+    again = QuantizerRecord.from_json(record.to_json())
+    assert again.level_shifts is not None and np.array_equal(again.level_shifts, shifts)
+    others = (record, replace(record, level_shifts=None), replace(record, level_shifts=-shifts))
+    assert again.digest == record.digest and len({one.decoding_digest for one in others}) == 3
+    for wrong in (shifts[1:], np.full(LEVELS, 1.5), np.full(LEVELS, np.nan)):
+        with pytest.raises(ValueError, match="level_shifts are"):
+            replace(plain, level_shifts=wrong)
+    with pytest.raises(ValueError, match="level_shifts are"):
+        replace(factorized_record("sq", 1.0, np.ones(LEVELS), 0.013, laplace), level_shifts=shifts)
 
 
 def test_dead_zone_and_a_shift() -> None:

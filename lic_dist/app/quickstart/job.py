@@ -101,7 +101,7 @@ def _experiment(parts: Split, record: QuantizerRecord, out: Path) -> config.Expe
             step=record.step,
             lambda_scale=record.lambda_scale,
             shift=record.shift,
-            spread=record.spread,
+            spread=record.spread if record.level_shifts is None else "fitted",
             group=GROUP,
             **record.notes["settings"],
         ),

@@ -1,0 +1,67 @@
+"""Levels of reconstruction that are fitted: how much further out, at each scale level, the picture wants them.
+
+A shift of s steps moves every latent of its scale level with k != 0. The gradient of the picture's squared error says
+how much that helps, the weights of errors how fast it stops helping, and a second gradient by which factor the weights
+are wrong. That is Newton's method with a diagonal; the indices stay as they are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lic_dist.building.latents import Latents, QuantizerInput
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.stages import to_input
+from lic_dist.quantization.quantize import Quantizer
+from lic_dist.quantization.rates import LEVELS
+from lic_dist.quantization.record import QuantizerRecord
+
+LARGEST = 0.5  # steps, of what is fitted
+RIDGE = 0.02  # of the mean curvature, added to each: scales that are hardly seen stay where they are
+BATCH = 8
+
+
+def fit_level_shifts(
+    checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, inputs: QuantizerInput, most: int
+) -> NDArray[np.float32]:
+    """Return the `level_shifts`, float32 [levels], for a record that has none, fitted to the first samples."""
+    count = min(most, len(samples))
+    lanes = count * checkpoint.codec.channels
+    quantizer, shape = Quantizer(record), (count, *inputs.means.shape[1:])
+    level = inputs.level[:lanes]
+    k = quantizer.quantize(inputs.residual[:lanes], level)
+    y_hat = inputs.means[:count] + quantizer.dequantize(k, level).reshape(shape)
+    level, moves = level.reshape(shape), np.sign(k).astype(np.float32).reshape(shape) * np.float32(record.step)
+    weights = 2 * record.weights.astype(np.float64)[None, :, None, None] * np.square(moves)
+    curvature = np.bincount(level.ravel(), weights.ravel(), LEVELS)
+    curvature += RIDGE * curvature.mean()
+    if not curvature.all():  # every index is 0, or no error counts
+        return np.zeros(LEVELS, np.float32)
+
+    def gradient(shifts: NDArray[np.float64]) -> NDArray[np.float64]:
+        moved = y_hat + moves * shifts.astype(np.float32)[level]
+        of_y_hat = _error_gradient(checkpoint, moved, samples.pixels[:count])
+        return np.bincount(level.ravel(), (of_y_hat * moves).ravel(), LEVELS).astype(np.float64)
+
+    start = gradient(np.zeros(LEVELS))
+    first = np.clip(-start / curvature, -LARGEST, LARGEST)
+    then = gradient(first)
+    factor = max(float(first @ (then - start)) / float(first * curvature @ first or 1.0), 0.5)
+    return np.clip(first - then / (factor * curvature), -LARGEST, LARGEST).astype(np.float32)
+
+
+def _error_gradient(
+    checkpoint: Checkpoint, y_hat: NDArray[np.float32], pixels: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Return the gradient by y_hat of the squared error of g_s(y_hat), clamped to [0, 1], float32 as y_hat."""
+    device, found = next(checkpoint.model.parameters()).device, []
+    for first in range(0, len(y_hat), BATCH):
+        part = torch.from_numpy(y_hat[first : first + BATCH]).to(device).requires_grad_(True)
+        x = to_input(torch.from_numpy(pixels[first : first + BATCH]), device)
+        with torch.enable_grad():
+            error = (checkpoint.codec.synthesise(part).clamp(0, 1) - x).square().sum()
+            (gradient,) = torch.autograd.grad(error, part)
+        found.append(gradient.cpu().numpy())
+    return np.concatenate(found)
