@@ -1,7 +1,7 @@
-"""Entropy coding of index planes in the stream format of CompressAI's rANS (`compressai.ans`).
+"""Entropy coding of index planes in the stream format of CompressAI's rANS (`compressai.ans`), by its own coder.
 
-    k, rows   --encode (compressai.ans)-->   stream   --decode (here, compiled)-->   k
-                                               level, tables, trellis ---^
+    k, rows   --encode-->   stream   --decode-->   k
+                      level, tables, trellis ---^
 
 A plane is [lanes, steps]; its symbols are coded step by step, all lanes of a step in order. The decoder walks
 one state machine a lane: the state says which quantizer's table reads the next symbol, and the symbol's parity
@@ -26,16 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lic_dist.codec.kernels import LOWEST_STATE, encode_plane, encoder_tables
 from lic_dist.errors import LicError
-from lic_dist.models.compat import import_compressai
 from lic_dist.quantization.jit import kernel
 from lic_dist.quantization.rates import CdfTables
 from lic_dist.quantization.trellis import Trellis
 
-LOWEST_STATE = 1 << 31  # RANS64_L: where the encoder starts and the decoder must end
 MOST_NIBBLES = 5  # an int16 lies within 2 * 65535 < 16^5 of any escape of a table over int16
-_PIECE = 1 << 20  # symbols converted to Python integers at a time
-FEWEST_SYMBOLS = 3  # with fewer, compressai 1.2.8 writes before its buffer
 
 _FAULTS = {
     1: "ends early",
@@ -56,31 +53,27 @@ class BitstreamError(LicError):
 def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables) -> bytes:
     """Code indices k, int16 [lanes, steps], each with its row of the tables, int32 of the same shape.
 
-    Raises ValueError where the shapes differ, a row is not in the tables, or the plane has fewer than
-    FEWEST_SYMBOLS indices, for which CompressAI's encoder writes out of bounds.
+    Raises ValueError where k is of another type, the shapes differ, or a row is not in the tables.
     """
     return encode_planes([(k, rows)], tables)
 
 
 def encode_planes(planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]], tables: CdfTables) -> bytes:
     """Code planes (k, rows), one after the other, into one stream; each as `encode` takes it, and as a `Decoder` reads
-    them. They may have different shapes, and some may be empty. Raises ValueError as `encode` does, which asks for
-    FEWEST_SYMBOLS indices in all.
+    them. They may have different shapes, and some or all may be empty. Raises ValueError as `encode` does.
     """
     for k, rows in planes:
-        if k.shape != rows.shape or k.ndim != 2:
-            raise ValueError(f"k has shape {k.shape}, rows {rows.shape}: not one [lanes, steps]")
+        if k.dtype != np.int16 or k.shape != rows.shape or k.ndim != 2:
+            raise ValueError(f"k is {k.dtype} {k.shape}, rows {rows.shape}: not int16 and one [lanes, steps]")
         if rows.size and (rows.min() < 0 or rows.max() >= tables.rows):
             raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
-    if (size := sum(k.size for k, _ in planes)) < FEWEST_SYMBOLS:
-        raise ValueError(f"a stream has at least {FEWEST_SYMBOLS} indices, not {size}")
-    encoder = import_compressai().ans.BufferedRansEncoder()
-    symbols, indexes = (np.concatenate([plane[which].T.ravel() for plane in planes]) for which in (0, 1))
-    for first in range(0, size, _PIECE):
-        piece = slice(first, first + _PIECE)
-        encoder.encode_with_indexes(symbols[piece].tolist(), indexes[piece].tolist(), *_compressai_tables(tables))
-    stream: bytes = encoder.flush()
-    return stream
+    state = np.array([LOWEST_STATE], np.uint64)
+    parts = []
+    for k, rows in reversed(planes):
+        words = np.empty(2 * k.size, np.uint32)
+        first = encode_plane(_plain(k, np.int16), _plain(rows, np.int32), *encoder_tables(tables), words, state)
+        parts.append(words[first:].astype("<u4").tobytes())
+    return b"".join([state.astype("<u8").tobytes(), *reversed(parts)])
 
 
 def decode(stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, trellis: Trellis) -> NDArray[np.int16]:
@@ -91,8 +84,6 @@ def decode(stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, tr
             to the raw bits of an escape does not, and is left to the container's checksum.
         ValueError: levels and trellis can ask for a row that is not in the tables.
     """
-    if level.size == 0:
-        raise ValueError(f"levels have shape {level.shape}, not [lanes, steps]")
     decoder = Decoder(stream)
     k = decoder.decode(level, tables, trellis)
     decoder.close()
@@ -154,11 +145,11 @@ class Decoder:
             raise BitstreamError(f"an entropy-coded stream {_FAULTS[fault]}")
 
 
-@lru_cache(maxsize=16)
-def _compressai_tables(tables: CdfTables) -> tuple[list[list[int]], list[int], list[int]]:
-    """Return tables as CompressAI's encoder takes them, without the zeros behind each row."""
-    size: list[int] = tables.size.tolist()
-    return [row[:length].tolist() for row, length in zip(tables.cdf, size, strict=True)], size, tables.offset.tolist()
+def _plain(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """Return a read-only contiguous array of a type: a kernel is compiled once for each kind of arrays it is given."""
+    plain: NDArray[Any] = np.ascontiguousarray(array, dtype).view()
+    plain.setflags(write=False)
+    return plain
 
 
 @lru_cache(maxsize=16)

@@ -1,0 +1,121 @@
+"""The compiled loop of the rANS encoder: the indices of a plane to words (rans.py has the format).
+
+A plane [lanes, steps] is walked in tiles of some steps, transposed, so that the lanes of a step lie side by side. What
+does not depend on the coder's state is computed for all lanes of a step before the coder comes to them, so that little
+is left in the loop in which each index waits for the one before it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lic_dist.quantization.jit import kernel
+from lic_dist.quantization.rates import TOTAL, CdfTables
+
+LOWEST_STATE = 1 << 31  # RANS64_L: where the encoder starts and the decoder must end
+TILE = 32  # steps transposed at a time
+_ESCAPE = 40  # bit of a `form` that says so
+_U = np.uint64  # numba makes a float of a signed and an unsigned integer
+
+
+@lru_cache(maxsize=16)
+def encoder_tables(tables: CdfTables) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return what `encode_plane` takes of tables: rows, reciprocals and forms.
+
+    rows int32 [rows, 3]: number of the row's first symbol among those of all rows, offset, and the row's escape. By
+    symbol, uint64: the reciprocal (2^(64 + shift) - 1) / frequency, rounded down, and frequency | start << 16 | shift
+    << 32, with a bit _ESCAPE; the shift is log2 frequency, rounded down, and `_divided` exact below 2^63.
+    """
+    in_use = np.arange(tables.cdf.shape[1] - 1) < tables.size[:, None] - 1
+    start, frequency = (one[in_use].astype(np.uint64) for one in (tables.cdf[:, :-1], np.diff(tables.cdf)))
+    escape = tables.size - 2
+    first = np.cumsum(escape + 1) - (escape + 1)
+    shift = np.frexp(frequency)[1].astype(np.uint64) - _U(1)
+    high, rest = np.divmod((_U(1) << shift + _U(32)) - _U(1), frequency)
+    reciprocal = high << _U(32) | (rest << _U(32) | _U(0xFFFFFFFF)) // frequency
+    form = frequency | start << _U(16) | shift << _U(32)
+    form[first + escape] |= _U(1 << _ESCAPE)
+    return np.stack((first, tables.offset, escape), axis=1).astype(np.int32), reciprocal, form
+
+
+@kernel
+def encode_plane(
+    k: NDArray[Any],
+    rows: NDArray[Any],
+    of_row: NDArray[Any],
+    reciprocal: NDArray[Any],
+    form: NDArray[Any],
+    words: NDArray[Any],
+    at: NDArray[Any],
+) -> int:
+    """Code k int16 [lanes, steps] with its rows, int32, both backwards; return the number of the first word.
+
+    Words are written before each other, from the end of `words`, uint32, which has two for each index: it takes 40 bits
+    at most. `at`, uint64 [1], is the coder's state, and is moved on.
+    """
+    lanes, steps = k.shape
+    tile = min(TILE, steps)
+    indices, row = np.empty((tile, lanes), np.int16), np.empty((tile, lanes), np.int32)
+    symbol = np.empty(lanes, np.uint32)
+    x, position = at[0], len(words)
+    for first in range((steps - 1) // TILE * TILE, -1, -TILE):
+        count = min(TILE, steps - first)
+        _transpose(k[:, first : first + count], indices)
+        _transpose(rows[:, first : first + count], row)
+        for step in range(count - 1, -1, -1):
+            for lane in range(lanes):
+                one = np.uint32(row[step, lane])
+                value, escape = indices[step, lane] - of_row[one, 1], of_row[one, 2]
+                symbol[lane] = of_row[one, 0] + (value if 0 <= value < escape else escape)
+            for lane in range(lanes - 1, -1, -1):
+                coded = form[symbol[lane]]
+                if coded >> _U(_ESCAPE):
+                    one = np.uint32(row[step, lane])
+                    value, escape = indices[step, lane] - of_row[one, 1], of_row[one, 2]
+                    bypass = -2 * value - 1 if value < 0 else 2 * (value - escape)
+                    nibbles = 0
+                    while bypass >> 4 * nibbles:
+                        nibbles += 1
+                    bypass = bypass << 4 | nibbles
+                    for place in range(nibbles, -1, -1):
+                        if x >= _U(1 << 59):
+                            position -= 1
+                            words[position] = x & _U(0xFFFFFFFF)
+                            x >>= _U(32)
+                        x = x << _U(4) | _U(bypass >> 4 * place & 15)
+                frequency = coded & _U(0xFFFF)
+                if x >= frequency << _U(47):
+                    position -= 1
+                    words[position] = x & _U(0xFFFFFFFF)
+                    x >>= _U(32)
+                quotient = _divided(x, reciprocal[symbol[lane]], coded >> _U(32) & _U(31))
+                x += (coded >> _U(16) & _U(0xFFFF)) + quotient * (_U(TOTAL) - frequency)
+    at[0] = x
+    return position
+
+
+@njit(nogil=True)
+def _divided(x: Any, reciprocal: Any, shift: Any) -> Any:
+    """Return x / frequency, rounded down, of x below 2^63: the upper half of (x + 1) * reciprocal, shifted; all uint64.
+
+    The compiler makes one multiplication of the four.
+    """
+    half, low = _U(32), _U(0xFFFFFFFF)
+    x += _U(1)
+    middle = (x >> half) * (reciprocal & low) + ((x & low) * (reciprocal & low) >> half)
+    carried = (x & low) * (reciprocal >> half) + (middle & low)
+    return (x >> half) * (reciprocal >> half) + (middle >> half) + (carried >> half) >> shift
+
+
+@njit(nogil=True)
+def _transpose(source: NDArray[Any], target: NDArray[Any]) -> None:
+    """Write source [a, b] to the beginning of target [b or more, a]."""
+    for one in range(len(source)):
+        line = source[one]
+        for other in range(len(line)):
+            target[other, one] = line[other]
