@@ -159,7 +159,7 @@ def main() -> None:
         (corpus / f"seed-{number}").write_bytes(one)
     atheris.instrument_func(Container.unpack.__func__)
     if numba.config.DISABLE_JIT:
-        atheris.instrument_func(rans._decode_plane)
+        atheris.instrument_func(rans.decode_plane)
     atheris.Setup(sys.argv, counted, custom_mutator=mutate)
     atheris.Fuzz()
 

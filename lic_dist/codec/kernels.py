@@ -1,4 +1,4 @@
-"""The compiled loop of the rANS encoder: the indices of a plane to words (rans.py has the format).
+"""The compiled loops of rANS: the indices of a plane to words and back (rans.py has the format).
 
 A plane [lanes, steps] is walked in tiles of some steps, transposed, so that the lanes of a step lie side by side. What
 does not depend on the coder's state is computed for all lanes of a step before the coder comes to them, so that little
@@ -18,6 +18,8 @@ from lic_dist.quantization.jit import kernel
 from lic_dist.quantization.rates import TOTAL, CdfTables
 
 LOWEST_STATE = 1 << 31  # RANS64_L: where the encoder starts and the decoder must end
+MOST_NIBBLES = 5  # an int16 lies within 2 * 65535 < 16^5 of any escape of a table over int16
+EARLY, ESCAPE = 1, 2  # faults of a stream: it ends early, or holds an escape that no encoder writes
 TILE = 32  # steps transposed at a time
 _ESCAPE = 40  # bit of a `form` that says so
 _U = np.uint64  # numba makes a float of a signed and an unsigned integer
@@ -110,6 +112,124 @@ def _divided(x: Any, reciprocal: Any, shift: Any) -> Any:
     middle = (x >> half) * (reciprocal & low) + ((x & low) * (reciprocal & low) >> half)
     carried = (x & low) * (reciprocal >> half) + (middle & low)
     return (x >> half) * (reciprocal >> half) + (middle >> half) + (carried >> half) >> shift
+
+
+@lru_cache(maxsize=16)
+def decoder_tables(tables: CdfTables) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return what `decode_plane` takes of tables beside them: cells int64 [256 rows] and likeliest int64 [rows].
+
+    A cell is 256 values of x mod 2^16 in a row. Where they are all the same symbol's, and it is no escape, the cell is
+    start | frequency << 16 | index << 32; otherwise first symbol | last symbol << 32. `likeliest` is the cell of the
+    row's likeliest symbol, or 0 where that is an escape.
+    """
+    in_use = np.arange(tables.cdf.shape[1]) < tables.size[:, None]
+    rows, escape = np.arange(tables.rows)[:, None], tables.size[:, None] - 2
+    rising = (tables.cdf + rows * (TOTAL + 1))[in_use]  # the rows one above the other
+    begin = np.cumsum(tables.size)[:, None] - tables.size[:, None]
+    values = np.arange(0, TOTAL, 256) + rows * (TOTAL + 1)
+    first, last = (np.searchsorted(rising, one, "right") - 1 - begin for one in (values, values + 255))
+
+    def whole(symbol: NDArray[Any]) -> NDArray[Any]:
+        start, end = (np.take_along_axis(tables.cdf, one, axis=1).astype(np.int64) for one in (symbol, symbol + 1))
+        index = symbol + tables.offset[:, None].astype(np.int64)
+        plain = (symbol < escape) & (index >= -32768) & (index <= 32767)
+        return np.where(plain, start | end - start << 16 | index << 32, 0)
+
+    cells = np.where(first == last, whole(first), 0)
+    likeliest = whole(np.argmax(np.where(in_use[:, 1:], np.diff(tables.cdf), 0), axis=1)[:, None])
+    return np.where(cells, cells, first | last << 32).ravel(), likeliest.ravel()
+
+
+@kernel
+def decode_plane(
+    words: NDArray[Any],
+    at: NDArray[Any],
+    level: NDArray[Any],
+    cells: NDArray[Any],
+    likeliest: NDArray[Any],
+    cdf: NDArray[Any],
+    size: NDArray[Any],
+    offset: NDArray[Any],
+    first_row: NDArray[Any],
+    next_state: NDArray[Any],
+    k: NDArray[Any],
+) -> int:
+    """Fill k int16 [lanes, steps] from words and levels of that shape; return 0 or the number of a fault.
+
+    `at` int64 [2], the coder's state x and the number of the next word, is moved on where there is no fault; x stays
+    below 2^63. first_row uint32 [states] is the first row of a state's quantizer, next_state uint8 [2 states].
+    """
+    lanes, steps = k.shape
+    tile = min(TILE, steps)
+    levels, indices = np.empty((tile, lanes), level.dtype), np.empty((tile, lanes), np.int16)
+    state, row = np.zeros(lanes, np.uint8), np.empty(lanes, np.uint32)
+    x, position = at[0], at[1]
+    for begin in range(0, steps, TILE):
+        count = min(TILE, steps - begin)
+        _transpose(level[:, begin : begin + count], levels)
+        for step in range(count):
+            for lane in range(lanes):
+                row[lane] = first_row[state[lane]] + levels[step, lane]
+            for lane in range(lanes):
+                share = x & 0xFFFF
+                cell = likeliest[row[lane]]  # a guess: where it is right, nothing waits for the cell
+                if not 0 <= share - (cell & 0xFFFF) < cell >> 16 & 0xFFFF:
+                    cell = cells[row[lane] << 8 | share >> 8]
+                start, frequency, value = cell & 0xFFFF, cell >> 16 & 0xFFFF, cell >> 32
+                if frequency:
+                    x = frequency * (x >> 16) + share - start
+                    if x < LOWEST_STATE:
+                        if position == len(words):
+                            return EARLY
+                        x = x << 32 | np.int64(words[position])
+                        position += 1
+                else:
+                    of_row, symbol, last = row[lane], start, value
+                    while symbol < last:
+                        middle = (symbol + last + 1) >> 1
+                        if cdf[of_row, middle] <= share:
+                            symbol = middle
+                        else:
+                            last = middle - 1
+                    start = np.int64(cdf[of_row, symbol])
+                    x = (cdf[of_row, symbol + 1] - start) * (x >> 16) + share - start
+                    if x < LOWEST_STATE:
+                        if position == len(words):
+                            return EARLY
+                        x = x << 32 | np.int64(words[position])
+                        position += 1
+                    value = symbol
+                    escape = np.int64(size[of_row]) - 2
+                    if symbol == escape:
+                        nibbles = coded = nibble = np.int64(0)
+                        place = -1
+                        while place < nibbles:  # the first nibble is the number of nibbles
+                            nibble = x & 15
+                            x >>= 4
+                            if x < LOWEST_STATE:
+                                if position == len(words):
+                                    return EARLY
+                                x = x << 32 | np.int64(words[position])
+                                position += 1
+                            if place < 0:
+                                nibbles = nibble
+                                if nibbles > MOST_NIBBLES:
+                                    return ESCAPE
+                            else:
+                                coded |= nibble << 4 * place
+                            place += 1
+                        if nibbles > 0 and nibble == 0:  # the highest nibble of a number is not 0
+                            return ESCAPE
+                        value = -(coded + 1) >> 1 if coded & 1 else escape + (coded >> 1)
+                    value += offset[of_row]
+                    if value < -32768 or value > 32767:
+                        return ESCAPE
+                indices[step, lane] = value
+            for lane in range(lanes):
+                state[lane] = next_state[state[lane] << 1 | indices[step, lane] & 1]
+        _transpose(indices[:count].T, k[:, begin : begin + count].T)
+    at[0], at[1] = x, position
+    return 0
 
 
 @njit(nogil=True)

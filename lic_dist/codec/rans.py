@@ -20,27 +20,25 @@ so a whole stream ends there, with no word left over.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lic_dist.codec.kernels import LOWEST_STATE, encode_plane, encoder_tables
+from lic_dist.codec.kernels import (
+    EARLY,
+    ESCAPE,
+    LOWEST_STATE,
+    decode_plane,
+    decoder_tables,
+    encode_plane,
+    encoder_tables,
+)
 from lic_dist.errors import LicError
-from lic_dist.quantization.jit import kernel
 from lic_dist.quantization.rates import CdfTables
 from lic_dist.quantization.trellis import Trellis
 
-MOST_NIBBLES = 5  # an int16 lies within 2 * 65535 < 16^5 of any escape of a table over int16
-
-_FAULTS = {
-    1: "ends early",
-    2: "starts with an impossible state",
-    3: "holds an escape that no encoder writes",
-    4: "has bytes left over",
-    5: "does not end in the encoder's first state",
-}
+_FAULTS = {EARLY: "ends early", ESCAPE: "holds an escape that no encoder writes"}
 
 
 class BitstreamError(LicError):
@@ -118,31 +116,36 @@ class Decoder:
             raise ValueError(f"levels have shape {level.shape}, not [lanes, steps]")
         if rest or (level.size and (level.min() < 0 or level.max() >= count)):
             raise ValueError(f"levels ask for rows outside the {tables.rows} tables of {trellis.quantizers} quantizers")
-        k = np.empty(level.shape[::-1], np.int16)
-        self._check(
-            _decode_plane(
-                self._words,
-                self._at,
-                np.ascontiguousarray(level.T),
-                tables.cdf,
-                tables.size,
-                tables.offset,
-                _cached_first_symbols(tables),
-                np.array(trellis.quantizer, np.int64) * count,
-                np.array(trellis.next_state, np.int64),
-                k,
-            )
+        if self._at[0] < LOWEST_STATE:
+            raise _broken("starts with an impossible state")
+        k = np.empty(level.shape, np.int16)
+        fault = decode_plane(
+            self._words,
+            self._at,
+            _plain(level, level.dtype if level.dtype == np.uint8 else np.int32),
+            *decoder_tables(tables),
+            tables.cdf,
+            tables.size,
+            tables.offset,
+            np.array(trellis.quantizer, np.uint32) * count,
+            np.array(trellis.next_state, np.uint8).ravel(),
+            k,
         )
-        return np.ascontiguousarray(k.T)
+        if fault:
+            raise _broken(_FAULTS[fault])
+        return k
 
     def close(self) -> None:
         """Raise BitstreamError unless the planes decoded are the whole stream."""
         x, position = self._at
-        self._check(4 if position != len(self._words) else 0 if x == LOWEST_STATE else 5)
+        if position != len(self._words):
+            raise _broken("has bytes left over")
+        if x != LOWEST_STATE:
+            raise _broken("does not end in the encoder's first state")
 
-    def _check(self, fault: int) -> None:
-        if fault:
-            raise BitstreamError(f"an entropy-coded stream {_FAULTS[fault]}")
+
+def _broken(what: str) -> BitstreamError:
+    return BitstreamError(f"an entropy-coded stream {what}")
 
 
 def _plain(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
@@ -150,100 +153,3 @@ def _plain(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
     plain: NDArray[Any] = np.ascontiguousarray(array, dtype).view()
     plain.setflags(write=False)
     return plain
-
-
-@lru_cache(maxsize=16)
-def _cached_first_symbols(tables: CdfTables) -> NDArray[Any]:
-    """Return `_first_symbols` of tables, cached."""
-    first: NDArray[Any] = _first_symbols(tables.cdf, tables.size)
-    return first
-
-
-@kernel
-def _first_symbols(cdf: NDArray[Any], size: NDArray[Any]) -> NDArray[Any]:
-    """Return for each row and high byte b of a 16-bit value the symbol that holds b << 8: uint16 [rows, 257]."""
-    first = np.empty((len(size), 257), np.uint16)
-    for row in range(len(size)):
-        symbol = 0
-        for byte in range(256):
-            while cdf[row, symbol + 1] <= byte << 8:
-                symbol += 1
-            first[row, byte] = symbol
-        first[row, 256] = size[row] - 2
-    return first
-
-
-@kernel
-def _decode_plane(
-    words: NDArray[Any],
-    at: NDArray[Any],
-    level: NDArray[Any],
-    cdf: NDArray[Any],
-    size: NDArray[Any],
-    offset: NDArray[Any],
-    first_symbols: NDArray[Any],
-    first_row: NDArray[Any],
-    next_state: NDArray[Any],
-    k: NDArray[Any],
-) -> int:
-    """Fill k, int16 [steps, lanes], from words and level of that layout; return 0 or the number of a fault.
-
-    `at` holds the coder's state x and the number of the next word, and is moved on where there is no fault. first_row
-    is the first row of a state's quantizer. x stays below 2^63: int64 holds it.
-    """
-    steps, lanes = level.shape
-    state = np.zeros(lanes, np.int64)
-    x, position = at[0], at[1]
-    if x < LOWEST_STATE:
-        return 2
-    for step in range(steps):
-        for lane in range(lanes):
-            row = first_row[state[lane]] + level[step, lane]
-            share = np.int32(x & 0xFFFF)
-            symbol = np.int64(first_symbols[row, share >> 8])
-            above = np.int64(first_symbols[row, (share >> 8) + 1])
-            while symbol < above:
-                middle = (symbol + above + 1) >> 1
-                if cdf[row, middle] <= share:
-                    symbol = middle
-                else:
-                    above = middle - 1
-            start = cdf[row, symbol]
-            x = np.int64(cdf[row, symbol + 1] - start) * (x >> 16) + np.int64(share - start)
-            if x < LOWEST_STATE:
-                if position == len(words):
-                    return 1
-                x = x << 32 | np.int64(words[position])
-                position += 1
-            value = symbol
-            escape = np.int64(size[row]) - 2
-            if symbol == escape:
-                nibbles = np.int64(0)
-                coded = np.int64(0)
-                nibble = np.int64(0)
-                index = np.int64(-1)
-                while index < nibbles:  # the first nibble is the number of nibbles
-                    nibble = x & 15
-                    x >>= 4
-                    if x < LOWEST_STATE:
-                        if position == len(words):
-                            return 1
-                        x = x << 32 | np.int64(words[position])
-                        position += 1
-                    if index < 0:
-                        nibbles = nibble
-                        if nibbles > MOST_NIBBLES:
-                            return 3
-                    else:
-                        coded |= nibble << (4 * index)
-                    index += 1
-                if nibbles > 0 and nibble == 0:  # the highest nibble of a number is not 0
-                    return 3
-                value = -(coded + 1) >> 1 if coded & 1 else escape + (coded >> 1)
-            value += offset[row]
-            if value < -32768 or value > 32767:
-                return 3
-            k[step, lane] = value
-            state[lane] = next_state[state[lane], value & 1]
-    at[0], at[1] = x, position
-    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import ModuleType
 
 import numpy as np
@@ -378,6 +379,18 @@ def test_an_endless_escape_ends() -> None:
     assert tried == {1, 3, 5, 7, 9, 11, 13, 15}
 
 
+@pytest.mark.parametrize(("nibbles", "fits"), [((1, 0b0110), True), ((2, 0b0110, 0), False), ((2, 0b0110, 1), True)])
+def test_an_escape_is_written_in_one_way(nibbles: tuple[int, ...], fits: bool) -> None:
+    """The number of nibbles and the lowest one come first: a highest nibble of 0 says nothing."""
+    x = rans.LOWEST_STATE
+    for nibble in reversed(nibbles):
+        x = x << 4 | nibble
+    x = (x // 65534 << 16) + x % 65534 + 2  # the escape's interval is [2, 65536)
+    tables = CdfTables(np.array([[0, 1, 2, 65536]]), np.array([4]), np.array([0]))
+    with nullcontext() if fits else pytest.raises(BitstreamError, match="escape that no encoder writes"):
+        rans.decode(x.to_bytes(8, "little"), np.zeros((1, 1), np.uint8), tables, SCALAR)
+
+
 def test_values_beyond_int16_are_errors(ans: ModuleType) -> None:
     tables = CdfTables(np.array([[0, 1, 2, 65536]]), np.array([4]), np.array([0]))
     for value, fits in ((32767, True), (32768, False), (-32768, True), (-32769, False), (10**7, False)):
@@ -391,6 +404,12 @@ def test_values_beyond_int16_are_errors(ans: ModuleType) -> None:
         else:
             with pytest.raises(BitstreamError, match="escape"):
                 rans.decode(stream, np.zeros((1, 3), np.uint8), tables, SCALAR)
+    beyond = CdfTables(np.array([[0, 1, 65000, 65536]]), np.array([4]), np.array([32767]))  # a symbol that is 32768
+    planes = [(np.array([[32767, value, 32767]]), np.zeros((1, 3), int)) for value in (32767, 32768)]
+    streams = [compressais_stream(ans, [one], beyond) for one in planes]
+    assert rans.decode(streams[0], planes[0][1], beyond, SCALAR).tolist() == [[32767] * 3]
+    with pytest.raises(BitstreamError, match="escape"):
+        rans.decode(streams[1], planes[1][1], beyond, SCALAR)
 
 
 def test_impossible_requests_are_refused() -> None:
