@@ -6,10 +6,12 @@ import math
 import os
 from pathlib import Path
 
+from lic_dist.building.latents import in_one_stage
 from lic_dist.config.reference import yaml_text
 from lic_dist.data import images, photo_files
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.text import counted
 
 HELD_OUT_NAMES = ("valid", "val", "validation", "held_out", "heldout")
@@ -34,7 +36,7 @@ images:
 
 # Trellis-coded quantization; its group is named tcq8 by itself. sq, deadzone and rdoq are the others. The last two keys
 # serve decoders that flatten small latents (docs/measurements.md, Search and decoder).
-quantizer: {{name: tcq, states: 8, weights: rounding, spread: auto}}
+quantizer: {{name: tcq, states: 8, weights: rounding, spread: {spread}}}
 
 cache: {{path: {cache}}}
 
@@ -120,6 +122,7 @@ def write(
         path=yaml_text(str(photos)),
         crop=crop,
         variations=variations,
+        spread=_spread(base, crop),
         crops=variations * len(names),
         held_out=held_out,
         held_out_why=why,
@@ -136,6 +139,13 @@ def write(
         f"{file}: {counted(len(names), 'photo')}, {spec.architecture}, lambda {spec.lmbda}{missing}\n"
         f"next: lic-dist cache plan {file}, then lic-dist run {file}"
     )
+
+
+def _spread(base: Checkpoint, crop: int) -> str:
+    """Return the best `quantizer.spread` that a model takes."""
+    codec = base.codec
+    positions, of_z = ((crop // stride,) * 2 for stride in (codec.strides.y, codec.strides.side))
+    return "fitted" if codec.prior is None and in_one_stage(codec, positions, of_z) else "auto"
 
 
 def _crop(photos: Path, names: list[str]) -> tuple[int, str]:
