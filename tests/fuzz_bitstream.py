@@ -58,16 +58,17 @@ def z_rows(height: int, width: int) -> np.ndarray:
 
 
 def encode(seed: int, quantizer: int, height: int, width: int) -> bytes:
-    """A true file of that size, with escapes in it."""
+    """A true file of that size, with escapes in it, interleaved where the seed is odd."""
     generator = np.random.default_rng(seed)
     rows = z_rows(height, width)
     z = np.rint(generator.laplace(0, 1, rows.shape)).astype(np.int16)
     level = levels_of(z)
     k = np.rint(generator.laplace(0, 0.2 + level / 16)).astype(np.int16)
     k[generator.random(k.shape) < 0.01] = generator.integers(-32768, 32768)
-    y = rans.encode(k, table_rows(k, level, MACHINES[quantizer], LEVELS), Y_TABLES[quantizer])
-    planes = zlib.crc32(level.tobytes())
-    return Container(height, width, MODEL, RECORD, planes, rans.encode(z, rows, Z_TABLES), y).pack()
+    interleaved = bool(seed & 1)
+    y = rans.encode(k, table_rows(k, level, MACHINES[quantizer], LEVELS), Y_TABLES[quantizer], interleaved)
+    coded = zlib.crc32(level.tobytes()), rans.encode(z, rows, Z_TABLES), y
+    return Container(height, width, MODEL, RECORD, *coded, interleaved=interleaved).pack()
 
 
 def decode(data: bytes, quantizer: int, mend_planes: bool) -> Indices:
@@ -79,7 +80,7 @@ def decode(data: bytes, quantizer: int, mend_planes: bool) -> Indices:
     level = levels_of(z)
     if not mend_planes and zlib.crc32(level.tobytes()) != held.planes:
         raise BitstreamError("this machine computes other scales than the encoder's")
-    k = rans.decode(held.y, level, Y_TABLES[quantizer], MACHINES[quantizer])
+    k = rans.decode(held.y, level, Y_TABLES[quantizer], MACHINES[quantizer], held.interleaved)
     return z, k
 
 

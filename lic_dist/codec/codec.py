@@ -161,10 +161,12 @@ class ImageCodec:
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables) if z_lanes.size else b""
         rows = [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]
         y_stream = rans.encode_planes(rows, self.record.y_tables)
+        if interleaved := len(y_stream) >= rans.INTERLEAVED_FROM:
+            y_stream = rans.encode_planes(rows, self.record.y_tables, interleaved)
         checksum = walk.planes_checksum(planes)
-        flags = {"grey": image.ndim == 2, "integer": self.integer, "offsets": bool(offsets)}
+        flags = image.ndim == 2, self.integer, bool(offsets), interleaved
         y_stream = offsets + y_stream
-        container = Container(height, width, self.model_id, self.record_id, checksum, z_stream, y_stream, **flags)
+        container = Container(height, width, self.model_id, self.record_id, checksum, z_stream, y_stream, *flags)
         k, level = (one[0].flatten(1).cpu().numpy() for one in (coded.k, coded.level))
         return EncodedImage(container.pack(), image.shape, z_lanes, level, k, coded.y_hat, offsets)
 
@@ -193,8 +195,8 @@ class ImageCodec:
         offsets, stream = None, container.y
         if container.offsets:
             offsets, stream = unpack_offsets(stream, self._codec.channels)
-        size, planes = grid.latents, container.planes
-        k, y_hat = walk.decode(self._codec, sides_hat, size, stream, planes, self.quantizer, run, offsets)
+        size, decoder = grid.latents, rans.Decoder(stream, container.interleaved)
+        k, y_hat = walk.decode(self._codec, sides_hat, size, decoder, container.planes, self.quantizer, run, offsets)
         shape = (container.height, container.width) if container.grey else (container.height, container.width, 3)
         return DecodedLatents(shape, k[0].flatten(1).numpy(), y_hat)
 

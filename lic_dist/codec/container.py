@@ -5,7 +5,8 @@ All integers are unsigned and little-endian. 29 bytes are not streams.
     offset  bytes
          0      3  "LIC"
          3      1  format: 2
-         4      1  flags: 1 a grey image, 2 the entropy model was computed in integers, 4 scale offsets; no other
+         4      1  flags: 1 a grey image, 2 the entropy model was computed in integers, 4 scale offsets,
+                   8 an interleaved y stream; no other
          5      2  height of the image in pixels, 1..65535
          7      2  width of the image in pixels, 1..65535
          9      4  the model: first bytes of the digest of its tensors
@@ -31,7 +32,7 @@ from lic_dist.errors import LicError
 
 MAGIC = b"LIC"
 FORMAT = 2
-_GREY, _INTEGER, _OFFSETS = 1, 2, 4
+_GREY, _INTEGER, _OFFSETS, _INTERLEAVED = 1, 2, 4, 8
 LARGEST_SIDE = 65535
 LARGEST_AREA = 1 << 28  # pixels
 _HEADER = struct.Struct("<3sBBHH4s4sII")
@@ -53,7 +54,7 @@ def check_sides(height: int, width: int) -> None:
 @dataclass(frozen=True)
 class Container:
     """One coded image: sizes in pixels, identities of 4 bytes, the CRC-32 of the level planes, two streams, and flags.
-    With `offsets` y begins with those of the scales.
+    With `offsets` y begins with those of the scales; `interleaved` is the layout of its stream.
 
     Raises:
         LicError: a picture larger than the format holds.
@@ -69,6 +70,7 @@ class Container:
     grey: bool = False
     integer: bool = False
     offsets: bool = False
+    interleaved: bool = False
 
     def __post_init__(self) -> None:
         check_sides(self.height, self.width)
@@ -79,7 +81,7 @@ class Container:
 
     def pack(self) -> bytes:
         """Return the file's bytes."""
-        flags = _GREY * self.grey | _INTEGER * self.integer | _OFFSETS * self.offsets
+        flags = _GREY * self.grey | _INTEGER * self.integer | _OFFSETS * self.offsets | _INTERLEAVED * self.interleaved
         sizes = self.height, self.width
         header = _HEADER.pack(MAGIC, FORMAT, flags, *sizes, self.model, self.record, self.planes, len(self.z))
         content = header + self.z + self.y
@@ -102,10 +104,10 @@ class Container:
         if zlib.crc32(memoryview(data)[: -_CHECK.size]) != check:
             raise BitstreamError("this bitstream is cut or altered: its checksum does not fit")
         _, _, flags, height, width, model, record, planes, z_size = _HEADER.unpack_from(data)
-        if flags & ~(_GREY | _INTEGER | _OFFSETS):
+        if flags & ~(_GREY | _INTEGER | _OFFSETS | _INTERLEAVED):
             raise BitstreamError("this bitstream states flags that this program does not know")
         streams = memoryview(data)[_HEADER.size : -_CHECK.size]
         if not 1 <= height * width <= LARGEST_AREA or z_size > len(streams) or z_size % 4 or len(streams) % 4:
             raise BitstreamError("this bitstream contradicts itself: sizes that no encoder writes")
-        told = (bool(flags & one) for one in (_GREY, _INTEGER, _OFFSETS))
+        told = (bool(flags & one) for one in (_GREY, _INTEGER, _OFFSETS, _INTERLEAVED))
         return cls(height, width, model, record, planes, bytes(streams[:z_size]), bytes(streams[z_size:]), *told)

@@ -3,6 +3,9 @@
 A plane [lanes, steps] is walked in tiles of some steps, transposed, so that the lanes of a step lie side by side. What
 does not depend on the coder's state is computed for all lanes of a step before the coder comes to them, so that little
 is left in the loop in which each index waits for the one before it.
+
+The coder's states, which lie below 2^63, are a tuple of one or of several that take turns: an index then waits for the
+one so many before it. A kernel is compiled for either length.
 """
 
 from __future__ import annotations
@@ -53,18 +56,19 @@ def encode_plane(
     reciprocal: NDArray[Any],
     form: NDArray[Any],
     words: NDArray[Any],
-    at: NDArray[Any],
-) -> int:
-    """Code k int16 [lanes, steps] with its rows, int32, both backwards; return the number of the first word.
+    states: tuple[Any, ...],
+) -> tuple[int, tuple[int, ...]]:
+    """Code k int16 [lanes, steps] with its rows, int32, both backwards; return the number of the first word and the
+    coder's states, of which the last one takes the next index.
 
     Words are written before each other, from the end of `words`, uint32, which has two for each index: it takes 40 bits
-    at most. `at`, uint64 [1], is the coder's state, and is moved on.
+    at most.
     """
     lanes, steps = k.shape
     tile = min(TILE, steps)
     indices, row = np.empty((tile, lanes), np.int16), np.empty((tile, lanes), np.int32)
     symbol = np.empty(lanes, np.uint32)
-    x, position = at[0], len(words)
+    position = len(words)
     for first in range((steps - 1) // TILE * TILE, -1, -TILE):
         count = min(TILE, steps - first)
         _transpose(k[:, first : first + count], indices)
@@ -75,6 +79,7 @@ def encode_plane(
                 value, escape = indices[step, lane] - of_row[one, 1], of_row[one, 2]
                 symbol[lane] = of_row[one, 0] + (value if 0 <= value < escape else escape)
             for lane in range(lanes - 1, -1, -1):
+                x = _U(states[-1])
                 coded = form[symbol[lane]]
                 if coded >> _U(_ESCAPE):
                     one = np.uint32(row[step, lane])
@@ -97,8 +102,8 @@ def encode_plane(
                     x >>= _U(32)
                 quotient = _divided(x, reciprocal[symbol[lane]], coded >> _U(32) & _U(31))
                 x += (coded >> _U(16) & _U(0xFFFF)) + quotient * (_U(TOTAL) - frequency)
-    at[0] = x
-    return position
+                states = (np.int64(x),) + states[:-1]
+    return position, states
 
 
 @njit(nogil=True)
@@ -143,7 +148,8 @@ def decoder_tables(tables: CdfTables) -> tuple[NDArray[Any], NDArray[Any]]:
 @kernel
 def decode_plane(
     words: NDArray[Any],
-    at: NDArray[Any],
+    position: int,
+    states: tuple[int, ...],
     level: NDArray[Any],
     cells: NDArray[Any],
     likeliest: NDArray[Any],
@@ -153,17 +159,16 @@ def decode_plane(
     first_row: NDArray[Any],
     next_state: NDArray[Any],
     k: NDArray[Any],
-) -> int:
-    """Fill k int16 [lanes, steps] from words and levels of that shape; return 0 or the number of a fault.
+) -> tuple[int, int, tuple[int, ...]]:
+    """Fill k int16 [lanes, steps] from words and levels of that shape; return 0 or the number of a fault, then the
+    number of the next word and the coder's states, of which the first one holds the next index.
 
-    `at` int64 [2], the coder's state x and the number of the next word, is moved on where there is no fault; x stays
-    below 2^63. first_row uint32 [states] is the first row of a state's quantizer, next_state uint8 [2 states].
+    Of the trellis, first_row uint32 [states] is the first row of a state's quantizer, next_state uint8 [2 states].
     """
     lanes, steps = k.shape
     tile = min(TILE, steps)
     levels, indices = np.empty((tile, lanes), level.dtype), np.empty((tile, lanes), np.int16)
     state, row = np.zeros(lanes, np.uint8), np.empty(lanes, np.uint32)
-    x, position = at[0], at[1]
     for begin in range(0, steps, TILE):
         count = min(TILE, steps - begin)
         _transpose(level[:, begin : begin + count], levels)
@@ -171,16 +176,17 @@ def decode_plane(
             for lane in range(lanes):
                 row[lane] = first_row[state[lane]] + levels[step, lane]
             for lane in range(lanes):
+                x = states[0]
                 share = x & 0xFFFF
                 cell = likeliest[row[lane]]  # a guess: where it is right, nothing waits for the cell
-                if not 0 <= share - (cell & 0xFFFF) < cell >> 16 & 0xFFFF:
+                if len(states) > 1 or not 0 <= share - (cell & 0xFFFF) < cell >> 16 & 0xFFFF:
                     cell = cells[row[lane] << 8 | share >> 8]
                 start, frequency, value = cell & 0xFFFF, cell >> 16 & 0xFFFF, cell >> 32
                 if frequency:
                     x = frequency * (x >> 16) + share - start
                     if x < LOWEST_STATE:
                         if position == len(words):
-                            return EARLY
+                            return EARLY, position, states
                         x = x << 32 | np.int64(words[position])
                         position += 1
                 else:
@@ -195,7 +201,7 @@ def decode_plane(
                     x = (cdf[of_row, symbol + 1] - start) * (x >> 16) + share - start
                     if x < LOWEST_STATE:
                         if position == len(words):
-                            return EARLY
+                            return EARLY, position, states
                         x = x << 32 | np.int64(words[position])
                         position += 1
                     value = symbol
@@ -208,28 +214,28 @@ def decode_plane(
                             x >>= 4
                             if x < LOWEST_STATE:
                                 if position == len(words):
-                                    return EARLY
+                                    return EARLY, position, states
                                 x = x << 32 | np.int64(words[position])
                                 position += 1
                             if place < 0:
                                 nibbles = nibble
                                 if nibbles > MOST_NIBBLES:
-                                    return ESCAPE
+                                    return ESCAPE, position, states
                             else:
                                 coded |= nibble << 4 * place
                             place += 1
                         if nibbles > 0 and nibble == 0:  # the highest nibble of a number is not 0
-                            return ESCAPE
+                            return ESCAPE, position, states
                         value = -(coded + 1) >> 1 if coded & 1 else escape + (coded >> 1)
                     value += offset[of_row]
                     if value < -32768 or value > 32767:
-                        return ESCAPE
+                        return ESCAPE, position, states
                 indices[step, lane] = value
+                states = states[1:] + (x,)
             for lane in range(lanes):
                 state[lane] = next_state[state[lane] << 1 | indices[step, lane] & 1]
         _transpose(indices[:count].T, k[:, begin : begin + count].T)
-    at[0], at[1] = x, position
-    return 0
+    return 0, position, states
 
 
 @njit(nogil=True)

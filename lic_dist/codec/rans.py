@@ -15,6 +15,10 @@ Bypass bits are the lowest four of x. Whenever x falls below 2^31 the next word 
 is the row's last symbol, then the number of nibbles that follow (one nibble), then a value v, lowest nibble first:
 v even is escape + v/2, v odd is -(v + 1)/2, before the row's offset is added. The encoder started from x = 2^31,
 so a whole stream ends there, with no word left over.
+
+An interleaved stream has STATES states, which begin it one after the other and all end at 2^31. They take turns: the
+first symbol of the stream is the first state's, the next one the second's, through all planes. Each takes the next word
+when it falls below 2^31. A processor works at several of them at once.
 """
 
 from __future__ import annotations
@@ -38,6 +42,9 @@ from lic_dist.errors import LicError
 from lic_dist.quantization.rates import CdfTables
 from lic_dist.quantization.trellis import Trellis
 
+STATES = 4  # of the coder, in an interleaved stream
+INTERLEAVED_FROM = 1 << 18  # bytes of a stream of one state, to which the 24 of three more are less than 0.01 %
+
 _FAULTS = {EARLY: "ends early", ESCAPE: "holds an escape that no encoder writes"}
 
 
@@ -48,15 +55,17 @@ class BitstreamError(LicError):
         super().__init__(message, hint)
 
 
-def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables) -> bytes:
+def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables, interleaved: bool = False) -> bytes:
     """Code indices k, int16 [lanes, steps], each with its row of the tables, int32 of the same shape.
 
     Raises ValueError where k is of another type, the shapes differ, or a row is not in the tables.
     """
-    return encode_planes([(k, rows)], tables)
+    return encode_planes([(k, rows)], tables, interleaved)
 
 
-def encode_planes(planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]], tables: CdfTables) -> bytes:
+def encode_planes(
+    planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]], tables: CdfTables, interleaved: bool = False
+) -> bytes:
     """Code planes (k, rows), one after the other, into one stream; each as `encode` takes it, and as a `Decoder` reads
     them. They may have different shapes, and some or all may be empty. Raises ValueError as `encode` does.
     """
@@ -65,16 +74,19 @@ def encode_planes(planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]],
             raise ValueError(f"k is {k.dtype} {k.shape}, rows {rows.shape}: not int16 and one [lanes, steps]")
         if rows.size and (rows.min() < 0 or rows.max() >= tables.rows):
             raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
-    state = np.array([LOWEST_STATE], np.uint64)
+    states = (LOWEST_STATE,) * (STATES if interleaved else 1)
     parts = []
     for k, rows in reversed(planes):
         words = np.empty(2 * k.size, np.uint32)
-        first = encode_plane(_plain(k, np.int16), _plain(rows, np.int32), *encoder_tables(tables), words, state)
+        of_plane = _plain(k, np.int16), _plain(rows, np.int32)
+        first, states = encode_plane(*of_plane, *encoder_tables(tables), words, states)
         parts.append(words[first:].astype("<u4").tobytes())
-    return b"".join([state.astype("<u8").tobytes(), *reversed(parts)])
+    return b"".join([np.array(states, "<u8").tobytes(), *reversed(parts)])
 
 
-def decode(stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, trellis: Trellis) -> NDArray[np.int16]:
+def decode(
+    stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, trellis: Trellis, interleaved: bool = False
+) -> NDArray[np.int16]:
     """Decode indices k, int16 [lanes, steps], of a stream that holds one plane; see `Decoder.decode`.
 
     Raises:
@@ -82,7 +94,7 @@ def decode(stream: bytes, level: NDArray[np.integer[Any]], tables: CdfTables, tr
             to the raw bits of an escape does not, and is left to the container's checksum.
         ValueError: levels and trellis can ask for a row that is not in the tables.
     """
-    decoder = Decoder(stream)
+    decoder = Decoder(stream, interleaved)
     k = decoder.decode(level, tables, trellis)
     decoder.close()
     return k
@@ -96,12 +108,13 @@ class Decoder:
             plane may show in a later one, or at `close` alone; after a fault the decoder is of no more use.
     """
 
-    def __init__(self, stream: bytes) -> None:
-        if len(stream) % 4 or len(stream) < 8:
+    def __init__(self, stream: bytes, interleaved: bool = False) -> None:
+        count = STATES if interleaved else 1
+        if len(stream) % 4 or len(stream) < 8 * count:
             raise BitstreamError(f"an entropy-coded stream of {len(stream)} bytes is cut")
         self._words = np.frombuffer(stream, "<u4")
-        x = int.from_bytes(stream[:8], "little", signed=True)  # 2^63 and above are negative, and impossible
-        self._at = np.array([x, 2], np.int64)  # the coder's state and the next word
+        self._states = tuple(np.frombuffer(stream, "<i8", count).tolist())  # 2^63 and above: negative, and impossible
+        self._position = 2 * count
 
     def decode(self, level: NDArray[np.integer[Any]], tables: CdfTables, trellis: Trellis) -> NDArray[np.int16]:
         """Decode indices k, int16 [lanes, steps], of the next plane, whose levels (integers, same shape) are known.
@@ -116,12 +129,13 @@ class Decoder:
             raise ValueError(f"levels have shape {level.shape}, not [lanes, steps]")
         if rest or (level.size and (level.min() < 0 or level.max() >= count)):
             raise ValueError(f"levels ask for rows outside the {tables.rows} tables of {trellis.quantizers} quantizers")
-        if self._at[0] < LOWEST_STATE:
+        if min(self._states) < LOWEST_STATE:
             raise _broken("starts with an impossible state")
         k = np.empty(level.shape, np.int16)
-        fault = decode_plane(
+        fault, position, states = decode_plane(
             self._words,
-            self._at,
+            self._position,
+            self._states,
             _plain(level, level.dtype if level.dtype == np.uint8 else np.int32),
             *decoder_tables(tables),
             tables.cdf,
@@ -133,14 +147,14 @@ class Decoder:
         )
         if fault:
             raise _broken(_FAULTS[fault])
+        self._position, self._states = position, states
         return k
 
     def close(self) -> None:
         """Raise BitstreamError unless the planes decoded are the whole stream."""
-        x, position = self._at
-        if position != len(self._words):
+        if self._position != len(self._words):
             raise _broken("has bytes left over")
-        if x != LOWEST_STATE:
+        if set(self._states) != {LOWEST_STATE}:
             raise _broken("does not end in the encoder's first state")
 
 

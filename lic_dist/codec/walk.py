@@ -116,20 +116,21 @@ def decode(
     codec: CodecModel,
     sides_hat: Sides,
     size: tuple[int, int],
-    stream: bytes,
+    decoder: Decoder,
     planes: int,
     quantizer: Quantizer,
     run: Run | None = None,
     offsets: NDArray[np.int8] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decode the stream of y, of `size` in positions: indices k int16 and y_hat float32, [1, M, h, w] both.
+    """Read y, of `size` in positions, from the whole of its stream: indices k int16 and y_hat float32, [1, M, h, w]
+    both.
 
     `planes` is the encoder's checksum of all levels, see `planes_checksum`; `offsets` as for `search`.
 
     Raises:
         BitstreamError: a stream that is cut, altered or extended, or this machine computes other scales.
     """
-    record, decoder, checksum = quantizer.record, Decoder(stream), 0
+    record, checksum = quantizer.record, 0
     last = len(codec.layout(*size))
     k, count = torch.zeros(1, codec.channels, *size, dtype=torch.int16), 0
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from lic_dist.building.records import analytic_record
-from lic_dist.codec import open_codec
+from lic_dist.codec import open_codec, rans
 from lic_dist.codec.codec import ImageCodec, padding
 from lic_dist.codec.container import OVERHEAD, Container
 from lic_dist.codec.rans import BitstreamError
@@ -74,6 +74,22 @@ def codec_of(made: Checkpoint, quantizer: str) -> ImageCodec:
 @pytest.fixture(scope="module", params=["sq", "deadzone", "rdoq", "tcq4", "tcq8", "tcq16", "tcq32"])
 def codec(request: pytest.FixtureRequest, either: Checkpoint) -> ImageCodec:
     return codec_of(either, request.param)
+
+
+def test_a_long_stream_is_interleaved(loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, image = codec_of(loaded, "tcq8"), picture(5, 100, 140)
+    plain = codec.encode(image)
+    held = Container.unpack(plain.data)
+    monkeypatch.setattr(rans, "INTERLEAVED_FROM", len(held.y) + 1)
+    assert not held.interleaved and codec.encode(image).data == plain.data
+    monkeypatch.setattr(rans, "INTERLEAVED_FROM", len(held.y))
+    long = codec.encode(image)
+    other = Container.unpack(long.data)
+    assert other == replace(held, y=other.y, interleaved=True) and 0 < len(other.y) - len(held.y) <= 24
+    assert np.array_equal(codec.decode_latents(long.data).k, plain.k)
+    for wrong in (replace(held, interleaved=True), replace(other, interleaved=False)):
+        with pytest.raises(BitstreamError):
+            codec.decode(wrong.pack())
 
 
 @pytest.mark.slow
@@ -196,7 +212,7 @@ assert not [name for name in FORBIDDEN if name in sys.modules]
     python = f"""
 import numpy
 from PIL import Image
-from lic_dist.codec import open_codec
+from lic_dist.codec import open_codec, rans
 codec = open_codec({hyperprior.source!r}, {paths["tcq8"]!r})
 shown, data = numpy.asarray(Image.open({paths["out.png"]!r})), open({paths["a.lic"]!r}, "rb").read()
 assert numpy.array_equal(codec.decode(data), shown)

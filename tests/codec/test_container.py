@@ -47,8 +47,7 @@ def test_overhead() -> None:
     st.integers(0, 2**32 - 1),
     st.integers(0, 9),
     st.integers(0, 9),
-    st.booleans(),
-    st.booleans(),
+    st.tuples(*[st.booleans()] * 4),
 )
 def test_round_trip(
     height: int,
@@ -58,11 +57,12 @@ def test_round_trip(
     planes: int,
     z_words: int,
     y_words: int,
-    grey: bool,
-    integer: bool,
+    flags: tuple[bool, bool, bool, bool],
 ) -> None:
-    container = Container(height, width, model, record, planes, b"z123" * z_words, b"y456" * y_words, grey, integer)
-    assert Container.unpack(container.pack()) == container
+    container = Container(height, width, model, record, planes, b"z123" * z_words, b"y456" * y_words, *flags)
+    data = container.pack()
+    assert Container.unpack(data) == container
+    assert data[4] == sum(1 << bit for bit, flag in enumerate(flags) if flag)
 
 
 def test_every_cut_is_an_error() -> None:
@@ -97,7 +97,7 @@ def test_contradictions_under_a_right_checksum_are_errors() -> None:
     content = SMALL.pack()[:-4]
     for position, field in (
         (3, b"\x03"),  # a later format
-        (4, b"\x08"),  # an unknown flag
+        (4, b"\x10"),  # an unknown flag
         (5, b"\0\0"),  # no rows
         (7, b"\0\0"),  # no columns
         (5, b"\xff" * 4),  # four thousand million pixels

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import nn
 
 from lic_dist.building.records import analytic_record
-from lic_dist.codec import fields, tiles, walk
+from lic_dist.codec import fields, rans, tiles, walk
 from lic_dist.codec.codec import ImageCodec, padding
+from lic_dist.codec.container import Container
 from lic_dist.codec.records import compressai_record
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
@@ -240,3 +241,13 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     image = codec.decode(codec.encode(picture(4, 40, 50)).data)
     Image.fromarray(image).save(tmp_path / "a.png")
     assert image.shape == (40, 50, 3)
+
+
+@pytest.mark.parametrize("name", ["mbt2018", "minnen2020-charm", "bmshj2018-factorized"])
+def test_states_take_turns_through_all_stages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waves of a raster of few lanes, slices, and levels that are channels."""
+    monkeypatch.setattr(rans, "INTERLEAVED_FROM", 0)
+    codec = ImageCodec(made(name).model, record(made(name), "tcq"))
+    encoded = codec.encode(picture(7, 65, 90))
+    assert Container.unpack(encoded.data).interleaved
+    assert np.array_equal(codec.decode_latents(encoded.data).k, encoded.k)

@@ -127,7 +127,7 @@ def test_altered_offsets_under_right_checksums_are_refused() -> None:
     with pytest.raises(BitstreamError):
         codec.decode(unflagged)
     flags = bytearray(encoded.data)
-    flags[4] |= 8
+    flags[4] |= 16
     flags[-4:] = zlib.crc32(flags[:-4]).to_bytes(4, "little")
     with pytest.raises(BitstreamError, match="flags"):
         codec.decode(bytes(flags))

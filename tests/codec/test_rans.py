@@ -187,13 +187,67 @@ def test_estimated_bits_are_the_stream() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(3, 12), st.sampled_from((SCALAR, VVC4, ECM8)))
-def test_round_trip(seed: int, lanes: int, steps: int, machine: Trellis) -> None:
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 6),
+    st.integers(1, 40),
+    st.sampled_from((SCALAR, VVC4, ECM8)),
+    st.booleans(),
+)
+def test_round_trip(seed: int, lanes: int, steps: int, machine: Trellis, interleaved: bool) -> None:
     k, level = plane(seed, lanes, steps)
     tables = _TABLES[machine.name]
-    assert np.array_equal(
-        rans.decode(rans.encode(k, walked_rows(k, level, machine), tables), level, tables, machine), k
-    )
+    stream = rans.encode(k, walked_rows(k, level, machine), tables, interleaved)
+    assert np.array_equal(rans.decode(stream, level, tables, machine, interleaved), k)
+
+
+def written_down(k: list[int], rows: list[int], tables: CdfTables, states: int) -> bytes:
+    """A stream by the description of the format, in whole numbers."""
+    x, words = [1 << 31] * states, list[int]()
+    for number in reversed(range(len(k))):
+        row, turn = rows[number], number % states
+        escape = int(tables.size[row]) - 2
+        value = k[number] - int(tables.offset[row])
+        symbol = value if 0 <= value < escape else escape
+        start, end = tables.cdf[row, symbol : symbol + 2].tolist()
+        steps = [(end - start, start, 16)]
+        if symbol == escape:
+            coded = 2 * (value - escape) if value >= escape else -2 * value - 1
+            nibbles = [int(one, 16) for one in reversed(f"{coded:x}")] if coded else []
+            steps += [(1, one, 4) for one in (len(nibbles), *nibbles)]
+        for frequency, begin, bits in reversed(steps):
+            if x[turn] >= frequency << 63 - bits:
+                words.append(x[turn] & 0xFFFFFFFF)
+                x[turn] >>= 32
+            x[turn] = (x[turn] // frequency << bits) + x[turn] % frequency + begin
+    return b"".join([one.to_bytes(8, "little") for one in x] + [one.to_bytes(4, "little") for one in reversed(words)])
+
+
+@pytest.mark.parametrize("states", [1, rans.STATES])
+def test_streams_are_as_the_format_is_described(states: int) -> None:
+    generator = np.random.default_rng(11)
+    tables = drawn_tables(generator, 5)
+    planes = []
+    for shape in ((3, 37), (0, 4), (1, 1), (5, 2), (2, 81)):
+        rows = generator.integers(0, 5, shape).astype(np.int32)
+        k = tables.offset[rows] + generator.integers(-40, tables.size[rows] + 40)
+        planes.append((np.clip(k, -32768, 32767).astype(np.int16), rows))
+    k, rows = (np.concatenate([one[which].T.ravel() for one in planes]).tolist() for which in (0, 1))
+    stream = rans.encode_planes(planes, tables, interleaved=states > 1)
+    assert stream == written_down(k, rows, tables, states)
+    decoder = rans.Decoder(stream, interleaved=states > 1)
+    assert all(np.array_equal(decoder.decode(rows, tables, SCALAR), k) for k, rows in planes)
+    decoder.close()
+
+
+def test_interleaving_costs_24_bytes_at_most() -> None:
+    k, level = plane(12, 16, 2000)
+    rows = walked_rows(k, level, ECM8)
+    single, four = (rans.encode(k, rows, _TABLES["tcq8"], interleaved) for interleaved in (False, True))
+    assert 0 < len(four) - len(single) <= 24 and 24 / rans.INTERLEAVED_FROM < 1e-4
+    for stream, interleaved in ((single, True), (four, False)):
+        with pytest.raises(BitstreamError):
+            rans.decode(stream, level, _TABLES["tcq8"], ECM8, interleaved)
 
 
 @settings(max_examples=60, deadline=None)
@@ -261,35 +315,36 @@ def test_lanes_along_channels_have_a_row_for_each_step() -> None:
     decoder.close()
 
 
-def staged() -> tuple[bytes, list[np.ndarray], list[np.ndarray]]:
+def staged(interleaved: bool) -> tuple[bytes, list[np.ndarray], list[np.ndarray]]:
     """A stream of three planes without escapes: stream, indices and levels."""
     rng = np.random.default_rng(10)
     ks = [rng.integers(-1, 2, shape).astype(np.int16) for shape in ((6, 40), (3, 7), (6, 30))]
     level = [np.full(k.shape, 20, np.uint8) for k in ks]
     planes = [(k, walked_rows(k, one, ECM8)) for k, one in zip(ks, level, strict=True)]
-    return rans.encode_planes(planes, _TABLES["tcq8"]), ks, level
+    return rans.encode_planes(planes, _TABLES["tcq8"], interleaved), ks, level
 
 
-def read(stream: bytes, level: list[np.ndarray]) -> list[np.ndarray]:
-    decoder = rans.Decoder(stream)
+def read(stream: bytes, level: list[np.ndarray], interleaved: bool) -> list[np.ndarray]:
+    decoder = rans.Decoder(stream, interleaved)
     found = [decoder.decode(one, _TABLES["tcq8"], ECM8) for one in level]
     decoder.close()
     return found
 
 
-def test_damage_to_a_stream_of_planes_is_an_error() -> None:
-    stream, ks, level = staged()
-    assert all(np.array_equal(one, k) for one, k in zip(read(stream, level), ks, strict=True))
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_damage_to_a_stream_of_planes_is_an_error(interleaved: bool) -> None:
+    stream, ks, level = staged(interleaved)
+    assert all(np.array_equal(one, k) for one, k in zip(read(stream, level, interleaved), ks, strict=True))
     broken = [stream[:length] for length in range(len(stream))]
     broken += [stream + tail for tail in (b"\0", b"\0" * 4, b"\xff" * 4, stream)]
     broken += [altered_at(stream, at, flipped) for at in range(len(stream)) for flipped in (0x01, 0x80, 0x41)]
     for one in broken:
         with pytest.raises(BitstreamError):
-            read(one, level)
+            read(one, level, interleaved)
     for fewer in (level[:2], level[1:], [*level, level[1]]):  # planes of another model
         with pytest.raises(BitstreamError):
-            read(stream, fewer)
-    decoder = rans.Decoder(stream[:-8])
+            read(stream, fewer, interleaved)
+    decoder = rans.Decoder(stream[:-8], interleaved)
     with pytest.raises(BitstreamError, match="ends early"):
         for one in level:
             decoder.decode(one, _TABLES["tcq8"], ECM8)
@@ -298,51 +353,54 @@ def test_damage_to_a_stream_of_planes_is_an_error() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=400), SHAPES)
-def test_noise_ends_in_an_error_or_planes(noise: bytes, shapes: list[tuple[int, int]]) -> None:
+@given(st.binary(max_size=400), SHAPES, st.booleans())
+def test_noise_ends_in_an_error_or_planes(noise: bytes, shapes: list[tuple[int, int]], interleaved: bool) -> None:
     try:
-        found = read(noise, [np.zeros(shape, np.uint8) for shape in shapes])
+        found = read(noise, [np.zeros(shape, np.uint8) for shape in shapes], interleaved)
         assert [one.shape for one in found] == shapes
     except BitstreamError as error:
         assert isinstance(error, LicError) and error.hint
 
 
-def damaged() -> tuple[bytes, np.ndarray, np.ndarray, CdfTables]:
+def damaged(interleaved: bool = False) -> tuple[bytes, np.ndarray, np.ndarray, CdfTables]:
     """A stream to damage, with escapes in it: stream, k, level, tables."""
     tables = _TABLES["tcq8"]
     k, level = plane(4, 6, 30)
-    return rans.encode(k, walked_rows(k, level, ECM8), tables), k, level, tables
+    return rans.encode(k, walked_rows(k, level, ECM8), tables, interleaved), k, level, tables
 
 
-def test_every_cut_is_an_error() -> None:
-    stream, _, level, tables = damaged()
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_every_cut_is_an_error(interleaved: bool) -> None:
+    stream, _, level, tables = damaged(interleaved)
     for length in range(len(stream)):
         with pytest.raises(BitstreamError):
-            rans.decode(stream[:length], level, tables, ECM8)
+            rans.decode(stream[:length], level, tables, ECM8, interleaved)
 
 
-def test_extensions_are_errors() -> None:
-    stream, _, level, tables = damaged()
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_extensions_are_errors(interleaved: bool) -> None:
+    stream, _, level, tables = damaged(interleaved)
     for tail in (b"\0", b"\0" * 4, b"\xff" * 4, stream):
         with pytest.raises(BitstreamError):
-            rans.decode(stream + tail, level, tables, ECM8)
+            rans.decode(stream + tail, level, tables, ECM8, interleaved)
 
 
-def test_every_altered_byte_is_an_error() -> None:
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_every_altered_byte_is_an_error(interleaved: bool) -> None:
     """In a plane without escapes. The value of an escape is raw bits: altered, it is another plane."""
     tables = _TABLES["tcq8"]
     k = np.random.default_rng(5).integers(-1, 2, (6, 80)).astype(np.int16)
     level = np.full(k.shape, 20, np.uint8)
-    stream = rans.encode(k, walked_rows(k, level, ECM8), tables)
+    stream = rans.encode(k, walked_rows(k, level, ECM8), tables, interleaved)
     for position in range(len(stream)):
         for flipped in (0x01, 0x80, 0x41):
             with pytest.raises(BitstreamError):
-                rans.decode(altered_at(stream, position, flipped), level, tables, ECM8)
-    stream, k, level, tables = damaged()
+                rans.decode(altered_at(stream, position, flipped), level, tables, ECM8, interleaved)
+    stream, k, level, tables = damaged(interleaved)
     silent = 0
     for position in range(len(stream)):
         try:
-            decoded = rans.decode(altered_at(stream, position, 0x41), level, tables, ECM8)
+            decoded = rans.decode(altered_at(stream, position, 0x41), level, tables, ECM8, interleaved)
         except BitstreamError:
             continue
         silent += 1
@@ -355,11 +413,11 @@ def altered_at(stream: bytes, position: int, flipped: int) -> bytes:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=400))
-def test_noise_ends_in_an_error_or_a_plane(noise: bytes) -> None:
+@given(st.binary(max_size=400), st.booleans())
+def test_noise_ends_in_an_error_or_a_plane(noise: bytes, interleaved: bool) -> None:
     _, _, level, tables = damaged()
     try:
-        assert rans.decode(noise, level, tables, ECM8).shape == level.shape
+        assert rans.decode(noise, level, tables, ECM8, interleaved).shape == level.shape
     except BitstreamError as error:
         assert isinstance(error, LicError) and error.hint
 
