@@ -53,8 +53,11 @@ def mutant(file: str, old: str, new: str, tests: tuple[str, ...], *more: tuple[s
 
 MUTANTS = (
     mutant("quantization/selection.py", "if y < x else", "if y <= x else", SEARCH),
+    mutant("quantization/traceback.py", "field(trellis.states) * back", "field(trellis.states)", SEARCH),
+    mutant("quantization/traceback.py", "zero << _U(2)", "zero << _U(3)", SEARCH),
+    mutant("quantization/viterbi.py", "32 // FIELD - 1), steps - 1)", "32 // FIELD - 1), steps)", SEARCH),
     mutant("quantization/viterbi.py", "BLOCK] < metric[lane + best", "BLOCK] <= metric[lane + best", SEARCH),
-    mutant("quantization/viterbi.py", "metric[BLOCK:] = UNREACHED", "metric[BLOCK:] = 0", SEARCH),
+    mutant("quantization/viterbi.py", "metric[0, BLOCK:] = UNREACHED", "metric[0, BLOCK:] = 0", SEARCH),
     mutant("quantization/viterbi.py", "cost[lane] += least[lane]", "cost[lane] = least[lane]", SEARCH),
     mutant("quantization/viterbi.py", "-magnitude if row_r[offset] < 0", "-magnitude if row_r[offset] > 0", SEARCH),
     mutant("quantization/viterbi.py", "weight[min(step + 1, steps - 1)]", "weight[step]", SEARCH),

@@ -1,7 +1,8 @@
 """Generate add-compare-select for a machine: a loop over the lanes of a block, with a variable for every state.
 
 Each state keeps the cheaper of the two branches that enter it, the first (from the lower state) on a tie; a bit says
-whether it is the second. What is generated is compiled by numba, and kept in its cache on disk.
+whether it is the second. The bits of a step are a field of a 32-bit word, which holds as many steps as fit, the last
+one lowest. What is generated is compiled by numba, and kept in its cache on disk.
 """
 
 from __future__ import annotations
@@ -13,17 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from lic_dist.quantization import candidates
-from lic_dist.quantization.candidates import BLOCK
+from lic_dist.quantization.candidates import BLOCK, shift_right
 from lic_dist.quantization.jit import kernel
 from lic_dist.quantization.trellis import Trellis
 
-_I = np.int32
+GROUP = 8  # states of a loop where all are too many
+_TEXTS = ("candidates.py", "selection.py", "traceback.py")
 
 
 def words(states: int) -> int:
-    """Return how many words of at most 32 bits a step's decisions take, a bit a state."""
+    """Return how many 32-bit words a step's decisions take at least, a bit a state."""
     return 1 if states <= 32 else 2
+
+
+def field(states: int) -> int:
+    """Return how many bits of a word a step's decisions take: a power of two from 4 to 32."""
+    return min(32, max(4, 1 << (states - 1).bit_length()))
+
+
+def steps_at_once(states: int) -> int:
+    """Return how many steps a loop over the lanes takes at once: a divisor of those that a word holds."""
+    return 4 if states <= 8 else 2 if states <= 16 else 1
 
 
 def compiled(function: Any, name: str) -> Any:
@@ -39,48 +50,69 @@ def identity(trellis: Trellis) -> str:
     """Return a machine's number of states and a digest: of its tables and of the text that its search is made from
     besides viterbi.py.
     """
-    texts = [Path(one).read_text() for one in (candidates.__file__, __file__)]
+    texts = [Path(__file__).with_name(name).read_text() for name in _TEXTS]
     made_from = "".join([repr((trellis.quantizer, trellis.next_state)), *texts])
     return f"{trellis.states}_{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
 
 
+@lru_cache(maxsize=64)
 def select(trellis: Trellis, steps: int) -> Any:
-    """Return add-compare-select of one or two steps of a block, compiled."""
-    states = trellis.states
-    lines = ["def select(metric, branch, first, second):"]
-    if words(states) == 2:
-        for half, word in enumerate(("first", "second")):
-            lines += _select_half(trellis, half, word)
-        lines += [f"    metric[: {states * BLOCK}] = metric[{states * BLOCK} :]"]
-        return _made(lines, f"select1_{identity(trellis)}")
-    lines += ["    for lane in range(len(first)):"]
-    lines += [f"        m{state} = metric[lane + {state * BLOCK}]" for state in range(states)]
+    """Return add-compare-select of so many steps of a block, compiled: from `metric` to `fresh`, or in place where
+    `steps_at_once` are several.
+    """
+    states, bits = trellis.states, field(trellis.states)
+    if steps_at_once(states) == 1:
+        return compiled(made(_select_by_groups(trellis)), f"select1_{identity(trellis)}")
+    lines = [
+        "def select(metric, fresh, branch, first, second):",
+        "    for lane in range(len(first)):",
+        "        word = first[lane]",
+        *(f"        m{state} = metric[lane + {state * BLOCK}]" for state in range(states)),
+    ]
     for step in range(steps):
         lines += [f"        b{number} = branch[lane + {(4 * step + number) * BLOCK}]" for number in range(4)]
         for state, entering in enumerate(trellis.entering_branches()):
             lines += _survivor(state, entering, f"n{state}")
         lines += [f"        m{state} = n{state}" for state in range(states)]
-        lines += [f"        taken{step} = " + " | ".join(f"d{state}" for state in range(states))]
+        lines += [f"        word = {_union([f'_U(word << _U({bits}))', *(f'd{state}' for state in range(states))])}"]
     lines += [f"        metric[lane + {state * BLOCK}] = m{state}" for state in range(states)]
-    if states <= 4:
-        both = "taken0 | taken1 << np.uint32(4)" if steps == 2 else "taken0"
-        lines += [f"        first[lane] = {both}"]
-    else:
-        lines += ["        first[lane] = taken0"]
-        lines += ["        second[lane] = taken1"] if steps == 2 else []
-    return _made(lines, f"select{steps}_{identity(trellis)}")
+    return compiled(made([*lines, "        first[lane] = word"]), f"select{steps}_{identity(trellis)}")
 
 
-def _select_half(trellis: Trellis, half: int, word: str) -> list[str]:
-    """Generate add-compare-select of one step for 32 of more states, whose metrics go behind those of all states."""
-    entering = dict(enumerate(trellis.entering_branches()[32 * half : 32 * half + 32], 32 * half))
-    lines = ["    for lane in range(len(first)):"]
-    lines += [f"        b{number} = branch[lane + {number * BLOCK}]" for number in range(4)]
-    for before in sorted({state for pair in entering.values() for state, _ in pair}):
-        lines += [f"        m{before} = metric[lane + {before * BLOCK}]"]
-    for state, branches in entering.items():
-        lines += _survivor(state, branches, f"metric[lane + {(trellis.states + state) * BLOCK}]")
-    return [*lines, f"        {word}[lane] = " + " | ".join(f"d{state}" for state in entering)]
+def _select_by_groups(trellis: Trellis) -> list[str]:
+    """Generate one step in loops over few states each, whose metrics fit the registers."""
+    lines = ["def select(metric, fresh, branch, first, second):"]
+    begun = set()
+    for group in _groups(trellis):
+        entering = {state: trellis.entering_branches()[state] for state in group}
+        lines += ["    for lane in range(len(first)):"]
+        lines += [f"        b{number} = branch[lane + {number * BLOCK}]" for number in range(4)]
+        for before in sorted({previous for branches in entering.values() for previous, _ in branches}):
+            lines += [f"        m{before} = metric[lane + {before * BLOCK}]"]
+        for state, branches in entering.items():
+            lines += _survivor(state, branches, f"fresh[lane + {state * BLOCK}]")
+        for word in sorted({("first", "second")[state // 32] for state in group}):
+            bits = [f"d{state}" for state in group if ("first", "second")[state // 32] == word]
+            lines += [f"        {word}[lane] = {_union([f'{word}[lane]', *bits] if word in begun else bits)}"]
+            begun.add(word)
+    return lines
+
+
+def _groups(trellis: Trellis) -> list[list[int]]:
+    """Divide the states into groups of GROUP or more that no branch out of one previous state leaves."""
+    entering = trellis.entering_branches()
+    groups: list[list[int]] = [[]]
+    left = list(range(trellis.states))
+    while left:
+        joined = [left[0]]
+        while joined:
+            groups[-1] += joined
+            left = [state for state in left if state not in joined]
+            previous = {state for one in joined for state, _ in entering[one]}
+            joined = [one for one in left if previous & {state for state, _ in entering[one]}]
+        if left and len(groups[-1]) >= GROUP:
+            groups.append([])
+    return groups
 
 
 def _survivor(state: int, entering: tuple[tuple[int, int], tuple[int, int]], metric: str) -> list[str]:
@@ -90,11 +122,18 @@ def _survivor(state: int, entering: tuple[tuple[int, int], tuple[int, int]], met
         f"        x = _I(m{lower} + b{lower_class})",
         f"        y = _I(m{upper} + b{upper_class})",
         f"        {metric} = min(x, y)",
-        f"        d{state} = np.uint32({1 << state % 32}) if y < x else np.uint32(0)",
+        f"        d{state} = _U({1 << state % 32}) if y < x else _U(0)",
     ]
 
 
-def _made(lines: list[str], name: str) -> Any:
-    namespace: dict[str, Any] = {"np": np, "_I": _I, "__name__": __name__}
+def _union(fields: list[str]) -> str:
+    """Return the expression of the union of fields, in pairs."""
+    half = len(fields) // 2
+    return f"_U({_union(fields[:half])} | {_union(fields[half:])})" if half else fields[0]
+
+
+def made(lines: list[str]) -> Any:
+    """Return the function of generated text."""
+    namespace: dict[str, Any] = {"_I": np.int32, "_U": np.uint32, "_shr": shift_right, "__name__": __name__}
     exec(compile("\n".join(lines), __file__, "exec"), namespace)  # this file's name: where numba puts its cache
-    return compiled(namespace["select"], name)
+    return next(value for name, value in namespace.items() if name in ("select", "trace"))

@@ -2,12 +2,12 @@
 
     r, level [lanes, steps] --tiles, transposed--> |r|/D, rates --two steps a time--> branch costs [4, lane]
                                                                  --add, compare, select--> metrics [state, lane]
-    k [lanes, steps]        <--tiles, transposed-- classes      <--traceback-- decisions, zeros
+    k [lanes, steps]        <--tiles, transposed-- path         <--traceback-- decisions, zeros
 
-A block of lanes is searched at once, and the loops along its lanes become SIMD code. Of the machine's tables only
-the add-compare-select is generated, as source text with every state spelled out; the rest is shared. What a lane
-keeps until the traceback is one bit a state and four bits a latent: which branch entered each state, and which of
-the four branch classes took zero. The candidates themselves are found again from r.
+A block of lanes is searched at once, and the loops along its lanes become SIMD code. Of the machine's tables the
+add-compare-select and the traceback are generated, as source text with every state spelled out; the rest is shared.
+What a lane keeps until the traceback is one bit a state and four bits a latent: which branch entered each state, and
+which of the four branch classes took zero. The candidates themselves are found again from r.
 
 Costs are integers in 1/256 bit. Float arithmetic is float32 without fused multiply-add (numba contracts nothing), so
 `reference.py` agrees bit for bit. Nothing here holds the GIL.
@@ -36,15 +36,14 @@ from lic_dist.quantization.candidates import (
     tile_candidates,
 )
 from lic_dist.quantization.jit import float_of_bits, search_inputs
-from lic_dist.quantization.selection import compiled, identity, select, words
+from lic_dist.quantization.selection import compiled, field, identity, select, steps_at_once, words
+from lic_dist.quantization.traceback import trace
 from lic_dist.quantization.trellis import Trellis
 
 UNREACHED = 1 << 29  # path metric of a state that no path has entered yet
-_PACKED = 8  # states whose branches fit 32-bit words
-_FUSED = 16  # states up to which two steps in one loop are the faster
 SIMD = 16  # a block is padded to a multiple of this many lanes
 
-_I, _U = np.int32, np.uint32  # numba widens 32-bit arithmetic: every result is narrowed again to keep the SIMD width
+_I = np.int32  # numba widens 32-bit arithmetic: every result is narrowed again to keep the SIMD width
 
 
 def search_lanes(
@@ -72,7 +71,7 @@ def search_lanes(
     width = block_width(lanes)
     decisions, zeros = decision_memory(width, steps, trellis.states)
     search = compile_search(trellis)
-    tables = (quads, zero_pairs, reach, flag, _branches(trellis))
+    tables = (quads, zero_pairs, reach, flag)
     return float_of_bits(search(*search_inputs(r, level, weight), inverse_step, *tables, decisions, zeros, k, cost))
 
 
@@ -83,51 +82,38 @@ def block_width(lanes: int) -> int:
 
 
 def decision_memory(width: int, steps: int, states: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the memory that the traceback reads, two steps a row: decisions, a bit a state, and zeros, a nibble a
-    step.
+    """Return the memory that the traceback reads: decisions, a bit a state, as many steps a row as a word of 32 bits
+    holds; and zeros, a nibble a step, two steps a row.
     """
-    pairs = (steps + 1) // 2
-    dtype = np.uint8 if states <= 8 else np.uint16 if states <= 16 else np.uint32
-    rows = pairs if states <= 4 else 2 * pairs * words(states)  # two steps of up to four states share a byte
-    return np.empty((rows, width), dtype), np.empty((pairs, width), np.uint8)
+    rows = words(states) * -(-steps * field(states) // 32)
+    return np.empty((rows, width), np.uint32), np.empty(((steps + 1) // 2, width), np.uint8)
 
 
 @lru_cache(maxsize=64)
 def compile_search(trellis: Trellis) -> Callable[..., np.int32]:
     """Return the search of a machine, compiled at its first call and kept in numba's cache on disk."""
-    two, one = select(trellis, 2), select(trellis, 1)
-    trace = _trace_packed if trellis.states <= _PACKED else _trace
+    states, at_once = trellis.states, steps_at_once(trellis.states)
     own = {
         **globals(),
-        "STATES": trellis.states,
-        "WORDS": words(trellis.states),
-        "select_two": two,
-        "select_one": one,
-        "trace": trace,
+        "STATES": states,
+        "WORDS": words(states),
+        "FIELD": field(states),
+        "AT_ONCE": at_once,
+        "ODD": int(at_once == 1),
+        "select_more": select(trellis, at_once),
+        "select_one": select(trellis, 1),
+        "trace_more": trace(trellis, at_once),
+        "trace_one": trace(trellis, 1),
     }
     search: Callable[..., np.int32] = compiled(FunctionType(_search.__code__, own), f"search_{identity(trellis)}")
     return search
 
 
-@lru_cache(maxsize=64)
-def _branches(trellis: Trellis) -> NDArray[Any]:
-    """Return the branches that enter each state, in the form that the traceback reads.
-
-    Int32 [2 states]: at 2 s + bit the previous state << 2 | class. For up to eight states uint32 [4]: the previous
-    states by the first and the second branch, then the classes, four bits for each s.
-    """
-    table = np.array([state << 2 | number for pair in trellis.entering_branches() for state, number in pair], np.int32)
-    if trellis.states <= _PACKED:
-        fields = (table[0::2] >> 2, table[1::2] >> 2, table[0::2] & 3, table[1::2] & 3)
-        table = np.array([sum(int(one) << 4 * s for s, one in enumerate(field)) for field in fields], np.uint32)
-    table.setflags(write=False)
-    return table
-
-
-STATES = WORDS = 0  # `compile_search` puts a machine's own in the place of these five
-select_two: Any = None
+STATES = WORDS = FIELD = AT_ONCE = ODD = 1  # `compile_search` puts a machine's own in the place of these
+select_more: Any = None
 select_one: Any = None
-trace: Any = None
+trace_more: Any = None
+trace_one: Any = None
 
 
 def _search(
@@ -141,7 +127,6 @@ def _search(
     zero_pairs: NDArray[Any],
     reach: NDArray[Any],
     flag: NDArray[Any],
-    branches: NDArray[Any],
     decisions: NDArray[Any],
     zeros: NDArray[Any],
     k: NDArray[Any],
@@ -149,13 +134,13 @@ def _search(
 ) -> np.int32:
     lanes, steps = r.shape
     width = zeros.shape[1]
-    metric = np.empty(WORDS * STATES * BLOCK, np.int32)  # of two words, a step's new metrics lie behind the old
-    branch = np.empty(8 * BLOCK, np.int32)
+    metric = np.empty((2, STATES * BLOCK), np.int32)  # from one to the other and back by odd steps, or all in the first
+    branch = np.empty(4 * max(2, AT_ONCE) * BLOCK, np.int32)
     position, index = np.zeros((BLOCK, TILE), np.float32), np.zeros((BLOCK, TILE), np.int32)
     row = np.zeros((BLOCK, TILE), np.uint16)
-    scaled, zero = np.zeros((PANEL, BLOCK), np.float32), np.zeros((PANEL, BLOCK), np.int32)
+    scaled, none = np.zeros((PANEL, BLOCK), np.float32), np.zeros((PANEL, BLOCK), np.int32)
     low, high = np.zeros((PANEL, BLOCK), np.int32), np.zeros((PANEL, BLOCK), np.int32)
-    class_by_step, class_by_lane = np.empty((TILE, width), np.uint8), np.empty((width, TILE), np.uint8)
+    path, by_lane = np.zeros((TILE // 4, width), np.uint32), np.empty((width, TILE // 4), np.uint32)  # a byte a step
     state, least = np.zeros(width, np.uint32), np.zeros(BLOCK, np.int32)
     block_weight = np.zeros(2 * width, np.float32)  # of two steps
     peak, tile_peak = _I(0), np.zeros(1, np.int32)
@@ -169,8 +154,8 @@ def _search(
         if not by_step:
             for lane in range(size):  # numba takes seconds to compile an assignment of slices
                 weights[0, lane] = weights[1, lane] = weight[first + lane]
-        metric[:BLOCK] = 0
-        metric[BLOCK:] = UNREACHED
+        metric[0, :BLOCK] = 0
+        metric[0, BLOCK:] = UNREACHED
         cost[first : first + size] = 0
         for start in range(0, steps, TILE):
             end = min(start + TILE, steps)
@@ -182,11 +167,11 @@ def _search(
             peak = max(peak, tile_peak[0])
             escapes = smallest_level(tile_peak.view(np.float32)[0]) >= quads.shape[1]
             for panel in range(start, end, PANEL):
-                look_up(position, index, row, panel - start, size, quads, zero_pairs, scaled, low, high, zero)
+                look_up(position, index, row, panel - start, size, quads, zero_pairs, scaled, low, high, none)
                 if escapes:
                     look_up_escapes(position, row, panel - start, size, quads, reach, flag, low, high)
                 for step in range(panel, min(panel + PANEL, end), 2):
-                    at, half = step - panel, step >> 1
+                    at, ahead = step - panel, step % AT_ONCE  # steps whose branch costs wait for these
                     if by_step:
                         weights[0, :] = weight[step]
                         weights[1, :] = weight[min(step + 1, steps - 1)]
@@ -194,44 +179,44 @@ def _search(
                         scaled[at : at + 2],
                         low[at : at + 2],
                         high[at : at + 2],
-                        zero[at : at + 2],
+                        none[at : at + 2],
                         weights,
-                        branch,
-                        zeros[half],
+                        branch[4 * ahead * BLOCK :],
+                        zeros[step >> 1],
                     )
-                    kept = half if STATES <= 4 else WORDS * step
-                    if step + 1 == steps:
-                        select_one(metric, branch, taken[kept], taken[kept + WORDS - 1])
-                    elif STATES <= _FUSED:
-                        select_two(metric, branch, taken[kept], taken[kept + (STATES > 4)])
-                    else:
-                        select_one(metric, branch, taken[kept], taken[kept + WORDS - 1])
-                        select_one(metric, branch[4 * BLOCK :], taken[kept + WORDS], taken[kept + 2 * WORDS - 1])
-            _reduce(metric[: STATES * BLOCK], least, cost[first : first + size])
-        _best_final(metric[: STATES * BLOCK], state, cost[first : first + size])
+                    last = min(step + 2, end)
+                    if AT_ONCE > 1 and last % AT_ONCE == 0:
+                        select_more(metric[0], metric[0], branch, taken[step * FIELD >> 5], taken[0])
+                    elif AT_ONCE == 1 or last == steps:
+                        for each in range(step - ahead, last):
+                            kept = WORDS * (each * FIELD >> 5)
+                            costs = branch[4 * (each - step + ahead) * BLOCK :]
+                            old, fresh = metric[each & ODD], metric[(each + 1) & ODD]
+                            select_one(old, fresh, costs, taken[kept], taken[kept + WORDS - 1])
+            _reduce(metric[end & ODD], least, cost[first : first + size])
+        _best_final(metric[steps & ODD], state, cost[first : first + size])
         for start in range((steps - 1) // TILE * TILE, -1, -TILE):
             end = min(start + TILE, steps)
-            for step in range(end - 1, start - 1, -1):
-                nibble = 4 * (step & 1)
-                kept, shift = (step >> 1, nibble) if STATES <= 4 else (WORDS * step, 0)
-                trace(
-                    taken[kept : kept + WORDS].ravel(),
-                    shift,
-                    zeros[step >> 1],
-                    nibble,
-                    branches,
-                    state[:padded],
-                    class_by_step[step - start],
-                )
-            _indices(block_r, start, end, inverse_step, class_by_step, class_by_lane, k[first : first + size])
+            step = end
+            while step > start:
+                last = step - 1
+                step -= 1 if step % AT_ONCE else AT_ONCE
+                kept, behind = WORDS * (step * FIELD >> 5), min(last | (32 // FIELD - 1), steps - 1) - last
+                decided = (taken[kept], taken[kept + WORDS - 1], FIELD * behind)
+                zero = (zeros[step >> 1], zeros[last >> 1], 4 * (step & 1))
+                if last > step:
+                    trace_more(*decided, *zero, state[:padded], path[(step - start) >> 2, :padded])
+                else:
+                    trace_one(*decided, *zero, state[:padded], path[(step - start) >> 2, :padded])
+            _indices(block_r, start, end, inverse_step, path, by_lane, k[first : first + size])
     return peak
 
 
 @njit(nogil=True)
 def _reduce(metric: NDArray[Any], least: NDArray[Any], cost: NDArray[Any]) -> None:
     """Subtract the least path metric of each lane from its states and add it to the lane's cost."""
-    least[:] = metric[:BLOCK]
-    for state in range(BLOCK, len(metric), BLOCK):
+    least[:] = np.iinfo(np.int32).max
+    for state in range(0, len(metric), BLOCK):
         row = metric[state : state + BLOCK]
         for lane in range(BLOCK):
             least[lane] = min(least[lane], row[lane])
@@ -256,101 +241,23 @@ def _best_final(metric: NDArray[Any], state: NDArray[Any], cost: NDArray[Any]) -
 
 
 @njit(nogil=True)
-def _trace(
-    taken: NDArray[Any],
-    shift: int,
-    zeros: NDArray[Any],
-    zero_shift: int,
-    branches: NDArray[Any],
-    state: NDArray[Any],
-    classes: NDArray[Any],
-) -> None:
-    """Step back in each lane along the branch that entered its state; `classes` gets its class, plus 4 where it
-    takes zero.
-    """
-    for lane in range(len(state)):
-        current = np.uint64(state[lane])
-        word = np.uint64(taken[lane + np.int64(current >> np.uint64(5)) * len(state)])
-        bit = (word >> ((current & np.uint64(31)) + np.uint64(shift))) & np.uint64(1)
-        entered = branches[current + current + bit]
-        state[lane] = entered >> 2
-        number = entered & 3
-        classes[lane] = np.uint8(number | (((np.int64(zeros[lane]) >> (zero_shift + number)) & 1) << 2))
-
-
-@njit(nogil=True)
-def _trace_packed(
-    taken: NDArray[Any],
-    shift: int,
-    zeros: NDArray[Any],
-    zero_shift: int,
-    packed: NDArray[Any],
-    state: NDArray[Any],
-    classes: NDArray[Any],
-) -> None:
-    """Step back as `_trace` does, for up to eight states, whose branches fit four words: a shift instead of a
-    look-up, SIMD.
-    """
-    lower, upper, lower_class, upper_class = packed[0], packed[1], packed[2], packed[3]
-    state_shift, nibble_shift = _U(shift), _U(zero_shift)
-    for lane in range(len(state)):
-        bit = _U(_U(_U(taken[lane]) >> _U(state[lane] + state_shift)) & _U(1))
-        at = _U(state[lane] << _U(2))
-        before = _U(_U(upper if bit else lower) >> at)
-        number = _U(_U(_U(upper_class if bit else lower_class) >> at) & _U(3))
-        zero = _U(_U(_U(zeros[lane]) >> _U(number + nibble_shift)) & _U(1))
-        state[lane] = _U(before & _U(7))
-        classes[lane] = np.uint8(_U(number | _U(zero << _U(2))))
-
-
-@njit(nogil=True)
 def _indices(
     r: NDArray[Any],
     start: int,
     end: int,
     inverse_step: np.float32,
-    by_step: NDArray[Any],
+    path: NDArray[Any],
     by_lane: NDArray[Any],
     k: NDArray[Any],
 ) -> None:
-    """Fill in the indices of a tile from r and the class of each lane's path, to which 4 is added where it takes zero.
-
-    The classes come as bytes [step, lane], eight to a word, and are transposed first.
-    """
-    _transpose(by_step.view(np.uint64), by_lane.view(np.uint64))
+    """Fill in the indices of a tile from r and each lane's path, four steps a word: the class, plus 4 for zero."""
     for lane in range(len(r)):
-        row_r, row_k, classes = r[lane, start:end], k[lane, start:end], by_lane[lane]
+        for four in range(len(path)):
+            by_lane[lane, four] = path[four, lane]
+    for lane in range(len(r)):
+        row_r, row_k, classes = r[lane, start:end], k[lane, start:end], by_lane[lane].view(np.uint8)
         for offset in range(end - start):
             number = _I(_I(classes[offset]) & _I(3))
             m = candidate_level(smallest_level(abs(row_r[offset]) * inverse_step), number)
             magnitude = _I(0) if classes[offset] > number else _I(_I(m + _I(1)) >> _I(1))
             row_k[offset] = -magnitude if row_r[offset] < 0 else magnitude
-
-
-@njit(nogil=True)
-def _transpose(by_step: NDArray[Any], by_lane: NDArray[Any]) -> None:
-    """Transpose bytes [step, lane] to [lane, step], eight by eight as words: exchange halves, quarters, eighths."""
-    bytes_, pairs, halves = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF), np.uint64(0x00000000FFFFFFFF)
-    for step in range(by_lane.shape[1]):
-        rows = by_step[8 * step : 8 * step + 8]
-        for lane in range(by_step.shape[1]):
-            a, b = _exchange(rows[0, lane], rows[1, lane], np.uint64(8), bytes_)
-            c, d = _exchange(rows[2, lane], rows[3, lane], np.uint64(8), bytes_)
-            e, f = _exchange(rows[4, lane], rows[5, lane], np.uint64(8), bytes_)
-            g, h = _exchange(rows[6, lane], rows[7, lane], np.uint64(8), bytes_)
-            a, c = _exchange(a, c, np.uint64(16), pairs)
-            b, d = _exchange(b, d, np.uint64(16), pairs)
-            e, g = _exchange(e, g, np.uint64(16), pairs)
-            f, h = _exchange(f, h, np.uint64(16), pairs)
-            first = 8 * lane
-            by_lane[first, step], by_lane[first + 4, step] = _exchange(a, e, np.uint64(32), halves)
-            by_lane[first + 1, step], by_lane[first + 5, step] = _exchange(b, f, np.uint64(32), halves)
-            by_lane[first + 2, step], by_lane[first + 6, step] = _exchange(c, g, np.uint64(32), halves)
-            by_lane[first + 3, step], by_lane[first + 7, step] = _exchange(d, h, np.uint64(32), halves)
-
-
-@njit(nogil=True)
-def _exchange(a: np.uint64, b: np.uint64, shift: np.uint64, mask: np.uint64) -> tuple[np.uint64, np.uint64]:
-    """Exchange the upper parts of a with the lower parts of b, which transposes 2x2 blocks."""
-    changed = ((a >> shift) ^ b) & mask
-    return a ^ (changed << shift), b ^ changed

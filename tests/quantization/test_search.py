@@ -81,6 +81,23 @@ def test_sixty_four_states_whose_decisions_take_two_words() -> None:
             assert all(np.array_equal(one, right) for one, right in zip(brute, expected, strict=True))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("states", [6, 40])
+def test_machines_of_any_size(states: int) -> None:
+    """Every state entered by an even and by an odd index, from anywhere: two permutations."""
+    rng = np.random.default_rng(states)
+    even, odd = rng.permutation(states), rng.permutation(states)
+    while (even == odd).any():
+        odd = rng.permutation(states)
+    quantizer = tuple(int(bit) for bit in rng.permutation(np.arange(states) & 1))
+    machine = Trellis(f"any{states}", quantizer, tuple(zip(even.tolist(), odd.tolist(), strict=True)))
+    for lanes, steps in ((3, 71), (17, 13)):
+        r, level, weight = latents(lanes, steps, seed=lanes)
+        expected = reference.search(r, level, weight, STEP, TABLES, machine)
+        for one, right in zip(search(r, level, weight, STEP, TABLES, machine), expected, strict=True):
+            assert np.array_equal(one, right)
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("shape", [(0, 7), (3, 0), (1, 1), (12, 5), (2, 65), (143, 35)])
 def test_weights_of_the_steps(machine: Trellis, shape: tuple[int, int]) -> None:
