@@ -141,7 +141,7 @@ def loading(folder: Path | None, crops: int) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name, one_thread():
         store = build_cache(folder, Path(name), crops)
-        cache, names = LatentCache.open(store), array_names("tcq8", with_y=False)
+        cache, names = LatentCache.open(store), array_names(("tcq8",), with_y=False)
         order = Order(cache.indices(held_out=False), cache.header.shard, BATCH, seed=0)
         return {
             "samples": len(cache),

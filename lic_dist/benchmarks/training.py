@@ -43,7 +43,7 @@ from lic_dist.training.decoding import Decoding
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.loop import take_step
-from lic_dist.training.samples import Batch, Samples, ShuffledData, StreamedData, array_names
+from lic_dist.training.samples import Batch, Samples, ShuffledData, StreamedData
 
 PARTS = ("feeding", "in-loop")
 BATCH = 8
@@ -166,9 +166,9 @@ def in_loop(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
 def _feeds(cache: LatentCache, quantizer: Quantizer, part: NDArray[np.int64]) -> dict[str, Feed]:
     """Return the ways to read batches of some samples of a cache."""
     alone = Ranks(0, 1, torch.device("cpu"))
-    in_ram = ShuffledData(Samples(cache, "tcq8", quantizer, part, with_y=False), seed=0, batch=BATCH)
+    in_ram = ShuffledData(Samples(cache, {"tcq8": quantizer}, part, with_y=False), seed=0, batch=BATCH)
     order = Order(part, cache.header.shard, BATCH, seed=0)
-    streamed = StreamedData(cache, array_names("tcq8", with_y=False), quantizer, order, workers=0)
+    streamed = StreamedData(cache, {"tcq8": quantizer}, False, order, workers=0)
     with closing(in_ram.batches(0, alone)) as batches:
         kept = list(itertools.islice(batches, KEPT))
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ def load_parent(experiment: config.Experiment) -> Checkpoint:
     said = section.model_dump(include={"architecture", "N", "M", "lmbda", "options"})
     checkpoints.check_agrees(loaded.spec, **said)
     if experiment.quantizer and experiment.quantizer.lmbda:
-        loaded.spec = replace(loaded.spec, lmbda=experiment.quantizer.lmbda)
+        return checkpoints.at_lambda(loaded, experiment.quantizer.lmbda)
     return loaded
 
 

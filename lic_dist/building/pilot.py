@@ -132,7 +132,7 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
     expected: dict[str, Any] = {
         "name": section.name,
         "states": section.states if kind.trellis else 1,
-        "lmbda": parent.spec.lmbda,
+        "lmbda": section.lmbda or parent.spec.lmbda,
         "rates": section.rates,
         "scale_offsets": section.scale_offsets,
         **record_fields(refinement_of(section, parent.spec.lmbda)),

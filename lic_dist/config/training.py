@@ -214,6 +214,11 @@ class Finetune(Steps):
     phases: tuple[Phase, ...] = Field(
         (), description="Phases one after another, instead of recipe, steps and lr; empty: just those."
     )
+    groups: tuple[str, ...] = Field(
+        (),
+        description="Groups of the cache to retrain on together, each step on one of them: the rates of one model, "
+        "[tcq8, tcq8@0.0067]; empty: quantizer.group.",
+    )
     rounds: int = Field(1, ge=1, description="Rounds of search and finetuning, each with the model of the one before.")
     tolerance: float = Field(
         0.002,
@@ -228,7 +233,7 @@ class Finetune(Steps):
     workers: int = Field(0, ge=0, description="Processes of a rank that read streams; 0: threads of its own.")
     out: File = Field(Path("runs/finetuned"), description="Folder for the checkpoint, log and states.")
 
-    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"tolerance"}
+    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"tolerance", "groups"}
 
     @property
     def each_phase(self) -> tuple[Phase, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,11 @@ class Checkpoint:
     def codec(self) -> CodecModel:
         """The model as its family sees it."""
         return adapt(self.model)
+
+
+def at_lambda(checkpoint: Checkpoint, lmbda: float) -> Checkpoint:
+    """Return the same checkpoint, at another lambda."""
+    return replace(checkpoint, spec=replace(checkpoint.spec, lmbda=lmbda))
 
 
 class ModelSource(NamedTuple):

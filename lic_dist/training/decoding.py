@@ -26,6 +26,7 @@ search chose, in the others by the likelihood that they name. Its medians are th
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -175,3 +176,16 @@ class Decoding(nn.Module):
 
     def _likelihood_bits(self, y: Tensor, found: Given) -> Tensor:
         return bits_of(self._codec.likelihood(y, Stage(found.means, found.scales)))
+
+
+class Turns(nn.Module):
+    """The forward passes of several quantizers with one model; a batch says by number whose turn it is."""
+
+    def __init__(self, decodings: Sequence[Decoding]) -> None:
+        super().__init__()
+        self.decodings = nn.ModuleList(decodings)
+
+    def forward(self, batch: Batch, turn: int) -> tuple[Tensor, Tensor]:
+        """Return what the decoding whose turn it is returns."""
+        found: tuple[Tensor, Tensor] = self.decodings[turn](batch)
+        return found

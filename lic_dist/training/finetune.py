@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from typing import Any
 from lic_dist import config
 from lic_dist.building.build import requantize_store
 from lic_dist.building.job import Workers, load_parent, open_cache, workers_of
+from lic_dist.cache.reader import LatentCache
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.names import SUFFIX
 from lic_dist.models.parts import model_digest
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.distributed import Ranks, joined
-from lic_dist.training.retrain import Source, retrain
+from lic_dist.training.retrain import Group, Source, retrain
 
 
 def finetune(experiment: config.Experiment) -> Path:
@@ -42,7 +45,7 @@ def finetune(experiment: config.Experiment) -> Path:
     quantizer = config.need(experiment.quantizer, "quantizer")
     with joined() as ranks:
         parent, cache = load_parent(experiment), open_cache(experiment)
-        source = Source(parent, cache, quantizer.group, quantizer)
+        source = Source(parent, cache, tuple(_groups(cache, parent, section, quantizer)))
         if section.rounds == 1:
             return retrain(source, section, section.out, ranks)
         if not cache.header.store_y:
@@ -62,16 +65,36 @@ def finetune(experiment: config.Experiment) -> Path:
         return best
 
 
+def _groups(
+    cache: LatentCache, parent: Checkpoint, section: config.Finetune, quantizer: config.Quantizer
+) -> Iterator[Group]:
+    """Yield the groups that a job trains on, each with the quantizer's section at its own lambda.
+
+    Raises:
+        LicError: the cache has no such group.
+        UsageError: a group that is named twice.
+    """
+    if len(set(section.groups)) < len(section.groups):
+        raise UsageError(f"finetune.groups names one twice: {', '.join(section.groups)}")
+    for name in section.groups or (quantizer.group,):
+        record = QuantizerRecord.from_json(cache.record_json(name))
+        own = {"group": name, "lmbda": None if record.lmbda == parent.spec.lmbda else record.lmbda}
+        yield Group(name, record, quantizer.model_copy(update=own if section.groups else {}))
+
+
 def _search_again(source: Source, number: int, checkpoint: Path, workers: Workers, ranks: Ranks) -> Source:
-    """Return the source of a round: the last round's model, and the group that all ranks together search with it."""
-    parent, quantizer = checkpoints.load(str(checkpoint), workers.model.architecture), source.section
-    group = f"{quantizer.group}-round{number}-{model_digest(parent.model)[:8]}"
-    record = QuantizerRecord.from_json(parent.quantizers[quantizer.group])
+    """Return the source of a round: the last round's model, and groups that all ranks together search with it."""
+    parent = checkpoints.load(str(checkpoint), workers.model.architecture)
     workers = replace(workers, model=workers.model._replace(name_or_path=checkpoints.absolute(str(checkpoint))))
-    named = quantizer.model_copy(update={"group": group})
-    requantize_store(source.cache, parent, named, workers, record, (ranks.rank, ranks.world))
+    groups = []
+    for one in source.groups:
+        name = f"{one.section.group}-round{number}-{model_digest(parent.model)[:8]}"
+        record = QuantizerRecord.from_json(parent.quantizers[one.section.group])
+        named = one.section.model_copy(update={"group": name})
+        requantize_store(source.cache, parent, named, workers, record, (ranks.rank, ranks.world))
+        groups.append(Group(name, record, one.section))
     ranks.wait()
-    return replace(source, parent=parent, group=group)
+    return Source(parent, source.cache, tuple(groups))
 
 
 def _write_best_round(paths: list[Path], best: Path, tolerance: float) -> None:
@@ -84,7 +107,7 @@ def _write_best_round(paths: list[Path], best: Path, tolerance: float) -> None:
         entry = checkpoints.read(path)["history"][-1]
         before, after = entry["calibrated_before"], entry["calibrated_after"]
         gain = {"L_percent": 100 * (after["L"] / before["L"] - 1)}
-        kept = {key: entry[key] for key in ("group", "record", "best_step", "sources") if key in entry}
+        kept = {key: entry[key] for key in ("group", "record", "groups", "best_step", "sources") if key in entry}
         rows.append({"round": number, "checkpoint": str(path), **kept, "before": before, "after": after, **gain})
     (best.parent / "rounds.json").write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,16 @@ class HeldOut:
     def plain(self) -> dict[str, Any]:
         """Return the figures as plain data, `by_source` where there is one."""
         return {name: value for name, value in asdict(self).items() if value != {}}
+
+
+def joined(figures: Mapping[str, HeldOut]) -> HeldOut:
+    """Return the means over groups by name, and L of each group's sources; of one group its own figures."""
+    if len(figures) == 1:
+        return next(iter(figures.values()))
+    L, bpp, psnr = (fmean(getattr(one, name) for one in figures.values()) for name in ("L", "bpp", "psnr"))
+    sources = {group: one.by_source or {"": one.L} for group, one in figures.items()}
+    by_source = {f"{group} {name}".strip(): L for group, some in sources.items() for name, L in some.items()}
+    return HeldOut(L, bpp, psnr, by_source)
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""Retrain the decoder side of a model once, from one group of its cache; the encoder stays unchanged.
+"""Retrain the decoder side of a model once, from a group of its cache, or from several, the rates of one model; the
+encoder stays unchanged.
 
 Whatever latents a job trains on, it is evaluated on really quantized held-out samples: the cache's own integers or,
 where means and scales are trained, the integers that the same quantizer chooses with them. The checkpoint carries the
@@ -13,9 +14,9 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,13 @@ from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.changes import ByPhoto, SourceChange, losers, print_changes, source_changes, told, worst
 from lic_dist.training.choice import Choice
-from lic_dist.training.decoding import Decoding, form_of
+from lic_dist.training.decoding import Decoding, Turns, form_of
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.loop import PhasePlan, TrainingLoop
-from lic_dist.training.loss import HeldOut, held_out_figures
+from lic_dist.training.loss import HeldOut, held_out_figures, joined
 from lic_dist.training.quantiles import train_quantiles
-from lic_dist.training.samples import Batch, Layout, Samples, make_batch, training_data
+from lic_dist.training.samples import Batch, Layout, Samples, make_batch, training_data, turn
 from lic_dist.training.sources import HELD_OUT_BATCH, Sources, not_held_out, sources_of
 from lic_dist.training.states import is_finished
 
@@ -60,21 +61,38 @@ QUANTILE_STEPS = 2000
 NOT_IDENTITY = {"out", "streams", "workers", "rounds", "keep", "tensorboard"}  # of the section; no weight depends on it
 
 
+Records = Mapping[str, QuantizerRecord]  # of each group, by the name under which the result carries it
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of the cache and its record. `section` says how the quantizer is calibrated, and names the group under
+    which the result carries it.
+    """
+
+    name: str
+    record: QuantizerRecord
+    section: config.Quantizer
+
+
 @dataclass(frozen=True)
 class Source:
-    """What retraining starts from: a model, and a group of its cache.
-
-    `section` says how the quantizer is calibrated, and names the group under which the result carries it.
-    """
+    """What retraining starts from: a model, and groups of its cache."""
 
     parent: Checkpoint
     cache: LatentCache
-    group: str
-    section: config.Quantizer
+    groups: tuple[Group, ...]
 
     @property
-    def record(self) -> QuantizerRecord:
-        return QuantizerRecord.from_json(self.cache.record_json(self.group))
+    def records(self) -> Records:
+        return {one.section.group: one.record for one in self.groups}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What weights depend on in the groups."""
+        if len(self.groups) > 1:
+            return {"groups": {one.name: one.record.digest for one in self.groups}}
+        return {"group": self.groups[0].name, "record": self.groups[0].record.digest}
 
 
 def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -> Path:
@@ -86,9 +104,10 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         UsageError: `out` holds the states of a job with other settings, or the cache lacks what the job needs.
     """
     ranks.share(section.batch)  # refuses what does not divide, before anything is read
-    parent, cache, record = source.parent, source.cache, source.record
-    check_cache(cache, parent, source.group)
-    check_record(record, source.section, parent, f"{cache.storage}/quantized/{source.group}")
+    parent, cache, groups = source.parent, source.cache, source.groups
+    for one in groups:
+        check_cache(cache, parent, one.name)
+        check_record(one.record, one.section, parent, f"{cache.storage}/quantized/{one.name}")
     phases = [PhasePlan(trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.each_phase]
     names = {name for phase in phases for name in phase.parameters}
     hyper = any(not name.startswith(parent.codec.prefixes("decoder")) for name in names)
@@ -97,67 +116,81 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         what = f"latents: {section.latents}" if control else "retraining more than the decoder"
         raise UsageError(f"{what} needs y, which this cache does not keep", hint="build it with cache.store_y: true")
 
-    quantizer = Quantizer(record)
-    size = cache.array(f"quantized/{source.group}/k").shape[2:]
+    quantizers = {one.name: Quantizer(one.record) for one in groups}
+    size = cache.array(f"quantized/{groups[0].name}/k").shape[2:]
     layout = parent.codec.layout(size[0], size[1])
-    training = training_data(cache, source.group, quantizer, control or hyper, section, layout)
+    training = training_data(cache, quantizers, control or hyper, section, layout)
     identity = {
         **section.identity(NOT_IDENTITY),
         **training.identity,
-        "group": source.group,
-        "record": record.digest,
+        **source.identity,
         "cache": cache.fingerprint,
         "parent": model_digest(parent.model),
     }
     path = out / f"checkpoint{SUFFIX}"
-    calibrated = {"quantizer": source.section.identity(set())}  # after the training, whose states do not mind
+    calibrated = {"quantizer": groups[0].section.identity(set())}  # after the training, whose states do not mind
     if is_finished(path, identity | calibrated, ranks):
         if ranks.first:
             print(f"{path}: done already")
         return path
     model: Any = copy.deepcopy(parent.model).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16, means_gradient = section.precision == "bf16", section.means if hyper else "pixels"
-    form = form_of(section, record, hyper)
-    decoding = Decoding(model, record, form, bf16, means_gradient, prior_trains=hyper).to(ranks.device)
-    judged = Decoding(model, record, bf16=bf16, prior_trains=hyper).to(ranks.device)
+    decodings = [
+        Decoding(model, one.record, form_of(section, one.record, hyper), bf16, means_gradient, prior_trains=hyper)
+        for one in groups
+    ]
+    turns = Turns(decodings).to(ranks.device)
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
-    sources = sources_of(cache, source.section.group)
-    held_out = Samples(cache, source.group, quantizer, sources.samples, hyper, layout)
+    sources = sources_of(cache, groups[0].section.group)
     if ranks.first:
         _warn_of(not_held_out(cache))
     if section.compile:
         adapt(model).nets["g_s"].compile()
 
-    def decode(numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
-        batch = held_out.batch(numbers)
-        if hyper:
-            batch = _requantized(batch, model, quantizer, layout)
-        batch = batch.to(ranks.device)
-        return to_input(batch.pixels, ranks.device), *judged(batch)
+    def judge(one: Group) -> Callable[[Any], tuple[Tensor, Tensor, Tensor]]:
+        """Return what decodes held-out samples of a group, by their numbers: x, x_hat and bits."""
+        decoding = Decoding(model, one.record, bf16=bf16, prior_trains=hyper).to(ranks.device)
+        held_out = Samples(cache, {one.name: quantizers[one.name]}, sources.samples, hyper, layout)
+
+        def decode(numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
+            batch = held_out.batch(numbers)
+            if hyper:
+                batch = _requantized(batch, model, quantizers[one.name], layout)
+            batch = batch.to(ranks.device)
+            return to_input(batch.pixels, ranks.device), *decoding(batch)
+
+        return decode
+
+    judges = [(one.section.group, one.record.lmbda, judge(one)) for one in groups]
 
     def figures() -> HeldOut:
         parts, names = sources.batches()
-        return held_out_figures(parts, decode, distortion, parent.spec.lmbda, ranks, names)
+        return joined(
+            {group: held_out_figures(parts, decode, distortion, lmbda, ranks, names) for group, lmbda, decode in judges}
+        )
 
-    def by_photo(checkpoint: Checkpoint, _: QuantizerRecord) -> ByPhoto:
+    def by_photo(checkpoint: Checkpoint, _: Records) -> dict[str, ByPhoto]:
         model.load_state_dict(checkpoint.model.state_dict())
         parts, keys = sources.photo_batches()
         alone = Ranks(0, 1, ranks.device)
-        return held_out_figures(parts, decode, distortion, parent.spec.lmbda, alone, keys).by_source
+        return {
+            group: held_out_figures(parts, decode, distortion, lmbda, alone, keys).by_source
+            for group, lmbda, decode in judges
+        }
 
     def loss(forward: nn.Module, batch: Batch) -> Tensor:
         x = to_input(batch.pixels, ranks.device)
-        x_hat, bits = forward(batch)
-        return parent.spec.lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
+        x_hat, bits = forward(batch, now)
+        return groups[now].record.lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
 
     ranks.wait()  # the first may have read more, or from farther
     before = figures()
     title = f"finetuning on {section.latents} latents"
-    loop = TrainingLoop(title, section.model_copy(update={"out": out}), phases, decoding, model, identity, ranks)
+    loop = TrainingLoop(title, section.model_copy(update={"out": out}), phases, turns, model, identity, ranks)
     loop.record_start(before, section.tolerance)
     with closing(training.batches(loop.first, ranks)) as batches:
-        for _ in loop:
-            batch = next(batches).to(ranks.device)
+        for step in loop:
+            batch, now = next(batches).to(ranks.device), turn(section.seed, step, len(groups))
             loop.train_step(batch.split(section.accumulate), loss, lambda: f"samples {batch.sample.tolist()}")  # noqa: B023
             if loop.evaluation_due:
                 loop.evaluate(figures)
@@ -166,7 +199,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         made.model.load_state_dict(loop.best.weights)
         if any(name.startswith(parent.codec.prefixes("prior")) for name in names):
             train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
-        keep_quantizer = not hyper and is_fixed(source.section)  # of a fixed quantizer a decoder alone changes no bit
+        keep_quantizer = not hyper and is_fixed(groups[0].section)  # of a fixed one a decoder alone changes no bit
         finished = Finished(made, identity | calibrated, before, loop.choice, sources, by_photo, keep_quantizer)
         _calibrate_and_save(source, section, finished, path)
     ranks.wait()
@@ -194,7 +227,7 @@ class Finished:
     before: HeldOut
     choice: Choice
     sources: Sources
-    by_photo: Callable[[Checkpoint, QuantizerRecord], ByPhoto]
+    by_photo: Callable[[Checkpoint, Records], Mapping[str, ByPhoto]]
     keep_quantizer: bool
 
 
@@ -202,30 +235,48 @@ def _calibrate_and_save(source: Source, section: config.Finetune, finished: Fini
     """Calibrate the quantizer for the new weights, compare with the parent, and save what harms no source."""
     made, best, sources = finished.made, finished.choice.best, finished.sources
     checkpoints.update_tables(made.model)
-    cached, trials_file = source.record, Trials(Folder(path.parent), "calibration.trials")
+    cached, trials_files = source.records, []
     by_photo, pairs = finished.by_photo, {"before": (source.parent, cached)}
-    if fits(cached, made.model):
+    still_fit = all(fits(one, made.model) for one in cached.values())
+    if still_fit:
         pairs["after, the cache's quantizer"] = made, cached
     if source.cache.header.store_y:
-        pilot, held_out = calibration_samples(source.cache, source.section)
+        pilot, held_out = calibration_samples(source.cache, source.groups[0].section)
         batch, crop = source.cache.header.batch, source.cache.header.geometry.crop
         if not finished.keep_quantizer:
-            record = calibrate(made, source.section, pilot, held_out, batch, warm_start=cached, trials_file=trials_file)
-            pairs["after, calibrated anew"] = made, record
+            anew = {}
+            for one in source.groups:
+                name = "calibration" if len(source.groups) == 1 else f"calibration-{one.section.group}"
+                trials_files.append(Trials(Folder(path.parent), f"{name}.trials"))
+                model = checkpoints.at_lambda(made, one.record.lmbda)
+                anew[one.section.group] = calibrate(
+                    model, one.section, pilot, held_out, batch, warm_start=one.record, trials_file=trials_files[-1]
+                )
+            pairs["after, calibrated anew"] = made, anew
         distortion = Distortion(section.distortion, crop, torch.device("cpu"))
         parts = _held_out_batches(len(held_out))
-        rows = {name: _evaluate_calibrated(*pair, held_out, batch, distortion, parts) for name, pair in pairs.items()}
+
+        def evaluated(
+            checkpoint: Checkpoint, records: Records, samples: Latents, parts: Any, keys: Sequence[Hashable] = ()
+        ) -> dict[str, HeldOut]:
+            return {
+                group: _evaluate_calibrated(checkpoint, record, samples, batch, distortion, parts, keys)
+                for group, record in records.items()
+            }
+
+        by_group = {name: evaluated(*pair, held_out, parts) for name, pair in pairs.items()}
+        rows = {name: joined(found) for name, found in by_group.items()}
         judged = Latents(*source.cache.load(("pixels", "latents/y", "latents/z"), sources.samples).values())
 
-        def quantized(checkpoint: Checkpoint, record: QuantizerRecord) -> ByPhoto:
-            parts, keys = sources.photo_batches()
-            return _evaluate_calibrated(checkpoint, record, judged, batch, distortion, parts, keys).by_source
+        def quantized(checkpoint: Checkpoint, records: Records) -> dict[str, ByPhoto]:
+            found = evaluated(checkpoint, records, judged, *sources.photo_batches())
+            return {group: one.by_source for group, one in found.items()}
 
         by_photo = quantized
     else:
         rows = dict(zip(pairs, (finished.before, best.figures or finished.before), strict=True))
     kept, changes, given_up = _harmless(pairs, by_photo, sources, section.tolerance)
-    chosen, record = pairs[kept]
+    chosen, records = pairs[kept]
     step, share = (0, 1.0) if kept == "before" else (best.step, best.share)
     outcome = {
         "held_out_before": finished.before.plain(),
@@ -238,22 +289,28 @@ def _calibrate_and_save(source: Source, section: config.Finetune, finished: Fini
     }
     if source.cache.header.store_y:
         outcome |= {"calibrated_before": rows["before"].plain(), "calibrated_after": rows[kept].plain()}
+    if len(source.groups) > 1 and source.cache.header.store_y:
+        outcome["by_group"] = {
+            group: {"before": by_group["before"][group].plain(), "after": by_group[kept][group].plain()}
+            for group in cached
+        }
     entry = {"what": "finetuning", **finished.identity, **outcome}
-    carried = {f"{source.section.group}-cached": cached.to_json()} if fits(cached, chosen.model) else {}
-    carried[source.section.group] = record.to_json()
+    carried = {f"{group}-cached": one.to_json() for group, one in cached.items() if fits(one, chosen.model)}
+    carried |= {group: one.to_json() for group, one in records.items()}
     checkpoints.save(Checkpoint(chosen.model, chosen.spec, carried, [*source.parent.history, entry]), path)
-    trials_file.delete()
+    for trials_file in trials_files:
+        trials_file.delete()
     _print_figures(rows, step)
     print_changes(changes)
-    for one in finished.choice.refused:
-        print(told(one, section.tolerance))
+    for refused in finished.choice.refused:
+        print(told(refused, section.tolerance))
     for name, lost in given_up.items():
         print(f"'{name}': {worst(lost, section.tolerance)}: kept is '{kept}'.")
 
 
 def _harmless(
-    pairs: dict[str, tuple[Checkpoint, QuantizerRecord]],
-    by_photo: Callable[[Checkpoint, QuantizerRecord], ByPhoto],
+    pairs: dict[str, tuple[Checkpoint, Records]],
+    by_photo: Callable[[Checkpoint, Records], Mapping[str, ByPhoto]],
     sources: Sources,
     tolerance: float,
 ) -> tuple[str, list[SourceChange], dict[str, dict[str, float]]]:
@@ -262,7 +319,12 @@ def _harmless(
     """
     before, given_up = by_photo(*pairs["before"]), {}
     for name in reversed(pairs):
-        changes = source_changes(sources, before, by_photo(*pairs[name]))
+        after = by_photo(*pairs[name])
+        changes = [
+            replace(one, source=f"{group} {one.source}") if len(before) > 1 else one
+            for group in before
+            for one in source_changes(sources, before[group], after[group])
+        ]
         if not losers(changes, tolerance):
             break
         given_up[name] = {one.source: one.change.mean for one in changes}
@@ -287,7 +349,7 @@ def _evaluate_calibrated(
         return x, checkpoint.codec.synthesise(y_hat[numbers]), torch.tensor(bits[numbers].sum())
 
     alone = Ranks(0, 1, torch.device("cpu"))
-    return held_out_figures(parts, decode, distortion, checkpoint.spec.lmbda, alone, sources)
+    return held_out_figures(parts, decode, distortion, record.lmbda, alone, sources)
 
 
 def _held_out_batches(count: int) -> list[NDArray[np.int64]]:

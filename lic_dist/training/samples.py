@@ -1,6 +1,6 @@
 """Training samples of a cache in exact batches: decoded once to RAM if they fit, otherwise streamed by whole shards.
 
-    training = training_data(cache, "tcq8", quantizer, with_y=False, section)
+    training = training_data(cache, {"tcq8": quantizer}, with_y=False, section)
     with closing(training.batches(first, ranks)) as batches: ...
 
 Either way batch `step` depends on the samples, the seed and the step alone, and each rank takes its part of it.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -85,34 +85,39 @@ class TrainingData(Protocol):
         """
 
 
+def turn(seed: int, step: int, count: int) -> int:
+    """Return whose turn it is at a step, of several groups that are trained on together: each is as likely."""
+    return int(np.random.default_rng((seed, step)).integers(count)) if count > 1 else 0
+
+
 def training_data(
     cache: LatentCache,
-    group: str,
-    quantizer: Quantizer,
+    groups: Mapping[str, Quantizer],
     with_y: bool,
     section: config.Finetune,
     layout: Layout = ONE_STAGE,
 ) -> TrainingData:
     """Return the training part: in RAM where its arrays take up to IN_MEMORY bytes, else (or where asked for) streamed.
 
-    `layout` is the model's, for the cache's size of y.
+    A batch has the indices of one of the groups, by `turn`. `layout` is the model's, for the cache's size of y.
 
     Raises:
         LicError: the cache has no training samples.
         UsageError: `finetune.streams` does not divide the batch, or exceeds the number of shards.
     """
-    names, part = array_names(group, with_y), cache.indices(held_out=False)
+    names, part = array_names(groups, with_y), cache.indices(held_out=False)
     sample = sum(np.dtype(array.dtype).itemsize * int(np.prod(array.shape[1:])) for array in map(cache.array, names))
     if section.streams == "auto" and len(part) * sample <= IN_MEMORY:
-        return ShuffledData(Samples(cache, group, quantizer, part, with_y, layout), section.seed, section.batch)
+        return ShuffledData(Samples(cache, groups, part, with_y, layout), section.seed, section.batch)
     streams = None if section.streams == "auto" else section.streams
     order = Order(part, cache.header.shard, section.batch, section.seed, streams)
-    return StreamedData(cache, names, quantizer, order, section.workers, layout)
+    return StreamedData(cache, groups, with_y, order, section.workers, layout)
 
 
-def array_names(group: str, with_y: bool) -> tuple[str, ...]:
-    """Return the names of the arrays that a batch is made of."""
-    return ("pixels", "latents/z", f"quantized/{group}/k", *(("latents/y",) if with_y else ()))
+def array_names(groups: Iterable[str], with_y: bool) -> tuple[str, ...]:
+    """Return the names of the arrays that batches are made of."""
+    indices = (f"quantized/{group}/k" for group in groups)
+    return ("pixels", "latents/z", *indices, *(("latents/y",) if with_y else ()))
 
 
 class Samples:
@@ -121,15 +126,15 @@ class Samples:
     def __init__(
         self,
         cache: LatentCache,
-        group: str,
-        quantizer: Quantizer,
+        groups: Mapping[str, Quantizer],
         part: NDArray[np.int64],
         with_y: bool,
         layout: Layout = ONE_STAGE,
     ) -> None:
         if not len(part):
             raise LicError("the cache has no usable samples of this part", hint="see images.held_out")
-        self.quantizer, self.names, self.part, self.layout = quantizer, array_names(group, with_y), part, layout
+        self.groups, self.with_y, self.part, self.layout = groups, with_y, part, layout
+        self.names = array_names(groups, with_y)
         arrays = {name: cache.array(name) for name in self.names}
         self.arrays = {name: np.empty((len(part), *array.shape[1:]), array.dtype) for name, array in arrays.items()}
         self._fill(cache, part)
@@ -158,10 +163,14 @@ class Samples:
         orders = {epoch: self.order(seed, int(epoch)) for epoch in np.unique(epochs)}
         return np.array([orders[epoch][index % len(self)] for epoch, index in zip(epochs, wanted, strict=True)])
 
-    def batch(self, numbers: NDArray[np.int64], key: tuple[int, int] = (0, 0)) -> Batch:
-        """Return the samples of these numbers, counted within the part, with the noise of a key."""
-        rows = {name: self.arrays[name][numbers] for name in self.names}
-        return make_batch(self.quantizer, self.names, {"sample": self.part[numbers], **rows}, key, self.layout)
+    def batch(self, numbers: NDArray[np.int64], key: tuple[int, int] = (0, 0), turn: int = 0) -> Batch:
+        """Return the samples of these numbers, counted within the part, with the noise of a key and the indices of the
+        group whose turn it is.
+        """
+        group, quantizer = list(self.groups.items())[turn]
+        names = array_names((group,), self.with_y)
+        rows = {name: self.arrays[name][numbers] for name in names}
+        return make_batch(quantizer, names, {"sample": self.part[numbers], **rows}, key, self.layout)
 
 
 @dataclass(frozen=True)
@@ -177,9 +186,11 @@ class ShuffledData:
         return {"samples": len(self.samples)}
 
     def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
-        samples, share = self.samples, ranks.share(self.batch)
+        samples, share, seed = self.samples, ranks.share(self.batch), self.seed
         return prefetch(
-            samples.batch(samples.numbers(self.seed, step, self.batch, share), (self.seed, step))
+            samples.batch(
+                samples.numbers(seed, step, self.batch, share), (seed, step), turn(seed, step, len(samples.groups))
+            )
             for step in itertools.count(first)
         )
 
@@ -192,8 +203,8 @@ class StreamedData:
     """
 
     cache: LatentCache
-    names: tuple[str, ...]
-    quantizer: Quantizer
+    groups: Mapping[str, Quantizer]
+    with_y: bool
     order: Order
     workers: int
     layout: Layout = ONE_STAGE
@@ -204,17 +215,20 @@ class StreamedData:
 
     def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
         """Yield batches as `TrainingData` says. UsageError where the streams do not divide among ranks and workers."""
-        stream = ShardStream(self.cache, self.names, self.order, first, ranks.rank, ranks.world)
+        names = array_names(self.groups, self.with_y)
+        stream = ShardStream(self.cache, names, self.order, first, ranks.rank, ranks.world)
         stream.for_worker(0, max(1, self.workers))  # raises here what a worker would raise
-        sample = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in map(self.cache.array, self.names))
+        sample = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in map(self.cache.array, names))
         shared_memory.require(sample * self.order.batch // ranks.world, self.workers)
         how: Any = {"num_workers": self.workers, "multiprocessing_context": "forkserver" if self.workers else None}
         loader = merge_workers(DataLoader(StreamedBatches(stream), batch_size=None, **how))
         read = ({name: rows.numpy() for name, rows in batch.items()} for batch in loader)
-        return prefetch(
-            make_batch(self.quantizer, self.names, rows, (self.order.seed, step), self.layout)
-            for step, rows in enumerate(read, start=first)
-        )
+        return prefetch(self._batch(rows, step) for step, rows in enumerate(read, start=first))
+
+    def _batch(self, rows: Mapping[str, NDArray[Any]], step: int) -> Batch:
+        seed = self.order.seed
+        group, quantizer = list(self.groups.items())[turn(seed, step, len(self.groups))]
+        return make_batch(quantizer, array_names((group,), self.with_y), rows, (seed, step), self.layout)
 
 
 def make_batch(

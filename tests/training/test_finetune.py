@@ -199,7 +199,7 @@ def test_the_means_are_moved_by_what_the_search_minimized(base: Path, store: Pat
     """Gradients of h_s are those of bits + lmbda 255^2 / (3 g) sum S_c (y - means - level)^2, written out here."""
     cache = LatentCache.open(store)
     record = QuantizerRecord.from_json(cache.record_json("tcq8"))
-    batch = Samples(cache, "tcq8", Quantizer(record), cache.indices(False), with_y=True).batch(np.arange(4))
+    batch = Samples(cache, {"tcq8": Quantizer(record)}, cache.indices(False), with_y=True).batch(np.arange(4))
     model = checkpoint.load(str(base)).model
     named = dict(model.h_s.named_parameters())
 
@@ -241,7 +241,7 @@ def test_half_precision_keeps_the_entropy_model_in_float32(
 ) -> None:
     cache = LatentCache.open(store)
     record = QuantizerRecord.from_json(cache.record_json("tcq8"))
-    batch = Samples(cache, "tcq8", Quantizer(record), cache.indices(False), with_y=True).batch(np.arange(4))
+    batch = Samples(cache, {"tcq8": Quantizer(record)}, cache.indices(False), with_y=True).batch(np.arange(4))
     model = checkpoint.load(str(base)).model
     for form in ("quantized", "likelihood", "noise", "straight-through"):
         (x_hat, bits), (rough, same) = (Decoding(model, record, form, bf16)(batch) for bf16 in (False, True))
@@ -301,7 +301,7 @@ def test_the_rate_agrees_with_the_coders_tables_at_the_levels(store: Path) -> No
 def test_batches_are_functions_of_the_step_and_cover_an_epoch(store: Path) -> None:
     cache = LatentCache.open(store)
     quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
-    samples = Samples(cache, "tcq8", quantizer, cache.indices(False), with_y=False)
+    samples = Samples(cache, {"tcq8": quantizer}, cache.indices(False), with_y=False)
     assert len(samples) == 18
     numbers = np.concatenate([samples.numbers(0, step, 6, slice(0, 6)) for step in range(3)])
     assert sorted(numbers) == list(range(18))
@@ -321,7 +321,7 @@ def test_streamed_batches_hold_what_is_stored_and_are_the_same_for_any_ranks_and
 
     def taken(rank: int, world: int, workers: int, first: int = 0, count: int = 6) -> list[Batch]:
         section = config.Finetune(batch=4, streams=2, workers=workers)
-        training = training_data(cache, "tcq8", quantizer, True, section)
+        training = training_data(cache, {"tcq8": quantizer}, True, section)
         assert training.identity == {"samples": 18, "streams": 2, "buffer": 8}
         with closing(training.batches(first, Ranks(rank, world, torch.device("cpu")))) as batches:
             return list(islice(batches, count))
@@ -337,7 +337,7 @@ def test_streamed_batches_hold_what_is_stored_and_are_the_same_for_any_ranks_and
             assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one)), what
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lic_dist")]
 
-    samples = Samples(cache, "tcq8", quantizer, cache.indices(False), with_y=True)
+    samples = Samples(cache, {"tcq8": quantizer}, cache.indices(False), with_y=True)
     row = int(np.flatnonzero((samples.arrays["pixels"] == whole[0].pixels[1].numpy()).all((1, 2, 3)))[0])
     one = samples.batch(np.array([row]))
     assert all(torch.equal(getattr(one, name)[0], getattr(whole[0], name)[1]) for name in vars(one))

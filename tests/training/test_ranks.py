@@ -61,7 +61,7 @@ def gradients(base: str, store: str, rank: int, world: int, meeting: str, out: s
     ranks = Ranks(rank, world, torch.device("cpu"), waiting)
     cache = LatentCache.open(store)
     record = QuantizerRecord.from_json(cache.record_json("tcq8"))
-    samples = Samples(cache, "tcq8", Quantizer(record), cache.indices(False), with_y=True)
+    samples = Samples(cache, {"tcq8": Quantizer(record)}, cache.indices(False), with_y=True)
     found = {}
     for form in ("quantized", "likelihood", "noise", "straight-through"):
         model = checkpoint.load(base).model

@@ -30,14 +30,13 @@ def test_a_finetuning_with_processes_is_refused_in_one_line(small: None, made: P
     import torch
 
     cache = LatentCache.open(str(made))
-    names = ("pixels", "latents/z", "quantized/tcq8/k")
     order = Order(cache.indices(held_out=False), cache.header.shard, 8, 0, 2)
     quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
     ranks = Ranks(0, 1, torch.device("cpu"))
     with pytest.raises(LicError, match="0.1 MB free; 2 loader processes hand batches through 0.") as caught:
-        StreamedData(cache, names, quantizer, order, 2).batches(0, ranks)
+        StreamedData(cache, {"tcq8": quantizer}, False, order, 2).batches(0, ranks)
     assert "workers: 0" in caught.value.hint and "--shm-size" in caught.value.hint
-    batches = StreamedData(cache, names, quantizer, order, 0).batches(0, ranks)  # threads need none
+    batches = StreamedData(cache, {"tcq8": quantizer}, False, order, 0).batches(0, ranks)  # threads need none
     assert len(next(batches).sample) == 8
     batches.close()
 

@@ -199,14 +199,15 @@ def test_changes_weigh_photos_by_their_crops() -> None:
 
 def test_a_quantizer_or_weights_that_harm_are_given_up(base: Path, made: Path) -> None:
     loaded, record = checkpoint.load(str(base)), QuantizerRecord.from_json(LatentCache.open(made).record_json("tcq8"))
-    pairs = {name: (Checkpoint(loaded.model, loaded.spec), record) for name in ("before", "the cache's", "anew")}
+    records = {"tcq8": record}
+    pairs = {name: (Checkpoint(loaded.model, loaded.spec), records) for name in ("before", "the cache's", "anew")}
     before = {("a", "p"): 1.0, ("a", "q"): 1.0, ("b", "r"): 1.0}
 
     def kept(**b: float) -> tuple[str, list[str]]:
         by_name = {name: {**before, ("b", "r"): b.get(name.split("'")[0].replace(" ", "_"), 1.0)} for name in pairs}
 
-        def by_photo(checkpoint: Checkpoint, _: QuantizerRecord) -> dict[tuple[str, str], float]:
-            return by_name[next(name for name, pair in pairs.items() if pair[0] is checkpoint)]
+        def by_photo(checkpoint: Checkpoint, _: object) -> dict[str, dict[tuple[str, str], float]]:
+            return {"tcq8": by_name[next(name for name, pair in pairs.items() if pair[0] is checkpoint)]}
 
         name, _, given_up = _harmless(pairs, by_photo, SOURCES, 0.002)
         return name, list(given_up)

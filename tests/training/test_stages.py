@@ -126,11 +126,11 @@ def test_batches_walk_the_trellis_stage_by_stage(architecture: str, tmp_path: Pa
     record = QuantizerRecord.from_json(cache.record_json("g"))
     codec = model_of(architecture)
     numbers = cache.indices(False)
-    found = Samples(cache, "g", Quantizer(record), numbers, True, codec.layout(4, 4)).batch(np.arange(3))
+    found = Samples(cache, {"g": Quantizer(record)}, numbers, True, codec.layout(4, 4)).batch(np.arange(3))
     level, active = levels_of(codec, found.k, record)
     assert torch.equal(found.level, level) and torch.equal(found.quantizer, active)
     assert found.level.count_nonzero() and found.quantizer.count_nonzero()
-    whole = Samples(cache, "g", Quantizer(record), numbers, True).batch(np.arange(3))  # as if of one stage
+    whole = Samples(cache, {"g": Quantizer(record)}, numbers, True).batch(np.arange(3))  # as if of one stage
     assert torch.equal(whole.level, level) == (architecture == SLICED)
 
 
