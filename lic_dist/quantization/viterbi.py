@@ -140,7 +140,7 @@ def _search(
     row = np.zeros((BLOCK, TILE), np.uint16)
     scaled, none = np.zeros((PANEL, BLOCK), np.float32), np.zeros((PANEL, BLOCK), np.int32)
     low, high = np.zeros((PANEL, BLOCK), np.int32), np.zeros((PANEL, BLOCK), np.int32)
-    path, by_lane = np.zeros((TILE // 4, width), np.uint32), np.empty((width, TILE // 4), np.uint32)  # a byte a step
+    path, by_lane = np.zeros((TILE // 4, width), np.uint32), np.empty((width, TILE), np.uint8)  # a byte a step
     state, least = np.zeros(width, np.uint32), np.zeros(BLOCK, np.int32)
     block_weight = np.zeros(2 * width, np.float32)  # of two steps
     peak, tile_peak = _I(0), np.zeros(1, np.int32)
@@ -251,11 +251,12 @@ def _indices(
     k: NDArray[Any],
 ) -> None:
     """Fill in the indices of a tile from r and each lane's path, four steps a word: the class, plus 4 for zero."""
+    words_by_lane = by_lane.view(np.uint32)
     for lane in range(len(r)):
         for four in range(len(path)):
-            by_lane[lane, four] = path[four, lane]
+            words_by_lane[lane, four] = path[four, lane]
     for lane in range(len(r)):
-        row_r, row_k, classes = r[lane, start:end], k[lane, start:end], by_lane[lane].view(np.uint8)
+        row_r, row_k, classes = r[lane, start:end], k[lane, start:end], by_lane[lane]
         for offset in range(end - start):
             number = _I(_I(classes[offset]) & _I(3))
             m = candidate_level(smallest_level(abs(row_r[offset]) * inverse_step), number)
