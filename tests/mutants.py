@@ -63,7 +63,7 @@ MUTANTS = (
     mutant("quantization/viterbi.py", "weight[min(step + 1, steps - 1)]", "weight[step]", SEARCH),
     mutant("quantization/candidates.py", "zero0 <= cost0", "zero0 < cost0", SEARCH),
     mutant("quantization/candidates.py", "distortion < SATURATION else", "distortion < 2 * SATURATION else", SEARCH),
-    mutant("quantization/candidates.py", "value, nibbles = 2 * beyond, 0", "value, nibbles = beyond, 0", SEARCH),
+    mutant("quantization/candidates.py", "value, nibbles = 2 * (magnitude", "value, nibbles = (magnitude", SEARCH),
     mutant("quantization/scalar.py", "nearest if cost < least", "nearest if cost <= least", RDOQ),
     mutant("quantization/scalar.py", "nearest - 1, reach, flag)", "nearest, reach, flag)", RDOQ),
     mutant("quantization/trellis.py", "((0, 2), (3, 1))[self", "((0, 2), (1, 3))[self", REFERENCE),
