@@ -81,6 +81,7 @@ MUTANTS = (
     mutant("quantization/triton_search.py", "total += least", "total = least", TRITON),
     mutant("quantization/triton_search.py", "(z1 <= b3)", "(z1 < b3)", TRITON),
     mutant("codec/kernels.py", "else 2 * (value - escape)", "else 2 * (value - escape) + 2", RANS),
+    mutant("codec/kernels.py", "one >= len(of_row)", "one > len(of_row)", RANS),
     mutant("codec/kernels.py", "range(nibbles, -1, -1)", "range(nibbles + 1)", RANS),
     mutant("codec/kernels.py", "x += _U(1)", "x += _U(0)", RANS),
     mutant("codec/kernels.py", "(np.int64(x),) + states[:-1]", "states[:-1] + (np.int64(x),)", RANS),

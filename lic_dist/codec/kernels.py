@@ -23,7 +23,8 @@ from lic_dist.quantization.rates import TOTAL, CdfTables
 LOWEST_STATE = 1 << 31  # RANS64_L: where the encoder starts and the decoder must end
 MOST_NIBBLES = 5  # an int16 lies within 2 * 65535 < 16^5 of any escape of a table over int16
 EARLY, ESCAPE = 1, 2  # faults of a stream: it ends early, or holds an escape that no encoder writes
-TILE = 32  # steps transposed at a time
+NO_ROW = -1  # no word has this number
+TILE = 16  # steps transposed at a time: with hundreds of lanes they stay in the first cache
 _ESCAPE = 40  # bit of a `form` that says so
 _U = np.uint64  # numba makes a float of a signed and an unsigned integer
 
@@ -58,8 +59,8 @@ def encode_plane(
     words: NDArray[Any],
     states: tuple[Any, ...],
 ) -> tuple[int, tuple[int, ...]]:
-    """Code k int16 [lanes, steps] with its rows, int32, both backwards; return the number of the first word and the
-    coder's states, of which the last one takes the next index.
+    """Code k int16 [lanes, steps] with its rows, int32, both backwards; return the number of the first word, or NO_ROW
+    where a row is not in the tables, and the coder's states, of which the last one takes the next index.
 
     Words are written before each other, from the end of `words`, uint32, which has two for each index: it takes 40 bits
     at most.
@@ -69,13 +70,15 @@ def encode_plane(
     indices, row = np.empty((tile, lanes), np.int16), np.empty((tile, lanes), np.int32)
     symbol = np.empty(lanes, np.uint32)
     position = len(words)
-    for first in range((steps - 1) // TILE * TILE, -1, -TILE):
-        count = min(TILE, steps - first)
-        _transpose(k[:, first : first + count], indices)
-        _transpose(rows[:, first : first + count], row)
+    for begin in range((steps - 1) // TILE * TILE, -1, -TILE):
+        count = min(TILE, steps - begin)
+        _transpose(k[:, begin : begin + count], indices)
+        _transpose(rows[:, begin : begin + count], row)
         for step in range(count - 1, -1, -1):
             for lane in range(lanes):
                 one = np.uint32(row[step, lane])
+                if one >= len(of_row):
+                    return NO_ROW, states
                 value, escape = indices[step, lane] - of_row[one, 1], of_row[one, 2]
                 symbol[lane] = of_row[one, 0] + (value if 0 <= value < escape else escape)
             for lane in range(lanes - 1, -1, -1):

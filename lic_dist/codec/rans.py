@@ -33,6 +33,7 @@ from lic_dist.codec.kernels import (
     EARLY,
     ESCAPE,
     LOWEST_STATE,
+    NO_ROW,
     decode_plane,
     decoder_tables,
     encode_plane,
@@ -70,16 +71,16 @@ def encode_planes(
     them. They may have different shapes, and some or all may be empty. Raises ValueError as `encode` does.
     """
     for k, rows in planes:
-        if k.dtype != np.int16 or k.shape != rows.shape or k.ndim != 2:
-            raise ValueError(f"k is {k.dtype} {k.shape}, rows {rows.shape}: not int16 and one [lanes, steps]")
-        if rows.size and (rows.min() < 0 or rows.max() >= tables.rows):
-            raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
+        if (k.dtype, rows.dtype) != (np.int16, np.int32) or k.shape != rows.shape or k.ndim != 2:
+            raise ValueError(f"k {k.dtype} {k.shape}, rows {rows.dtype} {rows.shape}: not int16, int32 [lanes, steps]")
     states = (LOWEST_STATE,) * (STATES if interleaved else 1)
     parts = []
     for k, rows in reversed(planes):
         words = np.empty(2 * k.size, np.uint32)
         of_plane = _plain(k, np.int16), _plain(rows, np.int32)
         first, states = encode_plane(*of_plane, *encoder_tables(tables), words, states)
+        if first == NO_ROW:
+            raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
         parts.append(words[first:].astype("<u4").tobytes())
     return b"".join([np.array(states, "<u8").tobytes(), *reversed(parts)])
 

@@ -480,11 +480,13 @@ def test_impossible_requests_are_refused() -> None:
         rans.decode(b"\0" * 8, np.zeros((1, 3), np.uint8), ASYMMETRIC_THREE, ECM8)
     with pytest.raises(ValueError, match=r"not \[lanes, steps\]"):
         rans.decode(b"\0" * 8, np.zeros(3, np.uint8), tables, SCALAR)
-    with pytest.raises(ValueError, match="outside"):
-        rans.encode(np.zeros((1, 3), np.int16), np.full((1, 3), -1, np.int32), tables)
-    with pytest.raises(ValueError, match="int16"):
-        rans.encode(np.zeros((1, 3), np.int32), np.zeros((1, 3), np.int32), tables)
-    with pytest.raises(ValueError, match="one"):
+    for row in (-1, tables.rows):
+        with pytest.raises(ValueError, match="outside"):
+            rans.encode(np.zeros((1, 3), np.int16), np.full((1, 3), row, np.int32), tables)
+    for types in ((np.int32, np.int32), (np.int16, np.int64)):
+        with pytest.raises(ValueError, match="int16, int32"):
+            rans.encode(*(np.zeros((1, 3), one) for one in types), tables)
+    with pytest.raises(ValueError, match="lanes, steps"):
         rans.encode(np.zeros((1, 3), np.int16), np.zeros((3, 1), np.int32), tables)
 
 
