@@ -5,7 +5,8 @@ takes longer than LONG, in two rounds alone. Seconds are CPU time of this proces
 disturbs little, and medians over pictures and rounds; ratios are of medians. CompressAI's times are those of `compress`
 and `decompress` alone, on a padded tensor; ours run from uint8 pixels to a file's bytes and back. The networks' forward
 passes alone are those of g_a, h_a, h_s and contexts, or h_s, contexts and g_s. Without the transforms g_a, h_a, h_s and
-g_s, whose time is taken in each run, contexts, search and coder are left: CompressAI's own loop, where it has one.
+g_s, whose time is taken in each run, contexts, search and coder are left: CompressAI's own loop, where it has one. The
+entropy coder alone is timed by coder.py.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from lic_dist.benchmarks import coder
 from lic_dist.benchmarks.data import BASE, pictures
 from lic_dist.benchmarks.quantization import REAL_PRICE, REAL_STEP
 from lic_dist.benchmarks.tables import machine, table
@@ -40,6 +42,7 @@ from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.protocol import CodecModel, Sides
 from lic_dist.models.stages import to_input
 from lic_dist.progress import Progress
+from lic_dist.quantization.record import QuantizerRecord
 
 COMPRESSAI, NETWORKS = "CompressAI, SQ", "networks alone"
 LONG = 4.0  # seconds, encoding and decoding
@@ -103,12 +106,17 @@ def bench(models: Sequence[str], sizes: Sequence[str], folder: Path | None, roun
     """
     taken = [images.read(path) for path in pictures(folder)[: 2 if quick else None]]
     console = Console()
-    figures: dict[str, Any] = {"machine": machine(), "quick": quick, "pictures": len(taken), "models": {}}
+    figures: dict[str, Any] = {"machine": machine(), "quick": quick, "pictures": len(taken), "models": {}, "coder": {}}
     made: dict[str, Callable[[str], Checkpoint]] = dict.fromkeys(models or (() if sizes else (BASE,)), checkpoints.load)
     for name, make in (made | dict.fromkeys(sizes, untrained)).items():
-        figures["models"][name] = timed(make(name), taken, rounds, name)
-        for shown in _tables(name, figures["models"][name], len(taken)):
+        loaded = make(name)
+        figures["models"][name] = timed(loaded, taken, rounds, name)
+        records = {"SQ": compressai_record(loaded), "TCQ-8": tcq8_record(loaded)}
+        figures["coder"][name] = coder.timed(loaded.model, records, taken, rounds)
+        for shown in (*_tables(name, figures["models"][name], len(taken)), coder.shown(name, figures["coder"][name])):
             console.print(shown)
+    if not coder.CONSTRICTION:
+        console.print("constriction is not installed: `pip install constriction` adds it to the coders")
     figures["load"] = os.getloadavg()
     console.print(f"machine: {figures['machine']}; load averages {', '.join(f'{one:.1f}' for one in figures['load'])}")
     return figures
@@ -181,8 +189,7 @@ def arms(loaded: Checkpoint) -> dict[str, Arm]:
     model: Any = loaded.model
     if not hasattr(model, "compress"):
         raise LicError(f"{loaded.codec.name} has no `compress` of its own, beside which it could be timed")
-    weight = 3 / (loaded.spec.lmbda * 255**2 * REAL_STEP**2 * REAL_PRICE)
-    tcq8 = analytic_record(loaded, "tcq", 8, REAL_STEP, 1.0, np.full(loaded.codec.channels, weight, np.float32))
+    tcq8 = tcq8_record(loaded)
 
     def padded(picture: Image) -> torch.Tensor:
         height, width = picture.shape[:2]
@@ -215,6 +222,12 @@ def arms(loaded: Checkpoint) -> dict[str, Arm]:
     if "deterministic" in loaded.codec.supports:
         found["TCQ-8, in integers"] = _ours(ImageCodec(model, tcq8, integer=True))
     return found
+
+
+def tcq8_record(loaded: Checkpoint) -> QuantizerRecord:
+    """Return TCQ-8 with analytic tables, at the price of a bit that calibration finds for the shipped model."""
+    weight = 3 / (loaded.spec.lmbda * 255**2 * REAL_STEP**2 * REAL_PRICE)
+    return analytic_record(loaded, "tcq", 8, REAL_STEP, 1.0, np.full(loaded.codec.channels, weight, np.float32))
 
 
 def _ours(codec: ImageCodec) -> Arm:

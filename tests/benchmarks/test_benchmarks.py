@@ -181,7 +181,8 @@ def test_the_codec_is_timed_beside_compressais(base: Path, photos: Path, tmp_pat
     out = tmp_path / "b.json"
     command = ["bench", "codec", "--model", str(base), "--images", str(photos / "valid"), "--rounds", "1"]
     assert CliRunner().invoke(app, [*command, "--json", str(out)]).exit_code == 0
-    (figures,) = json.loads(out.read_text())["models"].values()
+    found = json.loads(out.read_text())
+    (figures,), (coders,) = found["models"].values(), found["coder"].values()
     theirs, networks, sq, tcq8, integers = figures.values()
     assert theirs["encode_ratio"] == theirs["decode_ratio"] == networks["encode_of_networks"] == 1
     for one in (theirs, networks, sq, tcq8):
@@ -189,6 +190,9 @@ def test_the_codec_is_timed_beside_compressais(base: Path, photos: Path, tmp_pat
     assert networks["payload_bytes"] == 0 and theirs["flush_bytes"] == sq["flush_bytes"]
     assert sq["payload_bytes"] == pytest.approx(theirs["payload_bytes"], rel=0.005)
     assert integers["bpp"] == pytest.approx(tcq8["bpp"], rel=0.01)
+    one, interleaved, compressais, *_ = coders["arms"].values()
+    assert one["bytes"] == compressais["bytes"] < interleaved["bytes"]
+    assert all(arm[way] > 0 for arm in coders["arms"].values() for way in ("encode", "decode"))
 
 
 def test_random_weights_of_a_size_give_plausible_latents() -> None:
