@@ -59,7 +59,7 @@ class BitstreamError(LicError):
 def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables, interleaved: bool = False) -> bytes:
     """Code indices k, int16 [lanes, steps], each with its row of the tables, int32 of the same shape.
 
-    Raises ValueError where k is of another type, the shapes differ, or a row is not in the tables.
+    Raises ValueError where types or shapes are others, or a row is not in the tables.
     """
     return encode_planes([(k, rows)], tables, interleaved)
 
@@ -67,18 +67,19 @@ def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables, int
 def encode_planes(
     planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]], tables: CdfTables, interleaved: bool = False
 ) -> bytes:
-    """Code planes (k, rows), one after the other, into one stream; each as `encode` takes it, and as a `Decoder` reads
-    them. They may have different shapes, and some or all may be empty. Raises ValueError as `encode` does.
+    """Code planes (k, rows), one after the other, into one stream; each as `encode` takes it, and as a `Decoder` with
+    the same `interleaved` reads them. They may have different shapes, and some or all may be empty. Raises
+    ValueError as `encode` does.
     """
     for k, rows in planes:
-        if (k.dtype, rows.dtype) != (np.int16, np.int32) or k.shape != rows.shape or k.ndim != 2:
+        if k.dtype != np.int16 or rows.dtype != np.int32 or k.shape != rows.shape or k.ndim != 2:
             raise ValueError(f"k {k.dtype} {k.shape}, rows {rows.dtype} {rows.shape}: not int16, int32 [lanes, steps]")
     states = (LOWEST_STATE,) * (STATES if interleaved else 1)
     parts = []
     for k, rows in reversed(planes):
         words = np.empty(2 * k.size, np.uint32)
-        of_plane = _plain(k, np.int16), _plain(rows, np.int32)
-        first, states = encode_plane(*of_plane, *encoder_tables(tables), words, states)
+        given = _plain(k, np.int16), _plain(rows, np.int32), *encoder_tables(tables)
+        first, states = encode_plane(*given, words, states)
         if first == NO_ROW:
             raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
         parts.append(words[first:].astype("<u4").tobytes())
