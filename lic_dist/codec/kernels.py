@@ -25,7 +25,7 @@ MOST_NIBBLES = 5  # an int16 lies within 2 * 65535 < 16^5 of any escape of a tab
 EARLY, ESCAPE = 1, 2  # faults of a stream: it ends early, or holds an escape that no encoder writes
 NO_ROW = -1  # no word has this number
 TILE = 16  # steps transposed at a time: with hundreds of lanes they stay in the first cache
-_ESCAPE = 40  # bit of a `form` that says so
+_ESCAPE_BIT = 40  # bit of a `form` that says so
 _U = np.uint64  # numba makes a float of a signed and an unsigned integer
 
 
@@ -35,7 +35,7 @@ def encoder_tables(tables: CdfTables) -> tuple[NDArray[Any], NDArray[Any], NDArr
 
     rows int32 [rows, 3]: number of the row's first symbol among those of all rows, offset, and the row's escape. By
     symbol, uint64: the reciprocal (2^(64 + shift) - 1) / frequency, rounded down, and frequency | start << 16 | shift
-    << 32, with a bit _ESCAPE; the shift is log2 frequency, rounded down, and `_divided` exact below 2^63.
+    << 32, with a bit _ESCAPE_BIT; the shift is log2 frequency, rounded down, and `_divided` exact below 2^63.
     """
     in_use = np.arange(tables.cdf.shape[1] - 1) < tables.size[:, None] - 1
     start, frequency = (one[in_use].astype(np.uint64) for one in (tables.cdf[:, :-1], np.diff(tables.cdf)))
@@ -45,7 +45,7 @@ def encoder_tables(tables: CdfTables) -> tuple[NDArray[Any], NDArray[Any], NDArr
     high, rest = np.divmod((_U(1) << shift + _U(32)) - _U(1), frequency)
     reciprocal = high << _U(32) | (rest << _U(32) | _U(0xFFFFFFFF)) // frequency
     form = frequency | start << _U(16) | shift << _U(32)
-    form[first + escape] |= _U(1 << _ESCAPE)
+    form[first + escape] |= _U(1 << _ESCAPE_BIT)
     return np.stack((first, tables.offset, escape), axis=1).astype(np.int32), reciprocal, form
 
 
@@ -84,7 +84,7 @@ def encode_plane(
             for lane in range(lanes - 1, -1, -1):
                 x = _U(states[-1])
                 coded = form[symbol[lane]]
-                if coded >> _U(_ESCAPE):
+                if coded >> _U(_ESCAPE_BIT):
                     one = np.uint32(row[step, lane])
                     value, escape = indices[step, lane] - of_row[one, 1], of_row[one, 2]
                     bypass = -2 * value - 1 if value < 0 else 2 * (value - escape)
