@@ -60,7 +60,6 @@ from lic_dist.training.states import is_finished
 QUANTILE_STEPS = 2000
 NOT_IDENTITY = {"out", "streams", "workers", "rounds", "keep", "tensorboard"}  # of the section; no weight depends on it
 
-
 Records = Mapping[str, QuantizerRecord]  # of each group, by the name under which the result carries it
 
 
@@ -237,8 +236,7 @@ def _calibrate_and_save(source: Source, section: config.Finetune, finished: Fini
     checkpoints.update_tables(made.model)
     cached, trials_files = source.records, []
     by_photo, pairs = finished.by_photo, {"before": (source.parent, cached)}
-    still_fit = all(fits(one, made.model) for one in cached.values())
-    if still_fit:
+    if all(fits(one, made.model) for one in cached.values()):
         pairs["after, the cache's quantizer"] = made, cached
     if source.cache.header.store_y:
         pilot, held_out = calibration_samples(source.cache, source.groups[0].section)

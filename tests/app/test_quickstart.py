@@ -163,10 +163,12 @@ def points(retrained: float, count: int = 10) -> list[Point]:
 def test_the_closing_words_say_what_is_proven() -> None:
     rows = closing.rows_of(points(0.05))
     assert list(rows) == ["SQ", "SQ, tables adapted", "TCQ-32", "TCQ-32, retrained", "control"]
-    said = " ".join(closing.words(rows, 10, 50, best_step=40))
+    said = " ".join(closing.words(rows, 10, 50, best_step=40, fitted=True))
     assert "proves nothing" not in said and "prove little" not in said
     losses = [row.gain.loss for row in rows.values()]
     assert f"worth {100 * (losses[0] - losses[3]) / 0.5:.1f} % of the rate" in said
-    nothing = " ".join(closing.words(closing.rows_of(points(0.0)), 3, 12, best_step=0))
+    nothing = " ".join(closing.words(closing.rows_of(points(0.0)), 3, 12, best_step=0, fitted=False))
     assert "the best weights were those it began with. 12 photos to retrain on are few" in nothing
     assert "3 test photos prove little" in nothing
+    fitted = " ".join(closing.words(closing.rows_of(points(0.0)), 10, 12, best_step=0, fitted=True))
+    assert "levels are fitted to the decoder" in fitted and "12 photos" not in fitted

@@ -14,6 +14,7 @@ from rich.table import Table
 from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import Point, read_points
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.reporting.gains import SQ_ADAPTED
 from lic_dist.reporting.lead import LeadRow, lead
 from lic_dist.text import counted
@@ -29,8 +30,10 @@ def closing(results: Path, retrained: Path, trained: int, console: Console) -> d
     rows = rows_of(points)
     tested = len(points[0].images)
     _print_table(rows, tested, points[0].lmbda, console)
-    best_step = checkpoints.read(retrained)["history"][-1]["best_step"]
-    for line in words(rows, tested, trained, best_step):
+    content = checkpoints.read(retrained)
+    best_step = content["history"][-1]["best_step"]
+    fitted = any(QuantizerRecord.from_json(text).level_shifts is not None for text in content["quantizers"].values())
+    for line in words(rows, tested, trained, best_step, fitted):
         console.print(line)
     return {
         "rows": [_plain(name, row) for name, row in rows.items()],
@@ -54,8 +57,10 @@ def rows_of(points: Sequence[Point]) -> Rows:
     }
 
 
-def words(rows: Rows, tested: int, trained: int, best_step: int) -> list[str]:
-    """Return the table's conclusions in sentences: the gain over SQ, retraining's part in it, what is not proven."""
+def words(rows: Rows, tested: int, trained: int, best_step: int, fitted: bool) -> list[str]:
+    """Return the table's conclusions in sentences: the gain over SQ, retraining's part in it, what is not proven;
+    `fitted` are the quantizer's levels or not.
+    """
     *_, (name, retrained), (_, control) = rows.items()
     gain, control_gain, rate = retrained.own, control.own, retrained.rate
     assert gain is not None and control_gain is not None and rate is not None
@@ -68,10 +73,13 @@ def words(rows: Rows, tested: int, trained: int, best_step: int) -> list[str]:
     if best_step == 0 or gain.high >= 0:
         why = "the best weights were those it began with" if best_step == 0 else "the interval does not exclude 0"
         photos = "few" if trained < FEW_TRAINED else "perhaps too much like those that the base knows"
-        lines.append(
-            f"Retraining proves nothing here: {why}. {trained} photos to retrain on are {photos}: give {FEW_TRAINED} "
-            "or more, and more steps: --set finetune.steps=1000 with lic-dist finetune, then evaluate."
+        advice = (
+            f"{trained} photos to retrain on are {photos}: give {FEW_TRAINED} or more, and more steps: --set "
+            "finetune.steps=1000 with lic-dist finetune, then evaluate."
         )
+        if fitted:
+            advice = "The quantizer's levels are fitted to the decoder, which leaves little to learn from such photos."
+        lines.append(f"Retraining proves nothing here: {why}. {advice}")
     if tested < FEW_TESTED:
         few = counted(tested, "test photo")
         lines.append(f"{few} {'proves' if tested == 1 else 'prove'} little: give {5 * FEW_TESTED} photos or more.")
