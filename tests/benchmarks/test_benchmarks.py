@@ -177,6 +177,7 @@ def test_a_plan_is_measured_in_a_process_of_its_own() -> None:
         cache_bench.bench(["speed"], None, 64, True)
 
 
+@pytest.mark.slow
 def test_the_codec_is_timed_beside_compressais(base: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "b.json"
     command = ["bench", "codec", "--model", str(base), "--images", str(photos / "valid"), "--rounds", "1"]

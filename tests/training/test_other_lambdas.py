@@ -28,6 +28,7 @@ from lic_dist.training.samples import training_data, turn
 from tests import stores
 from tests.conftest import dying_at, picture
 
+pytestmark = pytest.mark.slow
 BASE, LAMBDA, LOWER = "base-0.013", 0.013, 0.00325
 SETTINGS = {"pilot": 8, "calibration": 4, "adapt_rounds": 1, "lambda_scale": 0.2, "shift": 0.1}  # the step is searched
 
@@ -65,7 +66,6 @@ def test_a_group_of_another_lambda_lies_in_the_same_store(store: Path) -> None:
     assert rates[1] < 0.8 * rates[0]
 
 
-@pytest.mark.slow
 def test_a_decoder_is_retrained_for_the_lambda_of_its_quantizer(store: Path, tmp_path: Path) -> None:
     section = {"recipe": "decoder", "steps": 4, "batch": 4, "warmup": 1, "evaluate_every": 2, "tolerance": 1}
     job = experiment(store, finetune={**section, "out": str(tmp_path / "lower")})
@@ -137,7 +137,6 @@ def test_a_batch_has_the_indices_of_the_group_whose_turn_it_is(store: Path) -> N
                     assert np.array_equal(batch.k.numpy()[order], stored[f"quantized/{group}/k"])
 
 
-@pytest.mark.slow
 def test_one_decoder_is_retrained_on_several_rates_and_goes_on_where_it_was_killed(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
