@@ -120,6 +120,12 @@ def array_names(groups: Iterable[str], with_y: bool) -> tuple[str, ...]:
     return ("pixels", "latents/z", *indices, *(("latents/y",) if with_y else ()))
 
 
+def _of_turn(groups: Mapping[str, Quantizer], turn: int, with_y: bool) -> tuple[Quantizer, tuple[str, ...]]:
+    """Return the quantizer whose turn it is, and the names of the arrays that its batches are made of."""
+    group, quantizer = list(groups.items())[turn]
+    return quantizer, array_names((group,), with_y)
+
+
 class Samples:
     """Samples of a cache decoded to RAM, with access to any batch of them; `part` are their numbers, ascending."""
 
@@ -167,8 +173,7 @@ class Samples:
         """Return the samples of these numbers, counted within the part, with the noise of a key and the indices of the
         group whose turn it is.
         """
-        group, quantizer = list(self.groups.items())[turn]
-        names = array_names((group,), self.with_y)
+        quantizer, names = _of_turn(self.groups, turn, self.with_y)
         rows = {name: self.arrays[name][numbers] for name in names}
         return make_batch(quantizer, names, {"sample": self.part[numbers], **rows}, key, self.layout)
 
@@ -227,8 +232,8 @@ class StreamedData:
 
     def _batch(self, rows: Mapping[str, NDArray[Any]], step: int) -> Batch:
         seed = self.order.seed
-        group, quantizer = list(self.groups.items())[turn(seed, step, len(self.groups))]
-        return make_batch(quantizer, array_names((group,), self.with_y), rows, (seed, step), self.layout)
+        quantizer, names = _of_turn(self.groups, turn(seed, step, len(self.groups)), self.with_y)
+        return make_batch(quantizer, names, rows, (seed, step), self.layout)
 
 
 def make_batch(

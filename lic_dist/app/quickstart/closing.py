@@ -72,13 +72,14 @@ def words(rows: Rows, tested: int, trained: int, best_step: int, fitted: bool) -
     ]
     if best_step == 0 or gain.high >= 0:
         why = "the best weights were those it began with" if best_step == 0 else "the interval does not exclude 0"
-        photos = "few" if trained < FEW_TRAINED else "perhaps too much like those that the base knows"
-        advice = (
-            f"{trained} photos to retrain on are {photos}: give {FEW_TRAINED} or more, and more steps: --set "
-            "finetune.steps=1000 with lic-dist finetune, then evaluate."
-        )
         if fitted:
             advice = "The quantizer's levels are fitted to the decoder, which leaves little to learn from such photos."
+        else:
+            photos = "few" if trained < FEW_TRAINED else "perhaps too much like those that the base knows"
+            advice = (
+                f"{trained} photos to retrain on are {photos}: give {FEW_TRAINED} or more, and more steps: --set "
+                "finetune.steps=1000 with lic-dist finetune, then evaluate."
+            )
         lines.append(f"Retraining proves nothing here: {why}. {advice}")
     if tested < FEW_TESTED:
         few = counted(tested, "test photo")
