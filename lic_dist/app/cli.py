@@ -159,7 +159,8 @@ def evaluate(
 def report(
     files: Annotated[list[Path], typer.Argument(help="Result files: ours, or published ones in CompressAI's JSON.")],
     anchor: Annotated[
-        list[str] | None, typer.Option(help="The curve to compare with; may be repeated. Default: base sq.")
+        list[str] | None,
+        typer.Option(help="The curve to compare with; may be repeated. Default: base sq, or else base sq-adapted."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.html, results.md and the charts.")] = Path("report"),
     curve: Annotated[list[str] | None, typer.Option(help="Pattern of the curves to show; may be repeated.")] = None,

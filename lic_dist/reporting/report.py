@@ -11,11 +11,13 @@ from rich.console import Console
 from lic_dist.building.job import provenance
 from lic_dist.config import Report
 from lic_dist.errors import LicError
+from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import write_whole
 from lic_dist.reporting.charts import charts, write_chart
 from lic_dist.reporting.curves import LABEL, collect
 from lic_dist.reporting.document import sections
 from lic_dist.reporting.findings import Findings
+from lic_dist.reporting.gains import SQ_ADAPTED
 from lic_dist.reporting.markdown import markdown
 from lic_dist.reporting.page import page
 from lic_dist.reporting.shown import collect_pictures, write_sheets
@@ -23,7 +25,7 @@ from lic_dist.reporting.styles import styles
 from lic_dist.reporting.terminal import show
 from lic_dist.version import __version__
 
-ANCHORS: tuple[str, ...] = Report.model_fields["anchors"].default
+ANCHORS = (*Report.model_fields["anchors"].default, f"{BASE} {SQ_ADAPTED}")  # the first that there is
 
 
 def report(
@@ -39,15 +41,19 @@ def report(
     Where models were retrained, the grids of quantizers and arms besides; where pictures were kept, sheets of the first
     anchor and the best curves beside the original. Where all is of one lambda, L leads, and there are no BD-rates.
     `label` groups points into curves and names them, see `curves`. `anchors` are names of curves; without any, the base
-    with SQ ("base sq"). The first is black in the charts. `only` are patterns of names: curves that match none are left
-    out, unless they are anchors. `console` is the terminal's, or a quiet one.
+    with SQ ("base sq"), or else with SQ's adapted tables ("base sq-adapted"). The first is black in the charts. `only`
+    are patterns of names: curves that match none are left out, unless they are anchors. `console` is the terminal's, or
+    a quiet one.
 
     Raises:
         LicError: a file that is no result file, or a folder that cannot be written.
         UsageError: no curve of that name or pattern, or a label of unknown fields.
     """
     collection = collect(files, label)
-    chosen = list(dict.fromkeys(collection.named(name).name for name in anchors or ANCHORS))
+    if not anchors:
+        names = {one.name for one in collection.curves} | {one.label for one in collection.curves}
+        anchors = [next((name for name in ANCHORS if name in names), ANCHORS[0])]
+    chosen = list(dict.fromkeys(collection.named(name).name for name in anchors))
     if only:
         collection = collection.only(only, chosen)
     found = Findings.of(collection.curves, [collection.named(name) for name in chosen])

@@ -43,14 +43,13 @@ def closing(results: Path, retrained: Path, trained: int, console: Console) -> d
 
 
 def rows_of(points: Sequence[Point]) -> Rows:
-    """Return the rows SQ, SQ with adapted tables, TCQ, TCQ with the retrained decoder, and the control."""
-    anchor = next(point for point in points if (point.arm, point.quantizer) == (BASE, "sq"))
+    """Return the rows SQ, TCQ, TCQ with the retrained decoder, and the control."""
+    anchor = next(point for point in points if (point.arm, point.quantizer) == (BASE, SQ_ADAPTED))
     found = {(row.gain.arm, row.gain.point.quantizer): row for row in lead(points, anchor).rows}
     group = next(quantizer for arm, quantizer in found if arm == RETRAINED)
     name = group.replace("tcq", "TCQ-")
     return {
-        "SQ": found[BASE, "sq"],
-        "SQ, tables adapted": found[BASE, SQ_ADAPTED],
+        "SQ": found[BASE, SQ_ADAPTED],
         name: found[BASE, group],
         f"{name}, retrained": found[RETRAINED, group],
         "control": found[CONTROL, group],
@@ -65,7 +64,7 @@ def words(rows: Rows, tested: int, trained: int, best_step: int, fitted: bool) -
     gain, control_gain, rate = retrained.own, control.own, retrained.rate
     assert gain is not None and control_gain is not None and rate is not None
     lines = [
-        "L = lambda 255^2 MSE + bpp, the loss that the model was trained for; intervals are of 95 %, over photos.",
+        "L = lambda 255^2 MSE + bpp, the codec's loss; SQ has its best step; intervals are of 95 %, over photos.",
         f"From SQ to {name}: L {retrained.change}, worth {-rate.mean:.1f} % of the rate at equal quality.",
         f"Retraining alone, against TCQ without: L {gain}; the control ({CONTROL!r} in the report), "
         f"as many steps on SQ's latents: L {control_gain}.",

@@ -3,9 +3,10 @@
     photos -> crops -> frozen encoder -> TCQ -> cache (Ray) -> retrained decoder, and a control -> real bits -> report
 
 Every step is a job of the experiment file that is written, so that `evaluate` and `report` can repeat the comparison.
-The quantizers are those that the base model carries, calibrated for it on more photos than a quick start has. The
-control is a decoder that takes the same steps on the same crops, but on latents quantized as in the base model's own
-training. No step before the final evaluation uses the test photos.
+The base model serves another lambda than its own, as one decoder for several rates does: at its own, the levels that
+were fitted to its decoder leave retraining nothing to gain. Its quantizers for that lambda (`quantizers/`) were
+calibrated on more photos than a quick start has. The control is a decoder that takes the same steps on the same crops,
+but on latents quantized as in the base model's own training. No step before the final evaluation uses the test photos.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ from lic_dist.building.storage import experiment_storage
 from lic_dist.data import photo_files
 from lic_dist.errors import LicError
 from lic_dist.evaluation.run import evaluate
-from lic_dist.models import checkpoint as checkpoints
 from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.reporting.gains import SQ_ADAPTED
 from lic_dist.reporting.report import report
 from lic_dist.text import counted
 from lic_dist.training.finetune import finetune
 
-BASE, GROUP = "base-0.013", "tcq32"
-CROPS, MOST_VARIATIONS = 640, 48  # crops to retrain on in all, and crops of one photo at most
+BASE, GROUP, SQ = "base-0.013", "tcq32@0.025", "sq-adapted@0.025"
+RECORDS = Path(__file__).parent / "quantizers"
+CROPS, MOST_VARIATIONS = 512, 48  # crops to retrain on in all, and crops of one photo at most
 STEPS, SHOWN = 64, 3  # steps of the retraining; test photos shown in the report's viewer
 NAMED = 8  # how many of the photos passed over are named
 
@@ -53,12 +55,15 @@ def quickstart(out: Path, photos: Path | None, engine: str) -> dict[str, Any]:
     console.print(f"[bold]1/4[/] photos: {photos or 'embedded'}")
     parts = split(photos)
     _print_photos(parts, lay_out(parts, out), console)
-    record = checkpoints.load(BASE).quantizers[GROUP]
+    record = (RECORDS / f"{GROUP}.json").read_text()
     experiment = _experiment(parts, QuantizerRecord.from_json(record), out)
     _save(experiment, out / "experiment.yaml")
     _save(_control(experiment, out), out / "control.yaml")
-    console.print(f"[bold]2/4[/] quantize their latents with {GROUP.upper()} into a cache")
+    name, _, lmbda = GROUP.replace("tcq", "TCQ-").partition("@")
+    console.print(f"[bold]2/4[/] quantize their latents with {name} into a cache, for lambda {lmbda}")
+    console.print(f"      {BASE} serves lambda {lmbda} besides its own: one decoder for several rates")
     _put_record(experiment, record)
+    (out / f"{SQ}.json").write_bytes((RECORDS / f"{SQ}.json").read_bytes())
     build(_with_engine(experiment, engine)).require_tolerated()
     console.print("[bold]3/4[/] retrain the decoder on them; beside it a control, on latents as the base knows them")
     with _finetune_alongside(out / "control.yaml", out / "control.log"):
@@ -97,6 +102,7 @@ def _experiment(parts: Split, record: QuantizerRecord, out: Path) -> config.Expe
         images=config.Images(path=out / "photos", crop=CROP, variations=variations, held_out="held_out", tolerate=0.5),
         quantizer=config.Quantizer(
             name="tcq",
+            lmbda=record.lmbda,
             states=record.states,
             step=record.step,
             lambda_scale=record.lambda_scale,
@@ -120,14 +126,14 @@ def _experiment(parts: Split, record: QuantizerRecord, out: Path) -> config.Expe
         evaluate=config.Evaluate(
             images=out / "test",
             checkpoints={
-                BASE: ("sq", "sq-adapted", GROUP),
+                BASE: (str(out / f"{SQ}.json"), GROUP),
                 str(out / "retrained"): (GROUP,),
                 str(out / "control"): (GROUP,),
             },
             show=tuple(tested[len(tested) // 5 :: max(1, len(tested) // SHOWN)]),
             out=out / "evaluation.json",
         ),
-        report=config.Report(out=out / "report"),
+        report=config.Report(anchors=(f"base {SQ_ADAPTED}",), out=out / "report"),
     )
 
 
@@ -139,7 +145,7 @@ def _control(experiment: config.Experiment, out: Path) -> config.Experiment:
 
 
 def _put_record(experiment: config.Experiment, record: str) -> None:
-    """Put the record that the base model carries where `cache adapt` would put one, so that the build uses it."""
+    """Put the record of the base model where `cache adapt` would put one, so that the build uses it."""
     around, key = record_location(experiment_storage(experiment), GROUP)
     around.make()
     around.put(key, record.encode())

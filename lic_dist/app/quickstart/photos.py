@@ -39,7 +39,7 @@ class Split:
 def split(source: Path | None) -> Split:
     """Return the embedded photos in their fixed parts, or a folder's photos, split by their digests.
 
-    A fifth of a user's photos are test photos, MOST_TESTED at most, and an eighth are held out. Photos that are added
+    A fifth of a user's photos are test photos, MOST_TESTED at most, and a sixth are held out. Photos that are added
     to the folder move few of the others to another part.
 
     Raises:
@@ -71,7 +71,7 @@ def split(source: Path | None) -> Split:
         )
     names = tuple(photo.path for photo in sorted(usable, key=lambda photo: photo.digest))
     tests = min(MOST_TESTED, math.ceil(len(names) / 5))
-    rest = tests + math.ceil(len(names) / 8)
+    rest = tests + math.ceil(len(names) / 6)
     return Split(source, names[rest:], names[tests:rest], names[:tests], passed_over)
 
 
