@@ -18,6 +18,7 @@ from lic_dist.models.stages import only_side
 from lic_dist.quantization.rates import CdfTables
 from lic_dist.quantization.record import NO_Z, QuantizerRecord
 
+SAME_PRIOR = 16  # of 65536: a prior's tables on another kind of CPU, whose last bits differ, lie closer
 OFFSETS = "+offsets"  # behind the name of a quantizer: the same with scale offsets
 
 
@@ -139,8 +140,12 @@ def require_fit(record: QuantizerRecord, checkpoint: Checkpoint, name: str) -> Q
 
 
 def fits(record: QuantizerRecord, model: nn.Module) -> bool:
-    """Return whether a record was made for this model's prior of z, number of channels and kind of tables of y."""
+    """Return whether a record was made for this model's prior of z, number of channels and kind of tables of y.
+
+    Coding takes the record's tables. Those made here may differ a little, as the prior's floats depend on the CPU.
+    """
     codec = adapt(model)
-    z = side_tables(codec)
-    same = all(np.array_equal(getattr(z, name), getattr(record.z_tables, name)) for name in ("cdf", "size", "offset"))
-    return same and len(record.weights) == codec.channels and record.by_channel == (codec.prior is not None)
+    z, of_record = side_tables(codec), record.z_tables
+    same = all(np.array_equal(getattr(z, name), getattr(of_record, name)) for name in ("size", "offset"))
+    near = same and z.cdf.shape == of_record.cdf.shape and np.abs(z.cdf - of_record.cdf).max(initial=0) <= SAME_PRIOR
+    return bool(near) and len(record.weights) == codec.channels and record.by_channel == (codec.prior is not None)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from lic_dist.codec.records import preferred_quantizer, record_by_id
+from lic_dist.codec.records import fits, preferred_quantizer, record_by_id
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ARCHITECTURES, ModelSpec, adapt, build, family
@@ -191,6 +193,19 @@ def test_a_base_still_reads_what_0_1_0_wrote_with_it_by_default() -> None:
         == QuantizerRecord.from_json(loaded.quantizers["tcq32-0.1.0-cached"]).digest
     )
     assert preferred_quantizer(loaded) == "tcq32"
+
+
+def test_a_record_fits_its_model_on_every_cpu_and_no_other_model() -> None:
+    """The last bits of a prior's floats, and by them a few integers of its tables, depend on the kind of CPU."""
+    loaded = {name: checkpoint.load(name) for name in ("base-0.013", "base-0.025")}
+    record = QuantizerRecord.from_json(loaded["base-0.013"].quantizers["tcq8"])
+    assert fits(record, loaded["base-0.013"].model) and not fits(record, loaded["base-0.025"].model)
+    place = 0, int(np.diff(record.z_tables.cdf[0]).argmax())  # of the likeliest symbol, which has room
+    for by, fit in ((1, True), (1000, False)):
+        cdf = record.z_tables.cdf.copy()
+        cdf[place] += by
+        altered = replace(record, z_tables=replace(record.z_tables, cdf=cdf))
+        assert fits(altered, loaded["base-0.013"].model) == fit
 
 
 @pytest.mark.slow
