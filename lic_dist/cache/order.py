@@ -110,7 +110,7 @@ class Order:
         start = 0
         for epoch in count():
             dealt_from = (stream - epoch * len(self.shards)) % self.streams
-            mine = _permutation(self.seed, epoch, len(self.shards))[dealt_from :: self.streams]
+            mine = permutation(self.seed, epoch, len(self.shards))[dealt_from :: self.streams]
             total = int(self.counts[mine].sum())
             if start + total <= first:
                 start += total
@@ -142,7 +142,8 @@ def default_streams(batch: int, shards: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def _permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """Return the permutation of `size` things in an epoch; read-only, the latest are kept."""
     order = np.random.default_rng((seed, epoch)).permutation(size)
     order.setflags(write=False)
     return order

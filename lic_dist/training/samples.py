@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lic_dist import config
-from lic_dist.cache.order import Order
+from lic_dist.cache.order import Order, permutation
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.stream import ShardStream
 from lic_dist.cache.torch_data import StreamedBatches, merge_workers
@@ -126,6 +126,14 @@ def _of_turn(groups: Mapping[str, Quantizer], turn: int, with_y: bool) -> tuple[
     return quantizer, array_names((group,), with_y)
 
 
+def shuffled(count: int, seed: int, step: int, batch: int, share: slice = slice(None)) -> NDArray[np.int64]:
+    """Return the share of global batch `step` of `count` samples that are permuted as a whole for each epoch."""
+    wanted = np.arange(step * batch, (step + 1) * batch)[share]
+    epochs, places = np.divmod(wanted, count)
+    orders = {epoch: permutation(seed, epoch, count) for epoch in np.unique(epochs).tolist()}
+    return np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+
+
 class Samples:
     """Samples of a cache decoded to RAM, with access to any batch of them; `part` are their numbers, ascending."""
 
@@ -158,16 +166,9 @@ class Samples:
                     self.arrays[name][first:end] = read[name][part[first:end] - shard * length]
                 bar.advance()
 
-    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Return the permutation of an epoch."""
-        return np.random.default_rng((seed, epoch)).permutation(len(self))
-
     def numbers(self, seed: int, step: int, batch: int, share: slice) -> NDArray[np.int64]:
         """Return this rank's sample numbers of global batch `step`."""
-        wanted = np.arange(step * batch, (step + 1) * batch)[share]
-        epochs = wanted // len(self)
-        orders = {epoch: self.order(seed, int(epoch)) for epoch in np.unique(epochs)}
-        return np.array([orders[epoch][index % len(self)] for epoch, index in zip(epochs, wanted, strict=True)])
+        return shuffled(len(self), seed, step, batch, share)
 
     def batch(self, numbers: NDArray[np.int64], key: tuple[int, int] = (0, 0), turn: int = 0) -> Batch:
         """Return the samples of these numbers, counted within the part, with the noise of a key and the indices of the

@@ -17,6 +17,7 @@ from PIL import Image
 from lic_dist import config
 from lic_dist.building.build import build
 from lic_dist.building.job import check_cache
+from lic_dist.cache.order import permutation
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import compressai_record
@@ -36,7 +37,7 @@ from lic_dist.training import loop
 from lic_dist.training.decoding import Decoding
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.rate import IndexRate
-from lic_dist.training.samples import Batch, Samples, training_data
+from lic_dist.training.samples import Batch, Samples, shuffled, training_data
 from tests.conftest import dying_at, picture
 from tests.forked import python
 from tests.stores import FIXED
@@ -312,6 +313,16 @@ def test_batches_are_functions_of_the_step_and_cover_an_epoch(store: Path) -> No
     assert np.array_equal(batch.pixels.numpy(), stored["pixels"])
     lanes = stored["quantized/tcq8/k"].reshape(24, -1)
     assert np.array_equal(batch.level.numpy().reshape(24, -1), quantizer.dequantize(lanes))
+
+
+def test_an_epoch_in_ram_is_permuted_once_not_at_every_step() -> None:
+    """Each step used to permute all samples, so that an epoch cost their square."""
+    permutation.cache_clear()
+    numbers = [shuffled(64, 3, step, 8) for step in range(16)]
+    assert permutation.cache_info().misses == 2
+    for epoch in range(2):
+        expected = np.random.default_rng((3, epoch)).permutation(64)
+        assert np.array_equal(np.concatenate(numbers[8 * epoch : 8 * epoch + 8]), expected)
 
 
 @pytest.mark.slow
