@@ -85,18 +85,19 @@ class Folder(Storage):
 
     def listing(self, prefix: str = "") -> dict[str, Entry]:
         found: dict[str, Entry] = {}
-        waiting = [self.root / prefix]
+        waiting = [prefix]  # keys, not paths: a store of a million photos has a million objects
         while waiting:
+            folder = waiting.pop()
+            below = f"{folder}/" if folder else ""
             try:
-                with _reading(self), os.scandir(waiting.pop()) as entries:
+                with _reading(self), os.scandir(os.path.join(self.root, folder)) as entries:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
-                            waiting.append(Path(entry.path))
+                            waiting.append(below + entry.name)
                         elif not entry.name.endswith(TRANSIENT):
                             with suppress(FileNotFoundError):  # removed meanwhile, or a dangling link
                                 stat = entry.stat()
-                                key = Path(entry.path).relative_to(self.root).as_posix()
-                                found[key] = Entry(stat.st_size, stat.st_mtime)
+                                found[below + entry.name] = Entry(stat.st_size, stat.st_mtime)
             except (FileNotFoundError, NotADirectoryError):  # the folder does not exist, or was removed meanwhile
                 continue
         return found

@@ -67,7 +67,7 @@ def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None
         "usable": written - sum(faults.values()),
         "unwritten": header.num_samples - written,
         "faults": {name: faults.get(name, 0) for name in FAULTS if name},
-        "set_aside": _set_aside(storage),
+        "set_aside": _set_aside(storage, base),
         "groups": {},
         "arrays": {},
         "bytes": sum(entry.bytes for entry in listing.values()),
@@ -88,11 +88,12 @@ def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None
     return report
 
 
-def _set_aside(storage: Storage) -> dict[str, str]:
+def _set_aside(storage: Storage, finished: Mapping[int, Marker]) -> dict[str, str]:
     try:
-        return set_aside(storage, read_manifest(storage))
+        photos = read_manifest(storage)
     except LicError:  # an unreadable manifest does not concern the store
-        return set_aside(storage, None)
+        photos = None
+    return set_aside(storage, photos, finished=finished)
 
 
 def _progress(

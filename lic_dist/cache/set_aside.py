@@ -14,6 +14,7 @@ from lic_dist.data.photo import FAULTS
 from lic_dist.data.photo_files import printable
 
 if TYPE_CHECKING:
+    from lic_dist.cache.markers import Marker
     from lic_dist.data.manifest import Manifest
 
 MANIFEST = ".manifest.parquet"  # suffix of the manifest beside a store
@@ -31,10 +32,16 @@ def read_manifest(storage: Storage) -> Manifest | None:
     return Manifest.from_bytes(around.get(key)) if around.entry(key) is not None else None
 
 
-def set_aside(storage: Storage, photos: Manifest | None, crop: int | None = None) -> dict[str, str]:
+def set_aside(
+    storage: Storage,
+    photos: Manifest | None,
+    crop: int | None = None,
+    finished: Mapping[int, Marker] | None = None,
+) -> dict[str, str]:
     """Return {photo: reason}, sorted by name, from a manifest and from the samples of the written shards.
 
-    `crop` is the side in pixels that photos must have; an existing store's own crop size replaces it.
+    `crop` is the side in pixels that photos must have; an existing store's own crop size replaces it. `finished` are
+    its `finished_markers`, for a caller that has them.
 
     Raises:
         LicError: a shard that does not decode.
@@ -43,7 +50,9 @@ def set_aside(storage: Storage, photos: Manifest | None, crop: int | None = None
     if layout.read_attributes(storage) is not None:
         cache = LatentCache(storage)
         crop = cache.geometry.crop
-        for shard, marker in store.finished_markers(storage, cache.header).items():
+        if finished is None:
+            finished = store.finished_markers(storage, cache.header)
+        for shard, marker in finished.items():
             if marker.faulty:
                 rows = cache.shard(shard, ("samples/source", "samples/status"))
                 for row in np.flatnonzero(rows["samples/status"]).tolist():

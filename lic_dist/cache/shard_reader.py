@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from lic_dist.cache import layout, markers, store
+from lic_dist.cache import columns, layout, markers, store
 from lic_dist.cache.layout import ArraySpec, Pipeline
 from lic_dist.cache.plan import Geometry
 from lic_dist.cache.storage import Storage
 from lic_dist.cache.storages import open_storage
 from lic_dist.errors import LicError, UsageError
 
+T = TypeVar("T")
 Indices = slice | Iterable[int] | NDArray[Any] | None
 
 REPAIR_HINT = "`lic-dist cache verify` finds what is damaged, --repair mends it"
@@ -246,6 +247,10 @@ class ShardReader:
         size = self.header.shard
         rows = [np.arange(shard * size, shard * size + self.header.count(shard)) for shard in shards]
         try:
+            if shards and (spec := columns.plain_spec(self.storage, self.header, name)):
+                return np.concatenate(
+                    self._decoded(name, lambda: columns.read(self.storage, self.header, spec, shards))
+                )
             return self._decode_rows(name, np.concatenate(rows) if rows else np.arange(0))
         except LicError:
             for shard in shards:
@@ -254,8 +259,14 @@ class ShardReader:
 
     def _decode_rows(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
         array = self.array(name)
+        found: NDArray[Any] = self._decoded(
+            name, lambda: np.asarray(array[rows] if isinstance(rows, slice) else array.oindex[rows])
+        )
+        return found
+
+    def _decoded(self, name: str, read: Callable[[], T]) -> T:
         try:
-            return np.asarray(array[rows] if isinstance(rows, slice) else array.oindex[rows])
+            return read()
         except Exception as error:  # the error for cut or altered bytes depends on the codec
             raise LicError(
                 f"array {name} of {self.storage} does not decode: {str(error)[:200]}", hint=REPAIR_HINT
@@ -268,8 +279,17 @@ class ShardReader:
             LicError: a shard with a marker has lost its object, or does not decode.
         """
         array = self.array(name)
-        values = self._decode_rows(name, slice(0, len(self)))
         there = self.storage.listing(name)
+        if (spec := columns.plain_spec(self.storage, self.header, name)) is not None:
+            values = np.full((len(self), *spec.shape), spec.fill_value, spec.dtype)
+            whole = [
+                one for one in range(self.num_shards) if (at := there.get(layout.object_key(spec, one))) and at.bytes
+            ]
+            read = self._decoded(name, lambda: columns.read(self.storage, self.header, spec, whole))
+            for shard, rows in zip(whole, read, strict=True):
+                values[shard * self.header.shard :][: len(rows)] = rows
+        else:
+            values = self._decode_rows(name, slice(0, len(self)))
         for shard in markers.marked_shards(self.storage, self.fingerprint):
             entry = there.get(f"{name}/{layout.chunk_key(shard, array.ndim)}")
             if shard < self.num_shards and (entry is None or not entry.bytes):
