@@ -334,6 +334,23 @@ def bench_refine(
     write_json(out, bench(model, images, passes or (), distortion, quick))
 
 
+@bench_app.command("scale")
+def bench_scale(
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help="megapixels, photos, shards or searchers; may be repeated.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")] = None,
+    largest: Annotated[float, typer.Option(min=0.1, help="Megapixels of the largest picture.")] = 6.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that a quick call is measured.")] = 5,
+    fast: Annotated[bool, typer.Option("--fast", help="Small sizes: under a minute on one core.")] = False,
+    out: JsonFile = None,
+) -> None:
+    """Time and memory over megapixels, photos by plan, shards and searchers, with the exponent of each."""
+    from lic_dist.benchmarks.scale import bench
+
+    write_json(out, bench(parts or (), model, largest, rounds, fast))
+
+
 @app.command()
 def quickstart(
     images: Annotated[Path | None, typer.Option(help="Your own photos instead of the embedded ones.")] = None,

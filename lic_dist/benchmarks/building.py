@@ -21,6 +21,7 @@ from PIL import Image
 
 from lic_dist import config
 from lic_dist.benchmarks.data import photographs
+from lic_dist.benchmarks.growth import peak
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import one_thread
 from lic_dist.building.job import prepare
@@ -41,6 +42,7 @@ from lic_dist.quantization.record import QuantizerRecord
 N, M, CROP, BATCH, SHARD = 128, 192, 256, 8, 64
 FIXED = {"step": 0.7, "lambda_scale": 0.14, "pilot": 64, "calibration": 16}
 BARE_SHARDS = 4  # of the bare loop, after each build
+MIB = 2**20
 POLL = 0.1  # seconds between two looks at the workers' memory
 
 
@@ -192,7 +194,7 @@ def _record_peaks(peaks: dict[str, float]) -> Iterator[None]:
 
     def look() -> None:
         while not stop.wait(POLL):
-            peaks["worker"] = max([peaks.get("worker", 0.0), *(_peak(process) for process in _actors())])
+            peaks["worker"] = max([peaks.get("worker", 0.0), *(peak(process) / MIB for process in _actors())])
 
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     watcher = threading.Thread(target=look, daemon=True)
@@ -202,7 +204,7 @@ def _record_peaks(peaks: dict[str, float]) -> Iterator[None]:
     finally:
         stop.set()
         watcher.join()
-        peaks["driver"] = _peak(os.getpid())
+        peaks["driver"] = peak(os.getpid()) / MIB
 
 
 def _actors() -> list[int]:
@@ -224,14 +226,6 @@ def _actors() -> list[int]:
     return [process for process, title in titles.items() if title.startswith("ray::_Worker") and is_below(process)]
 
 
-def _peak(process: int) -> float:
-    with suppress(OSError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
-
-
 def planning(photos: int) -> dict[str, float]:
     """Measure the planning for so many photos, one crop each: seconds, and peak bytes a photo, manifest included."""
     done = subprocess.run(
@@ -243,14 +237,13 @@ def planning(photos: int) -> dict[str, float]:
 
 _PLAN = """
 import hashlib, json, os, sys, time
-from lic_dist.benchmarks.building import _peak
+from lic_dist.benchmarks.growth import peak
 from lic_dist.cache.plan import Geometry, Plan
 from lic_dist.data.crops import plan_crops
 from lic_dist.data.photo import Photo
 from lic_dist.data.manifest import Manifest
 count = int(sys.argv[1])
-peak = lambda: _peak(os.getpid()) * 2**20
-before = peak()
+before = peak(os.getpid())
 photos = (Photo(f"some/folder/{n:09d}.jpg", hashlib.sha256(b"%d" % n).hexdigest(), 640 + n % 999, 480 + n % 777, n, n)
           for n in range(count))
 manifest = Manifest.from_bytes(Manifest.of(photos).to_bytes())
@@ -261,6 +254,6 @@ planned = time.monotonic() - started
 started = time.monotonic()
 [plan.crops_of(shard) for shard in range(0, plan.num_shards, 97)]
 shard = (time.monotonic() - started) / len(range(0, plan.num_shards, 97))
-print(json.dumps({"photos": count, "seconds": planned, "bytes_a_photo": (peak() - before) / count,
+print(json.dumps({"photos": count, "seconds": planned, "bytes_a_photo": (peak(os.getpid()) - before) / count,
                   "seconds_a_shard": shard}))
 """

@@ -182,7 +182,7 @@ def scan(
     found = photo_files.search(folder)
     found.tell()
     names = found.names
-    rows = _Rows(names, known or Manifest.of([]))
+    rows = Rows(names, known or Manifest.of([]))
     workers = threads or min(16, 2 * (os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
         if known is not None:
@@ -215,7 +215,7 @@ def scan(
     return manifest
 
 
-class _Rows:
+class Rows:
     """The growing manifest: rows reused from a known one and rows read now, in the order of `names`."""
 
     def __init__(self, names: Sequence[str], known: Manifest) -> None:
