@@ -351,6 +351,24 @@ def bench_scale(
     write_json(out, bench(parts or (), model, largest, rounds, fast))
 
 
+@bench_app.command("gpu")
+def bench_gpu(
+    parts: Annotated[
+        list[str] | None,
+        typer.Option("--part", help="search, batch, all-reduce, training or reading; may be repeated."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")] = None,
+    megapixels: Annotated[float, typer.Option(min=0.2, help="Of each of the million photos.")] = 2.0,
+    crops: Annotated[int, typer.Option(min=1, help="Crops of 256x256 taken of each.")] = 4,
+    price: Annotated[float, typer.Option(min=0, help="Of the machine, in dollars an hour.")] = 3.0,
+    out: JsonFile = None,
+) -> None:
+    """Search, a batch from pixels to k, NCCL, training and reading on a GPU machine in three minutes; dollars."""
+    from lic_dist.benchmarks.gpu import bench
+
+    write_json(out, bench(parts or (), model, megapixels, crops, price))
+
+
 @app.command()
 def quickstart(
     images: Annotated[Path | None, typer.Option(help="Your own photos instead of the embedded ones.")] = None,

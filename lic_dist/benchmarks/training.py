@@ -47,6 +47,7 @@ from lic_dist.training.samples import Batch, Samples, ShuffledData, StreamedData
 
 PARTS = ("feeding", "in-loop")
 BATCH = 8
+CPU = torch.device("cpu")
 KEPT = 8  # batches of the arm that has its tensors in memory
 MEMORY, RAM, STREAM = "tensors in memory", "samples in RAM", "stream of shards"
 
@@ -106,7 +107,7 @@ def feeding(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
         record = QuantizerRecord.from_json(cache.record_json("tcq8"))
         feeds = _feeds(cache, Quantizer(record), extent.part(cache))
         for recipe in RECIPES:
-            step = _training_step(checkpoints.load(BASE), record, recipe)
+            step = training_step(checkpoints.load(BASE), record, recipe)
             arms = {arm: (feed, step) for arm, feed in feeds.items()}
             seconds = _seconds(arms, extent, rounds, f"training steps, {recipe}")
             figures["recipes"][recipe] = {
@@ -139,7 +140,7 @@ def in_loop(folder: Path | None, extent: Extent, rounds: int) -> dict[str, Any]:
             record = QuantizerRecord.from_json(cache.record_json("tcq8"))
             quantizer = Quantizer(record)
             feeds = _feeds(cache, quantizer, extent.part(cache))
-            step = _training_step(parent, record, figures["recipe"])
+            step = training_step(parent, record, figures["recipe"])
             quantizing = _QuantizeInLoop(parent.model, quantizer, step)
             arms: dict[str, tuple[Feed, Step]] = {
                 "in_loop": (feeds[MEMORY], quantizing),
@@ -178,16 +179,18 @@ def _feeds(cache: LatentCache, quantizer: Quantizer, part: NDArray[np.int64]) ->
     }
 
 
-def _training_step(parent: Checkpoint, record: QuantizerRecord, recipe: str) -> Step:
-    """Return the step of `lic-dist finetune` on a model, whose memory layout is changed in place."""
-    model: Any = parent.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decoding = Decoding(model, record)
+def training_step(
+    parent: Checkpoint, record: QuantizerRecord, recipe: str, device: torch.device = CPU, bf16: bool = False
+) -> Step:
+    """Return the step of `lic-dist finetune` on a model, whose device and memory layout are changed in place."""
+    model: Any = parent.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    decoding = Decoding(model, record, bf16=bf16).to(device)
     trained = freeze_all_but(model, trainable(model, recipe))
-    distortion = Distortion("mse", 0, torch.device("cpu"))
+    distortion = Distortion("mse", 0, device)
     optimizer = torch.optim.Adam(trained, lr=1e-5)
 
     def step(batch: Batch) -> None:
-        x = to_input(batch.pixels, torch.device("cpu"))
+        x = to_input(batch.pixels, device)
         x_hat, bits = decoding(batch)
         loss = parent.spec.lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
         optimizer.zero_grad(set_to_none=True)
