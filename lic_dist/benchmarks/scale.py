@@ -228,7 +228,7 @@ def _shards(folder: Path) -> Scene:
 
 
 def _searchers(fast: bool) -> Scene:
-    samples = data.gaussian(192, 1024 if fast else 16384)
+    samples = data.gaussian(192, 8192 if fast else 16384)
     quantizer = Quantizer(record("tcq", ECM8, 0.49, 0.6, samples))
     samples = samples.repeated(4)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import google_crc32c
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, store
 from lic_dist.cache.layout import ArraySpec, Header
+from lic_dist.cache.parallel import read_each
 from lic_dist.cache.storage import Storage
 
-READERS = 16  # objects read at once
 INDEX = struct.Struct("<QQI")  # offset and bytes of the chunk, crc32c of these two
 CRC, DECODED = struct.Struct("<I"), slice(4, 8)  # bytes after decoding, in Blosc's header
 
@@ -49,8 +48,7 @@ def read(storage: Storage, header: Header, spec: ArraySpec, shards: Sequence[int
     def rows(shard: int) -> NDArray[Any]:
         return decode(spec, header.shard, storage.get(layout.object_key(spec, shard)))[: header.count(shard)]
 
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(rows, shards))
+    return read_each(rows, shards)
 
 
 def decode(spec: ArraySpec, length: int, data: bytes) -> NDArray[Any]:

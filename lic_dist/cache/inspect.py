@@ -50,6 +50,7 @@ def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None
     header, storage = cache.header, cache.storage
     listing = storage.listing()
     base = store.finished_markers(storage, header, None, listing)
+    cache.take_as_written(base)
     faults = markers.fault_counts(base.values())
     written = sum(marker.samples for marker in base.values())
     report: dict[str, Any] = {
@@ -76,6 +77,7 @@ def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None
     }
     for group in cache.groups:
         done = store.finished_markers(storage, header, group, listing)
+        cache.take_as_written(done, group)
         report["groups"][group] = {
             **cache.group_attributes(group),
             **_progress(cache, group, done, listing),

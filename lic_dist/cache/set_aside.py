@@ -52,6 +52,7 @@ def set_aside(
         crop = cache.geometry.crop
         if finished is None:
             finished = store.finished_markers(storage, cache.header)
+        cache.take_as_written(finished)
         for shard, marker in finished.items():
             if marker.faulty:
                 rows = cache.shard(shard, ("samples/source", "samples/status"))

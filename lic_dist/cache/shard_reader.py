@@ -118,9 +118,13 @@ class ShardReader:
 
     def written(self, group: str | None = None) -> list[int]:
         """Return the finished shards, of the base arrays or of a group."""
-        done = store.finished_markers(self.storage, self.header, group)
-        self._done[self._fingerprint_of(group)] = set(done)
-        return list(done)
+        done = list(store.finished_markers(self.storage, self.header, group))
+        self.take_as_written(done, group)
+        return done
+
+    def take_as_written(self, shards: Iterable[int], group: str | None = None) -> None:
+        """Spare reads a look at the markers of shards that are known to be finished, of the base arrays or a group."""
+        self._done[self._fingerprint_of(group)] = set(shards)
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return the Zarr array itself, with its rows beyond `num_samples`; "latents/z" has no channels where the model
@@ -242,6 +246,10 @@ class ShardReader:
         Raises:
             LicError: no such array, a shard that is not written, or one that does not decode.
         """
+        group = name.split("/")[1] if name.startswith("quantized/") else None
+        unknown = set(shards) - self._done.get(self._fingerprint_of(group), set())
+        if 2 * len(unknown) > self.num_shards:
+            self.written(group)  # one listing, in place of a look at each marker
         for shard in shards:
             self._require_written(shard, [name])
         size = self.header.shard

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -23,13 +22,13 @@ from numpy.typing import NDArray
 
 from lic_dist.cache import layout, markers
 from lic_dist.cache.layout import ArraySpec, Header
+from lic_dist.cache.parallel import read_each
 from lic_dist.cache.plan import Plan, differences, fingerprint
 from lic_dist.cache.storage import Entry, Storage
 from lic_dist.cache.storages import open_storage
 from lic_dist.data.photo import FAULTS, Crop
 from lic_dist.errors import LicError
 
-READERS = 16  # markers read at once
 GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
 
 
@@ -216,9 +215,8 @@ def _finished_markers(
 ) -> dict[int, markers.Marker]:
     key = fingerprint_of(storage, header, group)
     numbers = [number for number in markers.marked_shards(storage, key) if number < header.num_shards]
-    with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda shard: _finished_marker(storage, header, shard, group, key, listing.get), numbers)
-        return {marker.shard: marker for marker in found if marker is not None}
+    found = read_each(lambda shard: _finished_marker(storage, header, shard, group, key, listing.get), numbers)
+    return {marker.shard: marker for marker in found if marker is not None}
 
 
 def _finished_marker(

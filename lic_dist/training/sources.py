@@ -74,7 +74,6 @@ def _paths(cache: LatentCache, samples: NDArray[np.int64]) -> list[str]:
     """Return the paths of samples' photos; the samples ascend. LicError where a shard has lost them."""
     size = cache.header.shard
     shards, where = np.unique(samples // size, return_inverse=True)
-    cache.written()  # one listing, in place of a look at each marker
     rows = cache.column("samples/source", shards.tolist())[
         where * size + samples % size
     ]  # all shards but the last full

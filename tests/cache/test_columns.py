@@ -13,7 +13,9 @@ import zarr
 from lic_dist.cache import columns
 from lic_dist.cache.folder import Folder
 from lic_dist.cache.inspect import inspect
+from lic_dist.cache.parallel import read_each
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.storage import Entry
 from lic_dist.training.sources import not_held_out
 
 
@@ -29,6 +31,10 @@ class Counting(Folder):
     def listing(self, prefix: str = "") -> Any:
         self.calls[f"listing {prefix}"] += 1
         return super().listing(prefix)
+
+    def entry(self, key: str) -> Entry | None:
+        self.calls["entry"] += "/c/" in key
+        return super().entry(key)
 
     def absolute(self) -> Counting:
         return self
@@ -88,4 +94,21 @@ def test_arrays_of_other_codecs_are_left_to_zarr(built: Path) -> None:
 
 def test_inspect_lists_a_store_once(counting: Counting) -> None:
     inspect(counting)
-    assert counting.calls["listing "] == 1
+    assert counting.calls["listing "] == 1 and counting.calls["entry"] == 0
+
+
+def test_a_column_of_most_shards_takes_one_listing_for_all_looks_at_markers(counting: Counting) -> None:
+    cache = LatentCache.open(counting)
+    cache.column("quantized/tcq8/bits", [0])
+    assert counting.calls["listing "] == 0 and counting.calls["entry"] > 0
+    counting.calls.clear()
+    for _ in range(2):
+        assert len(cache.column("quantized/tcq8/bits", [0, 1, 2])) == 10
+    assert counting.calls["listing "] == 1 and counting.calls["entry"] == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 127, 1000])
+def test_objects_are_read_in_order_and_the_first_error_is_raised(count: int) -> None:
+    assert read_each(lambda n: n * n, range(count)) == [n * n for n in range(count)]
+    with pytest.raises(ZeroDivisionError, match="division"):
+        read_each(lambda n: n // (n - 3), range(4))
