@@ -342,7 +342,7 @@ def bench_scale(
     model: Annotated[str | None, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")] = None,
     largest: Annotated[float, typer.Option(min=0.1, help="Megapixels of the largest picture.")] = 6.0,
     rounds: Annotated[int, typer.Option(min=1, help="Times that a quick call is measured.")] = 5,
-    fast: Annotated[bool, typer.Option("--fast", help="Small sizes: under a minute on one core.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Few, small sizes: under a minute on one free core.")] = False,
     out: JsonFile = None,
 ) -> None:
     """Time and memory over megapixels, photos by plan, shards and searchers, with the exponent of each."""

@@ -28,23 +28,21 @@ SECONDS_TINY = {"search": 2.0, "batch": 0.5, "all-reduce": 0.1, "training": 1.0,
 MILLION = 1_000_000
 
 
-def bench(
-    parts: Sequence[str], model: str | None, megapixels: float, crops: int, price: float, tiny: bool = False
-) -> dict[str, Any]:
+def bench(parts: Sequence[str], model: str | None, megapixels: float, crops: int, price: float) -> dict[str, Any]:
     """Run the parts (all of SECONDS where none is named), print their tables, return their figures.
 
-    A million photos are of so many megapixels with so many crops of 256x256 each; `price` is in dollars an hour. `tiny`
-    takes the CPU's extent and seconds on a GPU too. Raises UsageError for an unknown part or model.
+    A million photos are of so many megapixels with so many crops of 256x256 each; `price` is in dollars an hour. Raises
+    UsageError for an unknown part or model.
     """
     if unknown := [part for part in parts if part not in SECONDS]:
         raise UsageError(f"no part '{unknown[0]}' of this benchmark", hint=f"there are {', '.join(SECONDS)}")
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tiny = tiny or device.type == "cpu"
+    tiny = device.type == "cpu"
     extent, console = on_device.ON_CPU if tiny else on_device.ON_GPU, Console()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "none"
     figures: dict[str, Any] = {"machine": {**machine(), "gpu": name}, "tiny": tiny}
-    if device.type == "cpu":
+    if tiny:
         console.print("no GPU here: the same code on the CPU with a few small samples, whose figures say nothing")
     if why := on_device.why_no_triton(device):
         console.print(f"without Triton's rows: {why}")

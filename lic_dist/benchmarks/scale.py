@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lic_dist.benchmarks import data, planned
-from lic_dist.benchmarks.growth import Cost, cost, exponent
+from lic_dist.benchmarks.growth import STEP, Cost, cost, exponent
 from lic_dist.benchmarks.speed import record
 from lic_dist.benchmarks.tables import machine
 from lic_dist.building.calibrate import one_thread
@@ -64,19 +64,21 @@ def bench(parts: Sequence[str], model: str | None, largest: float, rounds: int, 
     limit = LIMIT_FAST if fast else LIMIT
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as folder:
-        scenes: dict[str, Scene] = {
-            "megapixels": _pictures(model or data.BASE) if "megapixels" in (parts or PARTS) else _photos,
-            "photos": _photos,
-            "shards": _shards(Path(folder)),
-            "searchers": _searchers(fast),
+        scenes: dict[str, Callable[[], Scene]] = {
+            "megapixels": lambda: _pictures(model or data.BASE),
+            "photos": lambda: _photos,
+            "shards": lambda: _shards(Path(folder)),
+            "searchers": lambda: _searchers(fast),
         }
         for part in parts or PARTS:
-            rows += measured(part, sizes_of(part, largest, fast), scenes[part], rounds, limit)
+            rows += measured(part, sizes_of(part, largest, fast), scenes[part](), rounds, limit)
     console, figures = Console(), {"machine": machine(), "fast": fast, "rows": rows}
     console.print(_table(rows))
     for row in rows:
         if row["word"]:
             console.print(f"{row['what']}: {row['word']} in {row['of']}, exponent {row['exponent']['a']:.2f}")
+    if fast:
+        console.print("few and small sizes: these exponents are rough")
     load = figures["load"] = os.getloadavg()
     console.print(f"machine: {figures['machine']}; load averages {', '.join(f'{one:.1f}' for one in load)}")
     return figures
@@ -120,7 +122,7 @@ def _affordable(costs: Mapping[float, Cost], before: float, size: float, limit: 
 
 def _row(what: str, part: str, costs: Mapping[float, Cost]) -> dict[str, Any]:
     grown = exponent({size: one.seconds for size, one in costs.items()})
-    of_bytes = exponent({size: [one.bytes] for size, one in costs.items()})
+    of_bytes = exponent({size: [one.bytes] for size, one in costs.items() if one.bytes > STEP})
     return {
         "what": what,
         "of": part,
@@ -145,7 +147,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['what']}\nover {row['of']}",
             "\n".join(f"{size:,g}" for size in row["sizes"]),
             "\n".join(f"{one:.4g}" for one in row["seconds"]),
-            "\n".join("< 1" if one <= 2**20 else f"{one / 1e6:.0f}" for one in row["bytes"]),
+            "\n".join("< 1" if one <= STEP else f"{one / 1e6:.0f}" for one in row["bytes"]),
             f"{of_seconds}\n{row['word']}".rstrip(),
             of_bytes,
         )
