@@ -148,11 +148,14 @@ class CdfTables:
         """Return for |k| = 0..largest the bits of the symbol or of the escape's flag, and the bypass bits: float64."""
         if not self.symmetric:
             raise ValueError("costs by |k| need symmetric tables")
-        table, reach = self.symbol_bits, self.reach()[:, None]
-        magnitude = np.arange(largest + 1)[None, :]
-        symbol = np.where(magnitude <= reach, magnitude + reach, 2 * reach + 1)
-        beyond = np.maximum(magnitude - reach - 1, -1)
-        return np.take_along_axis(table, symbol, axis=1), magnitude_bypass_bits(beyond)
+        symbol, bypass = np.empty((self.rows, largest + 1)), np.zeros((self.rows, largest + 1))
+        escaped = magnitude_bypass_bits(np.arange(largest + 1))  # of every row alike, counted from its reach
+        for row, reach in enumerate(self.reach()):
+            kept = min(int(reach), largest) + 1
+            symbol[row, :kept] = self.symbol_bits[row, reach : reach + kept]
+            symbol[row, kept:] = self.symbol_bits[row, 2 * reach + 1]
+            bypass[row, kept:] = escaped[: largest + 1 - kept]
+        return symbol, bypass
 
     def reach(self) -> NDArray[Any]:
         """Return the largest |k| of each symmetric row that is not escaped: int32 [rows]."""

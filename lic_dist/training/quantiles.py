@@ -5,10 +5,12 @@ data.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 AUXILIARY_SMALL = 0.02  # per channel of a prior
 QUANTILE_PHASES = 10
@@ -26,9 +28,10 @@ def train_quantiles(model: nn.Module, steps: int, with_medians: bool = True, rat
     quantiles = [prior.quantiles.requires_grad_(True) for prior in priors]
     optimizer = torch.optim.Adam(quantiles, lr=rate)
     trained = [0, 1, 2] if with_medians else [0, 2]
+    cumulative = [_logits_cumulative(prior) for prior in priors]
 
     def auxiliary_loss() -> Tensor:
-        logits = [prior._logits_cumulative(prior.quantiles, stop_gradient=True) - prior.target for prior in priors]
+        logits = [of(prior.quantiles) - prior.target for of, prior in zip(cumulative, priors, strict=True)]
         return torch.cat(logits).abs()[..., trained].sum()
 
     for _ in range(QUANTILE_PHASES):
@@ -41,3 +44,19 @@ def train_quantiles(model: nn.Module, steps: int, with_medians: bool = True, rat
         if (loss := float(auxiliary_loss().detach())) < AUXILIARY_SMALL * sum(map(len, quantiles)):
             break
     return loss
+
+
+def _logits_cumulative(prior: Any) -> Callable[[Tensor], Tensor]:
+    """Return a prior's `_logits_cumulative` under its present weights: what depends on them alone is made once."""
+    matrices = [softplus(one.detach()) for one in prior.matrices]
+    biases = [one.detach() for one in prior.biases]
+    factors = [torch.tanh(one.detach()) for one in prior.factors]
+
+    def logits_of(values: Tensor) -> Tensor:
+        for layer, (matrix, bias) in enumerate(zip(matrices, biases, strict=True)):
+            values = torch.matmul(matrix, values) + bias
+            if layer < len(factors):
+                values = values + factors[layer] * torch.tanh(values)
+        return values
+
+    return logits_of

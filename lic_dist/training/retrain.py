@@ -109,7 +109,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         check_record(one.record, one.section, parent, f"{cache.storage}/quantized/{one.name}")
     phases = [PhasePlan(trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.each_phase]
     names = {name for phase in phases for name in phase.parameters}
-    hyper = any(not name.startswith(parent.codec.prefixes("decoder")) for name in names)
+    decoder, prior = parent.codec.prefixes("decoder"), parent.codec.prefixes("prior")
+    hyper = any(not name.startswith(decoder) for name in names)
     control = section.latents != "quantized"
     if (control or hyper) and not cache.header.store_y:
         what = f"latents: {section.latents}" if control else "retraining more than the decoder"
@@ -196,7 +197,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     if ranks.first:
         made = Checkpoint(copy.deepcopy(parent.model), parent.spec)  # on the CPU, laid out and compiled as parents are
         made.model.load_state_dict(loop.best.weights)
-        if any(name.startswith(parent.codec.prefixes("prior")) for name in names):
+        if any(name.startswith(prior) for name in names):
             train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
         keep_quantizer = not hyper and is_fixed(groups[0].section)  # of a fixed one a decoder alone changes no bit
         finished = Finished(made, identity | calibrated, before, loop.choice, sources, by_photo, keep_quantizer)
