@@ -17,18 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 from PIL import Image
-
-from tests import stores
 
 # Tests start more than a hundred processes: the package is compiled to bytecode once, not in each of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # What a test writes has to outlive its processes, not the machine. Thousands of calls wait for the disk otherwise.
 os.fsync = os.fstat  # type: ignore[assignment]
-torch.set_num_threads(1)
 # A process has one fork server, which whatever comes first starts: a loader of a test, or builds to be killed.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preloaded"])
 HYPERPRIORS = ("block-transform", "bmshj2018-hyperprior", "mbt2018-mean")  # families of one stage
@@ -48,6 +44,13 @@ HEAVIEST = (
     *("house/test_docs", "reporting/test_report", "codec/test_codec", "codec/test_families", "codec/test_slices"),
     *("cache/test_stream", "evaluation/test_resuming", "app/test_cli", "reporting/test_page"),
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("numprocesses", None):  # what only hands out tests waits for no torch
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -153,6 +156,8 @@ def base(photos: Path, once: Once) -> Path:
 def synthetic_store(once: Once) -> Path:
     """A synthetic store of ten samples in three shards, the sixth sample faulty. Not to be changed: see `built`."""
 
+    from tests import stores
+
     def built(folder: Path) -> None:
         stores.create(folder / "a.zarr", stores.make_plan())
         stores.build(folder / "a.zarr", stores.make_plan())
@@ -170,6 +175,7 @@ def built(synthetic_store: Path, tmp_path: Path) -> Path:
 def made(base: Path, photos: Path, once: Once) -> Path:
     """A store of `photos` by `base`: 24 samples in three shards, group tcq8. Not to be changed: see `mine`."""
     from lic_dist.building.build import build
+    from tests import stores
 
     def built(folder: Path) -> None:
         build(stores.experiment(base, photos, folder / "a.zarr", quantizer=stores.FIXED))

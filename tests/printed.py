@@ -6,6 +6,7 @@ import re
 import subprocess
 import textwrap
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,15 @@ def calls(block: str, folder: Path) -> list[list[str]]:
     return found
 
 
+@cache
+def lic_dist() -> Any:
+    """The command `lic-dist`, which takes a moment to make."""
+    return typer.main.get_command(app)
+
+
 def parse_command(words: list[str]) -> str:
     """Parse what follows `lic-dist` as the app would, without running it; the name of the command it resolves to."""
-    command: Any = typer.main.get_command(app)
+    command: Any = lic_dist()
     names = ["lic-dist"]
     while hasattr(command, "commands") and (words or not command.invoke_without_command):
         name, command, words = command.resolve_command(command.context_class(command), words)

@@ -56,6 +56,8 @@ class Trellis:
             raise ValueError(f"{self.name!r}: the two parities of a state lead to two states")
         reached = {0}
         for _ in range(states * states):  # searches need every state to be reachable in one number of steps
+            if len(reached) == states:  # and so in any larger one
+                break
             reached = {state for before in reached for state in self.next_state[before]}
         if len(reached) < states:
             raise ValueError(f"{self.name!r}: from state 0 a path of any great length reaches every state")

@@ -66,6 +66,7 @@ def test_annealing_lowers_the_loss_of_what_is_rounded() -> None:
         annealed(several, torch.zeros(1, several.channels, 4, 4), sides_hat, torch.zeros_like, refinement)
 
 
+@pytest.mark.slow
 def test_the_command_measures_every_arm(tmp_path: Path) -> None:
     for seed in range(2):
         Image.fromarray(picture(seed, 260, 300)).save(tmp_path / f"{seed}.png")

@@ -76,6 +76,7 @@ def test_a_scale_that_is_not_seen_stays(loaded: Checkpoint, samples: Latents, in
     assert unseen.any() and not fitted[unseen].any() and fitted[~unseen].any()
 
 
+@pytest.mark.slow
 def test_calibration_fits_levels_for_each_trial(loaded: Checkpoint, samples: Latents) -> None:
     held_out = samples_of(loaded, 7, 8)
     record = calibrate(loaded, SECTION, samples, held_out, 4)

@@ -86,6 +86,7 @@ def test_the_gradient_of_z_passes_through_its_rounding(loaded: Checkpoint, pixel
     assert not torch.equal(found_z, torch.round(z).int())
 
 
+@pytest.mark.slow
 def test_a_file_of_moved_z_costs_less_and_decodes_without_knowing(
     loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

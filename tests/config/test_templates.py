@@ -32,6 +32,7 @@ def refusal(**document: Any) -> UsageError:
     return caught.value
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_a_text_without_placeholders_stays_as_it_is(text: str) -> None:
     if not PLACEHOLDER.search(text):

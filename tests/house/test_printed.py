@@ -14,18 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 import yaml
 from PIL import Image
 
-from lic_dist.app.cli import app
 from lic_dist.codec.records import OFFSETS
 from lic_dist.config import Experiment
 from lic_dist.config.sweeps import documents, expand
 from lic_dist.models import checkpoint
 from lic_dist.models.names import split_gain
 from tests.conftest import picture
-from tests.printed import blocks, calls, make_stubs, parse_command
+from tests.printed import blocks, calls, lic_dist, make_stubs, parse_command
 
 ROOT = Path(__file__).resolve().parents[2]
 README, FIRST = ROOT / "README.md", ROOT / "docs" / "first-hour.md"
@@ -64,7 +62,7 @@ def run_page(page: Path, folder: Path) -> dict[str, Any]:
             exec(block.text, names)
         for program, *words in calls(block.text, folder) if block.language == "sh" else ():
             if program == "lic-dist":
-                code = typer.main.get_command(app).main([*words, *small(words)], standalone_mode=False)
+                code = lic_dist().main([*words, *small(words)], standalone_mode=False)
                 assert code in (None, 0), (words, code)
     return names
 
@@ -143,7 +141,7 @@ def test_experiments_that_are_shown_are_valid(page: Path, tmp_path: Path) -> Non
 def test_commands_in_the_text_exist(page: Path) -> None:
     for line in re.findall(r"`lic-dist ([a-z][^`|>]*)(?: >[^`]*)?`", page.read_text()):
         words = [word for word in line.split() if word != "..."]
-        group = typer.main.get_command(app).commands.get(words[0])
+        group = lic_dist().commands.get(words[0])
         if len(words) > 1 or not hasattr(group, "commands"):
             try:
                 parse_command(words)

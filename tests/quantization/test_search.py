@@ -299,12 +299,12 @@ from lic_dist.quantization.rates import search_rates, signed_rates
 from tests.quantization.test_search import CODE64, MACHINES, STEP, TABLES, latents
 from tests.quantization.test_signed import channel_latents, channel_tables
 
-shapes = [(3, 70), (40, 34), (2, 33), (3, 32), (3, 32), (1, 1), (40, 20)]
+shapes = [(3, 70), (40, 34), (2, 9), (3, 8), (3, 8), (1, 1), (40, 7)]
 for machine, shape in zip([*MACHINES, CODE64, MACHINES[1], MACHINES[1]], shapes, strict=True):
     r, level, weight = latents(*shape, seed=3)
     r[:, 0] *= 500
-    if shape == (40, 20):
-        weight = weight[None, :20]
+    if shape == (40, 7):
+        weight = weight[None, :7]
     rates = tensors.DeviceRates.of(search_rates(TABLES), torch.device("cpu"), trellis=True)
     inputs = map(torch.from_numpy, (r, level, weight))
     k, cost = triton_search.search(*inputs, float(reference.inverse(STEP)), rates, machine)
@@ -333,8 +333,8 @@ def test_tritons_interpreter_gives_the_reference() -> None:
     assert done.stdout.strip() == "the same", done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("by_step", [False, True])
-@pytest.mark.parametrize("machine", [*MACHINES, CODE64])
+@pytest.mark.slow
+@pytest.mark.parametrize(("machine", "by_step"), [*((one, False) for one in [*MACHINES, CODE64]), (ECM8, True)])
 def test_triton_compiles_for_a_gpu_and_fuses_no_product_with_a_sum(machine: Trellis, by_step: bool) -> None:
     """For Hopper, without one: down to its machine code."""
     compiler = pytest.importorskip("triton.compiler")

@@ -255,7 +255,11 @@ def test_half_precision_keeps_the_entropy_model_in_float32(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-def test_a_compiled_decoder_trains_and_is_saved_as_any(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
+def test_a_compiled_decoder_trains_and_is_saved_as_any(
+    base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", False)  # to try each takes longer than all the rest
     plain = run(base, photos, store, tmp_path / "plain", steps=2)
     made = run(base, photos, store, tmp_path / "compiled", steps=2, compile=True)
     for name, value in plain.model.state_dict().items():
