@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
@@ -45,6 +46,7 @@ def import_compressai() -> ModuleType:
         from compressai.entropy_models import GaussianConditional
 
         GaussianConditional._standardized_quantile = staticmethod(standardized_quantile)
+        GaussianConditional.update = _once_for_each_table_of_scales(GaussianConditional.update)
     for name in ("ans", "entropy_models", "models"):
         importlib.import_module(f"compressai.{name}")
     return sys.modules["compressai"]
@@ -55,6 +57,28 @@ def standardized_quantile(probability: float) -> float:
     import torch
 
     return float(torch.special.ndtri(torch.tensor(probability, dtype=torch.float64)))
+
+
+def _once_for_each_table_of_scales(update: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return `GaussianConditional.update` that makes the integer tables of equal scales once in a process.
+
+    No weights are in them, and to make them takes longer than all else that loading a small model takes.
+    """
+    made: dict[tuple[object, ...], tuple[Any, ...]] = {}
+    names = ("_quantized_cdf", "_offset", "_cdf_length")
+
+    @wraps(update)
+    def updated(layer: Any) -> None:
+        scales = layer.scale_table
+        precision = (layer.tail_mass, layer.entropy_coder_precision)
+        of = (type(layer), *precision, scales.device, scales.cpu().numpy().tobytes())
+        if of not in made:
+            update(layer)
+            made[of] = tuple(getattr(layer, name).clone() for name in names)
+        for name, table in zip(names, made[of], strict=True):
+            setattr(layer, name, table.clone())
+
+    return updated
 
 
 def import_torchvision() -> None:

@@ -42,6 +42,22 @@ def test_save_and_load_give_the_same_tensors_and_contents(architecture: str, tmp
     assert checkpoint.digest(loaded.model.state_dict()) == checkpoint.digest(made.model.state_dict())
 
 
+def test_tables_of_equal_scales_are_made_once_and_shared_by_no_models() -> None:
+    one, other, wider = (fresh().model.gaussian_conditional for _ in range(3))
+    names = ("_quantized_cdf", "_offset", "_cdf_length")
+    scales = [0.2, 1.0, 30.0]
+    for layer, table in ((one, scales), (wider, [0.2, 1.0, 31.0]), (other, scales)):
+        layer.update_scale_table(table, force=True)
+    for name in names:
+        getattr(one, name).zero_()
+    other.update()
+    found = [getattr(other, name).clone() for name in names]
+    update = type(other).update
+    getattr(update, "__wrapped__", update)(other)  # as CompressAI has it
+    assert all(torch.equal(table, getattr(other, name)) for table, name in zip(found, names, strict=True))
+    assert int(wider._cdf_length[-1]) > int(other._cdf_length[-1]) > 100
+
+
 def test_float16_halves_the_file_and_loads_to_float32(tmp_path: Path) -> None:
     made = fresh()
     checkpoint.save(made, tmp_path / "half.pth.tar", torch.float16)
