@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ def train_quantiles(model: nn.Module, steps: int, with_medians: bool = True, rat
 
 def _logits_cumulative(prior: Any) -> Callable[[Tensor], Tensor]:
     """Return a prior's `_logits_cumulative` under its present weights: what depends on them alone is made once."""
+    if not hasattr(prior, "matrices"):  # EntropyBottleneckVbr names its weights otherwise
+        return partial(prior._logits_cumulative, stop_gradient=True)
     matrices = [softplus(one.detach()) for one in prior.matrices]
     biases = [one.detach() for one in prior.biases]
     factors = [torch.tanh(one.detach()) for one in prior.factors]
