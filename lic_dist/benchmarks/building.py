@@ -21,7 +21,7 @@ from PIL import Image
 
 from lic_dist import config
 from lic_dist.benchmarks.data import photographs
-from lic_dist.benchmarks.growth import peak
+from lic_dist.benchmarks.growth import peak, reset_peak
 from lic_dist.building.build import build
 from lic_dist.building.calibrate import one_thread
 from lic_dist.building.job import prepare
@@ -196,7 +196,7 @@ def _record_peaks(peaks: dict[str, float]) -> Iterator[None]:
         while not stop.wait(POLL):
             peaks["worker"] = max([peaks.get("worker", 0.0), *(peak(process) / MIB for process in _actors())])
 
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    reset_peak()
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     try:
@@ -236,24 +236,19 @@ def planning(photos: int) -> dict[str, float]:
 
 
 _PLAN = """
-import hashlib, json, os, sys, time
+import json, os, sys, time
+from lic_dist.benchmarks import planned
 from lic_dist.benchmarks.growth import peak
-from lic_dist.cache.plan import Geometry, Plan
-from lic_dist.data.crops import plan_crops
-from lic_dist.data.photo import Photo
 from lic_dist.data.manifest import Manifest
 count = int(sys.argv[1])
 before = peak(os.getpid())
-photos = (Photo(f"some/folder/{n:09d}.jpg", hashlib.sha256(b"%d" % n).hexdigest(), 640 + n % 999, 480 + n % 777, n, n)
-          for n in range(count))
-manifest = Manifest.from_bytes(Manifest.of(photos).to_bytes())
+manifest = Manifest.from_bytes(Manifest.of(planned.photos(count)).to_bytes())
 started = time.monotonic()
-plan = Plan(plan_crops(manifest, 256, 1, 0, 0.05), Geometry(256, 192, 16, 128, 4), 64, 8, {"manifest": manifest.digest})
-plan.source_bytes, plan.fingerprint
-planned = time.monotonic() - started
+plan = planned.plan(manifest)
+seconds = time.monotonic() - started
 started = time.monotonic()
 [plan.crops_of(shard) for shard in range(0, plan.num_shards, 97)]
 shard = (time.monotonic() - started) / len(range(0, plan.num_shards, 97))
-print(json.dumps({"photos": count, "seconds": planned, "bytes_a_photo": (peak(os.getpid()) - before) / count,
+print(json.dumps({"photos": count, "seconds": seconds, "bytes_a_photo": (peak(os.getpid()) - before) / count,
                   "seconds_a_shard": shard}))
 """

@@ -76,6 +76,12 @@ def photographs() -> Path:
     return Path(skimage.__file__).parent / "data"
 
 
+def sides(megapixels: float) -> tuple[int, int]:
+    """Return height and width of a picture of so many megapixels, three to two."""
+    height = round((megapixels * 1e6 * 2 / 3) ** 0.5)
+    return height, round(megapixels * 1e6 / height)
+
+
 def pictures(folder: Path | None) -> list[Path]:
     """Return all pictures of a folder, or PICTURES of scikit-image's."""
     return [photographs() / name for name in PICTURES] if folder is None else [folder / n for n in find(folder)]

@@ -84,7 +84,7 @@ def cost(work: Callable[[], Any], rounds: int, clock: Callable[[], float]) -> Co
     """Measure a call, up to `rounds` times while that is quick; its peak is that of the first, by Linux's VmHWM."""
     seconds: list[float] = []
     settle()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    reset_peak()
     before = peak(os.getpid())
     while len(seconds) < rounds and (not seconds or sum(seconds) < ENOUGH):
         started = clock()
@@ -104,6 +104,11 @@ def settle() -> None:
     pa.default_memory_pool().release_unused()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
         trim(0)
+
+
+def reset_peak() -> None:
+    """Let this process's peak of memory begin anew at what it holds now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak(process: int) -> int:

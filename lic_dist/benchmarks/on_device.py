@@ -86,9 +86,8 @@ def why_no_triton(device: torch.device) -> str:
 
 
 def search(device: torch.device, extent: Extent, budget: float) -> dict[str, Any]:
-    """Return by trellis the latents a second of the CPU's search, the torch one and Triton's, and whether k are equal.
-
-    `searched` names the arms that agree with the CPU. A GPU that has no time left has no row of the next trellis.
+    """Return by trellis and arm (the CPU's search, the torch one, Triton's) latents a second, and whether k and costs
+    are equal to the CPU's. A GPU that has no time left has no row of the next trellis.
     """
     samples, ends, found = data.gaussian(extent.lanes, extent.steps), time.monotonic() + budget, {}
     for number, trellis in enumerate(SEARCHES):

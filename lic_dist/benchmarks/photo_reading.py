@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lic_dist.benchmarks.data import sides
 from lic_dist.data import images
 from lic_dist.data.photo import Crop
 
@@ -37,8 +38,7 @@ def rates(megapixels: float, budget: float, counts: tuple[int, ...] = ()) -> dic
 
 
 def _photo(folder: Path, megapixels: float) -> Crop:
-    height = round((megapixels * 1e6 * 2 / 3) ** 0.5)
-    width = round(megapixels * 1e6 / height)
+    height, width = sides(megapixels)
     rows, columns = np.mgrid[:height, :width] / 50
     planes = np.stack([np.sin(rows + n * columns) + np.cos(columns * (3 - n)) for n in range(3)], axis=-1)
     noise = np.random.default_rng(0).normal(0, 8, planes.shape)

@@ -160,8 +160,7 @@ def _pictures(model: str) -> Scene:
 
     @contextmanager
     def scene(megapixels: float) -> Iterator[Work]:
-        height = round((megapixels * 1e6 * 2 / 3) ** 0.5)
-        width = round(megapixels * 1e6 / height)
+        height, width = data.sides(megapixels)
         edges = [(0, max(0, wanted - there)) for wanted, there in zip((height, width), first.shape[:2], strict=True)]
         picture = np.pad(first, (*edges, (0, 0)), mode="symmetric")[:height, :width]
         coded = codec.encode(picture).data

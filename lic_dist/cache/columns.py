@@ -28,8 +28,7 @@ CRC, DECODED = struct.Struct("<I"), slice(4, 8)  # bytes after decoding, in Blos
 
 def plain_spec(storage: Storage, header: Header, name: str) -> ArraySpec | None:
     """Return the array of this name if its shards are single chunks with the codecs of layout.py, else None."""
-    group = name.split("/")[1] if name.startswith("quantized/") else None
-    spec = next((one for one in layout.arrays_of(header, group) if one.name == name), None)
+    spec = next((one for one in layout.arrays_of(header, layout.group_of(name)) if one.name == name), None)
     if spec is None or layout.inner_chunk(header.shard, spec.sample_bytes) < header.shard:
         return None
     found, expected = storage.get_json(f"{name}/zarr.json"), store.array_document(spec, header)

@@ -155,6 +155,14 @@ def inner_chunk(shard: int, sample_bytes: int) -> int:
     return max(divisor for divisor in range(1, INNER_SAMPLES + 1) if shard % divisor == 0)
 
 
+def group_of(name: str) -> str | None:
+    """Return the group that an array belongs to; None of the base's.
+
+    group_of("quantized/tcq8/k") => "tcq8"
+    """
+    return name.split("/")[1] if name.startswith("quantized/") else None
+
+
 def object_key(spec: ArraySpec, shard: int) -> str:
     """Return the key of one shard of one array."""
     return f"{spec.name}/{chunk_key(shard, 1 + len(spec.shape))}"

@@ -216,7 +216,7 @@ class ShardReader:
         return self._fingerprints[group]
 
     def _require_written(self, shard: int, arrays: Iterable[str]) -> None:
-        for group in {name.split("/")[1] if name.startswith("quantized/") else None for name in arrays}:
+        for group in set(map(layout.group_of, arrays)):
             known = self._done.setdefault(self._fingerprint_of(group), set())
             if shard not in known:
                 if store.finished_marker(self.storage, self.header, shard, group) is None:
@@ -246,19 +246,19 @@ class ShardReader:
         Raises:
             LicError: no such array, a shard that is not written, or one that does not decode.
         """
-        group = name.split("/")[1] if name.startswith("quantized/") else None
+        group = layout.group_of(name)
         unknown = set(shards) - self._done.get(self._fingerprint_of(group), set())
         if 2 * len(unknown) > self.num_shards:
             self.written(group)  # one listing, in place of a look at each marker
         for shard in shards:
             self._require_written(shard, [name])
-        size = self.header.shard
-        rows = [np.arange(shard * size, shard * size + self.header.count(shard)) for shard in shards]
         try:
             if shards and (spec := columns.plain_spec(self.storage, self.header, name)):
                 return np.concatenate(
                     self._decoded(name, lambda: columns.read(self.storage, self.header, spec, shards))
                 )
+            size = self.header.shard
+            rows = [np.arange(shard * size, shard * size + self.header.count(shard)) for shard in shards]
             return self._decode_rows(name, np.concatenate(rows) if rows else np.arange(0))
         except LicError:
             for shard in shards:
