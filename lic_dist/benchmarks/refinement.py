@@ -1,9 +1,7 @@
-"""`lic-dist bench refine`: what refining y gains over its passes, beside stochastic Gumbel annealing.
+"""`lic-dist bench refine`: what refining y gains over its passes, beside refinement that relaxes the quantizer.
 
-    descent, SQ     steps of y itself (models/refine.py), then rounding
-    descent, TCQ-8  the same steps, then the trellis search
-    SGA, SQ         annealed stochastic rounding: Yang, Bamler and Mandt 2020, Improving Inference for Neural Image
-                    Compression, section 3.2; y is drawn between floor and ceil in each pass, then rounded
+    SQ, TCQ-8             searched again by the decoder's answer (codec/refine.py)
+    descent of y; SGA     relaxations.py, then the same quantizers
 
 A pass is one pass of g_s, forward and back. The centre of each picture is taken, CROP pixels a side; z stays. L is
 lmbda 255^2 MSE + bpp of 8-bit pictures, rates are those of the coder's tables. The quantizers are those that the model
@@ -12,11 +10,9 @@ carries, and not calibrated for what they are given. Milliseconds are CPU time, 
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,72 +23,27 @@ from rich.table import Table
 from torch import Tensor
 
 from lic_dist.benchmarks.data import BASE, pictures
+from lic_dist.benchmarks.relaxations import annealed, descended
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.building.calibrate import one_thread, z_bits
 from lic_dist.building.latents import inputs_of
 from lic_dist.codec.records import local_record
+from lic_dist.codec.refine import answer_of, refine
 from lic_dist.data import images
 from lic_dist.errors import LicError
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.protocol import CodecModel, Sides
-from lic_dist.models.refine import Refinement, error_gradient, refine_latents, weights_of
-from lic_dist.models.stages import analyse, bits_of, dequantize_z, only_stage, to_input
+from lic_dist.models.refine import Refinement, weights_of
+from lic_dist.models.stages import analyse, dequantize_z, to_input
 from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 
 PASSES = (0, 4, 8, 32, 128)
 CROP = 256
-ITERATIONS, WARMEST, COOLING, HELD = 2000, 0.5, 1e-3, 700  # of the paper's schedule of temperatures
-ANNEALED_RATE = 0.02  # of Adam; the paper's .005 is for 2000 passes; of .02, .05 and .15 the best for 8
-EDGE = 1e-6  # from 0 and 1, where atanh is infinite
 
-Refines = Callable[[CodecModel, Tensor, Sides, Callable[[Tensor], Tensor], Refinement], Tensor]
-
-
-def temperature(part: float) -> float:
-    """Return SGA's temperature after a part of the passes: the paper's schedule, over as many as there are."""
-    return WARMEST * math.exp(-COOLING * max(ITERATIONS * part - HELD, 0))
-
-
-def annealed(
-    codec: CodecModel,
-    y: Tensor,
-    sides_hat: Sides,
-    gradient: Callable[[Tensor], Tensor],
-    refinement: Refinement,
-) -> Tensor:
-    """Return y after stochastic Gumbel annealing, to be rounded about the means; arguments as of `refine_latents`.
-
-    In each pass y - means is drawn between its floor and its ceil by a Gumbel softmax whose logits are -atanh of the
-    distances over the temperature; loss and gradient are those of the draw. Raises LicError for models of several
-    stages.
-    """
-    stage = only_stage(codec, sides_hat)
-    moved = y.detach().float().clone()
-    optimizer = torch.optim.Adam([moved])
-    generator = torch.Generator(device=y.device).manual_seed(0)
-    for step in range(refinement.steps):
-        with torch.enable_grad():
-            point = moved.detach().requires_grad_(True)
-            drawn = stage.means + drawn_between(point - stage.means, temperature(step / refinement.steps), generator)
-            bits = bits_of(codec.likelihood(drawn, stage))
-        error = refinement.error_weight * gradient(drawn.detach())
-        (moved.grad,) = torch.autograd.grad((drawn, bits), point, (error, torch.ones_like(bits)))
-        optimizer.param_groups[0]["lr"] = ANNEALED_RATE * (1 - step / refinement.steps)
-        optimizer.step()
-    return moved.half()
-
-
-def drawn_between(r: Tensor, tau: float, generator: torch.Generator) -> Tensor:
-    """Return floor(r) plus a part of one step, drawn by a Gumbel softmax; differentiable in r."""
-    low = torch.floor(r.detach())
-    distances = torch.stack([r - low, low + 1 - r]).clamp(EDGE, 1 - EDGE)
-    noise = -torch.empty_like(distances).exponential_(generator=generator).log()
-    _, upper = torch.softmax((-torch.atanh(distances) / tau + noise) / tau, 0)
-    return low + upper
+Refines = Callable[[Refinement], Tensor]
 
 
 def bench(name: str | None, folder: Path | None, passes: Sequence[int], distortion: str, quick: bool) -> dict[str, Any]:
@@ -138,22 +89,27 @@ def curves(
     sq, tcq = (
         local_record(loaded, one) for one in ("sq-adapted" if "sq-adapted" in loaded.quantizers else "sq", "tcq8")
     )
-    ways: dict[Refines, dict[str, QuantizerRecord]] = {
-        refine_latents: {"descent, SQ": sq, "descent, TCQ-8": tcq},
-        annealed: {"SGA, SQ": sq},
-    }
     x = to_input(torch.from_numpy(taken), device)
     y, z = analyse(loaded.model, x)
     sides_hat = (dequantize_z(loaded.model, z),)
-    found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arms in ways.values() for arm in arms}
+
+    def searched(record: QuantizerRecord) -> Refines:
+        return lambda one: refine(codec, sides_hat, y, Quantizer(record), answer_of(codec, x, one), one)
+
+    ways: list[tuple[Refines, dict[str, QuantizerRecord]]] = [
+        (searched(sq), {"SQ": sq}),
+        (searched(tcq), {"TCQ-8": tcq}),
+        (lambda one: descended(codec, x, y, sides_hat, one), {"descent, SQ": sq, "descent, TCQ-8": tcq}),
+        (lambda one: annealed(codec, x, y, sides_hat, one), {"SGA, SQ": sq}),
+    ]
+    found: dict[str, dict[str, dict[str, float]]] = {arm: {} for _, arms in ways for arm in arms}
     _measured(loaded, taken, y, z, tcq)  # compiles
     torch.optim.Adam([y])  # imports
     with Progress("refining", max(len(ways) * sum(passes), 1), "step") as bar:
-        for refines, arms in ways.items():
+        for refines, arms in ways:
             for steps in passes:
-                refinement, started = Refinement(steps, loaded.spec.lmbda, distortion), time.process_time()
-                gradient = partial(error_gradient, codec, x, refinement.error)
-                moved = refines(codec, y, sides_hat, gradient, refinement)
+                started = time.process_time()
+                moved = refines(Refinement(steps, loaded.spec.lmbda, distortion))
                 seconds = time.process_time() - started
                 for arm, record in arms.items():
                     found[arm][str(steps)] = _measured(loaded, taken, moved, z, record, seconds)

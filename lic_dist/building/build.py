@@ -27,7 +27,7 @@ from lic_dist.building.job import (
 )
 from lic_dist.building.latents import in_one_stage
 from lic_dist.building.pilot import calibration_samples, existing_record, prepare_record, record_location
-from lic_dist.building.refined import check_refined, refinement_of
+from lic_dist.building.refined import asked_refinement, check_refined
 from lic_dist.building.shards import (
     Shard,
     Target,
@@ -182,7 +182,7 @@ def requantize_store(
             f"{storage} has latents of {written} of {counted(cache.num_shards, 'shard')}",
             hint="`lic-dist cache build` goes on where it stopped",
         )
-    check_refined(cache, refinement_of(section, parent.spec.lmbda))
+    check_refined(cache, asked_refinement(section, parent.spec.lmbda))
     trials_file = Trials.of_group(storage, group)
     record = record or existing_record(storage, section, parent)
     if record is None:
@@ -278,7 +278,7 @@ def _build_stages(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> li
         return [read, _code_stage(target, job.workers, job.plan.batch)]
     return [
         read,
-        _encode_stage(job.workers, job.plan.batch),
+        _encode_stage(target, job.workers, job.plan.batch),
         Stage("search", partial(make_searcher, target), engine.searchers),
     ]
 
@@ -299,7 +299,7 @@ def _requantize_stages(
         return [Stage("code", coder, engine.encoders, engine.gpus_per_encoder)]
     search = Stage("search", partial(make_searcher, target), engine.searchers)
     if not header.store_y:
-        return [recall, _encode_stage(workers, header.batch), search]
+        return [recall, _encode_stage(target, workers, header.batch), search]
     hyper_decoder = partial(make_hyper_decoder, target, workers.model, header.batch)
     return [Stage("view", hyper_decoder, engine.encoders, engine.gpus_per_encoder), search]
 
@@ -310,13 +310,18 @@ def _is_walked(parent: Checkpoint, geometry: Geometry) -> bool:
 
 
 def _code_stage(target: Target, workers: Workers, batch: int) -> Stage:
-    made = partial(make_coder, target, workers.model, batch, workers.quantizer)
+    made = partial(make_coder, target, workers.model, batch, _z_steps(target.storage))
     return Stage("code", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
 
 
-def _encode_stage(workers: Workers, batch: int) -> Stage:
-    made = partial(make_encoder, workers.model, batch, workers.quantizer)
+def _encode_stage(target: Target, workers: Workers, batch: int) -> Stage:
+    made = partial(make_encoder, target, workers.model, batch, _z_steps(target.storage))
     return Stage("encode", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
+
+
+def _z_steps(storage: Storage) -> int:
+    """Return the steps of refinement that a store's z has had."""
+    return int(layout.read_header(storage).identity.get("refined", {}).get("z_steps", 0))
 
 
 def _target(storage: Storage, quantizer: tuple[str, QuantizerRecord] | None) -> Target:

@@ -32,7 +32,7 @@ from lic_dist import config
 from lic_dist.building.latents import Inputs, Latents, QuantizerInput, inputs_of, squared_error
 from lic_dist.building.levels import fit_level_shifts
 from lic_dist.building.records import analytic_record
-from lic_dist.building.refined import record_fields, refinement_of
+from lic_dist.building.refined import aimed_inputs, asked_refinement, record_fields
 from lic_dist.cache.trials import Row, Trials
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models.checkpoint import Checkpoint
@@ -231,7 +231,14 @@ def calibrate(
         notes["fitted"] = min(FITTED, len(pilot))
     made = [replace(last, y_tables=one.y_tables, notes=one.notes) for one in records(*chosen[:2])]
     by_round = [measure(checkpoint, record, held_out, held_inputs) for record in made[:-1]] + [measured]
-    refined = record_fields(refinement_of(section, checkpoint.spec.lmbda))
+    refinement = asked_refinement(section, checkpoint.spec.lmbda)
+    made[-1] = replace(made[-1], **record_fields(refinement), scale_offsets=section.scale_offsets)
+    if refinement.steps:
+        rounds = 1 if section.rates == "adapted" and section.adapt_rounds else 0
+        aimed = aimed_inputs(checkpoint, made[-1], pilot, batch) if rounds else pilot_inputs
+        made += adaptation_rounds(made[-1], aimed.parts(made[-1]), rounds, cdf=cdf)
+        measured = measure(checkpoint, made[-1], held_out, aimed_inputs(checkpoint, made[-1], held_out, batch))
+        by_round.append(measured)
     notes |= {
         "settings": settings_of(section),
         "calibration": [_row(*item) for item in sorted(trials.items())],
@@ -242,7 +249,7 @@ def calibrate(
         "mse": measured.mse,
         "mse_predicted": measured.predicted,
     }
-    return replace(made[-1], **refined, scale_offsets=section.scale_offsets, notes={**made[-1].notes, **notes})
+    return replace(made[-1], notes={**made[-1].notes, **notes})
 
 
 def _row(storage: Point, measured: Measurement) -> Row:

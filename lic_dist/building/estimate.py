@@ -67,7 +67,7 @@ def estimate(job: Job) -> Estimate:
         raise LicError(f"none of the first {count} crops can be read", hint="`lic-dist cache scan`")
     encode(job.parent.model, pixels[:1], plan.batch)  # the first call of a model is slower
     started = time.perf_counter()
-    latents, _ = encode(job.parent.model, pixels, plan.batch, job.refinement)
+    latents, _ = encode(job.parent.model, pixels, plan.batch, job.refinement.z_steps)
     inputs = inputs_of(job.parent.model, latents.y, latents.z, plan.batch)
     encoded = time.perf_counter() - started
     section = job.quantizer

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lic_dist import config
-from lic_dist.building.refined import refined_identity, refinement_of
+from lic_dist.building.refined import asked_refinement, refined_group_identity, refined_identity
 from lic_dist.building.storage import experiment_storage
 from lic_dist.cache import layout
 from lic_dist.cache.markers import fault_counts
@@ -41,8 +41,8 @@ from lic_dist.version import __version__
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers process shards, on which engine and model, and the quantizer section, which says how latents are
-    refined.
+    """How many workers process shards, on which engine and model, and the quantizer section, which says
+    how z is refined.
 
     `model` names a checkpoint by its absolute path, or a shipped one.
     """
@@ -70,7 +70,7 @@ class Job:
 
     @property
     def refinement(self) -> Refinement:
-        return refinement_of(self.workers.quantizer, self.parent.spec.lmbda)
+        return asked_refinement(self.workers.quantizer, self.parent.spec.lmbda)
 
 
 def workers_of(experiment: config.Experiment) -> Workers:
@@ -130,9 +130,9 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
     """
     section, cache = config.need(experiment.images, "images"), config.need(experiment.cache, "cache")
     parent, workers = load_parent(experiment), workers_of(experiment)
-    refinement = refinement_of(workers.quantizer, parent.spec.lmbda)
+    refinement = asked_refinement(workers.quantizer, parent.spec.lmbda)
     if refinement.steps:
-        require_refinement(parent.codec, refinement)
+        require_refinement(parent.codec, refinement.z)
     photos = manifest_of(experiment, strict=strict)
     require_held_out(photos, section.held_out)
     crops = plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
@@ -153,7 +153,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
         "shard": cache.shard,
         "batch": cache.batch,
         "store_y": cache.store_y,
-        **refined_identity(parent, refinement),
+        **refined_identity(parent, refinement.z_steps),
     }
     plan = Plan(crops, geometry, cache.shard, cache.batch, identity)
     storage = experiment_storage(experiment)
@@ -196,7 +196,8 @@ def group_identity(parent: Checkpoint, record: QuantizerRecord, geometry: Geomet
     """Return what cached indices depend on in addition to the latents; the layout where y has several stages."""
     stages = parent.codec.layout(geometry.y_size, geometry.y_size)
     layout_key = {"layout_sha256": layout_digest(stages, geometry.y_channels)} if len(stages) > 1 else {}
-    return {"record_sha256": record.digest, "entropy_sha256": entropy_digest(parent.model), **layout_key}
+    refined = refined_group_identity(parent, record)
+    return {"record_sha256": record.digest, "entropy_sha256": entropy_digest(parent.model), **layout_key, **refined}
 
 
 def layout_digest(stages: Sequence[Elements], channels: int) -> str:

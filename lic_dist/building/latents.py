@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lic_dist.codec import walk
+from lic_dist.codec.refine import answer_of, refine, refinement_of
 from lic_dist.models.architectures import adapt
 from lic_dist.models.protocol import CodecModel
-from lic_dist.models.refine import Refinement, error_gradient, refine_both, refine_latents
-from lic_dist.models.stages import analyse, dequantize_z, known_stage, only_side, only_stage, to_input
+from lic_dist.models.refine import refine_z
+from lic_dist.models.stages import analyse, known_stage, only_side, only_stage, to_input
 from lic_dist.quantization.adaptation import Part, factorized_record, gaussian_record
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -183,28 +183,20 @@ def quantize_lanes(
 
 @torch.no_grad()
 def encode(
-    model: nn.Module, pixels: NDArray[np.uint8], batch: int, refinement: Refinement | None = None
+    model: nn.Module, pixels: NDArray[np.uint8], batch: int, z_steps: int = 0
 ) -> tuple[Latents, NDArray[np.bool_]]:
     """Run the frozen encoder over uint8 [n, 3, s, s] in batches of a fixed size, the last one padded with zeros.
 
-    A `refinement` then moves y, and z where it says so. Returns the latents and which samples overflowed their types
-    (float16 y, int16 z); those are stored as zeros.
+    z is refined in `z_steps`. Returns the latents and which samples overflowed their types (float16 y, int16 z); those
+    are stored as zeros.
     """
     device = next(model.parameters()).device
     ys, zs = [], []
     for first in range(0, len(pixels), batch):
         part = pixels[first : first + batch]
-        padded = np.zeros((batch, *pixels.shape[1:]), np.uint8)
-        padded[: len(part)] = part
-        x = to_input(torch.from_numpy(padded), device)
-        y, z = analyse(model, x)
-        if refinement is not None and refinement.steps:
-            codec = adapt(model)
-            gradient = partial(error_gradient, codec, x, refinement.error)
-            if refinement.z:
-                y, z = refine_both(codec, y, gradient, refinement)
-            else:
-                y = refine_latents(codec, y, (dequantize_z(model, z),), gradient, refinement)
+        y, z = analyse(model, to_input(torch.from_numpy(_padded(part, batch)), device))
+        if z_steps:
+            z = refine_z(adapt(model), y, z_steps)
         ys.append(y[: len(part)].cpu().numpy())
         zs.append(z[: len(part)].cpu().numpy())
     y_all, z_all = np.concatenate(ys), np.concatenate(zs)
@@ -212,6 +204,35 @@ def encode(
     overflow = ~np.isfinite(y_all).all(axis=axes) | (np.abs(z_all.astype(np.int64)) > 32767).any(axis=axes)
     y_all[overflow], z_all[overflow] = 0, 0
     return Latents(pixels, y_all, z_all.astype(np.int16)), overflow
+
+
+def refined(
+    model: nn.Module,
+    pixels: NDArray[np.uint8],
+    y: NDArray[np.float16],
+    z: NDArray[np.int16],
+    quantizer: Quantizer,
+    batch: int,
+) -> NDArray[np.float16]:
+    """Return what the quantizer's search should aim at in place of y of these samples (codec/refine.py), in batches of
+    a fixed size; y itself where its record asks for no refinement.
+    """
+    refinement, codec = refinement_of(quantizer.record), adapt(model)
+    if not refinement.steps:
+        return y
+    device, targets = next(model.parameters()).device, []
+    for number, (count, values, z_hat) in enumerate(_batches(codec, y, z, batch)):
+        x = to_input(torch.from_numpy(_padded(pixels[number * batch : (number + 1) * batch], batch)), device)
+        target = refine(codec, (z_hat,), values, quantizer, answer_of(codec, x, refinement), refinement)
+        targets.append(target[:count].cpu().numpy())
+    return np.concatenate(targets)
+
+
+def _padded(part: NDArray[Any], count: int) -> NDArray[Any]:
+    """Return samples followed by zeros up to this count."""
+    whole = np.zeros((count, *part.shape[1:]), part.dtype)
+    whole[: len(part)] = part
+    return whole
 
 
 @torch.no_grad()
@@ -237,11 +258,8 @@ def _batches(
     """
     side, device = only_side(codec), next(codec.module.parameters()).device
     for first in range(0, len(y), batch):
-        part_y, part_z = (np.zeros((batch, *a.shape[1:]), a.dtype) for a in (y, z))
-        count = len(y[first : first + batch])
-        part_y[:count], part_z[:count] = y[first : first + batch], z[first : first + batch]
-        values = torch.from_numpy(part_y).float().to(device)
-        yield count, values, side.dequantize(torch.from_numpy(part_z).to(device))
+        part_y, part_z = (torch.from_numpy(_padded(one[first : first + batch], batch)).to(device) for one in (y, z))
+        yield len(y[first : first + batch]), part_y.float(), side.dequantize(part_z)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from lic_dist import config
 from lic_dist.building.calibrate import calibrate, one_thread, settings_of
 from lic_dist.building.job import Job
 from lic_dist.building.latents import Latents, encode
-from lic_dist.building.refined import record_fields, refinement_of
+from lic_dist.building.refined import asked_refinement, record_fields
 from lic_dist.cache.plan import differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.storage import Storage
@@ -57,7 +57,8 @@ def _encoded(job: Job, name: str, numbers: range) -> Latents:
             bar.advance(len(chosen))
             if not chosen.any():
                 continue
-            part, overflow = encode(job.parent.model, pixels[first : first + batch][chosen], batch, job.refinement)
+            z_steps = job.refinement.z_steps
+            part, overflow = encode(job.parent.model, pixels[first : first + batch][chosen], batch, z_steps)
             parts.append(Latents(part.pixels[~overflow], part.y[~overflow], part.z[~overflow]))
     if not parts:
         raise LicError(f"every {name} photo changed or became unreadable since the scan", hint="`lic-dist cache scan`")
@@ -135,7 +136,7 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
         "lmbda": section.lmbda or parent.spec.lmbda,
         "rates": section.rates,
         "scale_offsets": section.scale_offsets,
-        **record_fields(refinement_of(section, parent.spec.lmbda)),
+        **record_fields(asked_refinement(section, parent.spec.lmbda)),
     }
     if section.step != "auto":
         expected["step"] = section.step

@@ -4,6 +4,8 @@
     read the stored pixels   -> encode                                        -> search and write
                                 read the stored y and z, run h_s              -> search and write
 
+Refinement (codec/refine.py), which runs g_s, belongs to the stage that runs h_s; the search then begins where it ended.
+
 Where means depend on y_hat, or y_hat is corrected, one stage walks the model's with the search, where the encoder is:
 
     read and crop (CPU)      -> code: encode, walk, write (GPU or CPU)
@@ -28,10 +30,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lic_dist import config
 from lic_dist.building.calibrate import z_bits
-from lic_dist.building.latents import Latents, WalkedInput, encode, quantize_lanes, quantizer_input
-from lic_dist.building.refined import refinement_of
+from lic_dist.building.latents import Latents, WalkedInput, encode, quantize_lanes, quantizer_input, refined
 from lic_dist.cache import layout, store
 from lic_dist.cache.layout import Header
 from lic_dist.cache.reader import LatentCache
@@ -40,12 +40,15 @@ from lic_dist.data import images
 from lic_dist.data.photo import FAULTS, Crop
 from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint, ModelSource
-from lic_dist.models.refine import Refinement
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 
 T = TypeVar("T")
-STORED = ("latents/y", "latents/z", "samples/status")  # what quantizing a stored shard again reads
+STORED = (
+    "latents/y",
+    "latents/z",
+    "samples/status",
+)  # what quantizing a stored shard again reads, and pixels to refine
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ class Target:
             raise LicError(f"{self.storage} has become another cache meanwhile", hint="was it rebuilt beside this job?")
         return header
 
+    def quantizer(self) -> Quantizer | None:
+        """Return the group's quantizer, if any."""
+        return Quantizer(QuantizerRecord.from_json(self.record_json)) if self.group else None
+
     def skip_done(self, work: Callable[[Shard], T]) -> Callable[[Shard], T | None]:
         """Return `work` for shards, wrapped to return None for those that another job has written meanwhile."""
         header = self.header()
@@ -149,19 +156,17 @@ def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
     return target.skip_done(work)
 
 
-def make_encoder(
-    source: ModelSource, batch: int, section: config.Quantizer | None
-) -> Callable[[ReadShard], EncodedShard]:
-    """Make the second stage: the frozen encoder, the refinement that a quantizer section asks for, and the
+def make_encoder(target: Target, source: ModelSource, batch: int, z_steps: int) -> Callable[[ReadShard], EncodedShard]:
+    """Make the second stage: the frozen encoder, refinement where the group's record asks for it, and the
     hyper-decoder; float32 without TF32.
     """
-    loaded = _load(source)
-    model, refinement = loaded.model, refinement_of(section, loaded.spec.lmbda)
+    model, quantizer = _load(source).model, target.quantizer()
 
     def work(read: ReadShard) -> EncodedShard:
         started = time.perf_counter()
-        latents, status = _encoded(model, read, batch, refinement)
-        inputs = quantizer_input(model, latents.y, latents.z, batch)
+        latents, status = _encoded(model, read, batch, z_steps)
+        aim = latents.y if quantizer is None else refined(model, read.pixels, latents.y, latents.z, quantizer, batch)
+        inputs = quantizer_input(model, aim, latents.z, batch)
         seconds = {**read.seconds, "encode": time.perf_counter() - started}
         pixels = None if read.stored else read.pixels
         return EncodedShard(read.shard, pixels, latents.y, latents.z, inputs.residual, inputs.level, status, seconds)
@@ -169,11 +174,9 @@ def make_encoder(
     return work
 
 
-def _encoded(
-    model: nn.Module, read: ReadShard, batch: int, refinement: Refinement
-) -> tuple[Latents, NDArray[np.uint8]]:
+def _encoded(model: nn.Module, read: ReadShard, batch: int, z_steps: int) -> tuple[Latents, NDArray[np.uint8]]:
     """Return the latents of a shard, zeros of faulty samples, and the status of each sample."""
-    latents, overflow = encode(model, read.pixels, batch, refinement)
+    latents, overflow = encode(model, read.pixels, batch, z_steps)
     status = read.status.copy()
     status[overflow & (status == 0)] = FAULTS.index("latents overflow")
     for array in (latents.y, latents.z):  # pixels are read-only on Ray; `write_shard` zeroes them
@@ -182,34 +185,51 @@ def _encoded(
 
 
 def make_hyper_decoder(target: Target, source: ModelSource, batch: int) -> Callable[[Shard], EncodedShard | None]:
-    """Make the stage that replaces the first two where y is stored: read it and run the hyper-decoder."""
-    model = _load(source).model
-    cache = LatentCache.open(target.storage)
+    """Make the stage that replaces the first two where y is stored: read it, refine where the group's record asks for
+    it, and run the hyper-decoder.
+    """
+    model, stored = _load(source).model, _stored(target)
 
     def work(shard: Shard) -> EncodedShard:
         started = time.perf_counter()
-        read = cache.shard(shard.number, STORED)
-        y, z = read["latents/y"], read["latents/z"]
-        inputs = quantizer_input(model, y, z, batch)
+        y, z, status, aim = stored(shard, model, batch)
+        inputs = quantizer_input(model, aim, z, batch)
         seconds = {"view": time.perf_counter() - started}
-        return EncodedShard(shard, None, y, z, inputs.residual, inputs.level, read["samples/status"], seconds)
+        return EncodedShard(shard, None, y, z, inputs.residual, inputs.level, status, seconds)
 
     return target.skip_done(work)
 
 
-def make_coder(
-    target: Target, source: ModelSource, batch: int, section: config.Quantizer | None
-) -> Callable[[ReadShard], ShardReport]:
-    """Make the last stage of a model whose means depend on y_hat: the encoder, then the walk, then write as
-    `make_searcher` does. Without a group nothing is walked.
+def _stored(target: Target) -> Callable[[Shard, nn.Module, int], tuple[Any, Any, Any, Any]]:
+    """Return what reads a shard: y, z, status, and what the group's search should aim at, for which pixels are read
+    where its record asks for refinement.
     """
-    loaded = _load(source)
-    model, refinement, write = loaded.model, refinement_of(section, loaded.spec.lmbda), _Writer(target)
+    cache, quantizer = LatentCache.open(target.storage), target.quantizer()
+    pixels = ("pixels",) if quantizer is not None and quantizer.record.refine else ()
+
+    def read(shard: Shard, model: nn.Module, batch: int) -> tuple[Any, Any, Any, Any]:
+        found = cache.shard(shard.number, (*STORED, *pixels))
+        y, z, status = (found[name] for name in STORED)
+        if quantizer is None or not pixels:
+            return y, z, status, y
+        return y, z, status, refined(model, found["pixels"], y, z, quantizer, batch)
+
+    return read
+
+
+def make_coder(target: Target, source: ModelSource, batch: int, z_steps: int) -> Callable[[ReadShard], ShardReport]:
+    """Make the last stage of a model whose means depend on y_hat: the encoder, refinement where the group's record asks
+    for it, the walk, then write as `make_searcher` does. Without a group nothing is walked.
+    """
+    model, write = _load(source).model, _Writer(target)
 
     def work(read: ReadShard) -> ShardReport:
         started = time.perf_counter()
-        latents, status = _encoded(model, read, batch, refinement)
-        arrays = _walked_arrays(write.quantizer, model, latents.y, latents.z, batch, status != 0)
+        latents, status = _encoded(model, read, batch, z_steps)
+        aim = latents.y
+        if write.quantizer is not None:
+            aim = refined(model, read.pixels, latents.y, latents.z, write.quantizer, batch)
+        arrays = _walked_arrays(write.quantizer, model, aim, latents.z, batch, status != 0)
         seconds = {**read.seconds, "code": time.perf_counter() - started}
         pixels = None if read.stored else read.pixels
         return write(read.shard, pixels, latents.y, latents.z, status, arrays, seconds)
@@ -218,15 +238,15 @@ def make_coder(
 
 
 def make_stored_coder(target: Target, source: ModelSource, batch: int) -> Callable[[Shard], ShardReport | None]:
-    """Make the only stage of such a model where y is stored: read it, walk and write."""
-    model, write = _load(source).model, _Writer(target)
-    cache = LatentCache.open(target.storage)
+    """Make the only stage of such a model where y is stored: read it, refine where the group's record asks for it, walk
+    and write.
+    """
+    model, write, stored = _load(source).model, _Writer(target), _stored(target)
 
     def work(shard: Shard) -> ShardReport:
         started = time.perf_counter()
-        read = cache.shard(shard.number, STORED)
-        y, z, status = (read[name] for name in STORED)
-        arrays = _walked_arrays(write.quantizer, model, y, z, batch, status != 0)
+        y, z, status, aim = stored(shard, model, batch)
+        arrays = _walked_arrays(write.quantizer, model, aim, z, batch, status != 0)
         return write(shard, None, y, z, status, arrays, {"code": time.perf_counter() - started})
 
     return target.skip_done(work)
@@ -275,7 +295,7 @@ class _Writer:
 
     def __init__(self, target: Target) -> None:
         self.target, self.header = target, target.header()
-        self.quantizer = Quantizer(QuantizerRecord.from_json(target.record_json)) if target.group else None
+        self.quantizer = target.quantizer()
 
     def __call__(
         self,
@@ -310,8 +330,8 @@ def quantized_arrays(
 ) -> dict[str, NDArray[Any]]:
     """Return k int16 [n, M, h, w], bits float32 [n] (y and z, by the integer tables) and distortion float32 [n].
 
-    The distortion is the sum of S_c (r - level)^2: the predicted squared error of the picture's values in [0, 1],
-    summed over pixels and colours.
+    The distortion is the sum of S_c (r - level)^2, r about what the search aimed at: the predicted squared error of the
+    picture's values in [0, 1], summed over pixels and colours.
     """
     k, _, bits, error = quantize_lanes(quantizer, residual, level, y.shape[1])
     return group_arrays(quantizer.record, k.reshape(y.shape), z, bits, error, faulty)

@@ -27,13 +27,14 @@ from lic_dist.codec.container import OVERHEAD, Container, check_sides
 from lic_dist.codec.offsets import pack as pack_offsets
 from lic_dist.codec.offsets import unpack as unpack_offsets
 from lic_dist.codec.rans import BitstreamError
-from lic_dist.codec.tiles import Grid, analyse, error_gradient, run_in_tiles, synthesise
+from lic_dist.codec.refine import refine, refinement_of
+from lic_dist.codec.tiles import Grid, analyse, answer, run_in_tiles, synthesise
 from lic_dist.errors import LicError
 from lic_dist.models.architectures import adapt
 from lic_dist.models.integer import IntegerNet, exact_z_hat
 from lic_dist.models.parts import decoder_digest, entropy_digest
 from lic_dist.models.protocol import TRANSFORMS, Run, Sides
-from lic_dist.models.refine import Refinement, refine_both, refine_latents
+from lic_dist.models.refine import refine_z
 from lic_dist.models.retired import remedy, retired
 from lic_dist.models.stages import only_side, to_input
 from lic_dist.quantization.quantize import Quantizer
@@ -140,18 +141,17 @@ class ImageCodec:
         pixels = partial(self._window, image)
         y, z = analyse(self._codec, grid, pixels)
         _require_finite(y, z)
-        record = self.record
-        refinement = Refinement(record.refine, record.lmbda, record.refine_distortion, record.refine_z)
-        left, _, top, _ = self._padding(height, width)
-        inside = slice(top, top + height), slice(left, left + width)
-        gradient = partial(error_gradient, self._codec, grid, pixels, inside, refinement.error)
-        if refinement.steps and refinement.z:
-            y, z = refine_both(self._codec, y, gradient, refinement)
+        record, refinement = self.record, refinement_of(self.record)
+        if refinement.z_steps:
+            z = refine_z(self._codec, y, refinement.z_steps)
             _require_finite(y, z)
         z_lanes = z[0].flatten(1).cpu().numpy().astype(np.int16)
         sides_hat, run = self._sides_hat(z_lanes, grid, self.integer), self._run(grid, self.integer)
-        if refinement.steps and not refinement.z:
-            y = refine_latents(self._codec, y, sides_hat, gradient, refinement, run)
+        if refinement.steps:
+            left, _, top, _ = self._padding(height, width)
+            inside = slice(top, top + height), slice(left, left + width)
+            decoder = partial(answer, self._codec, grid, pixels, inside, refinement)
+            y = refine(self._codec, sides_hat, y, self.quantizer, decoder, refinement, run)
         coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run)
         offsets = b""
         if record.scale_offsets and (chosen := walk.best_offsets(self._codec, self.quantizer, coded)).any():

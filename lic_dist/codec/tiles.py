@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lic_dist.codec.fields import is_pointwise, receptive_field
 from lic_dist.models.protocol import CodecModel, Run, Strides, one_layout
-from lic_dist.models.refine import Error, gradient_at
+from lic_dist.models.refine import Refinement, costs_and_gradient
 from lic_dist.models.stages import rounded_z
 
 TILE = 1024  # pixels a side
@@ -152,30 +152,37 @@ def synthesise(codec: CodecModel, grid: Grid, y_hat: Tensor) -> Iterator[tuple[s
         yield rows.target, columns.target, x_hat[..., rows.kept, columns.kept]
 
 
-def error_gradient(
+def answer(
     codec: CodecModel,
     grid: Grid,
     pixels: Callable[[slice, slice], Tensor],
     inside: tuple[slice, slice],
-    error: Error,
-    y: Tensor,
-) -> Tensor:
-    """Compute `models.refine.error_gradient` in tiles, for y float32 [1, M, h, w]; `pixels` as for `analyse`.
+    refinement: Refinement,
+    y_hat: Tensor,
+    gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute a decoder's `refine.Answer` in tiles, for y_hat float32 [1, M, h, w]; `pixels` as for `analyse`.
 
     `inside` are the rows and columns of the padded image that the picture covers; the padding outside causes no error.
     The error is the sum of the tiles': of MS-SSIM, their mean by pixels, whose windows do not reach over the seams.
     """
-    total = torch.zeros_like(y)
+    total, slope = y_hat.new_zeros(1), torch.zeros_like(y_hat) if gradient else None
     for rows, columns in grid.tiles(codec, "g_s", grid.latent, grid.pixel):
         visible = (..., _intersection(rows.target, inside[0]), _intersection(columns.target, inside[1]))
 
         def of_tile(part: Tensor, rows: Span = rows, columns: Span = columns, visible: Any = visible) -> Tensor:
             x_hat = codec.synthesise(part)[..., rows.kept, columns.kept]
-            return error(x_hat[visible], pixels(rows.target, columns.target)[visible])
+            return refinement.errors(x_hat[visible], pixels(rows.target, columns.target)[visible])
 
         source = (..., rows.source, columns.source)
-        total[source] += gradient_at(y[source].contiguous(), of_tile)
-    return total
+        part = y_hat[source].contiguous()
+        if slope is None:
+            total += of_tile(part)
+        else:
+            errors, by_tile = costs_and_gradient(part, of_tile)
+            total += errors
+            slope[source] += by_tile
+    return total, slope
 
 
 def _intersection(part: slice, inside: slice) -> slice:

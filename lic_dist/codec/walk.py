@@ -40,7 +40,8 @@ class Plane(NamedTuple):
 class Coded(NamedTuple):
     """y as it is quantized: indices k int16 and levels (see `levels`), [B, M, h, w] both, y_hat as `synthesise` takes
     it, float32 [B, M, h, w], the squared error of y_hat before corrections, summed over positions, float64 [B, M]; and
-    of each stage its elements, k and levels as they were searched, in lanes.
+    of each stage its elements, k and levels as they were searched, in lanes. `apart`, where it was asked for, is y less
+    the points of the search's lattice that k stands for, float32 [B, M, h, w].
     """
 
     k: Tensor
@@ -48,6 +49,7 @@ class Coded(NamedTuple):
     y_hat: Tensor
     error: Tensor
     stages: list[tuple[Elements, Tensor, Tensor]]
+    apart: Tensor | None = None
 
     def planes(self) -> list[Plane]:
         """Return the planes of all stages, in the order of coding, on the CPU."""
@@ -61,9 +63,10 @@ def search(
     quantizer: Quantizer,
     run: Run | None = None,
     offsets: NDArray[np.int8] | None = None,
+    apart: bool = False,
 ) -> Coded:
     """Quantize y float32 [B, M, h, w] stage by stage, on the device of y; `run` is that of `CodecModel.walk`, `offsets`
-    are those of the levels of each channel, int8 [M].
+    are those of the levels of each channel, int8 [M]; `apart` asks for that field of `Coded`.
 
     Raises:
         LicError: a latent is not finite, or does not fit 16-bit indices.
@@ -82,15 +85,19 @@ def search(
         value = quantizer.dequantize(found, lanes)
         stages.append((elements, found, lanes))
         squared = (r.double() - value).square()
-        parts.append((elements, [elements.from_lanes(one, part) for one in (found, lanes, squared)]))
+        made = [found, lanes, squared, *([r - quantizer.lattice(found)] if apart else [])]
+        parts.append((elements, [elements.from_lanes(one, part) for one in made]))
         return stage.means + elements.from_lanes(value, part)
 
     _, y_hat = codec.drive(sides_hat, quantize, run)
-    for elements, (of_k, of_level, squared) in _joined(parts):
+    from_lattice = torch.zeros_like(y) if apart else None
+    for elements, (of_k, of_level, squared, *rest) in _joined(parts):
         elements.put(k, of_k)
         elements.put(level, of_level)
         error[:, elements.channels] += squared.flatten(2).sum(2)
-    return Coded(k, level, y_hat, error, stages)
+        if from_lattice is not None:
+            elements.put(from_lattice, *rest)
+    return Coded(k, level, y_hat, error, stages, from_lattice)
 
 
 def _joined(parts: list[tuple[Elements, list[Tensor]]]) -> Iterator[tuple[Elements, list[Tensor]]]:

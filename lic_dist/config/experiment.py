@@ -140,14 +140,19 @@ class Quantizer(Section):
         "small latents for noise. fitted: each scale's own, by the decoder's gradient. Where y has scales.",
     )
     refine: int = Field(
-        0, ge=0, description="Steps that move y toward less L before the search (models/refine.py); 0: none."
+        0,
+        ge=0,
+        description="How often a picture is decoded and searched again by the decoder's answer (codec/refine.py); each "
+        "time costs a pass of g_s, forward and back. The least L is kept.",
     )
     refine_distortion: Literal["mse", "ms-ssim", "balanced"] | RefinedWeights = Field(
         "mse",
-        description="What these steps weigh by lambda, as finetune.distortion does; balanced: MSE, and 1 bit a pixel "
-        "times 1 - MS-SSIM, which keeps MS-SSIM from falling.",
+        description="What that weighs by lambda, as finetune.distortion does; balanced: MSE, and 1 bit a pixel times "
+        "1 - MS-SSIM.",
     )
-    refine_z: bool = Field(False, description="Whether these steps move z too, whose bits then count among theirs.")
+    refine_z: bool = Field(
+        False, description="Whether z, too, takes as many steps toward fewer bits of y and z, before y is searched."
+    )
     scale_offsets: bool = Field(
         False,
         description="Whether a picture's file may hold offsets for the scales of its channels, where they save more "

@@ -5,8 +5,8 @@ paths of outputs stay as the file has them; placeholders (templates.py) make the
 same output must agree in every key that its content depends on:
 
     train.out        train, images
-    cache.path       model, images, cache; quantizer.refine*; all of quantizer where y is not kept, because a second
-                     group is quantized from y
+    cache.path       model, images, cache; refine_z, and its steps; all of quantizer where y is not kept, because
+                     a second group is quantized from y
     quantizer.group  quantizer, for the groups of one store
     finetune.out     all but evaluate, report, engine
     evaluate.out     all but report, engine
@@ -22,14 +22,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lic_dist.config.experiment import Experiment, Quantizer, parse, require_key
+from lic_dist.config.experiment import Experiment, parse, require_key
 from lic_dist.config.templates import MODEL_NAME, text_of
 from lic_dist.config.training import Section
 from lic_dist.config.yaml_file import apply, read, set_key
 from lic_dist.errors import UsageError
 from lic_dist.models.names import label
 
-REFINED = tuple(f"quantizer.{key}" for key in Quantizer.model_fields if key.startswith("refine"))
 OPTIONAL = frozenset(name for name, field in Experiment.model_fields.items() if field.default is None)
 OUTPUTS = ("train.out", "cache.path", "finetune.out", "evaluate.out")
 PREFERRED = (MODEL_NAME, "quantizer.group")  # short placeholders that an error suggests first
@@ -113,7 +112,8 @@ def _outputs(experiment: Experiment) -> Iterator[tuple[tuple[str, str], Values]]
     if experiment.cache and experiment.quantizer:
         store, group = experiment.cache.path.rstrip("/"), experiment.quantizer.group
         if experiment.images:
-            keys = REFINED if experiment.cache.store_y else ("quantizer",)
+            z = ("quantizer.refine_z", "quantizer.refine")[: 1 + experiment.quantizer.refine_z]
+            keys = z if experiment.cache.store_y else ("quantizer",)
             yield ("cache.path", store), of("model", "images", "cache", *keys, but="cache.path")
         yield ("quantizer.group", f"{group} in {store}"), of("quantizer", but="quantizer.group")
     sections = {*Experiment.model_fields} - {"report", "engine"}

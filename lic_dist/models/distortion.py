@@ -9,10 +9,10 @@ LEAST_MS_SSIM = 161  # pixels a side: five scales of an 11-tap window
 
 
 def one_less_ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Return 1 - MS-SSIM of pictures, float32 [B, 3, H, W] in [0, 1], sides of at least 161: the mean, a scalar."""
+    """Return 1 - MS-SSIM of each of the pictures, float32 [B, 3, H, W] in [0, 1], sides of at least 161: [B]."""
     from pytorch_msssim import ms_ssim
 
-    value: Tensor = ms_ssim(x_hat, x, data_range=1.0)
+    value: Tensor = ms_ssim(x_hat, x, data_range=1.0, size_average=False)
     return 1 - value
 
 

@@ -242,6 +242,10 @@ class Quantizer:
         """Return `dequantize` less what `spread` and `level_shifts` of the record add, which depends on sigma."""
         return levels(k, self.active(k), self.record.step, self.trellis, self.record.shift)
 
+    def lattice(self, k: Any) -> Any:
+        """Return the points that a search has indices stand for, float32 [lanes, steps]: levels without any shift."""
+        return levels(k, self.active(k), self.record.step, self.trellis)
+
     def bits(self, k: Any, level: Any) -> Any:
         """Return the estimated bits of each lane, float64 [lanes], escapes included."""
         lanes: Any = self.record.y_tables.bits(_to_numpy(k), _to_numpy(self.rows(k, level))).sum(axis=1)

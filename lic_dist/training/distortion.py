@@ -35,7 +35,7 @@ class Distortion:
                 f"MS-SSIM needs crops of {LEAST_MS_SSIM} pixels or more, these have {crop}",
                 hint="larger crops, or distortion: mse",
             )
-        measures = {"mse": lambda: _mse, "ms-ssim": lambda: one_less_ms_ssim, "lpips": lambda: _lpips(device)}
+        measures = {"mse": lambda: _mse, "ms-ssim": lambda: _ms_ssim, "lpips": lambda: _lpips(device)}
         self.measures: dict[str, Measure] = {name: measures[name]() for name in self.weights}
 
     def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
@@ -45,6 +45,10 @@ class Distortion:
 
 def _mse(x_hat: Tensor, x: Tensor) -> Tensor:
     return 255**2 * (x_hat - x).square().mean()
+
+
+def _ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
+    return one_less_ms_ssim(x_hat, x).mean()
 
 
 def _lpips(device: torch.device) -> Measure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lic_dist.app.cli import app
-from lic_dist.benchmarks.refinement import annealed, crops, drawn_between, temperature
+from lic_dist.benchmarks.refinement import crops
+from lic_dist.benchmarks.relaxations import BETAS, RATE, annealed, descended, drawn_between, temperature
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
-from lic_dist.models.refine import Refinement, error_gradient
+from lic_dist.models.refine import Refinement
 from lic_dist.models.stages import analyse, bits_of, dequantize_z, only_stage, to_input
 from tests.codec.test_families import made
 from tests.conftest import picture
@@ -53,7 +53,7 @@ def test_annealing_lowers_the_loss_of_what_is_rounded() -> None:
         y, z = analyse(loaded.model, x)
         sides_hat = (dequantize_z(loaded.model, z),)
         stage, refinement = only_stage(codec, sides_hat), Refinement(32, lmbda)
-        moved = annealed(codec, y, sides_hat, partial(error_gradient, codec, x, refinement.error), refinement)
+        moved = annealed(codec, x, y, sides_hat, refinement)
         costs = []
         for one in (y, moved):
             y_hat = torch.round(one.float() - stage.means) + stage.means
@@ -63,7 +63,27 @@ def test_annealing_lowers_the_loss_of_what_is_rounded() -> None:
     several = made("mbt2018").codec
     sides_hat = (torch.zeros(1, several.sides[0].channels, 1, 1),)
     with pytest.raises(LicError, match="several stages"), torch.no_grad():
-        annealed(several, torch.zeros(1, several.channels, 4, 4), sides_hat, torch.zeros_like, refinement)
+        annealed(several, x, torch.zeros(1, several.channels, 4, 4), sides_hat, refinement)
+
+
+def test_descent_is_adam_of_the_relaxed_loss() -> None:
+    loaded = checkpoint.load("base-0.013")
+    codec, refinement = loaded.codec, Refinement(3, 0.013)
+    x = to_input(torch.from_numpy(picture(3, 64, 64).transpose(2, 0, 1)[None].copy()), torch.device("cpu"))
+    with torch.no_grad():
+        y, z = analyse(loaded.model, x)
+        sides_hat = (dequantize_z(loaded.model, z),)
+        stage = only_stage(codec, sides_hat)
+    expected = y.float().requires_grad_(True)
+    optimizer = torch.optim.Adam([expected], betas=BETAS)
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = RATE * (1 - step / 3)
+        squared = (codec.synthesise(expected) - x).square().sum()
+        loss = 0.013 * 255**2 / 3 * squared + bits_of(codec.likelihood(expected, stage))
+        (expected.grad,) = torch.autograd.grad(loss, expected)
+        optimizer.step()
+    apart = (descended(codec, x, y, sides_hat, refinement).float() - expected.detach()).abs()
+    assert float((apart < 0.01).float().mean()) > 0.995 and float((expected.detach() - y).abs().mean()) > 0.05
 
 
 @pytest.mark.slow
@@ -77,8 +97,9 @@ def test_the_command_measures_every_arm(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     figures = json.loads(out.read_text())
     assert figures["pictures"] == 2 and figures["distortion"] == {"mse": 1.0}
-    sq, tcq, sga = figures["curves"].values()
-    assert list(figures["curves"]) == ["descent, SQ", "descent, TCQ-8", "SGA, SQ"] and list(sq) == ["0", "4"]
+    _, tcq, sq, _, sga = figures["curves"].values()
+    assert list(figures["curves"]) == ["SQ", "TCQ-8", "descent, SQ", "descent, TCQ-8", "SGA, SQ"]
+    assert list(sq) == ["0", "4"]
     assert sq["0"]["L"] == sga["0"]["L"] > sq["4"]["L"] and tcq["0"]["L"] > tcq["4"]["L"]
     assert all(one["ms"] > 0 and one["bpp"] > 0 for arm in (sq, tcq, sga) for one in arm.values())
     with pytest.raises(LicError, match="no picture is as large as 256x256"):

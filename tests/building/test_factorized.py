@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from lic_dist import config
 from lic_dist.building.build import build, repair, requantize
@@ -21,8 +20,6 @@ from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import local_record
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
-from lic_dist.models.refine import Refinement
-from lic_dist.models.stages import bits_of, only_stage
 from lic_dist.quantization.adaptation import adaptation_rounds
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -138,21 +135,6 @@ def test_calibration_lowers_L_and_measures_what_a_codec_writes(rates: str, laten
     written = sum(codec.encode(one.transpose(1, 2, 0)).coded_bits - 64 for one in held_out.pixels)  # without flushes
     found = measure(skewed(), record, held_out, inputs_of(skewed().model, held_out.y, held_out.z, BATCH))
     assert pytest.approx(record.notes["L"]) == found.L and found.bpp == pytest.approx(written / 4 / 64**2, abs=0.01)
-
-
-def test_refinement_lowers_the_loss_that_it_descends(latents: Latents) -> None:
-    codec, lmbda, pixels = skewed().codec, 1e-5, latents.pixels[:BATCH]
-    refined = encode(skewed().model, pixels, BATCH, Refinement(6, lmbda))[0]
-    stage = only_stage(codec, (torch.from_numpy(refined.z),))
-    x = torch.from_numpy(pixels) / 255
-
-    @torch.no_grad()
-    def loss(y: np.ndarray) -> float:
-        values = torch.from_numpy(y).float()
-        error = (codec.synthesise(values) - x).square().sum()
-        return float(lmbda * 255**2 / 3 * error + bits_of(codec.likelihood(values, stage)))
-
-    assert loss(refined.y) < 0.98 * loss(latents.y[:BATCH])
 
 
 def test_a_record_of_another_kind_of_model_is_refused(saved: Path, base: Path, tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Latents moved before the search: less L, each image for itself, the same files; what a refined store refuses."""
+"""Refinement in a cache: groups of one store with and without, from photos or from the store, and what is refused."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,129 +10,89 @@ import torch
 
 from lic_dist.building.build import build, requantize
 from lic_dist.building.job import prepare
-from lic_dist.building.latents import encode
+from lic_dist.building.latents import encode, quantizer_input, refined
 from lic_dist.cache.reader import LatentCache
-from lic_dist.codec import tiles
-from lic_dist.codec.codec import ImageCodec, padding
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
-from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.refine import Refinement
-from lic_dist.models.stages import to_input
+from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
-from tests.conftest import picture
 from tests.stores import FIXED, contents, experiment
 
-STEPS = 4
+ASKED = {**FIXED, "refine": 2}
 
 
-@pytest.fixture(scope="module")
-def loaded() -> Checkpoint:
-    return checkpoint.load("base-0.0035")
-
-
-@pytest.fixture(scope="module")
-def record(loaded: Checkpoint) -> QuantizerRecord:
-    return QuantizerRecord.from_json(loaded.quantizers["tcq8"])
-
-
-def windows(count: int) -> np.ndarray:
-    return np.stack([picture(seed, 64, 64).transpose(2, 0, 1) for seed in range(count)])
-
-
-def test_a_refined_file_costs_less_and_decodes_without_knowing(loaded: Checkpoint, record: QuantizerRecord) -> None:
-    image, costs = picture(3, 150, 200), []
-    plain = ImageCodec(loaded.model, record)
-    for steps in (0, 1, STEPS):
-        coded = ImageCodec(loaded.model, replace(record, refine=steps)).encode(image)
-        error = np.square(plain.decode(coded.data).astype(float) - image).mean()
-        costs.append(record.lmbda * error + coded.coded_bits / (150 * 200))
-    assert costs[2] < 0.98 * costs[1] < 0.98 * costs[0]
-
-
-def test_images_of_a_batch_are_refined_each_for_itself(loaded: Checkpoint) -> None:
-    pixels, refinement = windows(3), Refinement(STEPS, 0.05)
-    together, _ = encode(loaded.model, pixels, 2, refinement)
-    other, _ = encode(loaded.model, pixels[[2, 1]], 2, refinement)
-    again, _ = encode(loaded.model, pixels[2:], 2, refinement)
-    assert together.y[2].tobytes() == other.y[0].tobytes() == again.y[0].tobytes()
-    plain, _ = encode(loaded.model, pixels, 2)
-    assert plain.z.tobytes() == together.z.tobytes() and plain.y.tobytes() != together.y.tobytes()
-    unmoved, _ = encode(loaded.model, pixels, 2, Refinement(0, 0.05))
-    assert plain.y.tobytes() == unmoved.y.tobytes()
-
-
-def test_latents_that_are_not_finite_are_reported_and_spoil_no_neighbour(loaded: Checkpoint) -> None:
-    broken = checkpoint.load("base-0.0035").model
-    hot, cold = np.full((1, 3, 64, 64), 255, np.uint8), np.zeros((1, 3, 64, 64), np.uint8)
-    with torch.no_grad():
-        first = next(one for one in broken.g_a.modules() if isinstance(one, torch.nn.Conv2d))
-        first.bias.zero_()
-        first.weight.fill_(1e36)
-    latents, overflow = encode(broken, np.concatenate([cold, hot]), 2, Refinement(STEPS, 0.05))
-    alone, _ = encode(broken, np.concatenate([cold, cold]), 2, Refinement(STEPS, 0.05))
-    assert list(overflow) == [False, True] and np.isfinite(latents.y).all()
-    assert latents.y[0].tobytes() == alone.y[0].tobytes()
-
-
-@pytest.mark.parametrize("shape", [(300, 330), (65, 129)])
-def test_the_gradient_in_tiles_is_the_whole_images_without_its_padding(
-    loaded: Checkpoint, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image = picture(5, *shape)
-    left, right, top, bottom = padding(*shape)
-    inside = slice(top, top + shape[0]), slice(left, left + shape[1])
-    padded = np.pad(image, ((top, bottom), (left, right), (0, 0)), constant_values=99)
-    x = to_input(torch.from_numpy(padded.transpose(2, 0, 1).copy())[None], torch.device("cpu"))
-    y = torch.randn((1, loaded.spec.M, x.shape[2] // 16, x.shape[3] // 16), generator=torch.Generator().manual_seed(0))
-    part = y.clone().requires_grad_(True)
-    error = (loaded.model.g_s(part) - x)[..., inside[0], inside[1]]
-    (whole,) = torch.autograd.grad(error.square().sum(), part)
-    monkeypatch.setattr(tiles, "TILE", 128)
-    grid = tiles.Grid.of(*shape, loaded.codec.strides)
-    found = tiles.error_gradient(
-        loaded.codec, grid, lambda rows, columns: x[..., rows, columns], inside, Refinement(1, 0.01).error, y
-    )
-    assert torch.allclose(found, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
-
-
-def test_a_record_keeps_its_steps_and_its_digest_names_them(record: QuantizerRecord) -> None:
-    moved = replace(record, refine=STEPS)
-    assert QuantizerRecord.from_json(moved.to_json()).refine == STEPS
-    assert moved.digest != record.digest and moved.decoding_digest == record.decoding_digest
-    assert '"refine"' not in record.to_json()
-    with pytest.raises(ValueError, match="number of steps, not -1"):
-        replace(record, refine=-1)
+def group(found: dict[str, bytes], name: str) -> dict[str, bytes]:
+    """The objects of a group's arrays, by what comes after its name."""
+    before = f"quantized/{name}/"
+    return {key.removeprefix(before): one for key, one in found.items() if key.startswith(before) and "/c/" in key}
 
 
 @pytest.mark.slow
-def test_a_refined_store_knows_its_steps_and_its_whole_model(base: Path, photos: Path, tmp_path: Path) -> None:
-    asked = {**FIXED, "refine": 2}
-    plain, store = tmp_path / "plain.zarr", tmp_path / "refined.zarr"
+def test_a_refined_group_lies_beside_a_plain_one_over_the_same_latents(
+    base: Path, photos: Path, tmp_path: Path
+) -> None:
+    plain, store, lean = tmp_path / "plain.zarr", tmp_path / "refined.zarr", tmp_path / "lean.zarr"
     build(experiment(base, photos, plain, quantizer=FIXED))
-    build(experiment(base, photos, store, quantizer=asked))
-    cache = LatentCache.open(store)
-    assert cache.identity["refined"]["steps"] == 2 and "refined" not in LatentCache.open(plain).identity
-    assert QuantizerRecord.from_json(cache.record_json("tcq8")).refine == 2
+    build(experiment(base, photos, store, quantizer=ASKED))
     found, other = contents(store), contents(plain)
-    assert [key for key in found if key.startswith("latents/y")] and all(
-        (found[key] == other[key]) == key.startswith(("pixels", "latents/z", "samples"))
-        for key in found
-        if not key.startswith("quantized") and not key.endswith("json")
-    )
-    with pytest.raises(LicError, match="refined.steps: store has 2, this job has nothing"):
-        build(experiment(base, photos, store, quantizer={**FIXED, "group": "plain"}))
-    with pytest.raises(LicError, match="after 2 steps of refinement, the quantizer asks for 3"):
-        requantize(experiment(base, photos, store, quantizer={**asked, "refine": 3, "group": "more"}))
-    requantize(experiment(base, photos, store, quantizer={**asked, "name": "rdoq", "group": "rdoq"}))
-    assert len(cache.written("rdoq")) == cache.num_shards
+    assert all(found[key] == other[key] for key in found if key.startswith(("pixels", "latents", "samples")))
+    assert group(found, "tcq8") != group(other, "tcq8")
+    assert LatentCache.open(plain).header.fingerprint == LatentCache.open(store).header.fingerprint
 
-    no_quantizer = experiment(base, photos, plain).model_copy(update={"quantizer": None})
-    assert prepare(no_quantizer).plan.fingerprint == LatentCache.open(plain).fingerprint  # a repair needs none
+    requantize(experiment(base, photos, plain, quantizer={**ASKED, "group": "moved"}))
+    assert group(contents(plain), "moved") == group(found, "tcq8")
+    build(experiment(base, photos, lean, quantizer=ASKED, cache={"store_y": False}))
+    assert group(contents(lean), "tcq8") == group(found, "tcq8")
+
+    cache = LatentCache.open(store)
+    record, loaded = QuantizerRecord.from_json(cache.record_json("tcq8")), checkpoint.load(str(base))
+    read = cache.shard(0, ("pixels", "latents/y", "latents/z", "quantized/tcq8/k", "samples/status"))
+    y, z, batch = read["latents/y"], read["latents/z"], cache.header.batch
+    aim = refined(loaded.model, read["pixels"], y, z, Quantizer(record), batch)
+    own = quantizer_input(loaded.model, aim, z, batch).quantize(Quantizer(record)).k
+    good = read["samples/status"] == 0
+    assert record.refine == 2 and np.array_equal(own[good], read["quantized/tcq8/k"][good])
 
     other_decoder = checkpoint.load(str(base))
     with torch.no_grad():
         other_decoder.model.g_s[0].weight *= 1.01
     checkpoint.save(other_decoder, tmp_path / "other.pth.tar")
-    with pytest.raises(LicError, match="refined.decoder_sha256: store has"):
-        build(experiment(tmp_path / "other.pth.tar", photos, store, quantizer=asked))
+    build(experiment(tmp_path / "other.pth.tar", photos, plain, quantizer=FIXED))  # a plain group does not see it
+    with pytest.raises(LicError, match="decoder_sha256: "):
+        build(experiment(tmp_path / "other.pth.tar", photos, store, quantizer=ASKED))
+
+
+def test_latents_that_are_not_finite_are_reported_and_spoil_no_neighbour() -> None:
+    broken = checkpoint.load("base-0.0035")
+    record = QuantizerRecord.from_json(broken.quantizers["tcq8"])
+    hot, cold = np.full((1, 3, 64, 64), 255, np.uint8), np.zeros((1, 3, 64, 64), np.uint8)
+    with torch.no_grad():
+        first = next(one for one in broken.model.g_a.modules() if isinstance(one, torch.nn.Conv2d))
+        first.bias.zero_()
+        first.weight.fill_(1e36)
+    quantizer, aims = Quantizer(record), []
+    for pixels in (np.concatenate([cold, hot]), np.concatenate([cold, cold])):
+        latents, overflow = encode(broken.model, pixels, 2)
+        aims.append(refined(broken.model, pixels, latents.y, latents.z, quantizer, 2))
+    assert list(encode(broken.model, np.concatenate([cold, hot]), 2)[1]) == [False, True]
+    assert np.isfinite(aims[0]).all() and aims[0][0].tobytes() == aims[1][0].tobytes()
+
+
+def test_a_repair_needs_no_quantizer(base: Path, photos: Path, tmp_path: Path) -> None:
+    asked = experiment(base, photos, tmp_path / "a.zarr", quantizer=ASKED)
+    none = asked.model_copy(update={"quantizer": None})
+    assert prepare(asked).plan.fingerprint == prepare(none).plan.fingerprint
+
+
+@pytest.mark.slow
+def test_calibration_adapts_tables_to_what_refinement_makes(base: Path, photos: Path, tmp_path: Path) -> None:
+    """A round more than without, and less L than that of the last one before."""
+    asked = {"name": "tcq", "states": 8, "group": "tcq8", "lambda_scale": 0.5, "step": 0.6, "shift": 0.0}
+    build(experiment(base, photos, tmp_path / "a.zarr", quantizer={**asked, "refine": 4}))
+    build(experiment(base, photos, tmp_path / "b.zarr", quantizer=asked))
+    moved, plain = (
+        QuantizerRecord.from_json(LatentCache.open(tmp_path / one).record_json("tcq8")).notes
+        for one in ("a.zarr", "b.zarr")
+    )
+    assert moved["adaptation"][:-1] == plain["adaptation"] and moved["calibration"] == plain["calibration"]
+    assert moved["L"] == moved["adaptation"][-1]["L"] < 0.995 * plain["L"]

@@ -65,8 +65,8 @@ def told_apart(*keys: str, by: str) -> dict[str, Any]:
         ("model.lmbda", [1.5, 2], ["cache.path", "finetune.out", "evaluate.out"]),
         ("cache.shard", [1, 2], ["cache.path", "finetune.out", "evaluate.out"]),
         ("quantizer.step", [1, 2], ["quantizer.group", "finetune.out", "evaluate.out"]),
-        ("quantizer.refine", [1, 2], ["cache.path", "finetune.out", "evaluate.out"]),
-        ("quantizer.refine_distortion", ["mse", "balanced"], ["cache.path", "finetune.out", "evaluate.out"]),
+        ("quantizer.refine", [1, 2], ["quantizer.group", "finetune.out", "evaluate.out"]),
+        ("quantizer.refine_z", [True, False], ["cache.path", "finetune.out", "evaluate.out"]),
         ("finetune.lr", [1, 2], ["finetune.out", "evaluate.out"]),
         ("evaluate.images", ["a", "b"], ["evaluate.out"]),
         ("name", ["a", "b"], ["evaluate.out"]),
@@ -192,9 +192,9 @@ def test_a_store_without_y_holds_one_quantizer(tmp_path: Path) -> None:
     assert error.hint == "cache: {path: 'x-{quantizer.group}.zarr'}"
 
 
-def test_refined_latents_have_a_store_of_their_own(tmp_path: Path) -> None:
+def test_a_refined_z_has_a_store_of_its_own(tmp_path: Path) -> None:
     named = {"finetune": None, "evaluate": None}
-    plain, more, refined = {"group": "a"}, {"group": "b", "states": 4}, {"group": "c", "refine": 8}
+    plain, more, refined = {"group": "a"}, {"group": "b", "refine": 4}, {"group": "c", "refine": 8, "refine_z": True}
     assert "cache.path is runs/p/x.zarr" in refusal(tmp_path, {"quantizer": [plain, more, refined]}, **named).message
     assert len(expanded(tmp_path, {"quantizer": [plain, more]}, **named)) == 2
     assert len(expanded(tmp_path, {"quantizer": [refined, {**refined, "group": "d"}]}, **named)) == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lic_dist.app.cli import app
 from lic_dist.codec import walk
 from lic_dist.codec.codec import model_id
 from lic_dist.codec.records import coder_tables, compressai_record
+from lic_dist.codec.refine import answer_of, refine
 from lic_dist.errors import UsageError
 from lic_dist.evaluation.jobs import _matching
 from lic_dist.models import checkpoint
@@ -26,7 +26,7 @@ from lic_dist.models.gains import rate_at
 from lic_dist.models.names import label
 from lic_dist.models.parts import decoder_digest, encoder_digest, entropy_digest, model_digest, trainable
 from lic_dist.models.protocol import Rate
-from lic_dist.models.refine import Refinement, error_gradient, refine_latents
+from lic_dist.models.refine import Refinement
 from lic_dist.models.stages import rounded_z
 from lic_dist.quantization.quantize import Quantizer
 from tests.conftest import picture
@@ -107,8 +107,8 @@ def test_refinement_lowers_the_loss_of_what_is_decoded(name: str) -> None:
         y = codec.analyse(x)
         sides_hat = (codec.sides[0].dequantize(rounded_z(codec, y).int()),)
         refinement = Refinement(4, 0.01)
-        gradient = partial(error_gradient, codec, x, refinement.error)
-        for one in (y.half(), refine_latents(codec, y.half(), sides_hat, gradient, refinement)):
+        moved = refine(codec, sides_hat, y.half(), quantizer, answer_of(codec, x, refinement), refinement)
+        for one in (y.half(), moved):
             coded = walk.search(codec, sides_hat, one.float(), quantizer)
             error = float((codec.synthesise(coded.y_hat) - x).double().square().sum())
             bits = walk.likelihood_bits(codec, sides_hat, coded.k, quantizer)
