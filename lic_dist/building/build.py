@@ -27,17 +27,14 @@ from lic_dist.building.job import (
 )
 from lic_dist.building.latents import in_one_stage
 from lic_dist.building.pilot import calibration_samples, existing_record, prepare_record, record_location
+from lic_dist.building.reading import Shard, Target, make_reader, make_stored_reader
 from lic_dist.building.refined import asked_refinement, check_refined
 from lic_dist.building.shards import (
-    Shard,
-    Target,
     make_coder,
     make_encoder,
     make_hyper_decoder,
-    make_reader,
     make_searcher,
     make_stored_coder,
-    make_stored_reader,
     restore_torch_settings,
 )
 from lic_dist.building.storage import experiment_storage

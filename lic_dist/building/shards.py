@@ -22,8 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,47 +31,15 @@ from torch import nn
 
 from lic_dist.building.calibrate import z_bits
 from lic_dist.building.latents import Latents, WalkedInput, encode, quantize_lanes, quantizer_input, refined
-from lic_dist.cache import layout, store
-from lic_dist.cache.layout import Header
+from lic_dist.building.reading import ReadShard, Shard, Target
+from lic_dist.cache import store
 from lic_dist.cache.reader import LatentCache
-from lic_dist.cache.storage import Storage
-from lic_dist.data import images
-from lic_dist.data.photo import FAULTS, Crop
-from lic_dist.errors import LicError
+from lic_dist.data.photo import FAULTS
 from lic_dist.models.checkpoint import Checkpoint, ModelSource
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 
-T = TypeVar("T")
-STORED = (
-    "latents/y",
-    "latents/z",
-    "samples/status",
-)  # what quantizing a stored shard again reads, and pixels to refine
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A unit of work: a shard's number and its samples, without samples where its latents are stored."""
-
-    number: int
-    crops: tuple[Crop, ...]
-
-    def __str__(self) -> str:
-        return f"shard {self.number}"
-
-
-@dataclass(frozen=True)
-class ReadShard:
-    """A shard that was read: pixels uint8 [n, 3, s, s], status uint8 [n], seconds by stage; `stored`: the base is
-    written.
-    """
-
-    shard: Shard
-    pixels: NDArray[np.uint8]
-    status: NDArray[np.uint8]
-    seconds: dict[str, float]
-    stored: bool = False
+STORED = ("latents/y", "latents/z", "samples/status")  # to quantize a stored shard again; to refine, pixels too
 
 
 @dataclass(frozen=True)
@@ -100,67 +67,16 @@ class ShardReport:
     pixels: int
 
 
-@dataclass(frozen=True)
-class Target:
-    """The store to write to, by its storage and fingerprint, and the group with its record's JSON, if any."""
-
-    storage: Storage
-    fingerprint: str
-    group: str | None = None
-    record_json: str = ""
-
-    def header(self) -> Header:
-        """Return the store's header. Raises LicError where it has become another store's."""
-        header = layout.read_header(self.storage)
-        if header.fingerprint != self.fingerprint:
-            raise LicError(f"{self.storage} has become another cache meanwhile", hint="was it rebuilt beside this job?")
-        return header
-
-    def quantizer(self) -> Quantizer | None:
-        """Return the group's quantizer, if any."""
-        return Quantizer(QuantizerRecord.from_json(self.record_json)) if self.group else None
-
-    def skip_done(self, work: Callable[[Shard], T]) -> Callable[[Shard], T | None]:
-        """Return `work` for shards, wrapped to return None for those that another job has written meanwhile."""
-        header = self.header()
-
-        def pending(shard: Shard) -> T | None:
-            # a group's finished shard implies finished latents
-            done = store.finished_marker(self.storage, header, shard.number, self.group) is not None
-            return None if done else work(shard)
-
-        return pending
-
-
-def make_reader(target: Target, folder: str, size: int) -> Callable[[Shard], ReadShard | None]:
-    """Make the first stage: decode the photos of a shard and cut its crops."""
-
-    def work(shard: Shard) -> ReadShard:
-        started = time.perf_counter()
-        pixels, status = images.read_crops(Path(folder), shard.crops, size)
-        return ReadShard(shard, pixels, status, {"read": time.perf_counter() - started})
-
-    return target.skip_done(work)
-
-
-def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
-    """Make the first stage for a store that keeps pixels but not y: read the pixels from the store."""
-    cache = LatentCache.open(target.storage)
-
-    def work(shard: Shard) -> ReadShard:
-        started = time.perf_counter()
-        read = cache.shard(shard.number, ("pixels", "samples/status"))
-        seconds = {"read": time.perf_counter() - started}
-        return ReadShard(shard, read["pixels"], read["samples/status"], seconds, stored=True)
-
-    return target.skip_done(work)
+def quantizer_of(target: Target) -> Quantizer | None:
+    """Return the quantizer of a target's group, if any."""
+    return Quantizer(QuantizerRecord.from_json(target.record_json)) if target.group else None
 
 
 def make_encoder(target: Target, source: ModelSource, batch: int, z_steps: int) -> Callable[[ReadShard], EncodedShard]:
     """Make the second stage: the frozen encoder, refinement where the group's record asks for it, and the
     hyper-decoder; float32 without TF32.
     """
-    model, quantizer = _load(source).model, target.quantizer()
+    model, quantizer = _load(source).model, quantizer_of(target)
 
     def work(read: ReadShard) -> EncodedShard:
         started = time.perf_counter()
@@ -204,7 +120,7 @@ def _stored(target: Target) -> Callable[[Shard, nn.Module, int], tuple[Any, Any,
     """Return what reads a shard: y, z, status, and what the group's search should aim at, for which pixels are read
     where its record asks for refinement.
     """
-    cache, quantizer = LatentCache.open(target.storage), target.quantizer()
+    cache, quantizer = LatentCache.open(target.storage), quantizer_of(target)
     pixels = ("pixels",) if quantizer is not None and quantizer.record.refine else ()
 
     def read(shard: Shard, model: nn.Module, batch: int) -> tuple[Any, Any, Any, Any]:
@@ -295,7 +211,7 @@ class _Writer:
 
     def __init__(self, target: Target) -> None:
         self.target, self.header = target, target.header()
-        self.quantizer = target.quantizer()
+        self.quantizer = quantizer_of(target)
 
     def __call__(
         self,

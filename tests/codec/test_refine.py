@@ -40,6 +40,7 @@ def windows(count: int, size: int = 64) -> np.ndarray:
     return np.stack([picture(seed, size, size).transpose(2, 0, 1) for seed in range(count)])
 
 
+@torch.no_grad()
 def by_the_book(loaded: Checkpoint, quantizer: Quantizer, x: Tensor, y: Tensor, z_hat: Tensor, steps: int) -> Tensor:
     """The module's text for one image of a model of one stage, with loops over channels: the target of the least L."""
     model, step, weight = loaded.model, quantizer.record.step, quantizer.record.lmbda * 255**2 / 3
@@ -53,7 +54,7 @@ def by_the_book(loaded: Checkpoint, quantizer: Quantizer, x: Tensor, y: Tensor, 
         y_hat = coded.y_hat.clone().requires_grad_(True)
         with torch.enable_grad():
             error = (model.g_s(y_hat) - x).square().sum()
-        (slope,) = (one.detach() for one in torch.autograd.grad(error, y_hat))
+        (slope,) = torch.autograd.grad(error, y_hat)
         tried.append((weight * float(error.detach()) + float(quantizer.bits(plane.k, plane.level).sum()), target))
         if len(tried) > 1 and tried[-1][0] > tried[-2][0]:
             length /= 2
