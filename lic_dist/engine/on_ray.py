@@ -20,6 +20,7 @@ import socket
 import sys
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
+os.environ.setdefault("RAY_prestart_worker_first_driver", "false")  # a Ray of our own: no idle process for each core
 
 import time
 from collections import Counter, deque

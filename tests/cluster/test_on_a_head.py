@@ -54,11 +54,20 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     }
     environment = {**CLEAN, "PATH": f"{Path(sys.executable).parent}:{CLEAN['PATH']}"}
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
+    environment["RAY_prestart_worker_first_driver"] = "false"  # none that nobody has work for
     ray = Path(sys.executable).with_name("ray")
     log = tmp_path_factory.mktemp("head") / "log"
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short, log.open("w") as output:
         process = subprocess.Popen(
-            [ray, "start", "--head", "--block", f"--temp-dir={short}", *(f"--{k}={v}" for k, v in options.items())],
+            [
+                ray,
+                "start",
+                "--head",
+                "--block",
+                "--no-monitor",
+                f"--temp-dir={short}",
+                *(f"--{k}={v}" for k, v in options.items()),
+            ],
             env={**environment, "RAY_TMPDIR": short},
             stdout=output,
             stderr=subprocess.STDOUT,
