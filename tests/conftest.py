@@ -153,6 +153,21 @@ def base(photos: Path, once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained(photos: Path, once: Once) -> Callable[[str], Path]:
+    """Checkpoints of a short base training, N=4 and M=6, by the name of a family. Not to be changed."""
+    from lic_dist.training.base import train
+    from tests.training.several import base_section, held_out
+
+    def get(architecture: str) -> Path:
+        def made(out: Path) -> None:
+            train(base_section(out, architecture, steps=60, quantile_steps=600), held_out(photos))
+
+        return once(f"trained-{architecture.rpartition(':')[2]}", made) / "checkpoint.pth.tar"
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def synthetic_store(once: Once) -> Path:
     """A synthetic store of ten samples in three shards, the sixth sample faulty. Not to be changed: see `built`."""
 

@@ -77,7 +77,7 @@ def test_calibration_lowers_L_and_notes_what_a_walk_measures(
     parent, latents = encoded[name]
     section = config.Quantizer(name="tcq", states=8, shift=0.05)
     held_out = some(latents, slice(7, None))
-    begin = analytic_record(parent, "tcq", 8, 1.0, 1.0, np.ones(12))  # bits far too dear
+    begin = analytic_record(parent, "tcq", 8, 1.0, 1.0, np.ones(6))  # bits far too dear
     record = calibrate(parent, section, some(latents, slice(0, 7)), held_out, BATCH, warm_start=begin)
     trials = {(one["strength"], one["step"]): one["L"] for one in record.notes["calibration"]}
     assert record.notes["L"] == min(trials.values()) == trials[record.strength, record.step] < trials[1.0, 1.0]
@@ -106,7 +106,7 @@ def test_tables_are_adapted_on_the_residuals_of_a_walk(
         )
     parent, latents = encoded[name]
     inputs = inputs_of(parent.model, latents.y, latents.z, BATCH)
-    record = analytic_record(parent, "tcq", 8, 0.7, 0.1, np.linspace(1, 5, 12))
+    record = analytic_record(parent, "tcq", 8, 0.7, 0.1, np.linspace(1, 5, 6))
     parts, quantizer = inputs.parts(record), Quantizer(record)
     found = inputs.quantize(quantizer)
     assert sum(part[0].size for part in parts) == latents.y.size

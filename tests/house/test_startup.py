@@ -82,7 +82,8 @@ images: {path: photos, crop: 64, variations: 4, held_out: valid, tolerate: 1}
 quantizer: {name: rdoq, step: 0.7, lambda_scale: 0.1, shift: auto, group: rdoq, pilot: 8, calibration: 4}
 cache: {path: x.zarr, shard: 8, batch: 4}
 engine: {name: local}
-finetune: {recipe: all-but-encoder, steps: 4, batch: 4, warmup: 1, evaluate_every: 2, lr: 1.0e-5, out: finetuned}
+finetune: {recipe: all-but-encoder, steps: 4, batch: 4, warmup: 1, evaluate_every: 2, lr: 1.0e-5, streams: 2,
+           out: finetuned}
 evaluate:
   images: photos/valid
   checkpoints: {base: [sq], finetuned: [sq, rdoq]}
@@ -105,7 +106,6 @@ cache inspect e.yaml --plot plot.png
 cache faults e.yaml
 cache verify e.yaml
 finetune e.yaml
-finetune e.yaml --set finetune.out=streamed --set finetune.streams=2 --set finetune.latents=noise
 evaluate e.yaml
 evaluate e.yaml --generations 2 --set evaluate.out=generations.json
 report e.json --out other
@@ -286,6 +286,12 @@ def heavy_modules(*command: str) -> set[str]:
 
 def test_importing_the_package_loads_nothing() -> None:
     code = f"import sys, lic_dist; assert not ({HEAVY!r} | {{'numpy', 'typer', 'rich'}}) & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.slow
+def test_a_worker_that_reads_photos_loads_neither_torch_nor_numba() -> None:
+    code = "import sys, lic_dist.building.reading; assert not {'torch', 'numba', 'compressai'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
