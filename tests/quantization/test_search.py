@@ -296,7 +296,7 @@ from lic_dist.quantization.rates import search_rates, signed_rates
 from tests.quantization.test_search import CODE64, MACHINES, STEP, TABLES, latents
 from tests.quantization.test_signed import channel_latents, channel_tables
 
-shapes = [(3, 70), (40, 10), (2, 9), (3, 8), (3, 8), (1, 1), (40, 7)]  # metrics are reduced after 64 steps
+shapes = [(3, 130), (40, 10), (2, 9), (3, 8), (3, 8), (1, 1), (40, 7)]  # every 64 steps metrics are reduced
 for machine, shape in zip([*MACHINES, CODE64, MACHINES[1], MACHINES[1]], shapes, strict=True):
     r, level, weight = latents(*shape, seed=3)
     r[:, 0] *= 500
