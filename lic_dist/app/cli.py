@@ -297,6 +297,9 @@ def bench_training(
 
 @bench_app.command("codec")
 def bench_codec(
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help="codecs, coder or whole; may be repeated; default: all.")
+    ] = None,
     models: Annotated[
         list[str] | None, typer.Option("--model", help="A checkpoint, or a name of `lic-dist models`; may be repeated.")
     ] = None,
@@ -306,13 +309,14 @@ def bench_codec(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Pictures to code; default: scikit-image's.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each picture is coded.")] = 3,
-    quick: Annotated[bool, typer.Option("--quick", help="Two pictures.")] = False,
+    megapixels: Annotated[float, typer.Option(min=0.1, help="Of the large picture of `whole`.")] = 12.0,
+    quick: Annotated[bool, typer.Option("--quick", help="Two pictures, and no large one.")] = False,
     out: JsonFile = None,
 ) -> None:
     """Time to encode and decode a picture beside CompressAI's own codec and the bare networks, and the size."""
     from lic_dist.benchmarks.codec import bench
 
-    write_json(out, bench(models or (), untrained or (), images, rounds, quick))
+    write_json(out, bench(models or (), untrained or (), images, rounds, quick, parts or (), megapixels))
 
 
 @bench_app.command("refine")

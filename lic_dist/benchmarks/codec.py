@@ -1,12 +1,14 @@
 """`lic-dist bench codec`: time to encode and decode a picture beside CompressAI's own codec and the bare networks.
 
+Parts: `codecs`, this module; `coder`, the entropy coder alone (coder.py); `whole`, pictures of Kodak's size and of 12
+megapixels beside the bare networks, on one thread and on two (whole.py).
+
 One process, one thread of torch. Every picture is coded by all arms in turn, in every round; by CompressAI's, where it
 takes longer than LONG, in two rounds alone. Seconds are CPU time of this process, which other work on the machine
 disturbs little, and medians over pictures and rounds; ratios are of medians. CompressAI's times are those of `compress`
 and `decompress` alone, on a padded tensor; ours run from uint8 pixels to a file's bytes and back. The networks' forward
 passes alone are those of g_a, h_a, h_s and contexts, or h_s, contexts and g_s. Without the transforms g_a, h_a, h_s and
-g_s, whose time is taken in each run, contexts, search and coder are left: CompressAI's own loop, where it has one. The
-entropy coder alone is timed by coder.py.
+g_s, whose time is taken in each run, contexts, search and coder are left: CompressAI's own loop, where it has one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lic_dist.benchmarks import coder
+from lic_dist.benchmarks import coder, whole
 from lic_dist.benchmarks.data import BASE, pictures
 from lic_dist.benchmarks.quantization import REAL_PRICE, REAL_STEP
 from lic_dist.benchmarks.tables import machine, table
@@ -34,9 +36,9 @@ from lic_dist.building.calibrate import one_thread
 from lic_dist.building.records import analytic_record
 from lic_dist.codec.codec import ImageCodec, padding
 from lic_dist.codec.container import Container
-from lic_dist.codec.records import compressai_record
+from lic_dist.codec.records import compressai_record, local_record
 from lic_dist.data import images
-from lic_dist.errors import LicError
+from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.protocol import CodecModel, Sides
@@ -44,6 +46,7 @@ from lic_dist.models.stages import to_input
 from lic_dist.progress import Progress
 from lic_dist.quantization.record import QuantizerRecord
 
+PARTS = ("codecs", "coder", "whole")
 COMPRESSAI, NETWORKS = "CompressAI, SQ", "networks alone"
 LONG = 4.0  # seconds, encoding and decoding
 FLUSH = 8  # bytes with which each rANS stream ends
@@ -98,24 +101,49 @@ class _Watch:
             hook.remove()
 
 
-def bench(models: Sequence[str], sizes: Sequence[str], folder: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
+def bench(
+    models: Sequence[str],
+    sizes: Sequence[str],
+    folder: Path | None,
+    rounds: int,
+    quick: bool,
+    parts: Sequence[str] = (),
+    megapixels: float = whole.LARGE,
+) -> dict[str, Any]:
     """Time checkpoints, and families with random weights (`untrained`'s NAME:N:M), on a folder of pictures.
 
-    Without either it is the shipped model, without a folder scikit-image's pictures. `quick` takes two pictures. Raises
-    UsageError for an unknown model or sizes that are none, LicError for a missing folder.
+    Without either it is the shipped model, without a folder scikit-image's pictures, without `parts` all of PARTS.
+    `quick` takes two pictures. Raises UsageError for an unknown model, part or sizes that are none, LicError for a
+    missing folder.
     """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise UsageError(f"no part '{unknown[0]}' of this benchmark", hint=f"there are {', '.join(PARTS)}")
     taken = [images.read(path) for path in pictures(folder)[: 2 if quick else None]]
     console = Console()
-    figures: dict[str, Any] = {"machine": machine(), "quick": quick, "pictures": len(taken), "models": {}, "coder": {}}
+    figures: dict[str, Any] = {"machine": machine(), "quick": quick, "pictures": len(taken)}
+    figures |= {of_part: {} for of_part in ("models", "coder", "whole")}
     made: dict[str, Callable[[str], Checkpoint]] = dict.fromkeys(models or (() if sizes else (BASE,)), checkpoints.load)
     for name, make in (made | dict.fromkeys(sizes, untrained)).items():
         loaded = make(name)
-        figures["models"][name] = timed(loaded, taken, rounds, name)
         records = {"SQ": compressai_record(loaded), "TCQ-8": tcq8_record(loaded)}
-        figures["coder"][name] = coder.timed(loaded.model, records, taken, rounds)
-        for shown in (*_tables(name, figures["models"][name], len(taken)), coder.shown(name, figures["coder"][name])):
-            console.print(shown)
-    if not coder.CONSTRICTION:
+        for part in parts or PARTS:
+            if part == "codecs":
+                figures["models"][name] = timed(loaded, taken, rounds, name)
+                tables = list(_tables(name, figures["models"][name], len(taken)))
+            elif part == "coder":
+                figures["coder"][name] = coder.timed(loaded.model, records, taken, rounds)
+                tables = [coder.shown(name, figures["coder"][name])]
+            else:
+                carried = "tcq8" in loaded.quantizers
+                codec = ImageCodec(loaded.model, local_record(loaded, "tcq8") if carried else records["TCQ-8"])
+                figures["whole"][name] = {
+                    size: whole.timed(codec, loaded.codec, some, rounds, f"{name}, {size}")
+                    for size, some in whole.taken(taken, megapixels, quick).items()
+                }
+                tables = [whole.shown(name, figures["whole"][name])]
+            for one in tables:
+                console.print(one)
+    if figures["coder"] and not coder.CONSTRICTION:
         console.print("constriction is not installed: `pip install constriction` adds it to the coders")
     figures["load"] = os.getloadavg()
     console.print(f"machine: {figures['machine']}; load averages {', '.join(f'{one:.1f}' for one in figures['load'])}")

@@ -26,6 +26,7 @@ from lic_dist.codec import rans, walk
 from lic_dist.codec.container import OVERHEAD, Container, check_sides
 from lic_dist.codec.offsets import pack as pack_offsets
 from lic_dist.codec.offsets import unpack as unpack_offsets
+from lic_dist.codec.pixels import to_pixels, window
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.codec.refine import refine, refinement_of
 from lic_dist.codec.tiles import Grid, analyse, answer, run_in_tiles, synthesise
@@ -36,7 +37,7 @@ from lic_dist.models.parts import decoder_digest, entropy_digest
 from lic_dist.models.protocol import TRANSFORMS, Run, Sides
 from lic_dist.models.refine import refine_z
 from lic_dist.models.retired import remedy, retired
-from lic_dist.models.stages import only_side, to_input
+from lic_dist.models.stages import only_side
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.trellis import SCALAR
@@ -152,11 +153,11 @@ class ImageCodec:
             inside = slice(top, top + height), slice(left, left + width)
             decoder = partial(answer, self._codec, grid, pixels, inside, refinement)
             y = refine(self._codec, sides_hat, y, self.quantizer, decoder, refinement, run)
-        coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run)
+        coded = walk.search(self._codec, sides_hat, y, self.quantizer, run, errors=False)
         offsets = b""
         if record.scale_offsets and (chosen := walk.best_offsets(self._codec, self.quantizer, coded)).any():
             offsets = pack_offsets(chosen)
-            coded = walk.search(self._codec, sides_hat, y.float(), self.quantizer, run, chosen)
+            coded = walk.search(self._codec, sides_hat, y, self.quantizer, run, chosen, errors=False)
         planes = coded.planes()
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables) if z_lanes.size else b""
         rows = [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]
@@ -275,20 +276,10 @@ class ImageCodec:
         return padding(height, width, self._codec.strides.multiple)
 
     def _window(self, image: NDArray[np.uint8], rows: slice, columns: slice) -> Tensor:
-        """Return a window of the padded image as g_a reads it: float32 [1, 3, ., .]; grey is repeated to three
-        colours.
-        """
+        """Return a window of the padded image as g_a reads it: float32 [1, 3, ., .]."""
         self.advance()
-        height, width = image.shape[:2]
-        left, _, top, _ = self._padding(height, width)
-        first_row, last_row = max(rows.start - top, 0), min(rows.stop - top, height)
-        first_column, last_column = max(columns.start - left, 0), min(columns.stop - left, width)
-        part = image[first_row:last_row, first_column:last_column]
-        part = np.broadcast_to(part[None], (3, *part.shape)) if part.ndim == 2 else part.transpose(2, 0, 1)
-        x = to_input(torch.from_numpy(np.array(part, order="C"))[None], self.device)
-        before = first_column + left - columns.start, first_row + top - rows.start
-        after = columns.stop - left - last_column, rows.stop - top - last_row
-        return torch.nn.functional.pad(x, (before[0], after[0], before[1], after[1]))
+        left, _, top, _ = self._padding(*image.shape[:2])
+        return window(image, rows, columns, (top, left), self.device)
 
     @torch.no_grad()
     def _picture(self, y_hat: Tensor, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -299,18 +290,14 @@ class ImageCodec:
         left, right, top, bottom = self._padding(height, width)
         padded = np.empty((height + top + bottom, width + left + right, *shape[2:]), np.uint8)
         for rows, columns, x_hat in synthesise(self._codec, self.grid(height, width), y_hat):
-            if not bool(torch.isfinite(x_hat).all()):
+            if not to_pixels(x_hat[0], padded[rows, columns]):
                 raise LicError("the decoder's picture is not finite", hint="is this the checkpoint of a trained model?")
-            x_hat = x_hat[0].clamp(0, 1).permute(1, 2, 0)
-            if len(shape) == 2:
-                x_hat = x_hat.mean(2)
-            padded[rows, columns] = x_hat.mul(255).round().to(torch.uint8).cpu().numpy()
             self.advance()
         return np.ascontiguousarray(padded[top : top + height, left : left + width])
 
 
 def _require_finite(y: Tensor, z: Tensor) -> None:
-    if bool((z.abs() > 32767).any()) or not bool(torch.isfinite(y).all()):
+    if bool((z.abs() > 32767).any()) or not bool(torch.isfinite(torch.stack(y.aminmax())).all()):
         raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
 
 

@@ -63,40 +63,46 @@ def search(
     quantizer: Quantizer,
     run: Run | None = None,
     offsets: NDArray[np.int8] | None = None,
+    threads: int = 1,
+    errors: bool = True,
     apart: bool = False,
 ) -> Coded:
-    """Quantize y float32 [B, M, h, w] stage by stage, on the device of y; `run` is that of `CodecModel.walk`, `offsets`
-    are those of the levels of each channel, int8 [M]; `apart` asks for that field of `Coded`.
+    """Quantize y, float16 or float32 [B, M, h, w], stage by stage, on the device of y; `run` is that of
+    `CodecModel.walk`, `offsets` are those of the levels of each channel, int8 [M]. A CPU's search shares out the lanes
+    to `threads`. Without `errors` those of the result are 0; `apart` asks for that field of `Coded`.
 
     Raises:
         LicError: a latent is not finite, or does not fit 16-bit indices.
     """
-    types = torch.int16, torch.uint16 if quantizer.record.by_channel else torch.uint8
-    k, level = (torch.zeros(y.shape, dtype=dtype, device=y.device) for dtype in types)
     error = torch.zeros(y.shape[:2], dtype=torch.float64, device=y.device)
     stages: list[tuple[Elements, Tensor, Tensor]] = []
     parts: list[tuple[Elements, list[Tensor]]] = []
 
     def quantize(stage: Stage) -> Tensor:
         elements, lanes = stage.elements, levels(stage, quantizer.record.level_rule, offsets)
-        part = elements.take(y) - stage.means
+        part = elements.take(y).float() - stage.means
         r = elements.lanes(part)
-        found = quantizer.quantize(r, lanes, channels=elements.lane_channels(*y.shape[:2]))
+        found = quantizer.quantize(r, lanes, threads, elements.lane_channels(*y.shape[:2]))
         value = quantizer.dequantize(found, lanes)
         stages.append((elements, found, lanes))
-        squared = (r.double() - value).square()
-        made = [found, lanes, squared, *([r - quantizer.lattice(found)] if apart else [])]
-        parts.append((elements, [elements.from_lanes(one, part) for one in made]))
+        kept = [found, lanes, *([(r.double() - value).square()] if errors else [])]
+        kept += [r - quantizer.lattice(found)] if apart else []
+        parts.append((elements, [elements.from_lanes(one, part) for one in kept]))
         return stage.means + elements.from_lanes(value, part)
 
     _, y_hat = codec.drive(sides_hat, quantize, run)
-    from_lattice = torch.zeros_like(y) if apart else None
-    for elements, (of_k, of_level, squared, *rest) in _joined(parts):
+    if len(parts) == 1 and not (errors or apart) and parts[0][1][0].shape == y.shape:
+        return Coded(*parts[0][1], y_hat, error, stages)
+    types = torch.int16, torch.uint16 if quantizer.record.by_channel else torch.uint8
+    k, level = (torch.zeros(y.shape, dtype=dtype, device=y.device) for dtype in types)
+    from_lattice = torch.zeros(y.shape, device=y.device) if apart else None
+    for elements, (of_k, of_level, *rest) in _joined(parts):
         elements.put(k, of_k)
         elements.put(level, of_level)
-        error[:, elements.channels] += squared.flatten(2).sum(2)
+        if errors:
+            error[:, elements.channels] += rest[0].flatten(2).sum(2)
         if from_lattice is not None:
-            elements.put(from_lattice, *rest)
+            elements.put(from_lattice, rest[-1])
     return Coded(k, level, y_hat, error, stages, from_lattice)
 
 

@@ -29,17 +29,63 @@ def largest_magnitude(x: NDArray[Any]) -> float:
     return float_of_bits(_peak_bits(x.view(np.int32)))
 
 
+SIDE_BY_SIDE = 16  # lanes whose states are walked in turn, so that none waits for its own last step
+
+
 @kernel
 def active_quantizers(k: NDArray[Any], quantizer: NDArray[Any], next_state: NDArray[Any]) -> NDArray[Any]:
-    """Return the active quantizers, uint8, along each lane of k int16 [lanes, steps]."""
+    """Return the active quantizers, uint8, along each lane of k int16 [lanes, steps]; of the trellis quantizer uint8
+    [states] and next_state uint8 [2 states].
+    """
     lanes, steps = k.shape
     active = np.empty((lanes, steps), np.uint8)
-    for lane in range(lanes):
-        state = 0
+    state = np.empty(SIDE_BY_SIDE, np.uint8)
+    for first in range(0, lanes, SIDE_BY_SIDE):
+        count = min(SIDE_BY_SIDE, lanes - first)
+        state[:] = 0
         for step in range(steps):
-            active[lane, step] = quantizer[state]
-            state = next_state[state, k[lane, step] & 1]
+            for lane in range(count):
+                active[first + lane, step] = quantizer[state[lane]]
+                state[lane] = next_state[state[lane] << 1 | k[first + lane, step] & 1]
     return active
+
+
+@kernel
+def reconstruct(
+    k: NDArray[Any], q: NDArray[Any], level: NDArray[Any], shifts: NDArray[Any], step: np.float32, quantizers: int
+) -> NDArray[Any]:
+    """Return `trellis.levels`, float32 [n], of indices k int16 and their active quantizers q uint8, with the shifts
+    float32 of their levels uint8: [n] each.
+    """
+    value, times = np.empty(len(k), np.float32), np.int32(quantizers)
+    for position in range(len(k)):
+        one = np.int32(k[position])
+        sign = np.int32(np.int32(one > 0) - np.int32(one < 0))
+        multiple = np.int32(np.int32(times * one) - np.int32(sign * np.int32(q[position])))
+        shifted = np.float32(np.float32(multiple) + np.float32(np.float32(sign) * shifts[level[position]]))
+        value[position] = shifted * step
+    return value
+
+
+CELL = 20  # bits of a float32 below its exponent and the first three of its mantissa
+_INFINITE = np.int32(0x7F800000)
+
+
+@kernel
+def levels_of_bits(bits: NDArray[Any], first: NDArray[Any], bound: NDArray[Any]) -> NDArray[Any]:
+    """Return how many thresholds lie below float32 numbers given as int32 [n]: uint8 [n]; NaN lies above all.
+
+    A cell holds the positive numbers that share all bits from CELL on; of each, int32 [2^(31 - CELL)], `first` is how
+    many thresholds lie below the cell, and `bound` the bits of the one in it, or more than any number's.
+    """
+    found = np.empty(len(bits), np.uint8)
+    for position in range(len(bits)):
+        one = bits[position]
+        if one < 0:  # a negative number, or a NaN
+            one = np.int32(0) if np.int32(one & np.int32(0x7FFFFFFF)) <= _INFINITE else np.int32(0x7FFFFFFF)
+        cell = np.uint32(one) >> np.uint32(CELL)
+        found[position] = np.uint8(np.int32(first[cell] + np.int32(one > bound[cell])))
+    return found
 
 
 @kernel

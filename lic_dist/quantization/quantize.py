@@ -231,20 +231,34 @@ class Quantizer:
             return self.unspread(k)
         if level is None:
             raise ValueError("levels of reconstruction that follow sigma need the levels of the scales")
-        shifts = self.record.shifts
-        if isinstance(k, torch.Tensor):
-            shift: Any = torch.from_numpy(shifts).to(k.device)[torch.as_tensor(level, device=k.device).long()]
-        else:
-            shift = shifts[_to_numpy(level)]
+        if _on_cpu(k):
+            return self._reconstruct(k, _contiguous(_to_numpy(level), np.uint8), self.record.shifts)
+        shifts = torch.from_numpy(self.record.shifts).to(k.device)
+        shift = shifts[torch.as_tensor(level, device=k.device).long()]
         return levels(k, self.active(k), self.record.step, self.trellis, shift)
 
     def unspread(self, k: Any) -> Any:
         """Return `dequantize` less what `spread` and `level_shifts` of the record add, which depends on sigma."""
+        if _on_cpu(k):
+            return self._reconstruct(k, None, np.full(2, self.record.shift, np.float32))
         return levels(k, self.active(k), self.record.step, self.trellis, self.record.shift)
 
     def lattice(self, k: Any) -> Any:
         """Return the points that a search has indices stand for, float32 [lanes, steps]: levels without any shift."""
+        if _on_cpu(k):
+            return self._reconstruct(k, None, np.zeros(2, np.float32))
         return levels(k, self.active(k), self.record.step, self.trellis)
+
+    def _reconstruct(self, k: Any, level: NDArray[np.uint8] | None, shifts: NDArray[np.float32]) -> Any:
+        """Return levels as `trellis.levels` does, shifted by those of `level`; without it all shifts are alike."""
+        indices = _contiguous(k, np.int16)
+        q = active(indices, self.trellis)
+        of_shift = q if level is None else level
+        flat = kernels.reconstruct(
+            indices.ravel(), q.ravel(), of_shift.ravel(), shifts, np.float32(self.record.step), self.trellis.quantizers
+        )
+        value = flat.reshape(indices.shape)
+        return torch.from_numpy(value) if isinstance(k, torch.Tensor) else value
 
     def bits(self, k: Any, level: Any) -> Any:
         """Return the estimated bits of each lane, float64 [lanes], escapes included."""
@@ -268,7 +282,7 @@ def active(k: Any, trellis: Trellis) -> Any:
         found = np.zeros(tuple(k.shape), np.uint8)
     else:
         quantizer = np.array(trellis.quantizer, np.uint8)
-        next_state = np.array(trellis.next_state, np.int32)
+        next_state = np.array(trellis.next_state, np.uint8).ravel()
         found = kernels.active_quantizers(_contiguous(k, np.int16), quantizer, next_state)
     return torch.from_numpy(found) if isinstance(k, torch.Tensor) else found
 

@@ -13,7 +13,7 @@ that its coder takes them unchanged. The search minimizes costs that are read of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -65,11 +65,24 @@ def level_index(scales: Any, rule: str = "nearest") -> Any:
     """
     if rule not in _THRESHOLDS:
         raise ValueError(f"scales have no level by the rule {rule!r}, but by {' or '.join(_THRESHOLDS)}")
-    thresholds = _THRESHOLDS[rule]
-    if isinstance(scales, torch.Tensor):
-        boundaries = torch.from_numpy(thresholds.copy()).to(scales.device)
+    if isinstance(scales, torch.Tensor) and scales.device.type != "cpu":
+        boundaries = torch.from_numpy(_THRESHOLDS[rule].copy()).to(scales.device)
         return torch.bucketize(scales.detach().float().contiguous(), boundaries, out_int32=True).to(torch.uint8)
-    return np.searchsorted(thresholds, np.asarray(scales, dtype=np.float32)).astype(np.uint8)
+    given = scales.detach().float().numpy() if isinstance(scales, torch.Tensor) else scales
+    numbers = np.ascontiguousarray(given, np.float32)
+    found = kernels.levels_of_bits(numbers.view(np.int32).ravel(), *_cells(rule)).reshape(np.shape(given))
+    return torch.from_numpy(found) if isinstance(scales, torch.Tensor) else found
+
+
+@cache
+def _cells(rule: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return what `kernels.levels_of_bits` takes of a rule's thresholds, of which no two lie in a cell."""
+    thresholds = _THRESHOLDS[rule].view(np.int32)
+    least = np.arange(1 << 31 - kernels.CELL, dtype=np.int64) << kernels.CELL
+    first = np.searchsorted(thresholds, least).astype(np.int32)
+    bound = np.full(len(least), np.iinfo(np.int32).max, np.int32)
+    bound[thresholds >> kernels.CELL] = thresholds
+    return first, bound
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lic_dist.models.compat import import_compressai
-from lic_dist.quantization import kernels
+from lic_dist.quantization import kernels, rates
 from lic_dist.quantization.distributions import adapted_pmf, analytic_pmf, count, factorized_pmf, pmf_shape
 from lic_dist.quantization.rates import (
     LEVELS,
@@ -36,6 +36,15 @@ def test_nearest_level_is_the_nearest_in_log_sigma() -> None:
     assert np.array_equal(level_index(SCALES), np.arange(LEVELS))
     in_torch = level_index(torch.from_numpy(scales).reshape(40, 100))
     assert in_torch.dtype == torch.uint8 and np.array_equal(in_torch.numpy().ravel(), brute)
+
+
+@pytest.mark.parametrize("rule", ["nearest", "above"])
+def test_every_kind_of_number_has_the_level_of_a_search_of_the_thresholds(rule: str) -> None:
+    edges = rates._THRESHOLDS[rule]
+    beside = [np.nextafter(edges, np.float32(sign)) for sign in (0, np.inf)]
+    random = np.random.default_rng(2).integers(0, 1 << 32, 100_000, np.uint32).view(np.float32)  # NaN among them
+    numbers = np.concatenate([edges, *beside, random, np.float32([0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1e-45])])
+    assert np.array_equal(level_index(numbers, rule), np.searchsorted(edges, numbers))
 
 
 def test_above_is_compressais_build_indexes() -> None:
