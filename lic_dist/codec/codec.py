@@ -29,7 +29,8 @@ from lic_dist.codec.offsets import unpack as unpack_offsets
 from lic_dist.codec.pixels import to_pixels, window
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.codec.refine import refine, refinement_of
-from lic_dist.codec.tiles import Grid, analyse, answer, run_in_tiles, synthesise
+from lic_dist.codec.strips import Pool
+from lic_dist.codec.tiles import Grid, analyse, answer, run_in_tiles, strip_edges, synthesise
 from lic_dist.errors import LicError
 from lic_dist.models.architectures import adapt
 from lic_dist.models.integer import IntegerNet, exact_z_hat
@@ -103,13 +104,16 @@ class ImageCodec:
     """A model in eval mode and a quantizer record, ready to code images of any size, RGB or grey.
 
     `integer` encodes with the entropy model in integers (models/integer.py), so that the file decodes on any machine; a
-    decoder follows the file's flag. `advance` is called for each tile that g_a reads or g_s has made.
+    decoder follows the file's flag. `threads` of the CPU, by default as many as torch has, share out rows, tiles and
+    lanes; bytes and pixels do not depend on them. `advance` is called for each part that g_a reads or g_s has made.
 
     Raises:
         LicError: the record has another number of channels than the model, or its family does not support `integer`.
     """
 
-    def __init__(self, model: nn.Module, record: QuantizerRecord, integer: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, record: QuantizerRecord, integer: bool = False, threads: int | None = None
+    ) -> None:
         self._codec = adapt(model)
         self._side, channels = only_side(self._codec), self._codec.channels
         if len(record.weights) != channels:
@@ -123,6 +127,7 @@ class ImageCodec:
             self._codec.require("deterministic")
         self.model, self.record, self.quantizer, self.integer = model, record, Quantizer(record), integer
         self.device = next(model.parameters()).device
+        self.threads = threads or torch.get_num_threads()
         self.advance: Callable[[], None] = lambda: None
         self.model_id, self.record_id = model_id(model), bytes.fromhex(record.decoding_digest)[:4]
 
@@ -134,36 +139,39 @@ class ImageCodec:
             LicError: an image larger than the format holds, latents that are not finite, or too large to code.
             ValueError: an array of another type or shape.
         """
+        with Pool(self.threads) as pool:
+            return self._encode(image, pool)
+
+    def _encode(self, image: NDArray[np.uint8], pool: Pool) -> EncodedImage:
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
             raise ValueError(f"an image is uint8 [H, W, 3] or [H, W], not {image.dtype} {image.shape}")
         height, width = image.shape[:2]
         check_sides(height, width)
         grid = self.grid(height, width)
         pixels = partial(self._window, image)
-        y, z = analyse(self._codec, grid, pixels)
+        y, z = analyse(self._codec, grid, pixels, pool)
+        y = y.float()
         _require_finite(y, z)
         record, refinement = self.record, refinement_of(self.record)
         if refinement.z_steps:
             z = refine_z(self._codec, y, refinement.z_steps)
             _require_finite(y, z)
         z_lanes = z[0].flatten(1).cpu().numpy().astype(np.int16)
-        sides_hat, run = self._sides_hat(z_lanes, grid, self.integer), self._run(grid, self.integer)
+        sides_hat, run = self._sides_hat(z_lanes, grid, self.integer), self._run(grid, self.integer, pool)
         if refinement.steps:
             left, _, top, _ = self._padding(height, width)
             inside = slice(top, top + height), slice(left, left + width)
             decoder = partial(answer, self._codec, grid, pixels, inside, refinement)
-            y = refine(self._codec, sides_hat, y, self.quantizer, decoder, refinement, run)
-        coded = walk.search(self._codec, sides_hat, y, self.quantizer, run, errors=False)
+            y = refine(self._codec, sides_hat, y, self.quantizer, decoder, refinement, run, pool.threads)
+        coded = walk.search(self._codec, sides_hat, y, self.quantizer, run, None, pool.threads, errors=False)
         offsets = b""
         if record.scale_offsets and (chosen := walk.best_offsets(self._codec, self.quantizer, coded)).any():
             offsets = pack_offsets(chosen)
-            coded = walk.search(self._codec, sides_hat, y, self.quantizer, run, chosen, errors=False)
+            coded = walk.search(self._codec, sides_hat, y, self.quantizer, run, chosen, pool.threads, errors=False)
         planes = coded.planes()
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables) if z_lanes.size else b""
         rows = [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]
-        y_stream = rans.encode_planes(rows, self.record.y_tables)
-        if interleaved := len(y_stream) >= rans.INTERLEAVED_FROM:
-            y_stream = rans.encode_planes(rows, self.record.y_tables, interleaved)
+        y_stream, interleaved = rans.encode_by_size(rows, self.record.y_tables)
         checksum = walk.planes_checksum(planes)
         flags = image.ndim == 2, self.integer, bool(offsets), interleaved
         y_stream = offsets + y_stream
@@ -192,12 +200,16 @@ class ImageCodec:
             )
         grid = self.grid(container.height, container.width)
         z = self._decode_z(container.z, grid)
-        sides_hat, run = self._sides_hat(z, grid, container.integer), self._run(grid, container.integer)
+        sides_hat = self._sides_hat(z, grid, container.integer)
         offsets, stream = None, container.y
         if container.offsets:
             offsets, stream = unpack_offsets(stream, self._codec.channels)
         size, decoder = grid.latents, rans.Decoder(stream, container.interleaved)
-        k, y_hat = walk.decode(self._codec, sides_hat, size, decoder, container.planes, self.quantizer, run, offsets)
+        with Pool(self.threads) as pool:
+            run = self._run(grid, container.integer, pool)
+            k, y_hat = walk.decode(
+                self._codec, sides_hat, size, decoder, container.planes, self.quantizer, run, offsets
+            )
         shape = (container.height, container.width) if container.grey else (container.height, container.width, 3)
         return DecodedLatents(shape, k[0].flatten(1).numpy(), y_hat)
 
@@ -232,9 +244,11 @@ class ImageCodec:
         if not self.record.is_unit_sq:
             return math.nan
         grid = self.grid(*encoded.shape[:2])
-        sides_hat, run = self._sides_hat(encoded.z, grid, self.integer), self._run(grid, self.integer)
+        sides_hat = self._sides_hat(encoded.z, grid, self.integer)
         k = torch.from_numpy(encoded.k).reshape(encoded.y_hat.shape).to(self.device)
-        of_y = walk.likelihood_bits(self._codec, sides_hat, k, self.quantizer, run)
+        with Pool(self.threads) as pool:
+            run = self._run(grid, self.integer, pool)
+            of_y = walk.likelihood_bits(self._codec, sides_hat, k, self.quantizer, run)
         of_z = self._side.likelihood(self._side.dequantize(self._z_tensor(encoded.z, grid)))
         return of_y - float(of_z.double().log2().sum())
 
@@ -255,9 +269,9 @@ class ImageCodec:
         z = self._z_tensor(z_lanes, grid)
         return (exact_z_hat(self._side, z) if integer else self._side.dequantize(z),)
 
-    def _run(self, grid: Grid, integer: bool) -> Run:
+    def _run(self, grid: Grid, integer: bool, pool: Pool) -> Run:
         """Return the `run` of `CodecModel.walk` for an image."""
-        return run_in_tiles(self._codec, grid, (self._integer_nets if integer else self._codec.nets).__getitem__)
+        return run_in_tiles(self._codec, grid, (self._integer_nets if integer else self._codec.nets).__getitem__, pool)
 
     @cached_property
     def _integer_nets(self) -> dict[str, IntegerNet]:
@@ -267,10 +281,13 @@ class ImageCodec:
         """Return the tiles of a picture of this size in pixels."""
         return Grid.of(height, width, self._codec.strides)
 
-    def tile_count(self, height: int, width: int) -> int:
-        """Return how many tiles g_a reads, and g_s makes, of a picture of this size in pixels."""
-        grid = self.grid(height, width)
-        return len(list(grid.tiles(self._codec, "g_a", grid.pixel, grid.latent)))
+    def part_count(self, height: int, width: int, encoding: bool) -> int:
+        """Return how often `advance` is called for a picture of this size in pixels."""
+        grid, record = self.grid(height, width), self.record
+        reads = grid.pixel if encoding else grid.latent
+        strips = len(strip_edges(self._codec, grid, "g_a" if encoding else "g_s", reads)) - 1
+        passes = record.refine if encoding else 0
+        return strips + (passes and passes * len(list(grid.tiles(self._codec, "g_s", grid.latent, grid.pixel))))
 
     def _padding(self, height: int, width: int) -> tuple[int, int, int, int]:
         return padding(height, width, self._codec.strides.multiple)
@@ -289,15 +306,17 @@ class ImageCodec:
         height, width = shape[:2]
         left, right, top, bottom = self._padding(height, width)
         padded = np.empty((height + top + bottom, width + left + right, *shape[2:]), np.uint8)
-        for rows, columns, x_hat in synthesise(self._codec, self.grid(height, width), y_hat):
-            if not to_pixels(x_hat[0], padded[rows, columns]):
-                raise LicError("the decoder's picture is not finite", hint="is this the checkpoint of a trained model?")
-            self.advance()
+        with Pool(self.threads) as pool:
+            for rows, x_hat in synthesise(self._codec, self.grid(height, width), y_hat, pool):
+                if not to_pixels(x_hat[0], padded[rows]):
+                    hint = "is this the checkpoint of a trained model?"
+                    raise LicError("the decoder's picture is not finite", hint)
+                self.advance()
         return np.ascontiguousarray(padded[top : top + height, left : left + width])
 
 
 def _require_finite(y: Tensor, z: Tensor) -> None:
-    if bool((z.abs() > 32767).any()) or not bool(torch.isfinite(torch.stack(y.aminmax())).all()):
+    if bool((z.abs() > 32767).any()) or not bool(torch.isfinite(y.sum()) or torch.isfinite(y).all()):
         raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
 
 

@@ -55,9 +55,31 @@ def receptive_field(network: nn.Module, first: int, last: int) -> tuple[int, int
         for layer in reversed(list(network.children())):
             first, last = receptive_field(layer, first, last)
         return first, last
-    field = _probed.get(network) or _probed.setdefault(network, _probe(network))
+    field = _field(network)
     (low, _), (_, high) = (field.bounds[row % field.writes] for row in (first, last - 1))
     return first // field.writes * field.reads + low, (last - 1) // field.writes * field.reads + high + 1
+
+
+def scale(layer: nn.Module) -> tuple[int, int]:
+    """Return how many rows of its input a layer takes for how many of its output, in lowest terms; for a layer that is
+    no chain of others.
+    """
+    if isinstance(layer, nn.PixelUnshuffle):
+        return layer.downscale_factor, 1
+    if isinstance(layer, nn.PixelShuffle):
+        return 1, layer.upscale_factor
+    if isinstance(layer, nn.ConvTranspose2d):
+        return 1, _axis(layer)[1]
+    if isinstance(layer, nn.Conv2d):
+        return _axis(layer)[1], 1
+    if isinstance(layer, Residual) or is_pointwise(layer):
+        return 1, 1
+    field = _field(layer)
+    return field.reads, field.writes
+
+
+def _field(module: nn.Module) -> _Field:
+    return _probed.get(module) or _probed.setdefault(module, _probe(module))
 
 
 def is_pointwise(network: nn.Module) -> bool:

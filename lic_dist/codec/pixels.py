@@ -28,9 +28,8 @@ def window(
         last = max(first, min(part.stop - start, length))
         taken.append(slice(first, last))
         inside.append(slice(first + start - part.start, last + start - part.start) if last > first else slice(0))
-    part = image[tuple(taken)]
-    part = part[..., None] if part.ndim == 2 else part
-    np.divide(part, 255, out=whole[tuple(inside)], dtype=np.float32)
+    colours = image[tuple(taken)]
+    np.divide(colours[..., None] if image.ndim == 2 else colours, 255, out=whole[tuple(inside)], dtype=np.float32)
     return torch.from_numpy(whole).to(device).permute(2, 0, 1)[None]
 
 
@@ -62,4 +61,4 @@ def _rounded(x: NDArray[Any], out: NDArray[Any]) -> bool:
         for column in range(width):
             for colour in range(colours):
                 out[row, column, colour] = line[colour, column]
-    return odd == 0
+    return bool(odd == 0)

@@ -46,6 +46,9 @@ from lic_dist.quantization.trellis import Trellis
 STATES = 4  # of the coder, in an interleaved stream
 INTERLEAVED_FROM = 1 << 18  # bytes of a stream of one state, to which the 24 of three more are less than 0.01 %
 
+CLOSE = 1 << 12  # bytes, far more than the states of both layouts hold
+SAMPLED = 1 << 14  # indices of a plane by which the size of its stream is guessed
+
 _FAULTS = {EARLY: "ends early", ESCAPE: "holds an escape that no encoder writes"}
 
 
@@ -84,6 +87,35 @@ def encode_planes(
             raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
         parts.append(words[first:].astype("<u4").tobytes())
     return b"".join([np.array(states, "<u8").tobytes(), *reversed(parts)])
+
+
+def encode_by_size(
+    planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]], tables: CdfTables
+) -> tuple[bytes, bool]:
+    """Code planes as `encode_planes` does, interleaved where one state's stream has INTERLEAVED_FROM bytes or more;
+    return the stream, and whether it is.
+
+    An estimate by some of the indices says which layout to begin with. The sizes of both differ by less than CLOSE, so
+    that the other one is coded only where the estimate was wrong, or the size lies close to the bound.
+    """
+    found = b""
+    if _estimated_bytes(planes, tables) >= INTERLEAVED_FROM:
+        found = encode_planes(planes, tables, True)
+        if len(found) >= INTERLEAVED_FROM + CLOSE:
+            return found, True
+    plain = encode_planes(planes, tables)
+    if len(plain) < INTERLEAVED_FROM:
+        return plain, False
+    return found or encode_planes(planes, tables, True), True
+
+
+def _estimated_bytes(planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]], tables: CdfTables) -> float:
+    total = 0.0
+    for k, rows in planes:
+        every = max(1, k.size // SAMPLED)
+        bits = tables.bits(k.ravel()[::every], rows.ravel()[::every])
+        total += float(bits.sum()) * k.size / max(1, len(bits)) / 8
+    return total
 
 
 def decode(

@@ -70,10 +70,11 @@ def refine(
     answer: Answer,
     refinement: Refinement,
     run: Run | None = None,
+    threads: int = 1,
 ) -> Tensor:
     """Return what a search should aim at in place of y, float16 [B, M, h, w] like y; each image for itself.
 
-    `run` is that of `CodecModel.walk`.
+    `run` is that of `CodecModel.walk`; the searches of a CPU take `threads`.
 
     Raises:
         LicError: the family does not support it, or as `walk.search` does.
@@ -83,7 +84,7 @@ def refine(
     best, curvature, length = target, None, torch.ones(len(y), 1, 1, 1, device=y.device)
     least = last = torch.full((len(y),), torch.inf, dtype=torch.float64, device=y.device)
     for part in (*_parts(refinement.steps), 0.0):
-        coded = walk.search(codec, sides_hat, target, quantizer, run, errors=False, apart=True)
+        coded = walk.search(codec, sides_hat, target, quantizer, run, None, threads, errors=False, apart=True)
         errors, slope = answer(coded.y_hat, part > 0)
         bits = torch.from_numpy(walk.channel_bits(codec, quantizer, coded.k, coded.level).sum(axis=1)).to(y.device)
         loss = refinement.error_weight * errors.double() + bits

@@ -1,28 +1,32 @@
-"""Run the networks over large images tile by tile, without seams, and with bounded memory for activations.
+"""Run the networks over large images part by part, without seams, and with bounded memory for activations.
 
-A fixed grid cuts the image into equal shares of at most TILE pixels a side, the last one smaller. Each network computes
-each share of its output from its receptive field (fields.py); inputs further out cannot change it. So the result is
-that of the whole image, except for the last bits: convolutions of other shapes sum in another order. Encoder and
-decoder use the same grid, which is therefore part of the format: the networks of the entropy model see the same shapes
-on both sides. An image of one tile goes through the networks whole, which is all that families without tiles are served
-with.
+The transforms go over it in strips (strips.py). For the networks of the entropy model a fixed grid cuts the image into
+equal shares of at most TILE pixels a side, the last one smaller. Each computes each share of its output from its
+receptive field (fields.py); inputs further out cannot change it. So the result is that of the whole image, except for
+the last bits: convolutions of other shapes sum in another order. Encoder and decoder use the same grid, which is
+therefore part of the format: the networks of the entropy model see the same shapes on both sides. An image of one tile
+goes through the networks whole, which is all that families without tiles are served with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lic_dist.codec.fields import is_pointwise, receptive_field
+from lic_dist.codec.strips import Pool, first_rows, in_strips
 from lic_dist.models.protocol import CodecModel, Run, Strides, one_layout
 from lic_dist.models.refine import Refinement, costs_and_gradient
 from lic_dist.models.stages import rounded_z
 
 TILE = 1024  # pixels a side
+STRIP = 1 << 19  # pixels, about, of a strip as wide as the image
+ALONE = Pool(1)
 _OUT_OF_RANGE = 2.0**30  # clamps a z that int32 cannot hold, alike on every device
 
 
@@ -68,6 +72,11 @@ class Grid:
         """Height and width of y, in positions."""
         return self.latent * self.high, self.latent * self.wide
 
+    @property
+    def is_one_tile(self) -> bool:
+        """Whether the networks see the image whole."""
+        return max(self.high, self.wide) * self.pixel <= TILE
+
     def tiles(self, codec: CodecModel, name: str, reads: int, writes: int) -> Iterator[tuple[Span, Span]]:
         """Yield the tiles of the network of a name as rows and columns; `reads` and `writes` are its inputs and outputs
         a unit.
@@ -75,7 +84,7 @@ class Grid:
         Raises:
             LicError: there are several, and the family does not support tiles.
         """
-        if max(self.high, self.wide) * self.pixel > TILE:
+        if not self.is_one_tile:
             codec.require("tiles", f", which pictures above {TILE} pixels a side need")
         for rows in spans(codec.nets[name], self.high, reads, writes, self.pixel):
             for columns in spans(codec.nets[name], self.wide, reads, writes, self.pixel):
@@ -99,34 +108,77 @@ def spans(network: nn.Module, length: int, reads: int, writes: int, unit: int) -
     return result
 
 
-def analyse(codec: CodecModel, grid: Grid, pixels: Callable[[slice, slice], Tensor]) -> tuple[Tensor, Tensor]:
-    """Run `models.stages.analyse` in tiles: y float16 [1, M, h, w], z int32 [1, N, hz, wz].
+def strip_edges(codec: CodecModel, grid: Grid, name: str, reads: int) -> list[int]:
+    """Return the rows, in units, between which lie the strips of the network of a name, which reads `reads` rows a
+    unit.
+
+    Raises:
+        LicError: there are several, and the family does not support tiles.
+    """
+    if grid.is_one_tile:
+        return [0, grid.high]
+    codec.require("tiles", f", which pictures above {TILE} pixels a side need")
+    units = max(1, STRIP // (grid.wide * grid.pixel**2))
+    first = max(units, -(-first_rows(codec.nets[name]) // reads))
+    return [0, *range(first, grid.high - units // 2, units), grid.high]
+
+
+def _stripped(
+    codec: CodecModel,
+    grid: Grid,
+    name: str,
+    reads: int,
+    source: Callable[[slice], Tensor],
+    work: Callable[[CodecModel, Tensor], Tensor],
+    pool: Pool,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the output of the network of a name strip by strip, with its rows: `work` runs it, in the model it is
+    given, on the strips that `source` returns, of `reads` rows a unit.
+    """
+    edges, done = strip_edges(codec, grid, name, reads), 0
+    if not grid.is_one_tile or (pool.threads > 1 and "tiles" in codec.supports):
+        codec = in_strips(codec, name, reads * grid.high, pool)
+    for begin, end in pairwise(edges):
+        part = work(codec, source(slice(reads * begin, reads * end)))
+        yield slice(done, done + part.shape[2]), part
+        done += part.shape[2]
+
+
+def analyse(
+    codec: CodecModel, grid: Grid, pixels: Callable[[slice, slice], Tensor], pool: Pool = ALONE
+) -> tuple[Tensor, Tensor]:
+    """Run `models.stages.analyse` in strips: y float16 [1, M, h, w], z int32 [1, N, hz, wz].
 
     `pixels` returns a window of the padded image, float32 [1, 3, ., .] in [0, 1], channels last.
     """
     y = z = torch.empty(0)
-    for rows, columns in grid.tiles(codec, "g_a", grid.pixel, grid.latent):
-        part = codec.analyse(pixels(rows.source, columns.source))
-        if part.shape[2:] == grid.latents:
-            y = part
-            break
-        if not len(y):
-            y = _channels_last(part.new_empty(1, part.shape[1], *grid.latents))
-        y[..., rows.target, columns.target] = part[..., rows.kept, columns.kept]
-    for rows, columns in grid.tiles(codec, "h_a", grid.latent, grid.side):
-        part = rounded_z(codec, _channels_last(y[..., rows.source, columns.source]))
-        if not len(z):
-            shape = 1, part.shape[1], grid.side * grid.high, grid.side * grid.wide
-            z = torch.empty(shape, dtype=torch.int32, device=part.device)
-        z[..., rows.target, columns.target] = (
-            part[..., rows.kept, columns.kept].nan_to_num(nan=_OUT_OF_RANGE).clamp(-_OUT_OF_RANGE, _OUT_OF_RANGE).int()
-        )
+    columns = slice(0, grid.pixel * grid.wide)
+    work = type(codec).analyse
+    for rows, part in _stripped(codec, grid, "g_a", grid.pixel, lambda rows: pixels(rows, columns), work, pool):
+        y = _placed(y, part, rows, grid.latents)
+    for rows, part in _stripped(
+        codec, grid, "h_a", grid.latent, lambda rows: _channels_last(y[:, :, rows]), rounded_z, pool
+    ):
+        whole = part.nan_to_num(nan=_OUT_OF_RANGE).clamp(-_OUT_OF_RANGE, _OUT_OF_RANGE).int()
+        z = _placed(z, whole, rows, (grid.side * grid.high, grid.side * grid.wide))
     return y.half(), z
 
 
-def run_in_tiles(codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[Tensor], Tensor]]) -> Run:
-    """Return the `run` of `CodecModel.walk` over a whole image; every network that it runs is pointwise, or
-    writes positions of y.
+def _placed(whole: Tensor, part: Tensor, rows: slice, size: tuple[int, int]) -> Tensor:
+    """Write some rows into a tensor [1, C, *size], which is made, channels last, where it is empty; return it."""
+    if part.shape[2:] == size:
+        return part
+    if not len(whole):
+        whole = _channels_last(part.new_empty(1, part.shape[1], *size))
+    whole[:, :, rows] = part
+    return whole
+
+
+def run_in_tiles(
+    codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[Tensor], Tensor]], pool: Pool = ALONE
+) -> Run:
+    """Return the `run` of `CodecModel.walk` over a whole image, its tiles side by side; every network that it runs is
+    pointwise, or writes positions of y.
 
     `form` returns what computes the network of a name, on a window of its input [1, C, ., .].
     """
@@ -138,8 +190,10 @@ def run_in_tiles(codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[
         if is_pointwise(nets[name]):
             return network(values)
         reads = values.shape[2] // grid.high
-        for rows, columns in grid.tiles(codec, name, reads, grid.latent):
-            part = network(one_layout(values[..., rows.source, columns.source]))
+        tiles = list(grid.tiles(codec, name, reads, grid.latent))
+        sources = [(..., rows.source, columns.source) for rows, columns in tiles]
+        parts = pool.map(lambda source: network(one_layout(values[source])), sources)
+        for (rows, columns), part in zip(tiles, parts, strict=True):
             if not len(whole):
                 whole = part.new_empty(1, part.shape[1], *grid.latents)
             whole[..., rows.target, columns.target] = part[..., rows.kept, columns.kept]
@@ -148,11 +202,10 @@ def run_in_tiles(codec: CodecModel, grid: Grid, form: Callable[[str], Callable[[
     return run
 
 
-def synthesise(codec: CodecModel, grid: Grid, y_hat: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Run g_s in tiles: yield rows and columns of the padded image, and x_hat float32 [1, 3, ., .] there."""
-    for rows, columns in grid.tiles(codec, "g_s", grid.latent, grid.pixel):
-        x_hat = codec.synthesise(y_hat[..., rows.source, columns.source].contiguous())
-        yield rows.target, columns.target, x_hat[..., rows.kept, columns.kept]
+def synthesise(codec: CodecModel, grid: Grid, y_hat: Tensor, pool: Pool = ALONE) -> Iterator[tuple[slice, Tensor]]:
+    """Run g_s in strips: yield rows of the padded image, and x_hat float32 [1, 3, ., W] there."""
+    work = type(codec).synthesise
+    yield from _stripped(codec, grid, "g_s", grid.latent, lambda rows: y_hat[:, :, rows].contiguous(), work, pool)
 
 
 def answer(

@@ -92,7 +92,8 @@ def search(
 
     _, y_hat = codec.drive(sides_hat, quantize, run)
     if len(parts) == 1 and not (errors or apart) and parts[0][1][0].shape == y.shape:
-        return Coded(*parts[0][1], y_hat, error, stages)
+        k, level = parts[0][1]
+        return Coded(k, level, y_hat, error, stages)
     types = torch.int16, torch.uint16 if quantizer.record.by_channel else torch.uint8
     k, level = (torch.zeros(y.shape, dtype=dtype, device=y.device) for dtype in types)
     from_lattice = torch.zeros(y.shape, device=y.device) if apart else None

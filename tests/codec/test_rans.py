@@ -250,6 +250,25 @@ def test_interleaving_costs_24_bytes_at_most() -> None:
             rans.decode(stream, level, _TABLES["tcq8"], ECM8, interleaved)
 
 
+@pytest.mark.parametrize("guess", [None, 0.0, 1e9])
+def test_the_layout_follows_from_the_size_whatever_is_guessed(
+    guess: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, level = plane(12, 16, 2000)
+    rows = walked_rows(k, level, ECM8)
+    planes = [(k[:, :800], rows[:, :800]), (k[:, :0], rows[:, :0]), (k[:, 800:], rows[:, 800:])]
+    single, four = (rans.encode_planes(planes, _TABLES["tcq8"], interleaved) for interleaved in (False, True))
+    assert rans._estimated_bytes(planes, _TABLES["tcq8"]) == pytest.approx(len(single), rel=0.1)
+    if guess is not None:
+        monkeypatch.setattr(rans, "_estimated_bytes", lambda *_: guess)
+    for close in (0, 1 << 12):
+        monkeypatch.setattr(rans, "CLOSE", max(32, close))
+        for bound, expected in ((0, True), (-1, True), (1, False), (10_000, False), (-10_000, True)):
+            monkeypatch.setattr(rans, "INTERLEAVED_FROM", len(single) + bound)
+            found = rans.encode_by_size(planes, _TABLES["tcq8"])
+            assert found == ((four, True) if expected else (single, False))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-32768, 32767)), min_size=3, max_size=40))
 def test_round_trip_of_channel_tables(symbols: list[tuple[int, int]]) -> None:

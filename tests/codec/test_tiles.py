@@ -1,4 +1,4 @@
-"""The networks in tiles against the networks whole."""
+"""The networks in strips and tiles against the networks whole."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.building.records import analytic_record
-from lic_dist.codec import tiles
+from lic_dist.codec import strips, tiles
 from lic_dist.codec.codec import ImageCodec
-from lic_dist.codec.fields import receptive_field
-from lic_dist.codec.tiles import Grid, analyse, run_in_tiles, spans, synthesise
+from lic_dist.codec.fields import receptive_field, scale
+from lic_dist.codec.strips import Pool
+from lic_dist.codec.tiles import Grid, analyse, run_in_tiles, spans, strip_edges, synthesise
 from lic_dist.errors import LicError
 from lic_dist.models import stages
 from lic_dist.models.architectures import ModelSpec, build
@@ -46,6 +47,7 @@ def made(request: pytest.FixtureRequest) -> Checkpoint:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tiles, "TILE", 128)
+    monkeypatch.setattr(tiles, "STRIP", 1)
     yield
 
 
@@ -62,8 +64,8 @@ def through(codec: CodecModel, x: Tensor) -> tuple[Tensor, Tensor, Stage, Tensor
         stage = in_tiles(codec, z_hat)
         y_hat = torch.randn((1, 12, 4 * GRID.high, 4 * GRID.wide), generator=generator) * 3
         x_hat = torch.full(x.shape, torch.nan)
-        for rows, columns, part in synthesise(codec, GRID, y_hat):
-            x_hat[..., rows, columns] = part
+        for rows, part in synthesise(codec, GRID, y_hat):
+            x_hat[:, :, rows] = part
     return y, z, stage, x_hat
 
 
@@ -72,11 +74,13 @@ def pixels() -> Tensor:
     return stages.to_input(torch.from_numpy(image.transpose(2, 0, 1).copy())[None], torch.device("cpu"))
 
 
-def test_tiles_give_what_the_whole_image_gives(made: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_give_what_the_whole_image_gives(made: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     x = pixels()
     y, z, stage, x_hat = through(made.codec, x)
     monkeypatch.setattr(tiles, "TILE", 128)
-    assert len(list(GRID.tiles(made.codec, "g_a", 64, 4))) == 12
+    monkeypatch.setattr(tiles, "STRIP", 1)
+    assert len(list(GRID.tiles(made.codec, "h_s", 1, 4))) == 12
+    assert strip_edges(made.codec, GRID, "g_s", 4)[-3:] == [3, 4, 5]
     y2, z2, stage2, x_hat2 = through(made.codec, x)
     assert float(y.abs().max()) > 3 and int(z.abs().max()) > 1
     assert torch.allclose(y2.float(), y.float(), rtol=2e-3, atol=1e-4)  # float16: a last bit may differ
@@ -91,20 +95,43 @@ def test_the_margins_are_needed(made: Checkpoint, monkeypatch: pytest.MonkeyPatc
     x = pixels()
     y, _, stage, x_hat = through(made.codec, x)
     monkeypatch.setattr(tiles, "TILE", 128)
-    ratios = {id(getattr(made.model, name)): ratio for name, ratio in (("g_a", 16), ("h_a", 4), ("h_s", 0), ("g_s", 0))}
+    monkeypatch.setattr(tiles, "STRIP", 1)
 
-    def bare(network: nn.Module, first: int, last: int) -> tuple[int, int]:
-        ratio = ratios[id(network)]
-        if ratio:
-            return first * ratio, last * ratio
-        shrink = 4 if network is made.model.h_s else 16
-        return first // shrink, last // shrink
+    def of_layer(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
+        each, makes = scale(layer)
+        return first // makes * each, -(-last // makes) * each
 
-    monkeypatch.setattr(tiles, "receptive_field", bare)
+    monkeypatch.setattr(strips, "receptive_field", of_layer)
+    monkeypatch.setattr(tiles, "receptive_field", lambda network, first, last: (first // 4, last // 4))
     y2, _, stage2, x_hat2 = through(made.codec, x)
     assert float((y2 - y).float().abs().max()) > 0.1
     assert float((stage2.scales - stage.scales).abs().max()) > 1e-3
     assert float((x_hat2 - x_hat).abs().max()) > 1e-2 * float(x_hat.abs().max())
+
+
+@pytest.mark.parametrize("height", [1, 3, 8])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_layer_makes_a_row_twice(
+    made: Checkpoint, height: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever strips it is given, a network makes every row of its output once, in order, and holds few of them."""
+    monkeypatch.setattr(strips, "LEAST", 1)
+    for name, channels, unit in (("g_a", 3, 64), ("h_a", 12, 4), ("g_s", 12, 4)):
+        network = getattr(made.model, name)
+        values = torch.rand(1, channels, 12 * unit, 2 * unit)
+        first = -(-strips.first_rows(network) // unit)
+        with torch.no_grad(), Pool(threads) as pool:
+            expected = network(values)
+            run = strips.Strips(network, 12 * unit, pool)
+            parts = [run(values[:, :, : first * unit])]
+            assert parts[0].shape[2] > 0
+            for begin in range(first, 12, height):
+                parts.append(run(values[:, :, begin * unit : (begin + height) * unit]))
+                kept = [layer._kept for layer in run._layers if layer._kept is not None]
+                assert all(one.shape[2] <= 10 for one in kept)
+        found = torch.cat(parts, 2)
+        assert found.shape == expected.shape
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -165,11 +192,17 @@ def test_what_a_family_does_not_support_is_one_line(
 def test_an_image_of_many_tiles_goes_there_and_back(
     made: Checkpoint, small: None, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
 ) -> None:
-    codec = ImageCodec(made.model, analytic_record(made, "tcq", 8, 0.6, 0.2, np.full(12, 30.0)))
+    codec = ImageCodec(made.model, analytic_record(made, "tcq", 8, 0.6, 0.2, np.full(12, 30.0)), threads=1)
     image = picture(2, *shape[:2])
     image = image if len(shape) == 3 else image[..., 0]
+    parts: list[None] = []
+    codec.advance = lambda: parts.append(None)
     encoded = codec.encode(image)
+    assert len(parts) == codec.part_count(*shape[:2], encoding=True)
     decoded, k = codec.decode(encoded.data), codec.decode_latents(encoded.data).k
+    assert len(parts) == sum(codec.part_count(*shape[:2], encoding) for encoding in (True, False))
+    threaded = ImageCodec(made.model, codec.record, threads=3)
+    assert threaded.encode(image).data == encoded.data and np.array_equal(threaded.decode(encoded.data), decoded)
     assert np.array_equal(k, encoded.k) and np.abs(k).max() > 3
     assert decoded.shape == shape and np.array_equal(decoded, codec.picture(encoded))
     monkeypatch.setattr(tiles, "TILE", 1024)

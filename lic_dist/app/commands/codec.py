@@ -16,6 +16,10 @@ from lic_dist.errors import LicError, UsageError
 if TYPE_CHECKING:
     from lic_dist.codec.codec import ImageCodec
 
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of the CPU; the file and the picture do not depend on them. Default: one a core."),
+]
 LARGE = 4 << 20  # pixels; coding shows its progress for larger pictures
 LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}  # Pillow's format by suffix
 
@@ -35,6 +39,7 @@ def encode(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Entropy parameters in integers: decodes on any machine.")
     ] = False,
+    threads: Threads = None,
 ) -> None:
     """Code one picture."""
     from lic_dist.codec.codec import ImageCodec
@@ -49,7 +54,7 @@ def encode(
         loaded = checkpoint.load(model, architecture, lmbda)
         checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
         name = quantizer or preferred_quantizer(loaded)
-        codec = ImageCodec(loaded.model, local_record(loaded, name), deterministic)
+        codec = ImageCodec(loaded.model, local_record(loaded, name), deterministic, threads)
         with _tile_progress(codec, "encoding", *pixels.shape[:2]):
             data = codec.encode(pixels).data
         out.write(data)
@@ -67,6 +72,7 @@ def decode(
     ] = None,
     architecture: Architecture = None,
     lmbda: Lmbda = None,
+    threads: Threads = None,
 ) -> None:
     """Decode one picture."""
     from lic_dist.codec import open_codec, open_decoder
@@ -89,6 +95,7 @@ def decode(
             codec = open_decoder(data, model, architecture, lmbda)
         else:
             codec = open_codec(model, quantizer, architecture, lmbda)
+        codec.threads = threads or codec.threads
         container = Container.unpack(data)
         with _tile_progress(codec, "decoding", container.height, container.width):
             pixels = codec.decode(data)
@@ -130,7 +137,6 @@ def _tile_progress(codec: ImageCodec, title: str, height: int, width: int) -> It
         return
     from lic_dist.progress import Progress
 
-    passes = 1 + codec.record.refine if title == "encoding" else 1
-    with Progress(title, passes * codec.tile_count(height, width), "tile") as bar:
+    with Progress(title, codec.part_count(height, width, title == "encoding"), "part") as bar:
         codec.advance = bar.advance
         yield
