@@ -19,10 +19,10 @@ def run(
 ) -> Generator[tuple[Any, Any], None, None]:
     """Run every unit through all stages; yield (unit, result) in order of completion.
 
-    `engine` "local" runs a single stage of several workers in as many processes, and anything else unit by unit in this
-    process. "ray" runs on the cluster at `address` (default: RAY_ADDRESS, else a Ray of our own with `num_cpus`, by
-    default all, which ends with the run). A Ray that is already initialised is used and left alone. Results on Ray must
-    be small: the driver fetches them all.
+    `engine` "local" runs a single stage of several workers in as many processes, one of one worker in this thread, and
+    several stages side by side, in a thread each. "ray" runs on the cluster at `address` (default: RAY_ADDRESS, else a
+    Ray of our own with `num_cpus`, by default all, which ends with the run). A Ray that is already initialised is used
+    and left alone. Results on Ray must be small: the driver fetches them all.
 
     Raises:
         UsageError: an unknown engine.
@@ -36,8 +36,12 @@ def run(
         from lic_dist.engine.processes import run_in_processes
 
         return run_in_processes(stages[0], units)
+    if engine == "local" and len(stages) == 1:
+        return _run_here(stages[0], units)
     if engine == "local":
-        return _run_here(stages, units)
+        from lic_dist.engine.pipeline import run_in_threads
+
+        return run_in_threads(stages, units)
     if engine == "ray":
         from lic_dist.engine.on_ray import run_on_ray
 
@@ -45,13 +49,8 @@ def run(
     raise UsageError(f"no engine '{engine}'", hint="one of: local, ray")
 
 
-def _run_here(stages: Sequence[Stage], units: Sequence[Any]) -> Generator[tuple[Any, Any], None, None]:
-    works: list[Work] = []
+def _run_here(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any, Any], None, None]:
+    work: Work | None = None
     for unit in units:
-        works = works or [stage.make() for stage in stages]
-        value = unit
-        for work in works:
-            value = work(value)
-            if value is None:
-                break
-        yield unit, value
+        work = work or stage.make()
+        yield unit, work(unit)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -140,6 +141,72 @@ def test_local_makes_once_and_raises_unchanged():
     with pytest.raises(ZeroDivisionError):
         next(results)
     assert made == [1]
+
+
+def test_local_stages_work_side_by_side():
+    """Each stage waits for what the others do at the same time: in series they would wait for ever."""
+    together = threading.Barrier(3, timeout=60)
+    seen = []
+
+    names, units = ["read", "encode", "write"], range(12)
+    waits = {"read": range(2, 12), "encode": range(1, 11), "write": range(10)}
+
+    def make(name):
+        def work(value):
+            if value in waits[name]:
+                together.wait()
+            seen.append((name, value))
+            return value
+
+        return work
+
+    assert list(run([Stage(name, partial(make, name)) for name in names], units)) == [(n, n) for n in units]
+    assert [value for name, value in seen if name == "write"] == list(units)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_units_before_one_that_fails_are_finished_and_none_after_it_is(failing):
+    done = {number: [] for number in range(3)}
+
+    def make(number):
+        def work(value):
+            if number == failing and value == 3:
+                raise ValueError("of three")
+            done[number].append(value)
+            return value
+
+        return work
+
+    found = []
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="of three"):
+        found += run([Stage(str(number), partial(make, number)) for number in range(3)], range(100))
+    assert all(done[number] == [0, 1, 2] for number in range(failing, 3))
+    assert all(len(done[number]) < 10 for number in range(failing)) and threading.active_count() == before
+
+
+def test_a_caller_that_stops_ends_what_is_under_way():
+    before, done = threading.active_count(), []
+
+    def make():
+        return lambda value: done.append(value) or value
+
+    results = run([Stage("add", partial(make_add, 0)), Stage("note", make)], range(100))
+    assert next(results) == (0, 0)
+    results.close()
+    assert len(done) < 5 and threading.active_count() == before
+    unreadable = run([Stage("add", partial(make_add, 1)), Stage("square", make_square)], Unreadable())
+    assert next(unreadable) == (0, 1)
+    with pytest.raises(RuntimeError, match="no unit"):
+        list(unreadable)
+
+
+class Unreadable(list):
+    """Units of which the second cannot be laid out."""
+
+    def __iter__(self):
+        yield 0
+        raise RuntimeError("no unit")
 
 
 def test_local_workers_of_one_stage_are_processes():
