@@ -162,5 +162,6 @@ def shown(name: str, figures: dict[str, dict[str, Any]]) -> Table:
         for size, of_size in figures.items()
         for way, one in ((way, of_size[way]) for way in WAYS)
     ]
-    heads = ("", "networks s", "whole s", "ratio", "range", "by the clock", "two threads", "their CPU")
-    return table(f"{name}, TCQ-8: whole pictures beside the bare networks", heads, rows)
+    heads = ("", "nets s", "s", "of nets", "range", "clock", "2 threads", "CPU")
+    title = f"{name}, TCQ-8: whole pictures beside the bare networks, one thread; two threads against one"
+    return table(title, heads, rows)

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from lic_dist.app.cli import app
-from lic_dist.benchmarks import building, data, exhaustive, quantization, reading, speed, theory, training
+from lic_dist.benchmarks import building, data, exhaustive, quantization, reading, speed, theory, training, whole
 from lic_dist.benchmarks import cache as cache_bench
 from lic_dist.benchmarks.untrained import untrained
 from lic_dist.errors import LicError, UsageError
@@ -181,8 +181,14 @@ def test_a_plan_is_measured_in_a_process_of_its_own() -> None:
 def test_the_codec_is_timed_beside_compressais(base: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "b.json"
     command = ["bench", "codec", "--model", str(base), "--images", str(photos / "valid"), "--rounds", "1"]
-    assert CliRunner().invoke(app, [*command, "--json", str(out)]).exit_code == 0
+    assert CliRunner().invoke(app, [*command, "--megapixels", "1.3", "--json", str(out)]).exit_code == 0
     found = json.loads(out.read_text())
+    (of_size,) = found["whole"].values()
+    assert list(of_size) == ["768x512", "1396x931"]
+    for size in of_size.values():
+        for way in ("encode", "decode"):
+            one = size[way]
+            assert one["range"][0] <= one["ratio"] <= one["range"][1] and min(one["bare"], one["two_threads"]) > 0
     (figures,), (coders,) = found["models"].values(), found["coder"].values()
     theirs, networks, sq, tcq8, integers = figures.values()
     assert theirs["encode_ratio"] == theirs["decode_ratio"] == networks["encode_of_networks"] == 1
@@ -194,6 +200,16 @@ def test_the_codec_is_timed_beside_compressais(base: Path, photos: Path, tmp_pat
     one, interleaved, compressais, *_ = coders["arms"].values()
     assert one["bytes"] == compressais["bytes"] < interleaved["bytes"]
     assert all(arm[way] > 0 for arm in coders["arms"].values() for way in ("encode", "decode"))
+
+
+def test_pictures_are_mirrored_to_a_size_and_put_side_by_side() -> None:
+    some = [np.full((40, 30, 3), value, np.uint8) for value in (1, 2, 3)]
+    some[0][0, 0] = 9
+    large = whole.mirrored(some[0], 100, 70)
+    assert large.shape == (100, 70, 3) and (large == 9).all(2).sum() >= 2
+    assert np.array_equal(whole.mirrored(large, 50, 20), large[25:75, 25:45])
+    made = whole.mosaic(some[1:], 50, 61)
+    assert made.shape == (50, 61, 3) and made[::17, ::21, 0].tolist() == [[2, 3, 2], [3, 2, 3], [2, 3, 2]]
 
 
 def test_random_weights_of_a_size_give_plausible_latents() -> None:
