@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import google_crc32c
@@ -17,7 +18,7 @@ import numcodecs.blosc
 import numpy as np
 from numpy.typing import NDArray
 
-from lic_dist.cache import layout, store
+from lic_dist.cache import documents, layout, store
 from lic_dist.cache.layout import ArraySpec, Header
 from lic_dist.cache.parallel import read_each
 from lic_dist.cache.storage import Storage
@@ -32,20 +33,27 @@ def plain_spec(storage: Storage, header: Header, name: str) -> ArraySpec | None:
     if spec is None or layout.inner_chunk(header.shard, spec.sample_bytes) < header.shard:
         return None
     found, expected = storage.get_json(f"{name}/zarr.json"), store.array_document(spec, header)
-    same = layout.same_array(found, expected) and found["codecs"] == json.loads(expected)["codecs"]
+    same = documents.same_array(found, expected) and found["codecs"] == json.loads(expected)["codecs"]
     return spec if same else None
 
 
 def read(storage: Storage, header: Header, spec: ArraySpec, shards: Sequence[int]) -> list[NDArray[Any]]:
-    """Return the rows of shards, without padding: [samples in the shard, ...] each.
+    """Return the rows of shards, without padding: [samples in the shard, ...] each; paths as wide as the longest.
 
     Raises:
         FileNotFoundError: a shard without an object.
         ValueError: an object that is cut or altered.
     """
 
-    def rows(shard: int) -> NDArray[Any]:
+    def object_rows(spec: ArraySpec, shard: int) -> NDArray[Any]:
         return decode(spec, header.shard, storage.get(layout.object_key(spec, shard)))[: header.count(shard)]
+
+    def rows(shard: int) -> NDArray[Any]:
+        if (width := header.blocks()) == 1 or not spec.widens:
+            return object_rows(spec, shard)
+        blocks = [object_rows(replace(spec, block=block), shard) for block in range(header.blocks(shard))]
+        wide = np.concatenate(blocks, axis=1)
+        return np.pad(wide, ((0, 0), (0, width * spec.shape[0] - wide.shape[1])))
 
     return read_each(rows, shards)
 

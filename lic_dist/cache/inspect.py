@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lic_dist.cache import layout, markers, store
+from lic_dist.cache import growth, layout, markers, store
 from lic_dist.cache.markers import Marker
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import photo_lines, read_manifest, set_aside
@@ -46,8 +46,8 @@ def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None
     at_work = running_calibrations(there)
     if at_work and layout.read_attributes(there) is None:
         return {"path": str(there), "calibrating": at_work}
-    cache = LatentCache.open(there)
-    header, storage = cache.header, cache.storage
+    header, storage = layout.read_header(there), there
+    cache = LatentCache(storage, header=header)  # an instalment that is being written too
     listing = storage.listing()
     base = store.finished_markers(storage, header, None, listing)
     cache.take_as_written(base)
@@ -55,7 +55,7 @@ def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None
     written = sum(marker.samples for marker in base.values())
     report: dict[str, Any] = {
         "path": str(storage),
-        "format": layout.FORMAT,
+        "format": layout.GROWN if len(header.chain) > 1 else layout.FORMAT,
         "calibrating": at_work,
         "fingerprint": cache.fingerprint,
         "num_samples": header.num_samples,
@@ -64,6 +64,9 @@ def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None
         "shard": header.shard,
         "batch": header.batch,
         "geometry": asdict(header.geometry),
+        "snapshots": [asdict(one) for one in header.chain],
+        "snapshot_names": growth.snapshot_names(storage),
+        "masked": len(cache.masked),
         **_progress(cache, None, base, listing),
         "usable": written - sum(faults.values()),
         "unwritten": header.num_samples - written,
@@ -170,6 +173,8 @@ def describe(report: Mapping[str, Any]) -> list[str]:
                 text += f", {part['samples_per_second']:.3g} samples/s, ETA {clock(part['eta_seconds'])}"
             elif part["idle_seconds"] is not None:
                 text += f", nothing written for {clock(part['idle_seconds'])}"
+            if part is not report and report["shards_written"] == report["num_shards"]:
+                text += ", not readable at this snapshot yet"
         return text
 
     def bars(histogram: Mapping[str, Any]) -> str:
@@ -191,6 +196,11 @@ def describe(report: Mapping[str, Any]) -> list[str]:
         f"fingerprint {report['fingerprint'][:12]}",
         f"latents: {progress(report)}; {report['usable']} usable" + (f"; set aside: {faults}" if faults else ""),
     ]
+    if len(report["snapshots"]) > 1:
+        last = report["snapshots"][-1]
+        state = "" if last["complete"] else ", unfinished: `lic-dist cache append` goes on with it"
+        masked = f", {report['masked']} masked" if report["masked"] else ""
+        lines.append(f"snapshot {len(report['snapshots']) - 1}, {last['digest'][:12]}{masked}{state}")
     lines += [f"  set aside: {line}" for line in photo_lines(report["set_aside"], NAMED_PHOTOS)]
     for name, group in report["groups"].items():
         lines.append(f"group {name}: {progress(group)}")

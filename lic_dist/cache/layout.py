@@ -1,4 +1,4 @@
-"""Format 1: which arrays a store holds, their types and codecs, and where each shard's object lies.
+"""Formats 1 and 2: which arrays a store holds, their types and codecs, and where each shard's object lies.
 
     zarr.json                 group; attributes: format, num_samples, shard, geometry, identity ...
     pixels                    uint8   [N, 3, s, s]
@@ -11,8 +11,10 @@
     samples/crop_y, crop_x    int32   [N];  flip, held_out  bool [N]
     samples/status            uint8   [N]               0 good, 255 unwritten, else see its attribute `names`
     _progress/<fingerprint8>/<shard>.json               the markers
+    _chain/                                             of a store that has grown: manifests, masks, claims, names
 
-N is `num_samples` rounded up to whole shards; the rows beyond are zero, with status 255. Text is stored as
+N is `num_samples` rounded up to whole shards; the rows beyond are zero, with status 255. A store that has grown is of
+format 2: its root lists the instalments (chain.py), each in whole shards. Text is stored as
 rows of bytes because Zarr v3 has no string type in its core: uint8 opens everywhere. docs/cache-format.md has
 the page for those who write a reader.
 
@@ -26,7 +28,8 @@ bytes (zstd alone 0.86) and read at 4,500 crops a second; lossless WebP would ta
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numcodecs.blosc
@@ -38,18 +41,18 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from lic_dist.cache.plan import Geometry, fingerprint, num_shards
+from lic_dist.cache.chain import MOST_SAMPLES, Instalment, Shards, is_chain
+from lic_dist.cache.plan import Geometry, fingerprint
 from lic_dist.cache.storage import Storage
 from lic_dist.errors import LicError
 
 numcodecs.blosc.use_threads = False  # with threads, blocks in a chunk are in the order of their completion
 
-FORMAT = 1
+FORMAT, GROWN = 1, 2  # of a store as it is built, and of one that has grown
 UNWRITTEN = 255  # status of a sample whose shard is not written, and of the padding
 INNER_SAMPLES = 8  # most samples in an inner chunk,
 SMALL_SHARD = 64 * 1024  # unless a shard has at most so many bytes
 DIGEST_BYTES = 64
-MOST_SAMPLES = 2**40  # most samples in a store
 Pipeline = Literal["zarr", "zarrs"]
 
 
@@ -57,6 +60,9 @@ Pipeline = Literal["zarr", "zarrs"]
 class ArraySpec:
     """One array: its path in the store, numpy type, shape and dimension names of one sample, fill value, and Blosc's
     shuffle.
+
+    Of an array that may become wider (`samples/source`, where paths of later photos are longer) `shape` is that of a
+    block, and `block` the number of one of those side by side.
     """
 
     name: str
@@ -65,6 +71,11 @@ class ArraySpec:
     dimensions: tuple[str, ...] = ()
     fill_value: int = 0
     shuffle: Literal["bitshuffle", "shuffle"] = "bitshuffle"
+    block: int = 0
+
+    @property
+    def widens(self) -> bool:
+        return self.name == "samples/source"
 
     @property
     def sample_bytes(self) -> int:
@@ -74,10 +85,8 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Header:
-    """The root attributes of a store."""
+    """The root attributes of a store, or of one of its snapshots."""
 
-    num_samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
-    num_held_out: Annotated[int, Field(ge=0, le=MOST_SAMPLES)]
     shard: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
     batch: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
     geometry: Geometry
@@ -86,14 +95,58 @@ class Header:
     identity: dict[str, Any]
     fingerprint: str
     provenance: dict[str, Any]
+    chain: Annotated[tuple[Instalment, ...], Field(min_length=1)]
+
+    @cached_property
+    def shards(self) -> Shards:
+        return Shards(self.chain, self.shard)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(one.num_samples for one in self.chain)
+
+    @property
+    def num_held_out(self) -> int:
+        return sum(one.num_held_out for one in self.chain)
 
     @property
     def num_shards(self) -> int:
-        return num_shards(self.num_samples, self.shard)
+        return self.shards.num_shards
+
+    @property
+    def num_rows(self) -> int:
+        """Rows up to the last sample; those that fill up an instalment's last shard are among them."""
+        return self.shards.num_rows
 
     def count(self, shard: int) -> int:
         """Return the number of samples in a shard, without padding."""
-        return min(self.shard, self.num_samples - shard * self.shard)
+        return self.shards.count(shard)
+
+    @property
+    def snapshot(self) -> int:
+        """The number of the snapshot that this header is of."""
+        return len(self.chain) - 1
+
+    @property
+    def digest(self) -> str:
+        """The chain's digest; that of snapshot 0 is the fingerprint."""
+        return self.chain[-1].digest
+
+    @property
+    def complete(self) -> Header:
+        """The newest snapshot that is complete."""
+        return self if self.chain[-1].complete else self.at(self.snapshot - 1)
+
+    def at(self, snapshot: int) -> Header:
+        """Return the header of a snapshot. Raises IndexError for none."""
+        if not 0 <= snapshot <= self.snapshot:
+            raise IndexError(f"snapshot {snapshot} of {self.snapshot + 1}")
+        return replace(self, chain=self.chain[: snapshot + 1])
+
+    def blocks(self, shard: int | None = None) -> int:
+        """Return how many blocks of `source_bytes` the paths of a shard's samples take, or the longest of all."""
+        of = self.chain if shard is None else (self.chain[self.shards.instalment(shard)],)
+        return max(1, *(-(-one.source_bytes // self.source_bytes) for one in of))
 
 
 def sample_arrays(source_bytes: int) -> tuple[ArraySpec, ...]:
@@ -138,10 +191,20 @@ def group_arrays(group: str, geometry: Geometry) -> tuple[ArraySpec, ...]:
 
 
 def arrays_of(header: Header, group: str | None = None) -> tuple[ArraySpec, ...]:
-    """Return all arrays that a shard writes, of the base or of a group."""
+    """Return all arrays of the base or of a group."""
     if group is not None:
         return group_arrays(group, header.geometry)
     return (*sample_arrays(header.source_bytes), *base_arrays(header.geometry, header.store_y))
+
+
+def objects_of(header: Header, group: str | None, shard: int) -> list[ArraySpec]:
+    """Return the array of each object that a shard has, of the base or of a group: one for each block of an array."""
+    specs = arrays_of(header, group)
+    return [
+        replace(spec, block=block) if block else spec
+        for spec in specs
+        for block in range(header.blocks(shard) if spec.widens else 1)
+    ]
 
 
 def inner_chunk(shard: int, sample_bytes: int) -> int:
@@ -164,7 +227,9 @@ def group_of(name: str) -> str | None:
 
 
 def object_key(spec: ArraySpec, shard: int) -> str:
-    """Return the key of one shard of one array."""
+    """Return the key of one shard of one array, or of one of its blocks."""
+    if spec.block:
+        return f"{spec.name}/c/{shard}/{spec.block}"
     return f"{spec.name}/{chunk_key(shard, 1 + len(spec.shape))}"
 
 
@@ -173,12 +238,14 @@ def chunk_key(shard: int, dimensions: int) -> str:
     return "/".join(["c", str(shard), *("0" for _ in range(dimensions - 1))])
 
 
-def array_document(spec: ArraySpec, shards: int, shard: int, attributes: dict[str, Any] | None = None) -> bytes:
-    """Return the `zarr.json` of an array of `shards` shards."""
+def array_document(
+    spec: ArraySpec, shards: int, shard: int, attributes: dict[str, Any] | None = None, blocks: int = 1
+) -> bytes:
+    """Return the `zarr.json` of an array of `shards` shards, and of `blocks` blocks where it widens."""
     store = MemoryStore()
     zarr.create_array(
         store,
-        shape=(shards * shard, *spec.shape),
+        shape=(shards * shard, *((blocks * spec.shape[0],) if spec.widens else spec.shape)),
         dtype=spec.dtype,
         chunks=(inner_chunk(shard, spec.sample_bytes), *spec.shape),
         shards=(shard, *spec.shape),
@@ -197,15 +264,17 @@ def group_document(attributes: dict[str, Any] | None = None) -> bytes:
     return store._store_dict["zarr.json"].to_bytes()
 
 
-def encode(document: bytes, shard: int, rows: NDArray[Any]) -> bytes:
-    """Return one shard's object as Zarr writes it for the array of this `zarr.json`; `rows` are all of the shard's.
+def encode(document: bytes, shard: int, rows: NDArray[Any], block: int = 0) -> bytes:
+    """Return one shard's object as Zarr writes it for the array of this `zarr.json`; `rows` are all of the shard's, of
+    one block.
 
     Zarr drops all-zero chunks unless `write_empty_chunks` is set when an array is opened.
     """
     objects = {"zarr.json": default_buffer_prototype().buffer.from_bytes(document)}
     with zarr.config.set({"array.write_empty_chunks": True}):
         array = zarr.open_array(MemoryStore(objects), mode="r+")
-        array[shard * len(rows) : (shard + 1) * len(rows)] = rows
+        columns = (slice(block * rows.shape[1], (block + 1) * rows.shape[1]),) if rows.ndim == 2 else ()
+        array[(slice(shard * len(rows), (shard + 1) * len(rows)), *columns)] = rows
     del objects["zarr.json"]
     (data,) = objects.values()
     return data.to_bytes()
@@ -244,10 +313,12 @@ def read_header(storage: Storage) -> Header:
     if attributes is None:
         raise LicError(f"no cache at {storage}", hint="`lic-dist cache build` makes one")
     require_cache(storage, attributes)
-    if attributes["format"] != FORMAT:
-        raise LicError(f"{storage} is of format {attributes['format']!r}, this version reads format {FORMAT}")
+    if attributes["format"] not in (FORMAT, GROWN):
+        raise LicError(f"{storage} is of format {attributes['format']!r}, this version reads {FORMAT} and {GROWN}")
     try:
         fields = {name: attributes.get(name) for name in Header.__dataclass_fields__}
+        if attributes["format"] == FORMAT:
+            fields["chain"] = [_first_instalment(attributes)]
         header = _HEADER.validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
@@ -255,7 +326,23 @@ def read_header(storage: Storage) -> Header:
         raise LicError(f"{storage}/zarr.json: {what}", hint="of another version? `cache build --rebuild`") from None
     if fingerprint(header.identity) != header.fingerprint:
         raise LicError(f"{storage}/zarr.json: its identity is not that of its fingerprint")
+    if not is_chain(header.chain, header.shard, header.fingerprint):
+        raise LicError(f"{storage}/zarr.json: its chain is not that of its digests")
     return header
+
+
+def _first_instalment(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the instalment that a store of format 1 is."""
+    identity, provenance = attributes.get("identity"), attributes.get("provenance")
+    photos = identity.get("images") if isinstance(identity, dict) else None
+    manifest = photos.get("manifest_sha256", "") if isinstance(photos, dict) else ""
+    time = provenance.get("time", "") if isinstance(provenance, dict) else ""
+    return {
+        "first_shard": 0,
+        **{name: attributes.get(name) for name in ("num_samples", "num_held_out", "source_bytes")},
+        "manifest_sha256": manifest,
+        **{"num_masked": 0, "mask_sha256": "", "digest": attributes["fingerprint"], "time": time, "complete": True},
+    }
 
 
 def require_cache(storage: Storage, attributes: dict[str, Any]) -> None:
@@ -282,12 +369,3 @@ def group_names(storage: Storage) -> tuple[str, ...]:
 def group_folders(storage: Storage) -> list[str]:
     """Return the names below `quantized/` that hold anything, including groups whose `zarr.json` is lost or torn."""
     return [name for name in storage.names("quantized") if storage.names(f"quantized/{name}")]
-
-
-def same_array(found: Any, document: bytes) -> bool:
-    """Return whether a parsed `zarr.json` describes the array of `document`; codecs and attributes may differ."""
-    free = ("codecs", "attributes", "storage_transformers")
-    if not isinstance(found, dict) or "codecs" not in found:
-        return False
-    expected = json.loads(document)
-    return all(found.get(name) == value for name, value in expected.items() if name not in free)

@@ -36,7 +36,8 @@ class Plan:
 
     `crops` are in the order of the store (training first, then held out). `shard` is the number of samples a shard.
     `batch` is the number of crops that the encoder takes at once; it changes the last bits of float results, so it is
-    part of the plan. `identity` is a plain JSON record of everything that the latents depend on.
+    part of the plan. `identity` is a plain JSON record of everything that the latents depend on. `later` are the
+    samples of the instalments that a store has grown by (chain.py); all else is of the first.
 
     Raises:
         LicError: no crops.
@@ -48,6 +49,7 @@ class Plan:
     shard: int
     batch: int
     identity: dict[str, Any]
+    later: tuple[Sequence[Crop], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.crops:
@@ -88,10 +90,13 @@ class Plan:
         return max(1, max(len(crop.source.encode()) for crop in self.crops))
 
     def crops_of(self, shard: int) -> Sequence[Crop]:
-        """Return the samples of a shard; the last shard may hold fewer than `shard`."""
-        if not 0 <= shard < self.num_shards:
-            raise ValueError(f"shard {shard} is not one of {self.num_shards}")
-        return self.crops[shard * self.shard : (shard + 1) * self.shard]
+        """Return the samples of a shard; the last shard of an instalment may hold fewer than `shard`."""
+        first = 0
+        for crops in (self.crops, *self.later):
+            if 0 <= shard - first < num_shards(len(crops), self.shard):
+                return crops[(shard - first) * self.shard : (shard - first + 1) * self.shard]
+            first += num_shards(len(crops), self.shard)
+        raise ValueError(f"shard {shard} is not one of {first}")
 
 
 def num_shards(num_samples: int, shard: int) -> int:

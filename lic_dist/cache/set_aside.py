@@ -48,7 +48,7 @@ def set_aside(
     """
     found: dict[str, str] = {}
     if layout.read_attributes(storage) is not None:
-        cache = LatentCache(storage)
+        cache = LatentCache(storage, header=layout.read_header(storage))
         crop = cache.geometry.crop
         if finished is None:
             finished = store.finished_markers(storage, cache.header)

@@ -12,8 +12,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from lic_dist.cache import columns, layout, markers, store
-from lic_dist.cache.layout import ArraySpec, Pipeline
+from lic_dist.cache import chain, columns, growth, layout, markers, store
+from lic_dist.cache.layout import ArraySpec, Header, Pipeline
 from lic_dist.cache.plan import Geometry
 from lic_dist.cache.storage import Storage
 from lic_dist.cache.storages import open_storage
@@ -24,33 +24,42 @@ Indices = slice | Iterable[int] | NDArray[Any] | None
 
 REPAIR_HINT = "`lic-dist cache verify` finds what is damaged, --repair mends it"
 PLAIN_COLUMNS = ("crop_y", "crop_x", "flip", "held_out", "status")
+MASKED = 254  # `samples["status"]` of a sample that the snapshot masks
 
 
 class ShardReader:
     """The part of `LatentCache` that reads numpy arrays: see there."""
 
-    def __init__(self, storage: Storage, pipeline: Pipeline = "zarr") -> None:
+    def __init__(self, storage: Storage, pipeline: Pipeline = "zarr", header: Header | None = None) -> None:
+        """Open a snapshot by its header; without one the newest that is complete."""
         self.storage, self.pipeline = storage, pipeline
-        self.header = layout.read_header(storage)
+        self.header = header or layout.read_header(storage).complete
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._fingerprints: dict[str | None, str] = {None: self.header.fingerprint}
         self._done: dict[str, set[int]] = {}  # shards known to be finished, by the fingerprint of base or group
 
     @classmethod
     def open(
-        cls, path: Path | str | Storage, options: Mapping[str, str] | None = None, pipeline: Pipeline = "zarr"
+        cls,
+        path: Path | str | Storage,
+        options: Mapping[str, str] | None = None,
+        pipeline: Pipeline = "zarr",
+        snapshot: int | str | None = None,
     ) -> Self:
         """Open the store of a path or URL (`options`: see `open_storage`), decoded by Zarr or by the package zarrs.
+
+        `snapshot` is a number or a name (`lic-dist cache log`); by default the newest that is complete.
 
         With `zarrs` start loader processes by `spawn` or `forkserver`: its threads do not survive a fork.
 
         Raises:
-            LicError: no store there, or another kind of Zarr group.
+            LicError: no store there, another kind of Zarr group, or no such snapshot.
             UsageError: zarrs is asked for and not installed.
         """
         if pipeline == "zarrs" and find_spec("zarrs") is None:
             raise UsageError("pipeline zarrs needs the package zarrs", hint="pip install zarrs")
-        return cls(open_storage(path, options).absolute(), pipeline)
+        storage = open_storage(path, options).absolute()
+        return cls(storage, pipeline, growth.header_at(storage, snapshot))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -78,26 +87,36 @@ class ShardReader:
         return layout.group_names(self.storage)
 
     def __len__(self) -> int:
-        return self.header.num_samples
+        """Rows: samples have their row's number, and those of an instalment's last shard that hold none count."""
+        return self.header.num_rows
+
+    @cached_property
+    def masked(self) -> NDArray[np.int64]:
+        """Numbers of the samples that the snapshot masks, ascending: read as they are, and not usable."""
+        masked = [chain.masked_by(self.storage, one) for one in self.header.chain]
+        return np.unique(np.concatenate(masked, dtype=np.int64))
 
     @cached_property
     def samples(self) -> dict[str, NDArray[Any]]:
-        """What is known of each sample, by name, each [num_samples].
+        """What is known of each row, by name, each [len(cache)].
 
         source, digest (text), crop_y, crop_x (int32), flip, held_out (bool), status (uint8): an index into
-        lic_dist.data.photo.FAULTS, 255 where the shard is not written. It is read once: open a store that is still
-        being written again to see more.
+        lic_dist.data.photo.FAULTS, 255 where there is no sample or its shard is not written, 254 where the snapshot
+        masks it. It is read once: open a store that is still being written again to see more.
         """
-        return {
+        found = {
             "source": _text(self._whole_column("samples/source")),
             "digest": _text(self._whole_column("samples/digest")),
             **{name: self._whole_column(f"samples/{name}") for name in PLAIN_COLUMNS},
         }
+        found["status"][self.masked] = MASKED
+        return found
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """Mask of the samples that are written and have no fault: bool [num_samples]."""
+        """Mask of the samples that are written, have no fault and are not masked: bool [len(cache)]."""
         usable: NDArray[np.bool_] = self._whole_column("samples/status") == 0
+        usable[self.masked] = False
         return usable
 
     def indices(self, held_out: bool) -> NDArray[np.int64]:
@@ -127,8 +146,8 @@ class ShardReader:
         self._done[self._fingerprint_of(group)] = set(shards)
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """Return the Zarr array itself, with its rows beyond `num_samples`; "latents/z" has no channels where the model
-        has no side latent.
+        """Return the Zarr array itself, with its rows beyond the last sample; "latents/z" has no channels where the
+        model has no side latent.
         """
         if name == "latents/z" and not self.geometry.z_channels:
             self._arrays.setdefault(name, layout.without_channels(self.header))
@@ -185,9 +204,10 @@ class ShardReader:
         for name in arrays:
             array = self.array(name)
             loaded[name] = np.empty((len(wanted), *array.shape[1:]), array.dtype)
+        size = self.header.shard
         for shard, rows in zip(shards.tolist(), np.split(order, starts[1:]), strict=False):
-            for name, values in self.shard(shard, arrays).items():
-                loaded[name][rows] = values[wanted[rows] - shard * self.header.shard]
+            for name, values in self.rows(shard * size, (shard + 1) * size, arrays).items():  # with the padding's
+                loaded[name][rows] = values[wanted[rows] - shard * size]
         return loaded
 
     def _sample_numbers(self, indices: Indices) -> NDArray[np.int64]:
@@ -289,7 +309,8 @@ class ShardReader:
         array = self.array(name)
         there = self.storage.listing(name)
         if (spec := columns.plain_spec(self.storage, self.header, name)) is not None:
-            values = np.full((len(self), *spec.shape), spec.fill_value, spec.dtype)
+            shape = (self.header.blocks() * spec.shape[0],) if spec.widens else spec.shape
+            values = np.full((len(self), *shape), spec.fill_value, spec.dtype)
             whole = [
                 one for one in range(self.num_shards) if (at := there.get(layout.object_key(spec, one))) and at.bytes
             ]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lic_dist.cache import layout, markers
+from lic_dist.cache import documents, layout, markers
 from lic_dist.cache.layout import ArraySpec, Header
 from lic_dist.cache.parallel import read_each
 from lic_dist.cache.plan import Plan, differences, fingerprint
@@ -52,12 +52,13 @@ def create(
             storage.put("zarr.json", document)  # replaces one that does not parse
     header = layout.read_header(storage)
     _require_same(f"{storage} holds another cache", header.identity, plan.identity)
-    found = {name: value for name, value in asdict(header).items() if name not in ("fingerprint", "provenance")}
-    _require_same(f"{storage} follows another plan", found, _plan_attributes(plan, store_y))
+    expected = _plan_attributes(plan, store_y)
+    found = {name: value for name, value in {**asdict(header), **asdict(header.chain[0])}.items() if name in expected}
+    _require_same(f"{storage} follows another plan", found, expected)
     for name in ("latents", "quantized", "samples"):
         if storage.get_json(f"{name}/zarr.json") is None:
             storage.put(f"{name}/zarr.json", layout.group_document())
-    _put_documents(storage, layout.arrays_of(header), header)
+    put_documents(storage, layout.arrays_of(header), header)
 
 
 def require_usable(storage: Storage, fingerprint: str = "") -> None:
@@ -108,7 +109,7 @@ def create_group(
     if not storage.put_new(f"{node}/record.json", record_json.encode()):
         stored = {"record": markers.size_and_digest(storage.get(f"{node}/record.json"))["sha256"]}
         _require_same(f"group '{name}' of {storage} has another record.json", stored, {"record": digest})
-    _put_documents(storage, layout.arrays_of(header, name), header)
+    put_documents(storage, layout.arrays_of(header, name), header)
     made = {
         "identity": whole,
         "fingerprint": fingerprint(whole),
@@ -158,7 +159,7 @@ def write_shard(
         if len(crops) != header.count(shard):
             raise ValueError(f"{len(crops)} crops for the {header.count(shard)} samples of shard {shard}")
         status = arrays["samples/status"]
-        rows = {**sample_rows(crops, header.source_bytes), **arrays}
+        rows = {**sample_rows(crops, header.blocks(shard) * header.source_bytes), **arrays}
         marker = _write(storage, header, shard, None, rows, status, seconds)
     else:
         found = finished_marker(storage, header, shard)
@@ -171,14 +172,14 @@ def write_shard(
         _write(storage, header, shard, name, arrays, status, seconds, markers.latents_digest(marker))
 
 
-def pending(path: Path | str | Storage, group: str | None = None) -> list[int]:
-    """Return the unfinished shards, of the base or of a group (see `finished_markers`).
+def pending(path: Path | str | Storage, group: str | None = None, header: Header | None = None) -> list[int]:
+    """Return the unfinished shards, of the base or of a group (see `finished_markers`), up to a snapshot's `header`.
 
     Raises:
         LicError: no store, or no such group.
     """
     storage = open_storage(path)
-    header = layout.read_header(storage)
+    header = header or layout.read_header(storage)
     stored = finished_markers(storage, header, group)
     return [shard for shard in range(header.num_shards) if shard not in stored]
 
@@ -225,7 +226,7 @@ def _finished_marker(
     marker = markers.read_marker(storage, key, shard)
     if marker is None or marker.samples != header.count(shard):
         return None
-    keys = [layout.object_key(spec, shard) for spec in layout.arrays_of(header, group)]
+    keys = [layout.object_key(spec, shard) for spec in layout.objects_of(header, group, shard)]
     return marker if markers.is_whole(marker, keys, entry) else None
 
 
@@ -271,19 +272,20 @@ def _plan_attributes(plan: Plan, store_y: bool) -> dict[str, Any]:
     }
 
 
-def _put_documents(storage: Storage, specs: Sequence[ArraySpec], header: Header) -> None:
-    """Put every array's `zarr.json` that is missing, does not parse, or describes another array."""
+def put_documents(storage: Storage, specs: Sequence[ArraySpec], header: Header) -> None:
+    """Put every array's `zarr.json` that is missing, does not parse, or describes another array or fewer shards."""
     for spec in specs:
         key = f"{spec.name}/zarr.json"
         document = array_document(spec, header)
-        if not layout.same_array(storage.get_json(key), document):
-            storage.put(key, document)
+        found = storage.get_json(key)
+        if not documents.same_array(found, document):
+            storage.put(key, documents.grown_array(found, document))
 
 
 def array_document(spec: ArraySpec, header: Header) -> bytes:
     """Return the `zarr.json` that an array of the store must have."""
     names = {"names": FAULTS, "unwritten": layout.UNWRITTEN} if spec.name == "samples/status" else {}
-    return layout.array_document(spec, header.num_shards, header.shard, names)
+    return layout.array_document(spec, header.num_shards, header.shard, names, header.blocks())
 
 
 @lru_cache(maxsize=64)
@@ -335,15 +337,18 @@ def _write(
 ) -> markers.Marker:
     """Write the arrays of the base or of a group. A finished shard of the same bytes is left untouched."""
     faulty, key = status != 0, fingerprint_of(storage, header, group)
-    specs = layout.arrays_of(header, group)
+    specs = layout.objects_of(header, group, shard)
     objects: dict[str, bytes] = {}
     for spec in specs:
         values = arrays[spec.name]
+        if spec.widens:
+            values = values[:, spec.block * spec.shape[0] : (spec.block + 1) * spec.shape[0]]
         if faulty.any() and not spec.name.startswith("samples/"):
             values = values.copy()
             values[faulty] = 0
-        document = _stored_document(storage, spec.name, header.fingerprint)
-        objects[layout.object_key(spec, shard)] = layout.encode(document, shard, _padded(values, spec, header.shard))
+        document = _stored_document(storage, spec.name, f"{header.fingerprint} {header.num_shards}")
+        rows = _padded(values, spec, header.shard)
+        objects[layout.object_key(spec, shard)] = layout.encode(document, shard, rows, spec.block)
     codes, counts = np.unique(status[faulty], return_counts=True)
     marker = markers.Marker(
         fingerprint=key,

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lic_dist.cache import layout, markers, store
+from lic_dist.cache import chain, documents, layout, markers, store
 from lic_dist.cache.layout import ArraySpec, Header
 from lic_dist.cache.storage import Storage
 from lic_dist.cache.storages import open_storage
+from lic_dist.errors import LicError
 from lic_dist.progress import Progress
 
 AHEAD = 4096  # shards handed to the readers at once
@@ -46,7 +47,7 @@ def verify(path: Path | str | Storage, options: Mapping[str, str] | None = None)
     """Compare every object with the sha256 in its marker; return an empty list if all shards are written and intact.
 
     The whole store is read once, in parallel. Findings are in order of group, shard and array. Documents that belong to
-    no shard (an array's or group's `zarr.json`, a group's record) have shard -1.
+    no shard (an array's or group's `zarr.json`, a group's record, manifests and masks of instalments) have shard -1.
 
     Raises:
         LicError: no store, or another kind of Zarr group.
@@ -56,6 +57,7 @@ def verify(path: Path | str | Storage, options: Mapping[str, str] | None = None)
     findings = [found for group in layout.group_folders(storage) for found in _verify_group(storage, group)]
     known: list[str | None] = [None, *layout.group_names(storage)]
     findings += [found for group in known for found in _verify_documents(storage, header, group)]
+    findings += _verify_chain(storage, header)
     total = len(known) * header.num_shards
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
@@ -87,15 +89,48 @@ def _verify_group(storage: Storage, group: str) -> list[Finding]:
 def _verify_documents(storage: Storage, header: Header, group: str | None) -> list[Finding]:
     """Return the findings on the `zarr.json` of every array and, for the base, of the groups that hold them."""
     findings = []
+    header = _grown_to(storage, header, group)
     for spec in layout.arrays_of(header, group):
         key = f"{spec.name}/zarr.json"
-        if not layout.same_array(storage.get_json(key), store.array_document(spec, header)):
+        if not documents.same_array(storage.get_json(key), store.array_document(spec, header)):
             findings.append(Finding(-1, key, _document_fault(storage, key), group or ""))
     if group is None:
         for name in ("latents", "quantized", "samples"):
             if layout.read_attributes(storage, name) is None:
                 findings.append(Finding(-1, f"{name}/zarr.json", _document_fault(storage, f"{name}/zarr.json")))
     return findings
+
+
+def _grown_to(storage: Storage, header: Header, group: str | None) -> Header:
+    """Return the header of the snapshot that the arrays of the base, or of a group, must hold: the last with shards."""
+    marked = markers.marked_shards(storage, store.fingerprint_of(storage, header, group))
+    last = max((shard for shard in marked if shard < header.num_shards), default=0)
+    written = header.shards.instalment(last)
+    return header.at(written if group else max(written, header.complete.snapshot))
+
+
+def _verify_chain(storage: Storage, header: Header) -> list[Finding]:
+    """Return the findings on the manifests and masks of a store that has grown."""
+    findings = []
+    for one in header.chain if len(header.chain) > 1 else ():
+        key = chain.manifest_key(one.manifest_sha256)
+        if one.num_samples and not _is_manifest(storage, key, one.manifest_sha256):
+            findings.append(Finding(-1, key, "missing" if storage.entry(key) is None else "altered"))
+        try:
+            chain.masked_by(storage, one)
+        except LicError:
+            key = chain.mask_key(one.mask_sha256)
+            findings.append(Finding(-1, key, "missing" if storage.entry(key) is None else "altered"))
+    return findings
+
+
+def _is_manifest(storage: Storage, key: str, digest: str) -> bool:
+    from lic_dist.data.manifest import Manifest  # loads Arrow
+
+    try:
+        return Manifest.from_bytes(storage.get(key)).digest == digest
+    except (FileNotFoundError, LicError):
+        return False
 
 
 def _document_fault(storage: Storage, key: str) -> What:
@@ -117,7 +152,7 @@ def verify_shard(storage: Storage, header: Header, group: str | None, shard: int
         base = markers.read_marker(storage, header.fingerprint, shard)
         if base is not None and markers.latents_digest(base) != marker.base:  # made from other latents
             findings.append(Finding(shard, where, "altered", group))
-    for spec in layout.arrays_of(header, group):
+    for spec in layout.objects_of(header, group, shard):
         name = layout.object_key(spec, shard)
         wrong = _compare(storage, header, spec, shard, name, marker.objects.get(name, {}))
         if wrong is not None:

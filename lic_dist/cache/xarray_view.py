@@ -32,7 +32,7 @@ SAMPLES_IN_COORDINATES = ("samples/status",)
 
 
 class _LazyArray(BackendArray):
-    """One array of a cache, cut to `num_samples`; an index reads only the shards that it touches."""
+    """One array of a cache, cut to its rows; an index reads only the shards that it touches."""
 
     def __init__(self, cache: ShardReader, name: str) -> None:
         self.cache, self.name = cache, name

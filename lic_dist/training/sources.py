@@ -74,9 +74,9 @@ def _paths(cache: LatentCache, samples: NDArray[np.int64]) -> list[str]:
     """Return the paths of samples' photos; the samples ascend. LicError where a shard has lost them."""
     size = cache.header.shard
     shards, where = np.unique(samples // size, return_inverse=True)
-    rows = cache.column("samples/source", shards.tolist())[
-        where * size + samples % size
-    ]  # all shards but the last full
+    counts = cache.header.shards.counts(shards)
+    firsts = np.cumsum(counts) - counts
+    rows = cache.column("samples/source", shards.tolist())[firsts[where] + samples % size]
     paths = [row.tobytes().rstrip(b"\0").decode() for row in rows]
     if "" in paths:
         cache.load(("samples/source",), samples)  # raises for the one that is lost
