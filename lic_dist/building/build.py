@@ -1,16 +1,17 @@
-"""Build a store and maintain it: build or resume, add a quantizer from the stored y, repair what is damaged."""
+"""Build a store and maintain it: build or resume, append, add a quantizer from the stored y, repair what is damaged."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+
+import numpy as np
 
 from lic_dist import config
 from lic_dist.building.base_summary import base_summary
 from lic_dist.building.calibrate import calibrate
+from lic_dist.building.grown import known_photos, photos_of
 from lic_dist.building.job import (
     Job,
     Workers,
@@ -25,32 +26,19 @@ from lic_dist.building.job import (
     provenance,
     workers_of,
 )
-from lic_dist.building.latents import in_one_stage
 from lic_dist.building.pilot import calibration_samples, existing_record, prepare_record, record_location
-from lic_dist.building.reading import Shard, Target, make_reader, make_stored_reader
 from lic_dist.building.refined import asked_refinement, check_refined
-from lic_dist.building.shards import (
-    make_coder,
-    make_encoder,
-    make_hyper_decoder,
-    make_searcher,
-    make_stored_coder,
-    restore_torch_settings,
-)
 from lic_dist.building.storage import experiment_storage
-from lic_dist.cache import layout, markers, store
+from lic_dist.building.work import RunTotals, Units, build_stages, requantize_stages, run_units
+from lic_dist.cache import growth, layout, markers, store
 from lic_dist.cache.layout import Header
-from lic_dist.cache.plan import Geometry, Plan
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import set_aside as set_aside_photos
 from lic_dist.cache.storage import Storage
 from lic_dist.cache.trials import Trials
 from lic_dist.cache.verify import Finding, verify_shard
-from lic_dist.engine.run import run
-from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, ToleranceError, UsageError
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.progress import Progress
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.text import counted
 
@@ -60,7 +48,7 @@ class BuildReport:
     """The result of a build: samples, those set aside by reason, bits per pixel of the shards that this run wrote.
 
     `photos` maps the photos set aside to their reasons (of a build, not of a requantization). `excess` is a message
-    where more samples were set aside than `images.tolerate` allows, else empty.
+    where more samples were set aside than `images.tolerate` allows, else empty. `snapshot` is the store's newest.
     """
 
     path: str
@@ -72,6 +60,7 @@ class BuildReport:
     seconds: float
     excess: str = ""
     photos: dict[str, str] = field(default_factory=dict)
+    snapshot: int = 0
 
     def require_tolerated(self) -> None:
         """Raise ToleranceError where there is an excess; the store is complete all the same."""
@@ -82,35 +71,33 @@ class BuildReport:
             raise ToleranceError(self.excess, hint=hint)
 
 
-class _Units(Sequence[Shard]):
-    """Shards by number. Each is laid out when it is asked for, because a plan may have millions of samples."""
-
-    def __init__(self, numbers: Sequence[int], plan: Plan | None = None) -> None:
-        self.numbers, self.plan = numbers, plan
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> Shard:  # type: ignore[override]
-        number = self.numbers[index]
-        return Shard(number, tuple(self.plan.crops_of(number)) if self.plan else ())
-
-
-def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = False) -> BuildReport:
+def build(
+    experiment: config.Experiment,
+    strict: bool = False,
+    rebuild: bool = False,
+    append: bool = False,
+    mask: bool = False,
+) -> BuildReport:
     """Build a cache, or what is left of it: scan, plan, pilot, and every unfinished shard.
 
     Shards that have latents, but not this quantizer's indices, are quantized from the stored y. `strict` stops at the
-    first photo that cannot be used. `rebuild` removes an existing store first.
+    first photo that cannot be used. `rebuild` removes an existing store first. `append` takes up the photos that were
+    added since: an instalment of new shards, for which the other groups are made too, by the records that they have.
+    `mask` masks the samples of photos that are gone.
 
     Raises:
-        LicError: the path holds a store of another identity; each differing field is named.
+        LicError: the path holds a store of another identity, each differing field is named; or, without `append`, of
+            other photos.
     """
     started = time.monotonic()
     storage = experiment_storage(experiment)
+    growth.restore_root(storage)
     if layout.read_attributes(storage) is None:
         store.require_usable(storage)
-    job = prepare(experiment, strict=strict)
-    plan, group, store_y, workers = job.plan, job.quantizer.group, job.store_y, job.workers
+    elif not rebuild:
+        growth.adopt(storage)
+    job = prepare(experiment, strict=strict, afresh=rebuild)
+    plan, group, store_y = job.plan, job.quantizer.group, job.store_y
     attributes = layout.read_attributes(storage)
     if rebuild and attributes is not None:
         layout.require_cache(storage, attributes)
@@ -120,19 +107,28 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
         if attributes is not None:  # refuse another job's store before the pilot
             check_retired(storage, layout.read_header(storage).identity, job.parent)
             store.create(storage, plan, store_y)
+            if not append:
+                job.require_unchanged()
         record = prepare_record(job)
     store.create(storage, plan, store_y, provenance())
     identity = group_identity(job.parent, record, plan.geometry)
     store.create_group(storage, group, record.to_json(), identity, provenance())
     Trials.of_group(storage, group).delete()
-    without_latents = set(store.pending(storage))
-    without_indices = sorted(set(store.pending(storage, group)) - without_latents)
-    if without_latents and (line := base_summary(job)):
-        print(line, flush=True)
-    made = _run(storage, workers, _build_stages(job, (group, record)), _Units(sorted(without_latents), plan), strict)
-    again = _requantize_stages(storage, job.parent, workers, group, record)
-    made += _run(storage, workers, again, _Units(without_indices), strict)
-    _require_whole(storage, group)
+    made = RunTotals()
+    header = layout.read_header(storage)
+    unfinished = not header.chain[-1].complete
+    if unfinished and job.changes:
+        print(f"{growth.unfinished(storage, header.chain)}: finishing it first", flush=True)
+    if unfinished or not job.changes:
+        made += _write(job, record, strict)
+    if job.changes is not None and append:
+        left_in = len(job.changes.gone) and not mask
+        hint = ["samples of photos that are gone stay in use: --mask leaves them out"] if left_in else []
+        print(f"{storage}: {job.changes}", *job.changes.lines(), *hint, sep="\n", flush=True)
+        if len(job.changes.added) or (mask and len(job.changes.gone)):
+            job = _grow(job, mask)
+            store.create_group(storage, group, record.to_json(), identity)
+            made += _write(job, record, strict)
     found = faults(job)
     set_aside, asked = sum(found.values()), len(job.photos) * job.images.variations
     excess = ""
@@ -141,6 +137,60 @@ def build(experiment: config.Experiment, strict: bool = False, rebuild: bool = F
         excess = f"{storage} is built, but {set_aside} of {counted(asked, 'sample')} were set aside: {reasons}"
     named = set_aside_photos(storage, job.photos) if found else {}
     return replace(_report(storage, made, found, started), excess=excess, photos=named)
+
+
+def _grow(job: Job, mask: bool) -> Job:
+    """Declare what was added, and with `mask` what is gone, as the next instalment; return the job with its samples."""
+    changes, storage = job.changes, job.storage
+    assert changes is not None
+    if left := store.pending(storage):
+        raise LicError(
+            f"{storage} has lost {counted(len(left), 'shard')}", hint="`lic-dist cache verify CONFIG --repair` first"
+        )
+    header = layout.read_header(storage)
+    if len(header.chain) == 1:
+        first = known_photos(storage, header, job.photos, job.plan_of)[0]
+        growth.upgrade(storage, photos_of(first, job.plan_of(first)))
+    crops = job.plan_of(changes.added)
+    growth.declare(storage, photos_of(changes.added, crops), changes.gone if mask else np.arange(0))
+    return replace(job, plan=replace(job.plan, later=(*job.plan.later, crops)))
+
+
+def _write(job: Job, record: QuantizerRecord, strict: bool) -> RunTotals:
+    """Write every unfinished shard of the base and of the job's group, and of a store that grows those of its other
+    groups, as far as they are of this model; then the instalment is complete.
+    """
+    storage, group, workers, plan = job.storage, job.quantizer.group, job.workers, job.plan
+    without_latents = set(store.pending(storage))
+    without_indices = sorted(set(store.pending(storage, group)) - without_latents)
+    if without_latents and (line := base_summary(job)):
+        print(line, flush=True)
+    made = run_units(storage, workers, build_stages(job, (group, record)), Units(sorted(without_latents), plan), strict)
+    again = requantize_stages(storage, job.parent, workers, group, record)
+    made += run_units(storage, workers, again, Units(without_indices), strict)
+    _require_whole(storage, group)
+    header = layout.read_header(storage)
+    if len(header.chain) > 1:
+        for name in layout.group_names(storage):
+            if name != group and (left := store.pending(storage, name)):
+                _follow(job, name, left)
+        growth.finish(storage)
+    return made
+
+
+def _follow(job: Job, group: str, shards: list[int]) -> None:
+    """Make a group's missing shards by its own record; one of another model is named instead."""
+    storage = job.storage
+    cache = LatentCache(storage, header=layout.read_header(storage))
+    try:
+        check_group(cache, job.parent, group)
+    except LicError as error:
+        print(f"{error.message}: it does not follow; `lic-dist cache requantize` with its model and record does")
+        return
+    text = cache.record_json(group)
+    store.create_group(storage, group, text, cache.group_attributes(group)["identity"])
+    stages = requantize_stages(storage, job.parent, job.workers, group, QuantizerRecord.from_json(text))
+    run_units(storage, job.workers, stages, Units(shards))
 
 
 def requantize(experiment: config.Experiment) -> BuildReport:
@@ -189,10 +239,10 @@ def requantize_store(
     store.create_group(storage, group, record.to_json(), identity, provenance())
     trials_file.delete()
     mine, jobs = share
-    numbers = [number for number in store.pending(storage, group) if number % jobs == mine]
-    made = _run(storage, workers, _requantize_stages(storage, parent, workers, group, record), _Units(numbers))
+    numbers = [number for number in store.pending(storage, group, cache.header) if number % jobs == mine]
+    made = run_units(storage, workers, requantize_stages(storage, parent, workers, group, record), Units(numbers))
     if jobs == 1:
-        _require_whole(storage, group)
+        _require_whole(storage, group, cache.header)
     base = store.finished_markers(storage, cache.header)
     return _report(storage, made, markers.fault_counts(base.values()), started)
 
@@ -210,12 +260,14 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
     job = prepare(experiment)
     storage, workers = job.storage, job.workers
     store.create(storage, job.plan, job.store_y)
+    if job.changes is not None and len(job.changes.gone):
+        job.require_unchanged()
     header = layout.read_header(storage)
     lost = [finding for finding in findings if not finding.group and finding.shard >= 0]
     for finding in lost:
         _invalidate(storage, header, finding)
     pending = store.pending(storage)
-    written = _run(storage, workers, _build_stages(job, None), _Units(pending, job.plan)).shards
+    written = run_units(storage, workers, build_stages(job, None), Units(pending, job.plan)).shards
     for group in layout.group_folders(storage):
         of_group = [finding for finding in findings if finding.group == group]
         if any(finding.array.endswith("record.json") for finding in of_group):
@@ -229,8 +281,8 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
                 _invalidate(storage, header, finding)
         if pending := store.pending(storage, group):
             check_group(LatentCache(storage), job.parent, group)
-            stages = _requantize_stages(storage, job.parent, workers, group, record)
-            written += _run(storage, workers, stages, _Units(pending)).shards
+            stages = requantize_stages(storage, job.parent, workers, group, record)
+            written += run_units(storage, workers, stages, Units(pending)).shards
     return written
 
 
@@ -243,9 +295,9 @@ def _invalidate(storage: Storage, header: Header, finding: Finding) -> None:
         store.invalidate_shard(storage, finding.shard, group)
 
 
-def _require_whole(storage: Storage, group: str) -> None:
+def _require_whole(storage: Storage, group: str, header: Header | None = None) -> None:
     """Raise LicError where a shard that was just built is missing, because another job has removed it."""
-    if left := store.pending(storage, group):  # a group's finished shard implies finished latents
+    if left := store.pending(storage, group, header):  # a group's finished shard implies finished latents
         raise LicError(
             f"{counted(len(left), 'shard')} of {storage} {'is' if len(left) == 1 else 'are'} gone again",
             hint="does another job write here? build again to go on",
@@ -266,110 +318,9 @@ def _restore_record(job: Job, group: str) -> None:
     )
 
 
-def _build_stages(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> list[Stage]:
-    """Return the stages from photos: read, encode, search and write. Without a quantizer only latents are written."""
-    engine, folder = job.workers.engine, str(job.images.path.resolve())
-    target = _target(job.storage, quantizer)
-    read = Stage("read", partial(make_reader, target, folder, job.images.crop), engine.readers)
-    if _is_walked(job.parent, job.plan.geometry):
-        return [read, _code_stage(target, job.workers, job.plan.batch)]
-    return [
-        read,
-        _encode_stage(target, job.workers, job.plan.batch),
-        Stage("search", partial(make_searcher, target), engine.searchers),
-    ]
-
-
-def _requantize_stages(
-    storage: Storage, parent: Checkpoint, workers: Workers, group: str, record: QuantizerRecord
-) -> list[Stage]:
-    """Return the stages from the store: the hyper-decoder over y, or the encoder over the pixels; then search and
-    write.
-    """
-    engine, target = workers.engine, _target(storage, (group, record))
-    header = layout.read_header(target.storage)
-    recall = Stage("recall", partial(make_stored_reader, target), engine.readers)
-    if _is_walked(parent, header.geometry):
-        if not header.store_y:
-            return [recall, _code_stage(target, workers, header.batch)]
-        coder = partial(make_stored_coder, target, workers.model, header.batch)
-        return [Stage("code", coder, engine.encoders, engine.gpus_per_encoder)]
-    search = Stage("search", partial(make_searcher, target), engine.searchers)
-    if not header.store_y:
-        return [recall, _encode_stage(target, workers, header.batch), search]
-    hyper_decoder = partial(make_hyper_decoder, target, workers.model, header.batch)
-    return [Stage("view", hyper_decoder, engine.encoders, engine.gpus_per_encoder), search]
-
-
-def _is_walked(parent: Checkpoint, geometry: Geometry) -> bool:
-    """Return whether a model's shards are quantized by a walk on the encoder's device: see shards.py."""
-    return not in_one_stage(parent.codec, (geometry.y_size,) * 2, (geometry.z_size,) * 2)
-
-
-def _code_stage(target: Target, workers: Workers, batch: int) -> Stage:
-    made = partial(make_coder, target, workers.model, batch, _z_steps(target.storage))
-    return Stage("code", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
-
-
-def _encode_stage(target: Target, workers: Workers, batch: int) -> Stage:
-    made = partial(make_encoder, target, workers.model, batch, _z_steps(target.storage))
-    return Stage("encode", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
-
-
-def _z_steps(storage: Storage) -> int:
-    """Return the steps of refinement that a store's z has had."""
-    return int(layout.read_header(storage).identity.get("refined", {}).get("z_steps", 0))
-
-
-def _target(storage: Storage, quantizer: tuple[str, QuantizerRecord] | None) -> Target:
-    storage = storage.absolute()
-    fingerprint = layout.read_header(storage).fingerprint
-    return (
-        Target(storage, fingerprint, quantizer[0], quantizer[1].to_json())
-        if quantizer
-        else Target(storage, fingerprint)
-    )
-
-
-@dataclass(frozen=True)
-class _RunTotals:
-    """What a run has written: shards, and bits and pixels of their good samples."""
-
-    shards: int = 0
-    bits: float = 0.0
-    pixels: int = 0
-
-    def __add__(self, other: _RunTotals) -> _RunTotals:
-        return _RunTotals(self.shards + other.shards, self.bits + other.bits, self.pixels + other.pixels)
-
-
-def _run(storage: Storage, workers: Workers, stages: list[Stage], units: _Units, strict: bool = False) -> _RunTotals:
-    made, set_aside = _RunTotals(), 0
-    if not len(units):
-        return made
-    engine = workers.engine
-    header = layout.read_header(storage)
-    left = sum(header.count(number) for number in units.numbers)
-    title = "building the cache" if stages[0].name == "read" else "quantizing the cache"
-    results = run(stages, units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
-    bar = Progress(title, header.num_samples, "crop", done=header.num_samples - left)
-    with restore_torch_settings(), bar, closing(results):
-        for unit, report in results:
-            if report is None:  # another job was faster
-                bar.advance(header.count(unit.number))
-                continue
-            made += _RunTotals(1, report.bits, report.pixels)
-            set_aside += len(report.faulty)
-            told = {"set aside": set_aside} if set_aside else {}
-            bar.advance(report.samples, bpp=made.bits / max(made.pixels, 1), **told)
-            if strict and report.faulty:
-                source, reason = report.faulty[0]
-                raise LicError(f"{source}: {reason}", hint="--strict stops here; what is written is kept")
-    return made
-
-
-def _report(storage: Storage, made: _RunTotals, found: dict[str, int], started: float) -> BuildReport:
+def _report(storage: Storage, made: RunTotals, found: dict[str, int], started: float) -> BuildReport:
     header = layout.read_header(storage)
     bpp = made.bits / made.pixels if made.pixels else float("nan")
     seconds = time.monotonic() - started
-    return BuildReport(str(storage), header.num_samples, made.shards, header.num_shards, found, bpp, seconds)
+    size = header.num_samples, made.shards, header.num_shards
+    return BuildReport(str(storage), *size, found, bpp, seconds, snapshot=header.complete.snapshot)

@@ -9,22 +9,23 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from lic_dist import config
+from lic_dist.building.grown import Changes, changes_of, known_photos
 from lic_dist.building.refined import asked_refinement, refined_group_identity, refined_identity
 from lic_dist.building.storage import experiment_storage
-from lic_dist.cache import layout
+from lic_dist.cache import growth, layout
 from lic_dist.cache.markers import fault_counts
 from lic_dist.cache.plan import Geometry, Plan, canonical_json, differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import MANIFEST
 from lic_dist.cache.storage import Storage
 from lic_dist.cache.store import finished_markers
-from lic_dist.data.crops import plan_crops, require_held_out
+from lic_dist.data.crops import Crops, plan_crops, require_held_out
 from lic_dist.data.manifest import Manifest, scan
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint as checkpoints
@@ -54,7 +55,10 @@ class Workers:
 
 @dataclass(frozen=True)
 class Job:
-    """What a cache build works on, resolved once from its experiment, which the functions below do not see."""
+    """What a cache build works on, resolved once from its experiment, which the functions below do not see.
+
+    `plan` is that of the store, if there is one; `changes` is what has become of its photos since.
+    """
 
     storage: Storage
     parent: Checkpoint
@@ -63,6 +67,7 @@ class Job:
     images: config.Images
     store_y: bool
     workers: Workers
+    changes: Changes | None = None
 
     @property
     def quantizer(self) -> config.Quantizer:
@@ -71,6 +76,20 @@ class Job:
     @property
     def refinement(self) -> Refinement:
         return asked_refinement(self.workers.quantizer, self.parent.spec.lmbda)
+
+    def plan_of(self, photos: Manifest) -> Crops:
+        """Return the samples of photos by the job's rule."""
+        images = self.images
+        return plan_crops(photos, images.crop, images.variations, images.seed, images.held_out)
+
+    def require_unchanged(self) -> None:
+        """Refuse a folder of other photos than the store's. Raises LicError, which counts them."""
+        if self.changes:
+            raise LicError(
+                f"{self.storage} holds a cache of other photos: since then {self.changes}",
+                hint="`lic-dist cache append` takes up what was added (--mask: and masks what is gone); or give "
+                "another cache.path",
+            )
 
 
 def workers_of(experiment: config.Experiment) -> Workers:
@@ -121,8 +140,9 @@ def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: boo
     return scan(config.need(experiment.images, "images").path, known, save, strict=strict)
 
 
-def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
-    """Load the model, scan the photos and lay out the plan.
+def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = False) -> Job:
+    """Load the model, scan the photos and lay out the plan: that of the store, where there is one by the same rule,
+    unless `afresh`.
 
     Raises:
         LicError: no photos, none large enough, or a checkpoint that does not load.
@@ -140,7 +160,7 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
         raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
     geometry = geometry_of(parent, section.crop)
     identity = {
-        "format": layout.FORMAT,
+        "format": layout.FORMAT,  # of snapshot 0, whatever the store has grown to
         "model": model_identity(parent),
         "precision": "float32",
         "images": {
@@ -157,7 +177,26 @@ def prepare(experiment: config.Experiment, strict: bool = False) -> Job:
     }
     plan = Plan(crops, geometry, cache.shard, cache.batch, identity)
     storage = experiment_storage(experiment)
-    return Job(storage, parent, photos, plan, section, cache.store_y, workers)
+    job = Job(storage, parent, photos, plan, section, cache.store_y, workers)
+    return job if afresh else _of_store(job)
+
+
+def _of_store(job: Job) -> Job:
+    """Return the job with its store's plan, and what has become of the photos, where they differ by these alone."""
+    growth.restore_root(job.storage)
+    if layout.read_attributes(job.storage) is None:
+        return job
+    header, mine = layout.read_header(job.storage), job.plan.identity
+    built_of = header.identity.get("images", {}).get("manifest_sha256")
+    theirs = {**mine, "images": {**mine["images"], "manifest_sha256": built_of}}
+    same_photos = len(header.chain) == 1 and theirs == mine
+    if same_photos or differences(header.identity, theirs):
+        return job
+    parts = [job.plan_of(one) for one in known_photos(job.storage, header, job.photos, job.plan_of)]
+    if [len(crops) for crops in parts] != [one.num_samples for one in header.chain]:
+        raise LicError(f"the samples of {job.storage} do not follow from its photos", hint="`lic-dist cache verify`")
+    plan = replace(job.plan, crops=parts[0], identity=theirs, later=tuple(parts[1:]))
+    return replace(job, plan=plan, changes=changes_of(job.storage, header, parts, job.photos, header.geometry.crop))
 
 
 def geometry_of(parent: Checkpoint, crop: int) -> Geometry:
@@ -252,7 +291,8 @@ def check_cache(cache: LatentCache, parent: Checkpoint, group: str) -> None:
         if len(shards) < cache.num_shards:
             raise LicError(
                 f"{part} of {cache.storage}: {len(shards)} of {counted(cache.num_shards, 'shard')} are written",
-                hint="`lic-dist cache build` goes on where it stopped",
+                hint="`lic-dist cache build` goes on where it stopped"
+                + ("; finetune.snapshot takes an older snapshot" if cache.header.snapshot else ""),
             )
 
 

@@ -90,7 +90,7 @@ def make_reader(target: Target, folder: str, size: int) -> Callable[[Shard], Rea
 
 def make_stored_reader(target: Target) -> Callable[[Shard], ReadShard | None]:
     """Make the first stage for a store that keeps pixels but not y: read the pixels from the store."""
-    cache = LatentCache.open(target.storage)
+    cache = LatentCache(target.storage, header=target.header())
 
     def work(shard: Shard) -> ReadShard:
         started = time.perf_counter()

@@ -120,7 +120,7 @@ def _stored(target: Target) -> Callable[[Shard, nn.Module, int], tuple[Any, Any,
     """Return what reads a shard: y, z, status, and what the group's search should aim at, for which pixels are read
     where its record asks for refinement.
     """
-    cache, quantizer = LatentCache.open(target.storage), quantizer_of(target)
+    cache, quantizer = LatentCache(target.storage, header=target.header()), quantizer_of(target)
     pixels = ("pixels",) if quantizer is not None and quantizer.record.refine else ()
 
     def read(shard: Shard, model: nn.Module, batch: int) -> tuple[Any, Any, Any, Any]:

@@ -110,17 +110,44 @@ def build(
     strict: Strict = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Remove the store that is there first; asks.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Take up photos that were added since.")] = False,
     out: JsonFile = None,
 ) -> None:
     """Build the cache, or what is left of it: scan, plan, pilot and every shard without a marker."""
     from lic_dist.building.build import build as run
 
+    if rebuild and append:
+        raise UsageError("--rebuild starts anew, --append does not", hint="give one of them")
     chosen = experiments(config, overrides, engine, "cache")
     firsts = _first_of_each_store(chosen)  # the others add groups to the stores that these create
     if rebuild and not yes:
         for experiment in firsts:
             _ask_to_remove(experiment)
-    reports = [run(experiment, strict, rebuild and experiment in firsts) for experiment in chosen]
+    reports = [run(experiment, strict, rebuild and experiment in firsts, append) for experiment in chosen]
+    write_json(out, [_show_build(report) for report in reports])
+    for report in reports:
+        report.require_tolerated()
+
+
+@app.command("append")
+def append(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    engine: EngineName = None,
+    strict: Strict = False,
+    mask: Annotated[
+        bool, typer.Option("--mask", help="Leave out the samples of photos that vanished or changed.")
+    ] = False,
+    out: JsonFile = None,
+) -> None:
+    """Take up the photos that were added since: new shards of latents and of every group, a new snapshot."""
+    from lic_dist.building.build import build as run
+    from lic_dist.building.job import open_cache
+
+    chosen = experiments(config, overrides, engine, "cache")
+    for experiment in _first_of_each_store(chosen):
+        open_cache(experiment)  # there is one
+    reports = [run(experiment, strict, append=True, mask=mask) for experiment in chosen]
     write_json(out, [_show_build(report) for report in reports])
     for report in reports:
         report.require_tolerated()
@@ -150,6 +177,7 @@ def _show_build(report: BuildReport) -> dict[str, Any]:
     typer.echo(
         f"{report.path}: {counted(report.samples, 'sample')}, "
         f"{report.shards_built} of {counted(report.shards, 'shard')} built now{rate}, {report.seconds:.0f} s"
+        + (f", snapshot {report.snapshot}" if report.snapshot else "")
     )
     return asdict(report)
 
@@ -313,3 +341,47 @@ def verify(
         raise LicError(
             f"{counted(left, 'fault')} in {target}", hint="`lic-dist cache verify CONFIG --repair` mends them"
         )
+
+
+@app.command("snapshot")
+def snapshot(
+    target: Target,
+    name: Annotated[str, typer.Argument(help="The name; a name stays for ever.")],
+    overrides: Overrides = None,
+    number: Annotated[
+        str | None, typer.Option("--of", help="The snapshot's number; default: the newest that is complete.")
+    ] = None,
+) -> None:
+    """Name a snapshot of a store, by which finetune.snapshot and readers find it."""
+    from lic_dist.cache.growth import name_snapshot
+
+    for storage, _ in _stores(target, overrides):
+        typer.echo(f"{storage}: snapshot {name_snapshot(storage, name, number)} is '{name}'")
+
+
+@app.command("log")
+def log(target: Target, overrides: Overrides = None, out: JsonFile = None) -> None:
+    """List the snapshots of a store, newest last: samples, masked ones, names, groups that can be read there."""
+    from lic_dist.cache.history import describe, history
+
+    reports = [history(storage) for storage, _ in _stores(target, overrides)]
+    for report in reports:
+        typer.echo("\n".join(describe(report)))
+    write_json(out, reports[0] if len(reports) == 1 else reports)
+
+
+@app.command("diff")
+def diff(
+    target: Target,
+    first: Annotated[str, typer.Argument(metavar="A", help="Number or name of a snapshot.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Number or name of a later one.")],
+    overrides: Overrides = None,
+    out: JsonFile = None,
+) -> None:
+    """Tell what a snapshot has that an earlier one has not: photos, masked samples, groups."""
+    from lic_dist.cache.history import describe_difference, difference
+
+    reports = [difference(storage, first, second) for storage, _ in _stores(target, overrides)]
+    for report in reports:
+        typer.echo("\n".join(describe_difference(report, NAMED_PHOTOS)))
+    write_json(out, reports[0] if len(reports) == 1 else reports)

@@ -1,0 +1,145 @@
+"""The work of a job: which stages write its shards, and their run through an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+from lic_dist.building.job import Job, Workers
+from lic_dist.building.latents import in_one_stage
+from lic_dist.building.reading import Shard, Target, make_reader, make_stored_reader
+from lic_dist.building.shards import (
+    make_coder,
+    make_encoder,
+    make_hyper_decoder,
+    make_searcher,
+    make_stored_coder,
+    restore_torch_settings,
+)
+from lic_dist.cache import layout
+from lic_dist.cache.plan import Geometry, Plan
+from lic_dist.cache.storage import Storage
+from lic_dist.engine.run import run
+from lic_dist.engine.stages import Stage
+from lic_dist.errors import LicError
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.progress import Progress
+from lic_dist.quantization.record import QuantizerRecord
+
+
+class Units(Sequence[Shard]):
+    """Shards by number. Each is laid out when it is asked for, because a plan may have millions of samples."""
+
+    def __init__(self, numbers: Sequence[int], plan: Plan | None = None) -> None:
+        self.numbers, self.plan = numbers, plan
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Shard:  # type: ignore[override]
+        number = self.numbers[index]
+        return Shard(number, tuple(self.plan.crops_of(number)) if self.plan else ())
+
+
+def build_stages(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> list[Stage]:
+    """Return the stages from photos: read, encode, search and write. Without a quantizer only latents are written."""
+    engine, folder = job.workers.engine, str(job.images.path.resolve())
+    target = _target(job.storage, quantizer)
+    read = Stage("read", partial(make_reader, target, folder, job.images.crop), engine.readers)
+    if _is_walked(job.parent, job.plan.geometry):
+        return [read, _code_stage(target, job.workers, job.plan.batch)]
+    return [
+        read,
+        _encode_stage(target, job.workers, job.plan.batch),
+        Stage("search", partial(make_searcher, target), engine.searchers),
+    ]
+
+
+def requantize_stages(
+    storage: Storage, parent: Checkpoint, workers: Workers, group: str, record: QuantizerRecord
+) -> list[Stage]:
+    """Return the stages from the store: the hyper-decoder over y, or the encoder over the pixels; then search and
+    write.
+    """
+    engine, target = workers.engine, _target(storage, (group, record))
+    header = layout.read_header(target.storage)
+    recall = Stage("recall", partial(make_stored_reader, target), engine.readers)
+    if _is_walked(parent, header.geometry):
+        if not header.store_y:
+            return [recall, _code_stage(target, workers, header.batch)]
+        coder = partial(make_stored_coder, target, workers.model, header.batch)
+        return [Stage("code", coder, engine.encoders, engine.gpus_per_encoder)]
+    search = Stage("search", partial(make_searcher, target), engine.searchers)
+    if not header.store_y:
+        return [recall, _encode_stage(target, workers, header.batch), search]
+    hyper_decoder = partial(make_hyper_decoder, target, workers.model, header.batch)
+    return [Stage("view", hyper_decoder, engine.encoders, engine.gpus_per_encoder), search]
+
+
+def _is_walked(parent: Checkpoint, geometry: Geometry) -> bool:
+    """Return whether a model's shards are quantized by a walk on the encoder's device: see shards.py."""
+    return not in_one_stage(parent.codec, (geometry.y_size,) * 2, (geometry.z_size,) * 2)
+
+
+def _code_stage(target: Target, workers: Workers, batch: int) -> Stage:
+    made = partial(make_coder, target, workers.model, batch, _z_steps(target.storage))
+    return Stage("code", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
+
+
+def _encode_stage(target: Target, workers: Workers, batch: int) -> Stage:
+    made = partial(make_encoder, target, workers.model, batch, _z_steps(target.storage))
+    return Stage("encode", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
+
+
+def _z_steps(storage: Storage) -> int:
+    """Return the steps of refinement that a store's z has had."""
+    return int(layout.read_header(storage).identity.get("refined", {}).get("z_steps", 0))
+
+
+def _target(storage: Storage, quantizer: tuple[str, QuantizerRecord] | None) -> Target:
+    storage = storage.absolute()
+    fingerprint = layout.read_header(storage).fingerprint
+    return (
+        Target(storage, fingerprint, quantizer[0], quantizer[1].to_json())
+        if quantizer
+        else Target(storage, fingerprint)
+    )
+
+
+@dataclass(frozen=True)
+class RunTotals:
+    """What a run has written: shards, and bits and pixels of their good samples."""
+
+    shards: int = 0
+    bits: float = 0.0
+    pixels: int = 0
+
+    def __add__(self, other: RunTotals) -> RunTotals:
+        return RunTotals(self.shards + other.shards, self.bits + other.bits, self.pixels + other.pixels)
+
+
+def run_units(storage: Storage, workers: Workers, stages: list[Stage], units: Units, strict: bool = False) -> RunTotals:
+    made, set_aside = RunTotals(), 0
+    if not len(units):
+        return made
+    engine = workers.engine
+    header = layout.read_header(storage)
+    left = sum(header.count(number) for number in units.numbers)
+    title = "building the cache" if stages[0].name == "read" else "quantizing the cache"
+    results = run(stages, units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
+    bar = Progress(title, header.num_samples, "crop", done=header.num_samples - left)
+    with restore_torch_settings(), bar, closing(results):
+        for unit, report in results:
+            if report is None:  # another job was faster
+                bar.advance(header.count(unit.number))
+                continue
+            made += RunTotals(1, report.bits, report.pixels)
+            set_aside += len(report.faulty)
+            told = {"set aside": set_aside} if set_aside else {}
+            bar.advance(report.samples, bpp=made.bits / max(made.pixels, 1), **told)
+            if strict and report.faulty:
+                source, reason = report.faulty[0]
+                raise LicError(f"{source}: {reason}", hint="--strict stops here; what is written is kept")
+    return made
