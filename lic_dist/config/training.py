@@ -226,6 +226,11 @@ class Finetune(Steps):
         description="Part of its L that no source of held-out photos, a folder or a kind of crop, may lose; weights "
         "that lose more are pulled towards the old ones, or not kept.",
     )
+    snapshot: Annotated[int, Field(ge=0)] | str | None = Field(
+        None,
+        description="Snapshot of the cache that is read, a number or a name of `cache log`; null: the newest when the "
+        "job begins, and the same one when it goes on.",
+    )
     batch: int = Field(16, ge=1, description="Crops of a step, over all ranks.")
     streams: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="Shards read side by side, in an order of their own; auto: in RAM where the samples fit."

@@ -47,6 +47,8 @@ class Job:
     model: str
     arm: str
     seed: int | None = None
+    snapshot: int | None = None
+    cache: str = ""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
@@ -183,6 +185,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, 
                 model=model,
                 arm=arm or arm_of(loaded),
                 seed=seed_of(loaded),
+                **snapshot_of(loaded),
                 options=options,
             )
         )
@@ -214,6 +217,12 @@ def is_control(arm: str) -> bool:
 def seed_of(loaded: Checkpoint) -> int | None:
     """Return the seed of a checkpoint's last retraining; None for a base model."""
     return next((entry.get("seed") for entry in reversed(loaded.history) if "recipe" in entry), None)
+
+
+def snapshot_of(loaded: Checkpoint) -> dict[str, Any]:
+    """Return number and digest of the snapshot of the cache that a checkpoint was last retrained from, if it was."""
+    last = next((entry for entry in reversed(loaded.history) if "recipe" in entry and "cache" in entry), None)
+    return {"snapshot": last.get("snapshot", 0), "cache": last["cache"]} if last else {}
 
 
 def short_name(quantizer: str) -> str:

@@ -80,7 +80,8 @@ class Point:
     several lambdas are a curve. Three digests tell whether a measured point is still valid: `record` of the quantizer's
     record, `model` of the checkpoint's tensors, `pictures` of the images' files. Raises ValueError without images.
 
-    Files of earlier versions lack the following. `seed` is that of the retraining, None for a base model.
+    Files of earlier versions lack the following. `seed` is that of the retraining, None for a base model; `snapshot`
+    and `cache` are number and digest of the snapshot of the cache that it read.
     `channel_bits` are the estimated bits per pixel of each of the M channels of y, and `z_bpp` those of z, means over
     images. `k_counts` says how often the index k was <= -8, -7, .., 7, >= 8 in all images. `shown` maps images to
     decoded pictures that are kept, `set_aside` maps images that could not be coded to the reason.
@@ -98,6 +99,8 @@ class Point:
     k_counts: tuple[int, ...] = ()
     z_bpp: float | None = None
     seed: int | None = None
+    snapshot: int | None = None
+    cache: str = ""
     shown: Mapping[str, str] = field(default_factory=dict)
     set_aside: Mapping[str, str] = field(default_factory=dict)
 

@@ -102,7 +102,7 @@ def evaluate(experiment: Experiment) -> Path:
         known = {Key.of(point): point for point in stored}
         others = task.others(stored)
         found: dict[Job, Point | None] = {
-            job: replace(point, checkpoint=job.checkpoint, arm=job.arm, seed=job.seed)
+            job: replace(point, checkpoint=job.checkpoint, **_retraining(job))
             if (point := known.get(task.key(job)))
             else None
             for job in task.jobs
@@ -256,6 +256,11 @@ def statistics(codec: ImageCodec, measured: Measured) -> dict[str, Any]:
     }
 
 
+def _retraining(job: Job) -> dict[str, Any]:
+    """Return what a point says of how its model was made."""
+    return {name: getattr(job, name) for name in ("arm", "seed", "snapshot", "cache")}
+
+
 def _point(job: Job, task: Task, rows: Sequence[Row]) -> Point | None:
     """Return a job's point from the rows of all its images; None where no image could be coded."""
     coded = [row for row in rows if "fault" not in row]
@@ -268,8 +273,7 @@ def _point(job: Job, task: Task, rows: Sequence[Row]) -> Point | None:
         images=tuple(image_row({name: row[name] for name in _FIGURES}) for row in coded),
         record=job.record,
         model=job.model,
-        arm=job.arm,
-        seed=job.seed,
+        **_retraining(job),
         pictures=task.pictures,
         channel_bits=tuple(fmean(column) for column in zip(*(row["channel_bits"] for row in coded), strict=True)),
         k_counts=tuple(sum(column) for column in zip(*(row["k_counts"] for row in coded), strict=True)),

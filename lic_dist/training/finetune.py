@@ -31,6 +31,7 @@ from lic_dist.models.parts import model_digest
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.distributed import Ranks, joined
 from lic_dist.training.retrain import Group, Source, retrain
+from lic_dist.training.snapshots import read_snapshot
 
 
 def finetune(experiment: config.Experiment) -> Path:
@@ -44,7 +45,7 @@ def finetune(experiment: config.Experiment) -> Path:
     section = config.need(experiment.finetune, "finetune")
     quantizer = config.need(experiment.quantizer, "quantizer")
     with joined() as ranks:
-        parent, cache = load_parent(experiment), open_cache(experiment)
+        parent, cache = load_parent(experiment), read_snapshot(open_cache(experiment), section, ranks)
         source = Source(parent, cache, tuple(_groups(cache, parent, section, quantizer)))
         if section.rounds == 1:
             return retrain(source, section, section.out, ranks)

@@ -58,7 +58,9 @@ from lic_dist.training.sources import HELD_OUT_BATCH, Sources, not_held_out, sou
 from lic_dist.training.states import is_finished
 
 QUANTILE_STEPS = 2000
-NOT_IDENTITY = {"out", "streams", "workers", "rounds", "keep", "tensorboard"}  # of the section; no weight depends on it
+NOT_IDENTITY = {  # of the section; no weight depends on it, or it is named by its digest
+    "out", "streams", "workers", "rounds", "keep", "tensorboard", "snapshot"
+}  # fmt: skip
 
 Records = Mapping[str, QuantizerRecord]  # of each group, by the name under which the result carries it
 
@@ -124,7 +126,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         **section.identity(NOT_IDENTITY),
         **training.identity,
         **source.identity,
-        "cache": cache.fingerprint,
+        "cache": cache.header.digest,
+        **({"snapshot": cache.header.snapshot} if cache.header.snapshot else {}),
         "parent": model_digest(parent.model),
     }
     path = out / f"checkpoint{SUFFIX}"
