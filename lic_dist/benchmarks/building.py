@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,38 @@ def memory(counts: tuple[int, ...]) -> dict[str, Any]:
             with _record_peaks(peaks):
                 build(experiment)
             figures[str(count)] = peaks
+    return figures
+
+
+def growing(photos: int, added: int, rounds: int) -> dict[str, Any]:
+    """Measure what an append costs beside the whole build: seconds on the wall and of CPU, in this process.
+
+    Photos and model are small, so that whatever an append does besides its own shards shows. Each round adds `added`
+    photos to the store of the round before. `least` is the part of the photos that are added: no append costs less.
+    """
+    figures: dict[str, Any] = {"photos": photos, "added": added, "least": added / photos, "appends": []}
+    with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
+        work = Path(name)
+        experiment = config.Experiment.model_validate(
+            {
+                "model": {"checkpoint": str(untrained(work, 8, 12))},
+                "images": {"path": str(work / "photos"), "crop": 64, "tolerate": 1.0},
+                "quantizer": {**FIXED, "shift": 0.05, "group": "tcq8"},
+                "cache": {"path": str(work / "a.zarr"), "shard": SHARD, "batch": BATCH},
+                "engine": {"name": "local"},
+            }
+        )
+        for number in range(rounds + 1):
+            _small_photos(work / "photos", photos + number * added)
+            wall, cpu = time.monotonic(), time.process_time()
+            report = build(experiment, append=number > 0)
+            taken = {"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu, "shards": report.shards_built}
+            if number:
+                figures["appends"].append(taken)
+            else:
+                figures["build"] = taken
+    for clock in ("wall", "cpu"):
+        figures[clock] = median(one[clock] for one in figures["appends"]) / figures["build"][clock]
     return figures
 
 

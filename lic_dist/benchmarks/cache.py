@@ -13,7 +13,7 @@ from lic_dist.benchmarks import building, reading
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.errors import UsageError
 
-PARTS = ("build", "loader", "size", "memory", "plan")
+PARTS = ("build", "loader", "size", "memory", "plan", "append")
 
 
 def bench(parts: Sequence[str], images: Path | None, crops: int, quick: bool) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def bench(parts: Sequence[str], images: Path | None, crops: int, quick: bool) ->
         "size": lambda: reading.size(images, 512 // tenth),
         "memory": lambda: building.memory((1000 // tenth, 10000 // tenth)),
         "plan": lambda: building.planning(1_000_000 // tenth),
+        "append": lambda: building.growing(20_000 // tenth, 200 // tenth, 3),
     }
     for part in parts or PARTS:
         figures[part] = runs[part]()
@@ -101,10 +102,20 @@ def _plan_tables(figures: dict[str, Any]) -> list[Table]:
     return [table("A plan", ("photos", "s", "bytes a photo", "ms to lay out a shard"), [row])]
 
 
+def _append_tables(figures: dict[str, Any]) -> list[Table]:
+    title = f"{figures['added']} photos added to {figures['photos']}, {100 * figures['least']:.1f} % of them"
+    rows = [("whole build", f"{figures['build']['wall']:.1f}", f"{figures['build']['cpu']:.1f}", "", "")]
+    for number, one in enumerate(figures["appends"], start=1):
+        parts = [f"{100 * one[clock] / figures['build'][clock]:.2f} %" for clock in ("wall", "cpu")]
+        rows.append((f"append {number}", f"{one['wall']:.2f}", f"{one['cpu']:.2f}", *parts))
+    return [table(title, ("", "s", "s of CPU", "of the build", "of its CPU"), rows)]
+
+
 _TABLES: dict[str, Callable[[Any], list[Table]]] = {
     "build": _build_tables,
     "loader": _loader_tables,
     "size": _size_tables,
     "memory": _memory_tables,
     "plan": _plan_tables,
+    "append": _append_tables,
 }

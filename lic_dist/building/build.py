@@ -11,7 +11,7 @@ import numpy as np
 from lic_dist import config
 from lic_dist.building.base_summary import base_summary
 from lic_dist.building.calibrate import calibrate
-from lic_dist.building.grown import known_photos, photos_of
+from lic_dist.building.grown import photos_of
 from lic_dist.building.job import (
     Job,
     Workers,
@@ -110,69 +110,75 @@ def build(
             if not append:
                 job.require_unchanged()
         record = prepare_record(job)
-    store.create(storage, plan, store_y, provenance())
-    identity = group_identity(job.parent, record, plan.geometry)
-    store.create_group(storage, group, record.to_json(), identity, provenance())
+    made_by, record_json = provenance(), record.to_json()
+    store.create(storage, plan, store_y, made_by)
+    store.create_group(storage, group, record_json, group_identity(job.parent, record, plan.geometry), made_by)
     Trials.of_group(storage, group).delete()
-    made = RunTotals()
+    made, since = RunTotals(), 0
     header = layout.read_header(storage)
     unfinished = not header.chain[-1].complete
     if unfinished and job.changes:
         print(f"{growth.unfinished(storage, header.chain)}: finishing it first", flush=True)
     if unfinished or not job.changes:
-        made += _write(job, record, strict)
-    if job.changes is not None and append:
+        made += _write(job, record_json, strict)
+    if job.changes and append:
         left_in = len(job.changes.gone) and not mask
         hint = ["samples of photos that are gone stay in use: --mask leaves them out"] if left_in else []
         print(f"{storage}: {job.changes}", *job.changes.lines(), *hint, sep="\n", flush=True)
         if len(job.changes.added) or (mask and len(job.changes.gone)):
-            job = _grow(job, mask)
-            store.create_group(storage, group, record.to_json(), identity)
-            made += _write(job, record, strict)
-    found = faults(job)
+            job, since = _grow(job, mask)
+            made += _write(job, record_json, strict, since)
+    finished = store.finished_markers(storage, layout.read_header(storage), since=since)
+    found = faults(job, finished)
     set_aside, asked = sum(found.values()), len(job.photos) * job.images.variations
     excess = ""
     if set_aside > job.images.tolerate * asked:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(found.items()))
         excess = f"{storage} is built, but {set_aside} of {counted(asked, 'sample')} were set aside: {reasons}"
-    named = set_aside_photos(storage, job.photos) if found else {}
+    named = set_aside_photos(storage, job.photos, finished=finished) if found else {}
     return replace(_report(storage, made, found, started), excess=excess, photos=named)
 
 
-def _grow(job: Job, mask: bool) -> Job:
-    """Declare what was added, and with `mask` what is gone, as the next instalment; return the job with its samples."""
+def _grow(job: Job, mask: bool) -> tuple[Job, int]:
+    """Declare what was added, and with `mask` what is gone, as the next instalment; return the job with its samples,
+    and its first shard.
+    """
     changes, storage = job.changes, job.storage
     assert changes is not None
-    if left := store.pending(storage):
+    header = layout.read_header(storage)
+    if left := store.pending(storage, since=header.num_shards):
         raise LicError(
             f"{storage} has lost {counted(len(left), 'shard')}", hint="`lic-dist cache verify CONFIG --repair` first"
         )
-    header = layout.read_header(storage)
     if len(header.chain) == 1:
-        first = known_photos(storage, header, job.photos, job.plan_of)[0]
-        growth.upgrade(storage, photos_of(first, job.plan_of(first)))
+        growth.upgrade(storage, photos_of(*job.known[0]))
     crops = job.plan_of(changes.added)
     growth.declare(storage, photos_of(changes.added, crops), changes.gone if mask else np.arange(0))
-    return replace(job, plan=replace(job.plan, later=(*job.plan.later, crops)))
+    return replace(job, plan=replace(job.plan, later=(*job.plan.later, crops))), header.num_shards
 
 
-def _write(job: Job, record: QuantizerRecord, strict: bool) -> RunTotals:
-    """Write every unfinished shard of the base and of the job's group, and of a store that grows those of its other
-    groups, as far as they are of this model; then the instalment is complete.
+def _write(job: Job, record_json: str, strict: bool, since: int = 0) -> RunTotals:
+    """Write every unfinished shard of the base and of the job's group (see `store.pending`), and of a store that grows
+    those of its other groups, as far as they are of this model; then the instalment is complete.
     """
     storage, group, workers, plan = job.storage, job.quantizer.group, job.workers, job.plan
-    without_latents = set(store.pending(storage))
-    without_indices = sorted(set(store.pending(storage, group)) - without_latents)
-    if without_latents and (line := base_summary(job)):
-        print(line, flush=True)
-    made = run_units(storage, workers, build_stages(job, (group, record)), Units(sorted(without_latents), plan), strict)
-    again = requantize_stages(storage, job.parent, workers, group, record)
-    made += run_units(storage, workers, again, Units(without_indices), strict)
-    _require_whole(storage, group)
     header = layout.read_header(storage)
+    store.put_documents(storage, layout.arrays_of(header, group), header)
+    without_latents = set(store.pending(storage, since=since))
+    without_indices = sorted(set(store.pending(storage, group, since=since)) - without_latents)
+    if without_latents and not since and (line := base_summary(job)):
+        print(line, flush=True)
+    made = RunTotals()
+    if without_latents:
+        stages = build_stages(job, (group, record_json))
+        made += run_units(storage, workers, stages, Units(sorted(without_latents), plan), strict)
+    if without_indices:
+        stages = requantize_stages(storage, job.parent, workers, group, record_json)
+        made += run_units(storage, workers, stages, Units(without_indices), strict)
+    _require_whole(storage, group, since=since)
     if len(header.chain) > 1:
         for name in layout.group_names(storage):
-            if name != group and (left := store.pending(storage, name)):
+            if name != group and (left := store.pending(storage, name, since=since)):
                 _follow(job, name, left)
         growth.finish(storage)
     return made
@@ -189,7 +195,7 @@ def _follow(job: Job, group: str, shards: list[int]) -> None:
         return
     text = cache.record_json(group)
     store.create_group(storage, group, text, cache.group_attributes(group)["identity"])
-    stages = requantize_stages(storage, job.parent, job.workers, group, QuantizerRecord.from_json(text))
+    stages = requantize_stages(storage, job.parent, job.workers, group, text)
     run_units(storage, job.workers, stages, Units(shards))
 
 
@@ -236,11 +242,12 @@ def requantize_store(
         samples = calibration_samples(cache, section)
         record = calibrate(parent, section, *samples, batch=cache.header.batch, trials_file=trials_file)
     identity = group_identity(parent, record, cache.header.geometry)
-    store.create_group(storage, group, record.to_json(), identity, provenance())
+    record_json = record.to_json()
+    store.create_group(storage, group, record_json, identity, provenance())
     trials_file.delete()
     mine, jobs = share
     numbers = [number for number in store.pending(storage, group, cache.header) if number % jobs == mine]
-    made = run_units(storage, workers, requantize_stages(storage, parent, workers, group, record), Units(numbers))
+    made = run_units(storage, workers, requantize_stages(storage, parent, workers, group, record_json), Units(numbers))
     if jobs == 1:
         _require_whole(storage, group, cache.header)
     base = store.finished_markers(storage, cache.header)
@@ -281,7 +288,7 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
                 _invalidate(storage, header, finding)
         if pending := store.pending(storage, group):
             check_group(LatentCache(storage), job.parent, group)
-            stages = requantize_stages(storage, job.parent, workers, group, record)
+            stages = requantize_stages(storage, job.parent, workers, group, record.to_json())
             written += run_units(storage, workers, stages, Units(pending)).shards
     return written
 
@@ -295,9 +302,9 @@ def _invalidate(storage: Storage, header: Header, finding: Finding) -> None:
         store.invalidate_shard(storage, finding.shard, group)
 
 
-def _require_whole(storage: Storage, group: str, header: Header | None = None) -> None:
+def _require_whole(storage: Storage, group: str, header: Header | None = None, since: int = 0) -> None:
     """Raise LicError where a shard that was just built is missing, because another job has removed it."""
-    if left := store.pending(storage, group, header):  # a group's finished shard implies finished latents
+    if left := store.pending(storage, group, header, since):  # a group's finished shard implies finished latents
         raise LicError(
             f"{counted(len(left), 'shard')} of {storage} {'is' if len(left) == 1 else 'are'} gone again",
             hint="does another job write here? build again to go on",

@@ -29,6 +29,7 @@ from lic_dist.errors import LicError
 NAMED = 10  # photos that vanished or changed, which a line names
 
 PlanOf = Callable[[Manifest], Crops]  # the samples of photos by a store's rule
+Known = tuple[Manifest, Crops]  # the photos of an instalment, and their samples
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Changes:
         return found
 
 
-def known_photos(storage: Storage, header: Header, photos: Manifest, plan_of: PlanOf) -> list[Manifest]:
-    """Return the manifest of every instalment.
+def known_photos(storage: Storage, header: Header, photos: Manifest, plan_of: PlanOf) -> list[Known]:
+    """Return the photos and samples of every instalment.
 
     Raises:
         LicError: one is lost or altered; or a store that has never grown is not wholly built, or its samples do not
@@ -71,7 +72,11 @@ def known_photos(storage: Storage, header: Header, photos: Manifest, plan_of: Pl
     """
     if len(header.chain) == 1 and storage.entry(chain.manifest_key(header.chain[0].manifest_sha256)) is None:
         return [_read_off(storage, header, photos, plan_of)]
-    return [_stored(storage, one.manifest_sha256) if one.num_samples else Manifest.of([]) for one in header.chain]
+    found = [_stored(storage, one.manifest_sha256) if one.num_samples else Manifest.of([]) for one in header.chain]
+    known = [(manifest, plan_of(manifest)) for manifest in found]
+    if [len(crops) for _, crops in known] != [one.num_samples for one in header.chain]:
+        raise LicError(f"the samples of {storage} do not follow from its photos", hint="`lic-dist cache verify`")
+    return known
 
 
 def _stored(storage: Storage, digest: str) -> Manifest:
@@ -85,8 +90,8 @@ def _stored(storage: Storage, digest: str) -> Manifest:
     return found
 
 
-def _read_off(storage: Storage, header: Header, photos: Manifest, plan_of: PlanOf) -> Manifest:
-    """Return the photos of a store by its samples; sizes are the folder's, or of those that are gone a crop's."""
+def _read_off(storage: Storage, header: Header, photos: Manifest, plan_of: PlanOf) -> Known:
+    """Return the photos of a store by its samples, and these; sizes are the folder's, or a crop's of those gone."""
     cache = LatentCache(storage, header=header)
     if len(cache.written()) < header.num_shards:
         raise LicError(
@@ -121,17 +126,17 @@ def _read_off(storage: Storage, header: Header, photos: Manifest, plan_of: PlanO
     planned = plan_of(found)
     if planned.digests.take(pa.array(planned.photo)).to_pylist() != [one.decode() for one in rows.tolist()]:
         raise LicError(f"the samples of {storage} do not follow from its photos", hint="`lic-dist cache verify`")
-    return found
+    return found, planned
 
 
-def changes_of(storage: Storage, header: Header, parts: Sequence[Crops], photos: Manifest, crop: int) -> Changes:
-    """Compare the photos of a folder with those of a store's instalments, whose samples are `parts`."""
+def changes_of(storage: Storage, header: Header, known_parts: Sequence[Known], photos: Manifest) -> Changes:
+    """Compare the photos of a folder with those of a store's instalments."""
     masked = np.concatenate([chain.masked_by(storage, one) for one in header.chain])
     usable = photos.usable
     there = photos.table["digest"].filter(pa.array(usable)).combine_chunks()
     names = photos.table["path"].combine_chunks()
     known, paths, gone, moved = [], [], [], 0
-    for one, crops in zip(header.chain, parts, strict=True):
+    for one, (_, crops) in zip(header.chain, known_parts, strict=True):
         rows = one.first_shard * header.shard + np.arange(len(crops))
         live = np.ones(len(crops.digests), np.bool_)
         live[crops.photo[np.isin(rows, masked)]] = False
@@ -140,7 +145,7 @@ def changes_of(storage: Storage, header: Header, parts: Sequence[Crops], photos:
         paths.append(crops.paths.filter(pa.array(lost)))
         gone.append(rows[lost[crops.photo]])
         moved += int((live & ~lost & ~_is_in(crops.paths, names)).sum())
-    large = usable & (np.minimum(photos.column("width"), photos.column("height")) >= crop)
+    large = usable & (np.minimum(photos.column("width"), photos.column("height")) >= header.geometry.crop)
     new = large & ~_is_in(photos.table["digest"].combine_chunks(), pa.concat_arrays(known))
     lost_paths = pa.concat_arrays(paths)
     changed = _is_in(lost_paths, names)

@@ -9,22 +9,22 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lic_dist import config
-from lic_dist.building.grown import Changes, changes_of, known_photos
+from lic_dist.building.grown import Changes, Known, changes_of, known_photos
 from lic_dist.building.refined import asked_refinement, refined_group_identity, refined_identity
 from lic_dist.building.storage import experiment_storage
 from lic_dist.cache import growth, layout
-from lic_dist.cache.markers import fault_counts
+from lic_dist.cache.layout import Header
+from lic_dist.cache.markers import Marker, fault_counts
 from lic_dist.cache.plan import Geometry, Plan, canonical_json, differences
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import MANIFEST
 from lic_dist.cache.storage import Storage
-from lic_dist.cache.store import finished_markers
 from lic_dist.data.crops import Crops, plan_crops, require_held_out
 from lic_dist.data.manifest import Manifest, scan
 from lic_dist.errors import LicError
@@ -57,7 +57,8 @@ class Workers:
 class Job:
     """What a cache build works on, resolved once from its experiment, which the functions below do not see.
 
-    `plan` is that of the store, if there is one; `changes` is what has become of its photos since.
+    `plan` is that of the store, if there is one. Of one that has grown, or whose photos are others now, `known` are the
+    photos of its instalments, and `changes` is what has become of them since.
     """
 
     storage: Storage
@@ -67,6 +68,7 @@ class Job:
     images: config.Images
     store_y: bool
     workers: Workers
+    known: tuple[Known, ...] = ()
     changes: Changes | None = None
 
     @property
@@ -155,9 +157,6 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
         require_refinement(parent.codec, refinement.z)
     photos = manifest_of(experiment, strict=strict)
     require_held_out(photos, section.held_out)
-    crops = plan_crops(photos, section.crop, section.variations, section.seed, section.held_out)
-    if not crops:
-        raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
     geometry = geometry_of(parent, section.crop)
     identity = {
         "format": layout.FORMAT,  # of snapshot 0, whatever the store has grown to
@@ -175,28 +174,33 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
         "store_y": cache.store_y,
         **refined_identity(parent, refinement.z_steps),
     }
-    plan = Plan(crops, geometry, cache.shard, cache.batch, identity)
     storage = experiment_storage(experiment)
-    job = Job(storage, parent, photos, plan, section, cache.store_y, workers)
-    return job if afresh else _of_store(job)
+
+    def plan_of(some: Manifest) -> Crops:
+        return plan_crops(some, section.crop, section.variations, section.seed, section.held_out)
+
+    header = None if afresh else _grown_header(storage, identity)
+    known = known_photos(storage, header, photos, plan_of) if header else []
+    crops, *later = [crops for _, crops in known] or [plan_of(photos)]
+    if not crops:
+        raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
+    plan = Plan(crops, geometry, cache.shard, cache.batch, header.identity if header else identity, tuple(later))
+    changes = changes_of(storage, header, known, photos) if header else None
+    return Job(storage, parent, photos, plan, section, cache.store_y, workers, tuple(known), changes)
 
 
-def _of_store(job: Job) -> Job:
-    """Return the job with its store's plan, and what has become of the photos, where they differ by these alone."""
-    growth.restore_root(job.storage)
-    if layout.read_attributes(job.storage) is None:
-        return job
-    header, mine = layout.read_header(job.storage), job.plan.identity
+def _grown_header(storage: Storage, identity: Mapping[str, Any]) -> Header | None:
+    """Return the header of a store of this identity but for its photos, where it has grown or they differ; else None,
+    as where there is no store, or another.
+    """
+    growth.restore_root(storage)
+    if layout.read_attributes(storage) is None:
+        return None
+    header = layout.read_header(storage)
     built_of = header.identity.get("images", {}).get("manifest_sha256")
-    theirs = {**mine, "images": {**mine["images"], "manifest_sha256": built_of}}
-    same_photos = len(header.chain) == 1 and theirs == mine
-    if same_photos or differences(header.identity, theirs):
-        return job
-    parts = [job.plan_of(one) for one in known_photos(job.storage, header, job.photos, job.plan_of)]
-    if [len(crops) for crops in parts] != [one.num_samples for one in header.chain]:
-        raise LicError(f"the samples of {job.storage} do not follow from its photos", hint="`lic-dist cache verify`")
-    plan = replace(job.plan, crops=parts[0], identity=theirs, later=tuple(parts[1:]))
-    return replace(job, plan=plan, changes=changes_of(job.storage, header, parts, job.photos, header.geometry.crop))
+    same_photos = len(header.chain) == 1 and built_of == identity["images"]["manifest_sha256"]
+    rule = {**identity, "images": {**identity["images"], "manifest_sha256": built_of}}
+    return None if same_photos or differences(header.identity, rule) else header
 
 
 def geometry_of(parent: Checkpoint, crop: int) -> Geometry:
@@ -211,9 +215,11 @@ def geometry_of(parent: Checkpoint, crop: int) -> Geometry:
     return Geometry(crop, codec.channels, crop // strides.y, side.channels, crop // strides.side)
 
 
-def faults(job: Job) -> dict[str, int]:
-    """Return the number of samples set aside by reason: the store's, and those of photos that the plan left out."""
-    counts = fault_counts(finished_markers(job.storage, layout.read_header(job.storage)).values())
+def faults(job: Job, finished: Mapping[int, Marker]) -> dict[str, int]:
+    """Return the number of samples set aside by reason: those of finished shards, and of photos that the plan left
+    out.
+    """
+    counts = fault_counts(finished.values())
     for reason, count in job.photos.set_aside(job.images.crop).items():
         counts[reason] = counts.get(reason, 0) + count * job.images.variations
     return counts

@@ -26,7 +26,6 @@ from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
-from lic_dist.quantization.record import QuantizerRecord
 
 
 class Units(Sequence[Shard]):
@@ -43,10 +42,12 @@ class Units(Sequence[Shard]):
         return Shard(number, tuple(self.plan.crops_of(number)) if self.plan else ())
 
 
-def build_stages(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> list[Stage]:
-    """Return the stages from photos: read, encode, search and write. Without a quantizer only latents are written."""
+def build_stages(job: Job, quantizer: tuple[str, str] | None) -> list[Stage]:
+    """Return the stages from photos: read, encode, search and write. `quantizer` is the group and its record as JSON;
+    without one only latents are written.
+    """
     engine, folder = job.workers.engine, str(job.images.path.resolve())
-    target = _target(job.storage, quantizer)
+    target = _target(job.storage, *(quantizer or ()))
     read = Stage("read", partial(make_reader, target, folder, job.images.crop), engine.readers)
     if _is_walked(job.parent, job.plan.geometry):
         return [read, _code_stage(target, job.workers, job.plan.batch)]
@@ -58,12 +59,12 @@ def build_stages(job: Job, quantizer: tuple[str, QuantizerRecord] | None) -> lis
 
 
 def requantize_stages(
-    storage: Storage, parent: Checkpoint, workers: Workers, group: str, record: QuantizerRecord
+    storage: Storage, parent: Checkpoint, workers: Workers, group: str, record_json: str
 ) -> list[Stage]:
     """Return the stages from the store: the hyper-decoder over y, or the encoder over the pixels; then search and
     write.
     """
-    engine, target = workers.engine, _target(storage, (group, record))
+    engine, target = workers.engine, _target(storage, group, record_json)
     header = layout.read_header(target.storage)
     recall = Stage("recall", partial(make_stored_reader, target), engine.readers)
     if _is_walked(parent, header.geometry):
@@ -98,14 +99,9 @@ def _z_steps(storage: Storage) -> int:
     return int(layout.read_header(storage).identity.get("refined", {}).get("z_steps", 0))
 
 
-def _target(storage: Storage, quantizer: tuple[str, QuantizerRecord] | None) -> Target:
+def _target(storage: Storage, group: str | None = None, record_json: str = "") -> Target:
     storage = storage.absolute()
-    fingerprint = layout.read_header(storage).fingerprint
-    return (
-        Target(storage, fingerprint, quantizer[0], quantizer[1].to_json())
-        if quantizer
-        else Target(storage, fingerprint)
-    )
+    return Target(storage, layout.read_header(storage).fingerprint, group, record_json)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def adopt(storage: Storage) -> Header:
     if claimed is not None:
         _rewrite_chain(storage, lambda known: (*known, claimed) if len(known) == len(header.chain) else known)
         header = layout.read_header(storage)
-    if len(header.chain) > 1:
+    if not header.chain[-1].complete:
         store.put_documents(storage, layout.arrays_of(header), header)
     return header
 
@@ -116,7 +116,7 @@ def finish(storage: Storage) -> Header:
     header = layout.read_header(storage)
     if header.chain[-1].complete:
         return header
-    if left := store.pending(storage):
+    if left := store.pending(storage, since=header.chain[-1].first_shard):
         raise LicError(f"{storage} has {counted(len(left), 'unfinished shard')}", hint="`lic-dist cache append` again")
     number = header.snapshot
     _rewrite_chain(

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal
 
 import numcodecs.blosc
@@ -242,6 +242,11 @@ def array_document(
     spec: ArraySpec, shards: int, shard: int, attributes: dict[str, Any] | None = None, blocks: int = 1
 ) -> bytes:
     """Return the `zarr.json` of an array of `shards` shards, and of `blocks` blocks where it widens."""
+    return _array_document(spec, shards, shard, json.dumps(attributes or {}), blocks)
+
+
+@lru_cache(maxsize=128)
+def _array_document(spec: ArraySpec, shards: int, shard: int, attributes: str, blocks: int) -> bytes:
     store = MemoryStore()
     zarr.create_array(
         store,
@@ -252,7 +257,7 @@ def array_document(
         compressors=(BloscCodec(cname="zstd", clevel=5, shuffle=spec.shuffle), Crc32cCodec()),
         fill_value=bool(spec.fill_value) if spec.dtype == "bool" else spec.fill_value,
         dimension_names=("sample", *spec.dimensions),
-        attributes=attributes or {},
+        attributes=json.loads(attributes),
     )
     return store._store_dict["zarr.json"].to_bytes()
 

@@ -29,6 +29,7 @@ from lic_dist.cache.storages import open_storage
 from lic_dist.data.photo import FAULTS, Crop
 from lic_dist.errors import LicError
 
+FEW = 20  # part of the shards up to which their objects are looked up one by one, and the store is not listed
 GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
 
 
@@ -172,16 +173,22 @@ def write_shard(
         _write(storage, header, shard, name, arrays, status, seconds, markers.latents_digest(marker))
 
 
-def pending(path: Path | str | Storage, group: str | None = None, header: Header | None = None) -> list[int]:
+def pending(
+    path: Path | str | Storage, group: str | None = None, header: Header | None = None, since: int = 0
+) -> list[int]:
     """Return the unfinished shards, of the base or of a group (see `finished_markers`), up to a snapshot's `header`.
+
+    Shards before `since` are taken as finished where all of them have a marker.
 
     Raises:
         LicError: no store, or no such group.
     """
     storage = open_storage(path)
     header = header or layout.read_header(storage)
-    stored = finished_markers(storage, header, group)
-    return [shard for shard in range(header.num_shards) if shard not in stored]
+    if since and not set(markers.marked_shards(storage, fingerprint_of(storage, header, group))) >= set(range(since)):
+        since = 0
+    stored = finished_markers(storage, header, group, since=since)
+    return [shard for shard in range(since, header.num_shards) if shard not in stored]
 
 
 def finished_marker(storage: Storage, header: Header, shard: int, group: str | None = None) -> markers.Marker | None:
@@ -194,29 +201,34 @@ def finished_marker(storage: Storage, header: Header, shard: int, group: str | N
 
 
 def finished_markers(
-    storage: Storage, header: Header, group: str | None = None, listing: Mapping[str, Entry] | None = None
+    storage: Storage,
+    header: Header,
+    group: str | None = None,
+    listing: Mapping[str, Entry] | None = None,
+    since: int = 0,
 ) -> dict[int, markers.Marker]:
-    """Return the markers of the finished shards, of the base arrays or of a group, by shard number.
+    """Return the markers of the finished shards from `since` on, of the base arrays or of a group, by shard number.
 
     A shard is finished if its marker names exactly its objects, each of the recorded size. A group's shard also needs
     finished latents that are the ones its indices were made from. `listing` is of the whole storage, for a caller that
     has it.
     """
-    if listing is None:
+    if listing is None and FEW * (header.num_shards - since) > header.num_shards:
         listing = storage.listing()
-    found = _finished_markers(storage, header, group, listing)
+    entry = storage.entry if listing is None else listing.get
+    found = _finished_markers(storage, header, group, entry, since)
     if group is None:
         return found
-    base = _finished_markers(storage, header, None, listing)
+    base = _finished_markers(storage, header, None, entry, since)
     return {n: one for n, one in found.items() if n in base and markers.latents_digest(base[n]) == one.base}
 
 
 def _finished_markers(
-    storage: Storage, header: Header, group: str | None, listing: Mapping[str, Entry]
+    storage: Storage, header: Header, group: str | None, entry: Callable[[str], Entry | None], since: int
 ) -> dict[int, markers.Marker]:
     key = fingerprint_of(storage, header, group)
-    numbers = [number for number in markers.marked_shards(storage, key) if number < header.num_shards]
-    found = read_each(lambda shard: _finished_marker(storage, header, shard, group, key, listing.get), numbers)
+    numbers = [number for number in markers.marked_shards(storage, key) if since <= number < header.num_shards]
+    found = read_each(lambda shard: _finished_marker(storage, header, shard, group, key, entry), numbers)
     return {marker.shard: marker for marker in found if marker is not None}
 
 
