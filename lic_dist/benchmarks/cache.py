@@ -104,10 +104,11 @@ def _plan_tables(figures: dict[str, Any]) -> list[Table]:
 
 def _append_tables(figures: dict[str, Any]) -> list[Table]:
     title = f"{figures['added']} photos added to {figures['photos']}, {100 * figures['least']:.1f} % of them"
-    rows = [("whole build", f"{figures['build']['wall']:.1f}", f"{figures['build']['cpu']:.1f}", "", "")]
+    build = figures["build"]
+    rows = [("whole build", f"{build['wall']:.1f}", f"{build['cpu']:.1f}", "", "")]
     for number, one in enumerate(figures["appends"], start=1):
-        parts = [f"{100 * one[clock] / figures['build'][clock]:.2f} %" for clock in ("wall", "cpu")]
-        rows.append((f"append {number}", f"{one['wall']:.2f}", f"{one['cpu']:.2f}", *parts))
+        wall, cpu = (f"{100 * one[clock] / build[clock]:.2f} %" for clock in ("wall", "cpu"))
+        rows.append((f"append {number}", f"{one['wall']:.2f}", f"{one['cpu']:.2f}", wall, cpu))
     return [table(title, ("", "s", "s of CPU", "of the build", "of its CPU"), rows)]
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from lic_dist.building.grown import changes_of
 from lic_dist.cache import layout, markers, store
 from lic_dist.cache.folder import Folder
 from lic_dist.cache.layout import Header
 from lic_dist.cache.plan import Geometry, Plan
-from lic_dist.data.crops import plan_crops, require_held_out
+from lic_dist.data.crops import Crops, plan_crops, require_held_out
 from lic_dist.data.manifest import Manifest
 from lic_dist.data.photo import Photo
 
@@ -24,9 +27,9 @@ GROUP = "tcq8"
 SMALL = Geometry(16, 1, 1, 1, 1)  # of a store of which only the number of shards matters
 
 
-def photos(count: int) -> Iterator[Photo]:
-    """Yield so many photos, a thousand to a folder."""
-    for n in range(count):
+def photos(count: int, first: int = 0) -> Iterator[Photo]:
+    """Yield photos up to a number, a thousand to a folder."""
+    for n in range(first, count):
         digest = hashlib.sha256(b"%d" % n).hexdigest()
         yield Photo(f"photos/{n // 1000:06d}/{n:09d}.jpg", digest, 640 + n % 999, 480 + n % 777, n, n)
 
@@ -41,6 +44,28 @@ def plan(manifest: Manifest, crop: int = CROP, geometry: Geometry | None = None)
     made = Plan(crops, geometry or Geometry(crop, 192, crop // 16, 128, crop // 64), SHARD, BATCH, identity)
     made.fingerprint, made.source_bytes, made.num_held_out  # noqa: B018
     return made
+
+
+def after_an_append(added_to: Manifest) -> Callable[[], Plan]:
+    """Return what lays out an append of 1 % to these photos, as `building.job.prepare` does: the plan of the photos
+    that are there, what has been added since, and its plan.
+    """
+    count = len(added_to)
+    more = Manifest(pa.concat_tables([added_to.table, Manifest.of(photos(count + count // 100, count)).table]))
+    first = plan(added_to)
+    with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as folder:
+        store.create(Path(folder) / "a.zarr", first)
+        header = layout.read_header(Folder(Path(folder) / "a.zarr"))
+
+    def rule(some: Manifest) -> Crops:
+        return plan_crops(some, CROP, 1, 0, HELD_OUT)
+
+    def work() -> Plan:
+        known = (added_to, rule(Manifest(added_to.table)))
+        changes = changes_of(Folder(Path("nowhere")), header, [known], Manifest(more.table))
+        return replace(first, crops=known[1], later=(rule(changes.added),))
+
+    return work
 
 
 def build(path: Path, shards: int) -> Callable[[], None]:

@@ -177,6 +177,7 @@ def _photos(count: float) -> Iterator[Work]:
     stamps = np.stack([made.column("bytes"), made.column("mtime_ns")], axis=1)
     plan = planned.plan(made)
     part = np.arange(plan.num_samples - plan.num_held_out)
+    grown = planned.after_an_append(made)
     order = Order(part, planned.SHARD, planned.BATCH)
     steps = len(part) // planned.BATCH
 
@@ -201,6 +202,7 @@ def _photos(count: float) -> Iterator[Work]:
         "scan again, none changed": scan_again,
         "plan": lambda: planned.plan(Manifest(made.table)),
         "name faults, duplicates": whose_faults,
+        "plan an append of 1 %": grown,
         "lay out every shard": lambda: [len(plan.crops_of(shard)) for shard in range(plan.num_shards)],
         "order an epoch, streamed": streamed,
         "order an epoch, in RAM": lambda: [shuffled(len(part), 0, step, planned.BATCH) for step in range(steps)],

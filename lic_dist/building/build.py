@@ -115,19 +115,20 @@ def build(
     store.create_group(storage, group, record_json, group_identity(job.parent, record, plan.geometry), made_by)
     Trials.of_group(storage, group).delete()
     made, since = RunTotals(), 0
-    header = layout.read_header(storage)
+    header, changes = layout.read_header(storage), job.changes
     unfinished = not header.chain[-1].complete
-    if unfinished and job.changes:
+    grows = changes is not None and append and bool(len(changes.added) or (mask and len(changes.gone)))
+    if unfinished and grows:
         print(f"{growth.unfinished(storage, header.chain)}: finishing it first", flush=True)
-    if unfinished or not job.changes:
+    if unfinished or not grows:
         made += _write(job, record_json, strict)
-    if job.changes and append:
-        left_in = len(job.changes.gone) and not mask
+    if changes:
+        left_in = len(changes.gone) and not mask
         hint = ["samples of photos that are gone stay in use: --mask leaves them out"] if left_in else []
-        print(f"{storage}: {job.changes}", *job.changes.lines(), *hint, sep="\n", flush=True)
-        if len(job.changes.added) or (mask and len(job.changes.gone)):
-            job, since = _grow(job, mask)
-            made += _write(job, record_json, strict, since)
+        print(f"{storage}: {changes}", *changes.lines(), *hint, sep="\n", flush=True)
+    if grows:
+        job, since = _grow(job, mask)
+        made += _write(job, record_json, strict, since)
     finished = store.finished_markers(storage, layout.read_header(storage), since=since)
     found = faults(job, finished)
     set_aside, asked = sum(found.values()), len(job.photos) * job.images.variations

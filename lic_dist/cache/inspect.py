@@ -55,7 +55,7 @@ def inspect(path: Path | str | Storage, options: Mapping[str, str] | None = None
     written = sum(marker.samples for marker in base.values())
     report: dict[str, Any] = {
         "path": str(storage),
-        "format": layout.GROWN if len(header.chain) > 1 else layout.FORMAT,
+        "format": (layout.read_attributes(storage) or {}).get("format"),
         "calibrating": at_work,
         "fingerprint": cache.fingerprint,
         "num_samples": header.num_samples,

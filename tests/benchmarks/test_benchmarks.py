@@ -173,7 +173,7 @@ def test_training_from_a_cache_is_measured_against_memory_and_against_the_loop(
 def test_a_plan_is_measured_in_a_process_of_its_own() -> None:
     found = building.planning(20_000)
     assert found["photos"] == 20_000 and 100 < found["bytes_a_photo"] < 20_000 and found["seconds_a_shard"] < 0.1
-    with pytest.raises(UsageError, match="there are build, loader, size, memory, plan"):
+    with pytest.raises(UsageError, match="there are build, loader, size, memory, plan, append"):
         cache_bench.bench(["speed"], None, 64, True)
 
 
@@ -220,3 +220,12 @@ def test_random_weights_of_a_size_give_plausible_latents() -> None:
     assert y.std((0, 2, 3)) == pytest.approx(0.3, rel=0.15) and y.mean((0, 2, 3)).abs().max() < 0.1
     with pytest.raises(UsageError, match="NAME:N:M"):
         untrained("mbt2018")
+
+
+@pytest.mark.slow
+def test_an_append_is_measured_beside_its_build() -> None:
+    found = building.growing(70, 7, 2)
+    assert found["build"]["shards"] == 2 and [one["shards"] for one in found["appends"]] == [1, 1]
+    assert found["least"] == 0.1 and found["wall"] > 0 and found["cpu"] > 0
+    (table,) = cache_bench._append_tables(found)
+    assert table.row_count == 3

@@ -374,3 +374,18 @@ def test_a_store_of_format_1_is_upgraded_in_place_and_nothing_is_copied(built: P
         "root.json",
         Path(next(built.glob("_chain/*.parquet"))).name,
     }
+
+
+def test_the_root_of_a_store_that_never_grew_is_that_of_0_1_0(built: Path) -> None:
+    golden = {
+        "format": 1, "num_samples": 10, "num_held_out": 2, "shard": 4, "batch": 2,
+        "geometry": {"crop": 32, "y_channels": 6, "y_size": 2, "z_channels": 4, "z_size": 1},
+        "store_y": True, "source_bytes": 14,
+        "identity": {"format": 1, "model": {"architecture": "mbt2018-mean", "encoder_sha256": "ab" * 32}, "crop": 32},
+        "provenance": {}, "fingerprint": "86c74658b6f7ec7f901e6497493ae89494a69f205dda43d5d53e145d19d3b606",
+    }  # fmt: skip
+    found = json.loads((built / "zarr.json").read_text())["attributes"]
+    assert found == golden and list(found) == list(golden) and not (built / "_chain").exists()
+    assert LatentCache.open(built).header.chain == (
+        chain.Instalment(0, 10, 2, 14, "", 0, "", golden["fingerprint"], "", True),
+    )

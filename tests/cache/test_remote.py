@@ -23,8 +23,9 @@ from lic_dist import config
 from lic_dist.building.build import build as build_cache
 from lic_dist.building.build import repair, requantize
 from lic_dist.building.records import named_record
-from lic_dist.cache import bucket, layout, markers, store
+from lic_dist.cache import bucket, growth, layout, markers, store
 from lic_dist.cache.bucket import Bucket
+from lic_dist.cache.history import history
 from lic_dist.cache.inspect import inspect
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.storage import Entry
@@ -35,6 +36,7 @@ from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.training.finetune import finetune
+from tests.cache.test_growth import grow
 from tests.stores import FIXED, RECORD, experiment, make_builder, make_plan, objects, synthetic
 
 
@@ -268,6 +270,33 @@ def test_a_build_that_lost_the_store_for_good_goes_on_later(s3, monkeypatch):
     assert verify(url) == []
     monkeypatch.undo()
     bucket._object_store.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_store_in_a_bucket_grows_as_one_in_a_folder_does(s3, tmp_path):
+    url, folder = "s3://photos/grown/a.zarr", tmp_path / "a.zarr"
+    for where in (url, str(folder)):
+        create(where)
+        for shard in range(3):
+            make_builder(where, make_plan())(shard)
+    before = contents(url)
+    s3.count, s3.how = 0, lambda number: {5: "lost", 9: "error", 13: "drop"}.get(number % 16, "")
+    for where in (url, str(folder)):
+        grow(open_storage(where), masked=[2])
+        growth.name_snapshot(open_storage(where), "clean")
+    s3.how = lambda number: ""
+    assert s3.failed > 20
+    after = contents(url)
+    assert {key for key, data in before.items() if after[key] != data} <= {key for key in before if "/c/" not in key}
+    same = {key: data for key, data in after.items() if "/c/" in key or "mask" in key or key.endswith("parquet")}
+    assert all((folder / key).read_bytes() == data for key, data in same.items()) and len(same) > 80
+    assert verify(url) == [] and growth.snapshot_names(open_storage(url)) == {"clean": 2}
+    assert history(url)["snapshots"][2]["digest"] == history(folder)["snapshots"][2]["digest"]
+    for snapshot in (0, 1, "clean"):
+        remote, local = (LatentCache.open(where, snapshot=snapshot) for where in (url, folder))
+        assert len(remote) == len(local) and remote.masked.tolist() == local.masked.tolist()
+        assert all(np.array_equal(remote.samples[name], local.samples[name]) for name in local.samples)
+        assert np.array_equal(remote.load(["pixels"])["pixels"], local.load(["pixels"])["pixels"])
 
 
 @pytest.mark.slow

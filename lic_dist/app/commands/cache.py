@@ -65,6 +65,8 @@ def plan(config: ConfigFile, overrides: Overrides = None, out: JsonFile = None) 
         found = estimate(job)
         estimates.append(asdict(found))
         typer.echo("\n".join([*describe(found), base_summary(job)]).rstrip())
+        if job.changes:
+            typer.echo(f"this is what the store was built of; since then {job.changes}: `lic-dist cache append`")
     write_json(out, estimates)
 
 
