@@ -85,8 +85,8 @@ def count_indices(quantizer: Quantizer, part: Part, threads: int = 1) -> NDArray
     """
     record, (r, level, *channels) = quantizer.record, part
     k = quantizer.quantize(r, level, threads, *channels)
-    shape = pmf_shape(record.step, record.trellis, record.levels if record.by_channel else None)
-    return count(k, quantizer.rows(k, level), shape, record.by_channel)
+    _, width = pmf_shape(record.step, record.trellis, record.levels if record.by_channel else None)
+    return count(k, level, record.trellis, record.levels, width, record.by_channel)
 
 
 def record_from_counts(record: QuantizerRecord, counts: NDArray[Any], cdf: Cdf | None = None) -> QuantizerRecord:

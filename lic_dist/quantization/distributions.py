@@ -78,19 +78,22 @@ def upper_edges(step: float, trellis: Trellis, rounding: float) -> list[NDArray[
     return [(2 * magnitude + 1) * step, np.where(magnitude == 0, 0.5, 2 * magnitude) * step]
 
 
-def count(k: NDArray[Any], rows: NDArray[Any], shape: tuple[int, int], signed: bool = False) -> NDArray[Any]:
-    """Count how often |k| occurred in each row, both signs together: int64 [rows, K+1]; the last column is K or more.
+def count(
+    k: NDArray[Any], level: NDArray[Any], trellis: Trellis, levels: int, width: int, signed: bool = False
+) -> NDArray[Any]:
+    """Count how often |k| occurred in each row Q * levels + level, both signs together: int64 [rows, width]; the last
+    column is of all that are larger.
 
-    `signed` counts k = -K..K instead, [rows, 2K+1], and what lies beyond in the first and last columns. `k` int16 and
-    `rows` int32 have one shape; `shape` is that of the counts. Counts of shards add up.
+    `signed` counts k itself, 0 in the middle, and what lies beyond in the first and last columns. `k` int16 and
+    `level`, uint8 or uint16, are [lanes, steps]; every lane starts in state 0. Counts of shards add up.
     """
-    k16, rows32 = np.ascontiguousarray(k, np.int16), np.ascontiguousarray(rows, np.int32)
-    if k16.shape != rows32.shape:
-        raise ValueError(f"k has shape {k16.shape}, rows {rows32.shape}")
-    if rows32.size and (rows32.min() < 0 or rows32.max() >= shape[0]):
-        raise ValueError(f"rows lie outside 0..{shape[0] - 1}")
-    kernel = kernels.count_signed if signed else kernels.count_magnitudes
-    counts: NDArray[Any] = kernel(k16.ravel(), rows32.ravel(), shape[0], shape[1])
+    if k.shape != level.shape:
+        raise ValueError(f"k has shape {k.shape}, level {level.shape}")
+    if level.size and level.max() >= levels:
+        raise ValueError(f"levels lie outside 0..{levels - 1}")
+    quantizer, next_state = np.array(trellis.quantizer, np.uint8), np.array(trellis.next_state, np.int32)
+    arrays = np.ascontiguousarray(k, np.int16), np.ascontiguousarray(level), quantizer, next_state
+    counts: NDArray[Any] = kernels.count_indices(*arrays, levels, width, signed)
     return counts
 
 

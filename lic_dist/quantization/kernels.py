@@ -111,25 +111,30 @@ def symbol_bits(
 
 
 @kernel
-def count_magnitudes(k: NDArray[Any], rows: NDArray[Any], row_count: int, width: int) -> NDArray[Any]:
-    """Count |k| by row: int64 [row_count, width]; the last column takes every larger |k|."""
-    counts = np.zeros((row_count, width), np.int64)
-    for position in range(len(k)):
-        magnitude = abs(np.int32(k[position]))
-        column = magnitude if magnitude < width else width - 1
-        counts[rows[position], column] += 1
-    return counts
+def count_indices(
+    k: NDArray[Any],
+    level: NDArray[Any],
+    quantizer: NDArray[Any],
+    next_state: NDArray[Any],
+    levels: int,
+    width: int,
+    signed: bool,
+) -> NDArray[Any]:
+    """Count |k|, or k where `signed`, by the row of the active quantizer: int64 [quantizers * levels, width].
 
-
-@kernel
-def count_signed(k: NDArray[Any], rows: NDArray[Any], row_count: int, width: int) -> NDArray[Any]:
-    """Count k by row: int64 [row_count, width], k = 0 in the middle; the first and last columns take what lies
-    beyond.
+    k int16 and level, below `levels`, [lanes, steps]. The last column takes every larger |k|; where `signed` 0 is in
+    the middle, and the first and last columns take what lies beyond.
     """
-    counts = np.zeros((row_count, width), np.int64)
-    for position in range(len(k)):
-        column = min(max(int(k[position]) + width // 2, 0), width - 1)
-        counts[rows[position], column] += 1
+    lanes, steps = k.shape
+    middle = width // 2 if signed else 0
+    counts = np.zeros((int(quantizer.max() + 1) * levels, width), np.int64)
+    for lane in range(lanes):
+        state = 0
+        for step in range(steps):
+            index = int(k[lane, step])
+            column = min(max((index if signed else abs(index)) + middle, 0), width - 1)
+            counts[quantizer[state] * levels + level[lane, step], column] += 1
+            state = next_state[state, index & 1]
     return counts
 
 

@@ -21,7 +21,7 @@ def sensitivities(
     y_hat: Tensor,
     probes: int,
     generator: torch.Generator,
-    batch: int = 8,
+    batch: int = 4,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return S_c = diag(J^T J) of g_s, averaged over positions and images, and its standard error: float64 [M] each.
 
@@ -34,7 +34,7 @@ def sensitivities(
         raise ValueError("y_hat is [B, M, h, w], and B * probes >= 2 for a standard error")
     draws = []  # one [images of the batch, probes, M] a batch
     for part in torch.split(y_hat.detach(), batch):
-        latent = part.clone().requires_grad_(True)
+        latent = part.clone(memory_format=torch.channels_last).requires_grad_(True)
         with torch.enable_grad():
             x_hat = g_s(latent)
         squares = []
@@ -51,7 +51,7 @@ def sensitivities(
 
 
 def error_costs(
-    g_s: Callable[[Tensor], Tensor], y_hat: Tensor, y: Tensor, x: Tensor, batch: int = 8
+    g_s: Callable[[Tensor], Tensor], y_hat: Tensor, y: Tensor, x: Tensor, batch: int = 4
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return W_c, what a squared error of a latent of channel c adds to the squared error of the picture, averaged over
     the errors e = y_hat - y, and its standard error over images: float64 [M] each.
@@ -66,7 +66,7 @@ def error_costs(
         raise ValueError("y_hat is [B, M, h, w], and B >= 2 for a standard error")
     products, squares = [], []
     for part, exact, picture in zip(*(torch.split(one.detach(), batch) for one in (y_hat, y, x)), strict=True):
-        latent = part.clone().requires_grad_(True)
+        latent = part.clone(memory_format=torch.channels_last).requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad((g_s(latent) - picture).square().sum(), latent)
         error = (part - exact).double()

@@ -258,8 +258,8 @@ def test_tables_by_channel_lose_little_and_are_cut_at_each_side() -> None:
 
 def test_signed_counts_and_their_adaptation() -> None:
     k = np.array([[0, -1, 1, 7], [-32768, 2, 0, 0]], np.int16)
-    rows = np.array([[0, 0, 0, 1], [1, 1, 1, 1]], np.int32)
-    counts = count(k, rows, (2, 5), signed=True)
+    level = np.array([[0, 0, 0, 1], [1, 1, 1, 1]], np.uint16)
+    counts = count(k, level, SCALAR, 2, 5, signed=True)
     assert counts.tolist() == [[0, 1, 1, 1, 0], [1, 0, 2, 0, 2]]
     prior = factorized_pmf(laplace, 1, 0.56, ECM8)
     counts = np.zeros(prior.shape, np.int64)
@@ -273,11 +273,26 @@ def test_signed_counts_and_their_adaptation() -> None:
 
 def test_counts_add_up_and_take_the_large_ones_last() -> None:
     k = np.array([[0, -1, 1, 7], [-32768, 2, 0, 0]], np.int16)
-    rows = np.array([[0, 0, 0, 1], [1, 1, 1, 1]], np.int32)
-    counts = count(k, rows, (2, 4))
+    level = np.array([[0, 0, 0, 1], [1, 1, 1, 1]], np.uint8)
+    counts = count(k, level, SCALAR, 2, 4)
     assert counts.tolist() == [[1, 2, 0, 0], [2, 0, 1, 2]]
-    halves = count(k[:1], rows[:1], (2, 4)) + count(k[1:], rows[1:], (2, 4))
+    halves = count(k[:1], level[:1], SCALAR, 2, 4) + count(k[1:], level[1:], SCALAR, 2, 4)
     assert np.array_equal(halves, counts)
+
+
+def test_counts_follow_the_state_machine_of_their_lane() -> None:
+    random = np.random.default_rng(3)
+    k, level = random.integers(-3, 4, (5, 40), np.int16), random.integers(0, 6, (5, 40), np.uint8)
+    expected = np.zeros((12, 3), np.int64)
+    for lane in range(5):
+        state = 0
+        for index, one in zip(k[lane], level[lane], strict=True):
+            expected[ECM8.quantizer[state] * 6 + one, min(abs(index), 2)] += 1
+            state = ECM8.next_state[state][index & 1]
+    assert np.array_equal(count(k, level, ECM8, 6, 3), expected)
+    for wrong in (level[:4], level + np.uint8(3)):
+        with pytest.raises(ValueError, match=r"shape|outside 0\.\.5"):
+            count(k, wrong, ECM8, 6, 3)
 
 
 def test_adaptation_starts_at_the_prior_and_ends_at_the_counts() -> None:
