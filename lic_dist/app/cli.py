@@ -338,6 +338,20 @@ def bench_refine(
     write_json(out, bench(model, images, passes or (), distortion, quick))
 
 
+@bench_app.command("calibration")
+def bench_calibration(
+    model: Annotated[str | None, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Pictures whose centres are taken.")] = None,
+    quantizers: Annotated[list[str] | None, typer.Option("--quantizer", help="May be repeated.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="RDOQ, six pictures.")] = False,
+    out: JsonFile = None,
+) -> None:
+    """CPU time and L of calibration beside the pattern search that it took the place of."""
+    from lic_dist.benchmarks.calibration import bench
+
+    write_json(out, bench(model, images, quantizers or (), quick))
+
+
 @bench_app.command("scale")
 def bench_scale(
     parts: Annotated[

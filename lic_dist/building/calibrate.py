@@ -2,10 +2,10 @@
 
 The search weighs squared errors of the latents by S_c, and bits by lambda_q = g * 3 / (lmbda * 255^2). Errors that
 rate-distortion optimization chooses are not independent, so g = 1 is not the optimum, and a coarser step with a milder
-search can win. Each trial adapts its tables on the pilot, quantizes the held-out crops and
-decodes them. Trials follow a pattern search in (log strength, log step, shift) whose moves are halved where no
-neighbour is better. The strength is g for RDOQ and TCQ, and xi for the dead zone (quantization/kinds.py). The shift
-moves the decoder's levels away from zero, which costs no bits.
+search can win. Each trial adapts its tables on the pilot, quantizes a part of the held-out crops and decodes them, the
+best and the last ones all of them. A model of the loss says which trial is next (surface.py). The strength is g for
+RDOQ and TCQ, and xi for the dead zone (quantization/kinds.py). The shift moves the decoder's levels away from zero,
+which costs no bits.
 
 Where means depend on y_hat, tables are adapted on the residuals that one walk with the analytic tables met, and every
 trial is measured by a walk of its own. S_c knows what y_hat does to the picture, not what it does to later bits.
@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -29,12 +28,14 @@ import numpy as np
 import torch
 
 from lic_dist import config
+from lic_dist.building import surface
 from lic_dist.building.latents import Inputs, Latents, QuantizerInput, inputs_of, squared_error
-from lic_dist.building.levels import fit_level_shifts
+from lic_dist.building.levels import NO_SHIFTS, LevelFit, fit_level_shifts
 from lic_dist.building.records import analytic_record
 from lic_dist.building.refined import aimed_inputs, asked_refinement, record_fields
+from lic_dist.building.surface import Fixed, Point, Search, SearchSpace, expected_trials
 from lic_dist.cache.trials import Row, Trials
-from lic_dist.errors import LicError, UsageError
+from lic_dist.errors import UsageError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import model_digest
 from lic_dist.models.stages import to_input
@@ -50,36 +51,18 @@ from lic_dist.version import __version__
 FITTED, FITTED_TRIAL = 96, 24  # samples that levels are fitted to, in the end and for a trial
 PROBES, PROBED = 4, 16  # probe vectors a sample, and samples, for the sensitivities
 ROUNDED = 48  # samples whose rounding tells what errors cost
-
-Point = tuple[float, float, float, float]  # strength, step, shift, spread
-Fixed = tuple[float | None, float | None, float | None, float | None]  # of a point; None: searched
-
-
-@dataclass(frozen=True)
-class SearchSpace:
-    """The search space of a quantizer: the start, the bounds of strength and step, and the coarse and the fine moves.
-
-    A move is a factor of the strength, a factor of the step, and summands of the shift and the spread.
-    """
-
-    start: Point
-    strengths: tuple[float, float]
-    steps: tuple[float, float]
-    moves: tuple[Point, Point] = ((2.0, 1.15, 0.04, 0.08), (2**0.5, 1.07, 0.02, 0.04))
-
+PART, LEAST_PART = 4, 12  # most trials are of one in so many of the held-out samples, but not of fewer than this
 
 # A decoder trained on noise does best with levels beyond their cells' centroids, so the search starts there.
 SEARCH_SPACES = {
     "sq": SearchSpace((1.0, 1.0, 0.0, 0.0), (1.0, 1.0), (0.25, 4.0)),
-    "deadzone": SearchSpace(
-        (0.45, 1.0, 0.0, 0.0), (0.1, 0.5), (0.25, 4.0), ((1.2, 1.15, 0.04, 0.08), (1.1, 1.07, 0.02, 0.04))
-    ),
+    "deadzone": SearchSpace((0.45, 1.0, 0.0, 0.0), (0.1, 0.5), (0.25, 4.0), (1.2, 1.15, 0.04, 0.08)),
     "rdoq": SearchSpace((0.2, 1.0, 0.06, 0.0), (0.002, 2.0), (0.25, 4.0)),
     "tcq": SearchSpace((0.2, 0.66, 0.06, 0.0), (0.002, 2.0), (0.2, 2.4)),
 }
-LARGEST_SHIFT, LARGEST_SPREAD = 0.3, 0.5
 FITTED_FROM = 0.0, 0.2  # shift and spread of the levels that fitted ones start from
-LEAST_GAIN = 1e-4  # of L; a smaller gain is no better: the last hundredths of a percent are particular to the crops
+
+Trial = tuple[Point, bool]  # whether of all held-out crops
 
 
 @dataclass(frozen=True)
@@ -93,6 +76,16 @@ class Measurement:
     bpp: float
     mse: float
     predicted: float
+
+    def scaled(self, by: Measurement, to: Measurement) -> Measurement:
+        """Return the figures of other crops, by those of one quantizer `by` these crops and `to` the others."""
+        values = (one * (other / (own or 1.0)) for one, own, other in zip(*map(astuple, (self, by, to)), strict=True))
+        return Measurement(*values)
+
+    def mean_with(self, other: Measurement, share: float) -> Measurement:
+        """Return the figures of these crops and others, which are this share of all."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Measurement(*(one + share * (more - one) for one, more in pairs))
 
 
 def measure(checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, inputs: Inputs) -> Measurement:
@@ -127,7 +120,8 @@ def channel_weights(
         mean, error = error_costs(g_s, torch.from_numpy(inputs.rounded(ROUNDED)), y, x)
     else:
         y_hat = torch.from_numpy(inputs.rounded(PROBED))
-        mean, error = sensitivities(g_s, y_hat, PROBES, torch.Generator().manual_seed(0))
+        probes = PROBES if KINDS[section.name].searched else 1  # then nothing but a prediction depends on them
+        mean, error = sensitivities(g_s, y_hat, probes, torch.Generator().manual_seed(0))
     return mean.astype(np.float32), {"weights_standard_error": [float(value) for value in error]}
 
 
@@ -161,16 +155,18 @@ def calibrate(
     batch: int = 8,
     warm_start: QuantizerRecord | None = None,
     trials_file: Trials | None = None,
+    search: Search = surface.search,
 ) -> QuantizerRecord:
     """Make the quantizer record of a checkpoint: sensitivities, adapted tables, and the settings that are `auto`.
 
     The settings are strength, step, shift and spread; where levels are `fitted`, strength and step, and each trial has
     levels of its own, fitted to the first of the pilot. `warm_start` is the record of a model that this one was made
-    from: the search starts there, with the fine moves. `trials_file` keeps each trial, so that a calibration that is
+    from: the search starts there, with smaller moves. `trials_file` keeps each trial, so that a calibration that is
     stopped resumes and makes the same record; the caller deletes the file once the record is saved.
 
-    Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}, with the spread where it is not 0;
-    `adaptation`, {L, bpp} from the analytic tables on; `mse_unquantized`; `weights_standard_error`; of fitted levels
+    Notes: `calibration`, a list of {strength, step, shift, L, bpp, mse, predicted}, with the spread where it is not 0,
+    of `crops` held-out crops, where these are a part of them scaled by what another trial costs on all; `adaptation`,
+    {L, bpp} from the analytic tables on, scaled likewise; `mse_unquantized`; `weights_standard_error`; of fitted levels
     `fitted`, to how many samples.
     """
     prior = checkpoint.codec.prior
@@ -181,8 +177,11 @@ def calibrate(
     if section.spread == "fitted" and not isinstance(pilot_inputs, QuantizerInput):
         raise UsageError("quantizer.spread: fitted is for models that code y in one stage", hint="auto, or a number")
     held_inputs = inputs_of(checkpoint.model, held_out.y, held_out.z, batch)
+    part = min(max(LEAST_PART, len(held_out) // PART), len(held_out))
+    in_parts, crops = part < len(held_out), (part, len(held_out))
     weights, notes = channel_weights(checkpoint, section, pilot_inputs, pilot)
-    trials: dict[Point, Measurement] = {}
+    trials: dict[Trial, Measurement] = {}
+    price = checkpoint.spec.lmbda * 255**2
     fixed = _fixed(section) if prior is None else (*_fixed(section)[:3], 0.0)
     space = SEARCH_SPACES[section.name]
     cdf = prior.cdf if prior else None
@@ -194,72 +193,97 @@ def calibrate(
         rounds = section.adapt_rounds if section.rates == "adapted" else 0
         return [first, *adaptation_rounds(first, pilot_inputs.parts(first), rounds, cdf=cdf)] if rounds else [first]
 
-    def record_at(one: Point, samples: int) -> QuantizerRecord:
-        """Return the record of a point, whose levels, if they are fitted, are so to this number of samples."""
-        record = replace(records(*one[:2])[-1], shift=one[2], spread=one[3])
-        if section.spread != "fitted" or not isinstance(pilot_inputs, QuantizerInput):
-            return record
-        return replace(record, level_shifts=fit_level_shifts(checkpoint, record, pilot, pilot_inputs, samples))
+    def record_at(one: Point) -> QuantizerRecord:
+        """Return the record of a point, without fitted levels."""
+        return replace(records(*one[:2])[-1], shift=one[2], spread=one[3])
 
-    def trial(one: Point) -> float:
-        strength, step, shift, _ = one
-        if one not in trials:
-            trials[one] = measure(checkpoint, record_at(one, FITTED_TRIAL), held_out, held_inputs)
+    @cache
+    def levels_at(one: Point) -> LevelFit:
+        """Return the levels of a trial: those of the start, or from them on in one pass."""
+        assert isinstance(pilot_inputs, QuantizerInput)
+        warm = (levels_at(start), 1) if one != start else (NO_SHIFTS, 2)
+        return fit_level_shifts(checkpoint, record_at(one), pilot, pilot_inputs, FITTED_TRIAL, *warm)
+
+    def measured(record: QuantizerRecord, whole: bool, before: Measurement | None = None) -> Measurement:
+        """Measure a record on all held-out samples or on a part of them; what it costs on the part may be known."""
+        chosen = slice(part if before else 0, len(held_out) if whole else part)
+        found = measure(checkpoint, record, held_out.part(chosen), held_inputs.part(chosen))
+        return found.mean_with(before, part / len(held_out)) if before else found
+
+    def trial(one: Point, whole: bool) -> Measurement:
+        if (one, whole) not in trials:
+            record = record_at(one)
+            if section.spread == "fitted":
+                record = replace(record, level_shifts=levels_at(one).shifts)
+            trials[one, whole] = measured(record, whole, trials.get((one, False)))
             if trials_file is not None:
-                trials_file.write(identity, expected, [_row(*item) for item in trials.items()])
-            bar.advance(1, strength=strength, step=step, shift=shift, L=trials[one].L)
-        return trials[one].L
+                trials_file.write(identity, expected, [_row(*item, crops) for item in trials.items()])
+            told = dict(zip(("strength", "step", "shift"), one, strict=False))
+            bar.advance(1, **told, L=trials[one, whole].L)
+        return trials[one, whole]
 
     begin = space.start
     if warm_start is not None:
         begin = warm_start.strength, warm_start.step, warm_start.shift, warm_start.spread
     strength, step, shift, spread = (value if free is None else free for value, free in zip(begin, fixed, strict=True))
-    start, moves = (strength, step, shift, spread), space.moves if warm_start is None else space.moves[1:]
-    expected = (1, 8, 20, 30, 40)[fixed.count(None)]
-    searched = {"start": start, "fixed": fixed, "axes": asdict(space), "moves": moves}
+    start, first = (strength, step, shift, spread), 1.0 if warm_start is None else 0.5
+    expected = expected_trials(fixed, in_parts)
+    searched = {"start": start, "fixed": fixed, "axes": asdict(space), "first": first}
     asked = {"quantizer": section.identity({"group"}), **searched}
     identity = _identity(checkpoint, asked, weights, pilot_inputs, held_inputs, held_out)
     if trials_file is not None:
-        trials |= map(_trial, trials_file.begin(identity, expected))
+        trials |= (_trial(row, crops) for row in trials_file.begin(identity, expected))
     with Progress(f"calibrating {section.name}", expected, "trial", done=len(trials)) as bar:
-        _search(trial, start, space, fixed, moves)
+        chosen = search(trial, start, space, fixed, price, first, in_parts)
         bar.complete()
-    chosen = min(trials, key=lambda one: trials[one].L)
-    last, measured = record_at(chosen, FITTED), trials[chosen]
-    if last.level_shifts is not None:
-        measured = measure(checkpoint, last, held_out, held_inputs)
-        notes["fitted"] = min(FITTED, len(pilot))
+    last, found = record_at(chosen), trials[chosen, True]
+    if section.spread == "fitted" and isinstance(pilot_inputs, QuantizerInput):
+        fit = fit_level_shifts(checkpoint, last, pilot, pilot_inputs, FITTED, levels_at(chosen))
+        last, notes["fitted"] = replace(last, level_shifts=fit.shifts), min(FITTED, len(pilot))
+        found = measured(last, True)
     made = [replace(last, y_tables=one.y_tables, notes=one.notes) for one in records(*chosen[:2])]
-    by_round = [measure(checkpoint, record, held_out, held_inputs) for record in made[:-1]] + [measured]
+    *rounds, again = [measured(record, not in_parts) for record in made]
+    by_round = [*(one.scaled(again, found) for one in rounds), found]
     refinement = asked_refinement(section, checkpoint.spec.lmbda)
     made[-1] = replace(made[-1], **record_fields(refinement), scale_offsets=section.scale_offsets)
     if refinement.steps:
-        rounds = 1 if section.rates == "adapted" and section.adapt_rounds else 0
-        aimed = aimed_inputs(checkpoint, made[-1], pilot, batch) if rounds else pilot_inputs
-        made += adaptation_rounds(made[-1], aimed.parts(made[-1]), rounds, cdf=cdf)
-        measured = measure(checkpoint, made[-1], held_out, aimed_inputs(checkpoint, made[-1], held_out, batch))
-        by_round.append(measured)
+        more = 1 if section.rates == "adapted" and section.adapt_rounds else 0
+        aimed = aimed_inputs(checkpoint, made[-1], pilot, batch) if more else pilot_inputs
+        made += adaptation_rounds(made[-1], aimed.parts(made[-1]), more, cdf=cdf)
+        found = measure(checkpoint, made[-1], held_out, aimed_inputs(checkpoint, made[-1], held_out, batch))
+        by_round.append(found)
     notes |= {
         "settings": settings_of(section),
-        "calibration": [_row(*item) for item in sorted(trials.items())],
+        "calibration": _shown(trials, crops),
         "calibration_samples": len(held_out),
         "adaptation": [{"L": one.L, "bpp": one.bpp} for one in by_round],
         "mse_unquantized": squared_error(checkpoint.model, held_inputs.unquantized(held_out.y), held_out.pixels),
-        "L": measured.L,
-        "mse": measured.mse,
-        "mse_predicted": measured.predicted,
+        "L": found.L,
+        "mse": found.mse,
+        "mse_predicted": found.predicted,
     }
     return replace(made[-1], notes={**made[-1].notes, **notes})
 
 
-def _row(storage: Point, measured: Measurement) -> Row:
-    spread = {"spread": storage[3]} if storage[3] else {}
-    return {"strength": storage[0], "step": storage[1], "shift": storage[2], **spread, **asdict(measured)}
+def _row(trial: Trial, measured: Measurement, crops: tuple[int, int]) -> Row:
+    point, whole = trial
+    spread = {"spread": point[3]} if point[3] else {}
+    figures = {"strength": point[0], "step": point[1], "shift": point[2], **spread, **asdict(measured)}
+    return {**figures, "crops": crops[whole]}
 
 
-def _trial(row: Row) -> tuple[Point, Measurement]:
+def _trial(row: Row, crops: tuple[int, int]) -> tuple[Trial, Measurement]:
     point = row["strength"], row["step"], row["shift"], row.get("spread", 0.0)
-    return point, Measurement(row["L"], row["bpp"], row["mse"], row["predicted"])
+    return (point, row["crops"] == crops[1]), Measurement(row["L"], row["bpp"], row["mse"], row["predicted"])
+
+
+def _shown(trials: dict[Trial, Measurement], crops: tuple[int, int]) -> list[Row]:
+    """Return a row for each point, of all crops, or scaled as the first that was tried on a part of them and on all."""
+    scale = next(((trials[one, False], trials[one, True]) for one, whole in trials if (one, not whole) in trials), None)
+    rows = {}
+    for (one, whole), measured in sorted(trials.items()):
+        rows[one] = _row((one, whole), measured.scaled(*scale) if scale and not whole else measured, crops)
+    return list(rows.values())
 
 
 def _identity(
@@ -327,39 +351,3 @@ def _fixed(section: config.Quantizer) -> Fixed:
         return 1.0, step or (None if section.lmbda else 1.0), shift or 0.0, spread or 0.0
     strength = getattr(section, kind.strength)
     return None if strength == "auto" else float(strength), step, shift, spread
-
-
-def _search(
-    trial: Callable[[Point], float],
-    best: Point,
-    space: SearchSpace,
-    fixed: Fixed,
-    moves: Sequence[Point],
-) -> None:
-    """Run a pattern search: move to the first better neighbour until none is better, with each size of moves in
-    turn.
-    """
-    lowest = trial(best)
-    for size in moves:
-        moved = True
-        while moved:
-            moved = False
-            for one in _neighbours(best, size, space, fixed):
-                if (value := trial(one)) < lowest * (1 - LEAST_GAIN):
-                    best, lowest, moved = one, value, True
-                    break
-    if not math.isfinite(lowest):
-        raise LicError("the loss of the calibration is not finite", hint="is this the checkpoint of a trained model?")
-
-
-def _neighbours(best: Point, size: Point, space: SearchSpace, fixed: Fixed) -> Iterator[Point]:
-    """Yield the points one move away along each free axis, both ways, inside the bounds, rounded to six decimals."""
-    bounds = space.strengths, space.steps, (-LARGEST_SHIFT, LARGEST_SHIFT), (0.0, LARGEST_SPREAD)
-    for axis in (1, 2, 3, 0):
-        if fixed[axis] is None:
-            value, by = best[axis], size[axis]
-            for moved in (value + by, value - by) if axis >= 2 else (value * by, value / by):
-                if bounds[axis][0] <= moved <= bounds[axis][1]:
-                    one = list(best)
-                    one[axis] = round(moved, 6)
-                    yield one[0], one[1], one[2], one[3]

@@ -25,6 +25,8 @@ from lic_dist.quantization.adaptation import Part, factorized_record, gaussian_r
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 
+DECODED = 4  # crops that are decoded at a time: what g_s makes of more leaves a core's cache
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -38,6 +40,10 @@ class Latents:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def part(self, chosen: slice) -> Latents:
+        """Return a run of the samples."""
+        return Latents(self.pixels[chosen], self.y[chosen], self.z[chosen])
 
 
 class Quantized(NamedTuple):
@@ -66,6 +72,12 @@ class QuantizerInput:
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """All that `quantize` depends on besides the quantizer."""
         return self.residual, self.level, self.means
+
+    def part(self, chosen: slice) -> QuantizerInput:
+        """Return a run of the samples."""
+        first, last, _ = chosen.indices(len(self.means))
+        lanes = slice(first * self.means.shape[1], last * self.means.shape[1])
+        return QuantizerInput(self.residual[lanes], self.level[lanes], self.means[chosen])
 
     def quantize(self, quantizer: Quantizer) -> Quantized:
         """Quantize all samples. Raises LicError as `Quantizer.quantize` does."""
@@ -104,6 +116,10 @@ class WalkedInput:
         """All that `quantize` depends on besides quantizer and model."""
         return self.y, self.z, np.array(self.batch)
 
+    def part(self, chosen: slice) -> WalkedInput:
+        """Return a run of the samples."""
+        return WalkedInput(self.model, self.y[chosen], self.z[chosen], self.batch)
+
     @torch.no_grad()
     def quantize(self, quantizer: Quantizer) -> Quantized:
         """Quantize all samples, stage by stage. Raises LicError as `Quantizer.quantize` does."""
@@ -119,8 +135,7 @@ class WalkedInput:
         """Return y_hat of SQ of the first samples, at most `count`."""
         ones, prior = np.ones(self.y.shape[1]), adapt(self.model).prior
         record = factorized_record("sq", 1, ones, 1, prior.cdf) if prior else gaussian_record("sq", 1, ones, 1)
-        first = WalkedInput(self.model, self.y[:count], self.z[:count], self.batch)
-        return first.quantize(Quantizer(record)).y_hat
+        return self.part(slice(count)).quantize(Quantizer(record)).y_hat
 
     @torch.no_grad()
     def unquantized(self, y: NDArray[np.float16]) -> NDArray[np.float32]:
@@ -279,12 +294,17 @@ def quantizer_input(model: nn.Module, y: NDArray[np.float16], z: NDArray[np.int1
 
 
 @torch.no_grad()
-def squared_error(model: nn.Module, y_hat: NDArray[np.float32], pixels: NDArray[np.uint8], batch: int = 8) -> float:
+def squared_error(model: nn.Module, y_hat: NDArray[np.float32], pixels: NDArray[np.uint8]) -> float:
     """Return the mean squared error of g_s(y_hat), clamped to [0, 1], against pixels/255."""
     device = next(model.parameters()).device
     codec, total = adapt(model), 0.0
-    for first in range(0, len(pixels), batch):
-        x = to_input(torch.from_numpy(pixels[first : first + batch]), device)
-        x_hat = codec.synthesise(torch.from_numpy(y_hat[first : first + batch]).to(device)).clamp(0, 1)
+    for first in range(0, len(pixels), DECODED):
+        x = to_input(torch.from_numpy(pixels[first : first + DECODED]), device)
+        x_hat = codec.synthesise(to_decode(y_hat[first : first + DECODED], device)).clamp(0, 1)
         total += float((x_hat - x).double().square().sum())
     return total / pixels.size
+
+
+def to_decode(y_hat: NDArray[np.float32], device: torch.device) -> Tensor:
+    """Return y_hat as a tensor that g_s decodes fastest on a CPU, with its channels last."""
+    return torch.from_numpy(y_hat).to(device).contiguous(memory_format=torch.channels_last)

@@ -1,17 +1,19 @@
 """Levels of reconstruction that are fitted: how much further out, at each scale level, the picture wants them.
 
 A shift of s steps moves every latent of its scale level with k != 0. The gradient of the picture's squared error says
-how much that helps, the weights of errors how fast it stops helping, and a second gradient by which factor the weights
-are wrong. That is Newton's method with a diagonal; the indices stay as they are.
+how much that helps, the weights of errors how fast it stops helping, and two gradients by which factor the weights are
+wrong. That is Newton's method with a diagonal; the indices stay as they are.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lic_dist.building.latents import Latents, QuantizerInput
+from lic_dist.building.latents import DECODED, Latents, QuantizerInput, to_decode
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
@@ -20,13 +22,31 @@ from lic_dist.quantization.record import QuantizerRecord
 
 LARGEST = 0.5  # steps, of what is fitted
 RIDGE = 0.02  # of the mean curvature, added to each: scales that are hardly seen stay where they are
-BATCH = 8
+
+
+@dataclass(frozen=True)
+class LevelFit:
+    """Fitted `level_shifts`, float32 [levels], and by which factor the weights of errors were wrong."""
+
+    shifts: NDArray[np.float32]
+    factor: float = 1.0
+
+
+NO_SHIFTS = LevelFit(np.zeros(LEVELS, np.float32))
 
 
 def fit_level_shifts(
-    checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, inputs: QuantizerInput, most: int
-) -> NDArray[np.float32]:
-    """Return the `level_shifts`, float32 [levels], for a record that has none, fitted to the first samples."""
+    checkpoint: Checkpoint,
+    record: QuantizerRecord,
+    samples: Latents,
+    inputs: QuantizerInput,
+    most: int,
+    start: LevelFit = NO_SHIFTS,
+    passes: int = 2,
+) -> LevelFit:
+    """Fit levels of reconstruction for a record that has none to the first samples, from `start` on. Each pass is a
+    gradient; the factor is known better from the second on.
+    """
     count = min(most, len(samples))
     lanes = count * checkpoint.codec.channels
     quantizer, shape = Quantizer(record), (count, *inputs.means.shape[1:])
@@ -38,18 +58,18 @@ def fit_level_shifts(
     curvature = np.bincount(level.ravel(), weights.ravel(), LEVELS)
     curvature += RIDGE * curvature.mean()
     if not curvature.all():  # every index is 0, or no error counts
-        return np.zeros(LEVELS, np.float32)
-
-    def gradient(shifts: NDArray[np.float64]) -> NDArray[np.float64]:
+        return NO_SHIFTS
+    shifts, factor = start.shifts.astype(np.float64), start.factor
+    move, before = np.zeros(LEVELS), np.zeros(LEVELS)
+    for number in range(passes):
         moved = y_hat + moves * shifts.astype(np.float32)[level]
         of_y_hat = _error_gradient(checkpoint, moved, samples.pixels[:count])
-        return np.bincount(level.ravel(), (of_y_hat * moves).ravel(), LEVELS).astype(np.float64)
-
-    start = gradient(np.zeros(LEVELS))
-    first = np.clip(-start / curvature, -LARGEST, LARGEST)
-    then = gradient(first)
-    factor = max(float(first @ (then - start)) / float(first * curvature @ first or 1.0), 0.5)
-    return np.clip(first - then / (factor * curvature), -LARGEST, LARGEST).astype(np.float32)
+        gradient = np.bincount(level.ravel(), (of_y_hat * moves).ravel(), LEVELS).astype(np.float64)
+        if number:
+            factor = max(float(move @ (gradient - before)) / float(move * curvature @ move or 1.0), 0.5)
+        then = np.clip(shifts - gradient / (factor * curvature), -LARGEST, LARGEST)
+        shifts, move, before = then, then - shifts, gradient
+    return LevelFit(shifts.astype(np.float32), factor)
 
 
 def _error_gradient(
@@ -57,9 +77,9 @@ def _error_gradient(
 ) -> NDArray[np.float32]:
     """Return the gradient by y_hat of the squared error of g_s(y_hat), clamped to [0, 1], float32 as y_hat."""
     device, found = next(checkpoint.model.parameters()).device, []
-    for first in range(0, len(y_hat), BATCH):
-        part = torch.from_numpy(y_hat[first : first + BATCH]).to(device).requires_grad_(True)
-        x = to_input(torch.from_numpy(pixels[first : first + BATCH]), device)
+    for first in range(0, len(y_hat), DECODED):
+        part = to_decode(y_hat[first : first + DECODED], device).requires_grad_(True)
+        x = to_input(torch.from_numpy(pixels[first : first + DECODED]), device)
         with torch.enable_grad():
             error = (checkpoint.codec.synthesise(part).clamp(0, 1) - x).square().sum()
             (gradient,) = torch.autograd.grad(error, part)

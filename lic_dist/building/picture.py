@@ -29,7 +29,7 @@ def calibration_plot(notes: dict[str, Any], path: Path, name: str) -> None:
         }
         for one in trials
     ]
-    best = min(trials, key=lambda trial: trial["L"])
+    best = min(trials, key=lambda trial: (-trial.get("crops", 0), trial["L"]))  # of all crops
     found = alt.Chart(pd.DataFrame(rows)).encode(
         color=alt.Color("strength:N", scale=alt.Scale(range=list(drawing.COLOURS))),
         shape=alt.Shape("strength:N", scale=alt.Scale(range=list(drawing.SHAPES))),

@@ -1,8 +1,8 @@
 """The trials of an unfinished calibration, in a file beside the store or in a job's output folder.
 
 The file is small JSON, written whole after each trial: `identity` is a digest of all that a trial's figures depend on,
-`expected` about how many trials there will be, `trials` rows of {strength, step, shift, L, bpp, mse, predicted}. A
-calibration that was stopped resumes from these rows and ends with the same record. Rows of another identity are
+`expected` about how many trials there will be, `trials` rows of {strength, step, shift, L, bpp, mse, predicted, crops}.
+A calibration that was stopped resumes from these rows and ends with the same record. Rows of another identity are
 ignored.
 """
 

@@ -229,3 +229,12 @@ def test_an_append_is_measured_beside_its_build() -> None:
     assert found["least"] == 0.1 and found["wall"] > 0 and found["cpu"] > 0
     (table,) = cache_bench._append_tables(found)
     assert table.row_count == 3
+
+
+@pytest.mark.slow
+def test_calibration_beside_the_pattern_search_is_one_table(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    ran = CliRunner().invoke(app, ["bench", "calibration", "--quick", "--json", str(out)])
+    assert ran.exit_code == 0, ran.output
+    (found,) = json.loads(out.read_text())["quantizers"].values()
+    assert found["search"]["trials"] < found["pattern_search"]["trials"] and found["search"]["seconds"] > 0

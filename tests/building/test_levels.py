@@ -53,7 +53,7 @@ def test_no_common_move_of_a_scale_lowers_the_error_further(
 ) -> None:
     """By brute force: the scales that most non-zero indices have are moved by a tenth of a step both ways."""
     record = replace(QuantizerRecord.from_json(loaded.quantizers["tcq8"]), shift=0, spread=0, level_shifts=None)
-    fitted = fit_level_shifts(loaded, record, samples, inputs, 6)
+    fitted = fit_level_shifts(loaded, record, samples, inputs, 6).shifts
     assert fitted.shape == (LEVELS,) and float(np.abs(fitted).max()) <= LARGEST
     k = Quantizer(record).quantize(inputs.residual, inputs.level)
 
@@ -70,7 +70,7 @@ def test_no_common_move_of_a_scale_lowers_the_error_further(
 
 def test_a_scale_that_is_not_seen_stays(loaded: Checkpoint, samples: Latents, inputs: QuantizerInput) -> None:
     record = QuantizerRecord.from_json(loaded.quantizers["tcq8"])
-    fitted = fit_level_shifts(loaded, replace(record, level_shifts=None), samples, inputs, 2)
+    fitted = fit_level_shifts(loaded, replace(record, level_shifts=None), samples, inputs, 2).shifts
     k, seen = Quantizer(record).quantize(inputs.residual, inputs.level), 2 * loaded.codec.channels
     unseen = np.bincount(inputs.level[:seen][k[:seen] != 0], minlength=LEVELS) == 0
     assert unseen.any() and not fitted[unseen].any() and fitted[~unseen].any()
