@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,10 +15,14 @@ from lic_dist import config
 from lic_dist.app.cli import app
 from lic_dist.building import calibrate as calibration
 from lic_dist.building.build import build, requantize
+from lic_dist.building.latents import encode
+from lic_dist.cache.folder import Folder
 from lic_dist.cache.inspect import describe, inspect
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.trials import Trials
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.training.finetune import finetune
+from tests.conftest import picture
 from tests.stores import experiment, no_photos
 
 SEARCHED = {"adapt_rounds": 1}
@@ -66,6 +71,35 @@ def test_a_build_killed_in_calibration_goes_on_to_the_same_record(
     assert made == 3 and made + len(trials) == needed
     assert LatentCache.open(tmp_path / "b.zarr").record_json("tcq8") == record
     assert not list(tmp_path.glob("*.trials"))
+
+
+@pytest.mark.slow
+def test_trials_of_parts_of_the_crops_are_kept_as_such(
+    tmp_path: Path, dying: Dying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the parts, in the trials of all crops: each trial is made once, and the record is the same."""
+    monkeypatch.setattr(calibration, "LEAST_PART", 2)
+    loaded = checkpoints.load("base-small")
+    pixels = np.stack([picture(seed, 64, 64).transpose(2, 0, 1) for seed in range(12)])
+    samples = encode(loaded.model, pixels, 4)[0]
+    section = config.Quantizer.model_validate({"name": "tcq", "step": 0.7, "lambda_scale": 0.2, "adapt_rounds": 1})
+    trials_file = Trials(Folder(tmp_path), "one.trials")
+
+    def record() -> str:
+        halves = samples.part(slice(4)), samples.part(slice(4, 12))
+        return calibration.calibrate(loaded, section, *halves, 4, trials_file=trials_file).to_json()
+
+    made = dying(0)
+    whole = record()
+    rows = trials_file.storage.get_json(trials_file.key)["trials"]
+    assert [row["crops"] for row in rows[:3]] == [2] * 3 and rows[-1]["crops"] == 8 and len(made) > len(rows) > 5
+    trials_file.delete()
+    dying(len(rows))
+    with pytest.raises(KeyboardInterrupt):
+        record()
+    assert trials_file.storage.get_json(trials_file.key)["trials"] == rows[:-1]
+    left = dying(0)
+    assert record() == whole and len(left) == len(made) - len(rows) + 1
 
 
 @pytest.mark.slow
