@@ -26,8 +26,8 @@ Fixed = tuple[float | None, float | None, float | None, float | None]  # of a po
 LARGEST_SHIFT, LARGEST_SPREAD = 0.3, 0.5
 ORDER = (1, 2, 3, 0)  # of the axes, in which the first moves are made
 REACH, NEAR = 1.5, 0.5  # moves on each axis from the best trial to the next: to a gain, and to learn of one
-# trials of a part of the crops by the number of axes, unless one of the last two gained; new ones of all at last
-MOST, LAST = (1, 5, 7, 9, 12), 3
+# trials of a part of the crops by the number of axes, unless the last one gained; new ones of all at last
+MOST, LAST = (1, 5, 7, 9, 12), 2
 CHANGED = 0.02  # about how much steeper bits and errors of all crops are than those of a part, for a move
 BENT = 0.01  # about how large terms of second order are, for a move
 CUP, CUPS = 0.003, 0.002  # that of shift, and of spread, and how far off that may be
@@ -146,7 +146,7 @@ def search(
                 made[point, not in_parts] = trial(point, not in_parts)
                 break
     new: list[Point] = []
-    while axes and (len(made) < MOST[len(axes)] or ordered(not in_parts)[0] in new[-2:]):
+    while axes and (len(made) < MOST[len(axes)] or ordered(not in_parts)[0] in new[-1:]):
         if (found := promising(not in_parts)) is None:
             break
         made[found, not in_parts] = trial(found, not in_parts)
