@@ -162,12 +162,10 @@ def points(retrained: float, count: int = 10) -> list[Point]:
 def test_the_closing_words_say_what_is_proven() -> None:
     rows = closing.rows_of(points(0.05))
     assert list(rows) == ["SQ", "TCQ-32", "TCQ-32, retrained", "control"]
-    said = " ".join(closing.words(rows, 10, 50, best_step=40, fitted=True))
+    said = " ".join(closing.words(rows, 10, 50, best_step=40))
     assert "proves nothing" not in said and "prove little" not in said
     losses = [row.gain.loss for row in rows.values()]
     assert f"worth {100 * (losses[0] - losses[2]) / 0.5:.1f} % of the rate" in said
-    nothing = " ".join(closing.words(closing.rows_of(points(0.0)), 3, 12, best_step=0, fitted=False))
+    nothing = " ".join(closing.words(closing.rows_of(points(0.0)), 3, 12, best_step=0))
     assert "the best weights were those it began with. 12 photos to retrain on are few" in nothing
     assert "3 test photos prove little" in nothing
-    fitted = " ".join(closing.words(closing.rows_of(points(0.0)), 10, 12, best_step=0, fitted=True))
-    assert "levels are fitted to the decoder" in fitted and "12 photos" not in fitted

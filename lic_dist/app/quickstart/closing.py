@@ -14,7 +14,6 @@ from rich.table import Table
 from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import Point, read_points
 from lic_dist.models import checkpoint as checkpoints
-from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.reporting.gains import SQ_ADAPTED
 from lic_dist.reporting.lead import LeadRow, lead
 from lic_dist.text import counted
@@ -32,8 +31,7 @@ def closing(results: Path, retrained: Path, trained: int, console: Console) -> d
     _print_table(rows, tested, points[0].lmbda, console)
     content = checkpoints.read(retrained)
     best_step = content["history"][-1]["best_step"]
-    fitted = any(QuantizerRecord.from_json(text).level_shifts is not None for text in content["quantizers"].values())
-    for line in words(rows, tested, trained, best_step, fitted):
+    for line in words(rows, tested, trained, best_step):
         console.print(line)
     return {
         "rows": [_plain(name, row) for name, row in rows.items()],
@@ -56,10 +54,8 @@ def rows_of(points: Sequence[Point]) -> Rows:
     }
 
 
-def words(rows: Rows, tested: int, trained: int, best_step: int, fitted: bool) -> list[str]:
-    """Return the table's conclusions in sentences: the gain over SQ, retraining's part in it, what is not proven;
-    `fitted` are the quantizer's levels or not.
-    """
+def words(rows: Rows, tested: int, trained: int, best_step: int) -> list[str]:
+    """Return the table's conclusions in sentences: the gain over SQ, retraining's part in it, what is not proven."""
     *_, (name, retrained), (_, control) = rows.items()
     gain, control_gain, rate = retrained.own, control.own, retrained.rate
     assert gain is not None and control_gain is not None and rate is not None
@@ -71,14 +67,11 @@ def words(rows: Rows, tested: int, trained: int, best_step: int, fitted: bool) -
     ]
     if best_step == 0 or gain.high >= 0:
         why = "the best weights were those it began with" if best_step == 0 else "the interval does not exclude 0"
-        if fitted:
-            advice = "The quantizer's levels are fitted to the decoder, which leaves little to learn from such photos."
-        else:
-            photos = "few" if trained < FEW_TRAINED else "perhaps too much like those that the base knows"
-            advice = (
-                f"{trained} photos to retrain on are {photos}: give {FEW_TRAINED} or more, and more steps: --set "
-                "finetune.steps=1000 with lic-dist finetune, then evaluate."
-            )
+        photos = "few" if trained < FEW_TRAINED else "perhaps too much like those that the base knows"
+        advice = (
+            f"{trained} photos to retrain on are {photos}: give {FEW_TRAINED} or more, and more steps: --set "
+            "finetune.steps=1000 with lic-dist finetune, then evaluate."
+        )
         lines.append(f"Retraining proves nothing here: {why}. {advice}")
     if tested < FEW_TESTED:
         few = counted(tested, "test photo")
