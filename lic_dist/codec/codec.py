@@ -286,7 +286,7 @@ class ImageCodec:
         grid, record = self.grid(height, width), self.record
         reads = grid.pixel if encoding else grid.latent
         strips = len(strip_edges(self._codec, grid, "g_a" if encoding else "g_s", reads)) - 1
-        passes = record.refine if encoding else 0
+        passes = record.refine + 1 if encoding and record.refine else 0  # the last one tells what it ended with
         return strips + (passes and passes * len(list(grid.tiles(self._codec, "g_s", grid.latent, grid.pixel))))
 
     def _padding(self, height: int, width: int) -> tuple[int, int, int, int]:

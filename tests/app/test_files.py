@@ -17,6 +17,7 @@ from lic_dist.codec import open_codec, open_decoder, tiles
 from lic_dist.codec.container import Container
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.quantization.record import QuantizerRecord
 from tests.conftest import picture
 
 
@@ -99,8 +100,13 @@ def test_large_pictures_show_their_progress_to_the_last_tile(
 ) -> None:
     monkeypatch.setattr(commands, "LARGE", 0)
     monkeypatch.setattr(tiles, "TILE", 64)
+    monkeypatch.setattr(tiles, "STRIP", 64)
     file = tmp_path / "a.lic"
-    assert "encoding: 6/6 tiles" in run("encode", photo, file, "--model", carrying).output
-    assert "decoding: 6/6 tiles" in run("decode", file, tmp_path / "b.png", "--model", carrying).output
+    assert "encoding: 2/2 parts" in run("encode", photo, file, "--model", carrying).output
+    assert "decoding: 2/2 parts" in run("decode", file, tmp_path / "b.png", "--model", carrying).output
+    record = QuantizerRecord.from_json(checkpoints.load(str(carrying)).quantizers["tcq8"])
+    replace(record, refine=2).save(tmp_path / "refined.json")
+    refined = run("encode", photo, file, "--model", carrying, "--quantizer", tmp_path / "refined.json").output
+    assert "encoding: 20/20 parts" in refined  # 6 tiles of g_s three times
     monkeypatch.setattr(commands, "LARGE", 100 * 150)
-    assert "tiles" not in run("encode", photo, file, "--model", carrying).output
+    assert "parts" not in run("encode", photo, file, "--model", carrying).output
