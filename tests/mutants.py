@@ -77,7 +77,7 @@ MUTANTS = (
     mutant("quantization/rates.py", "size - 3, -tables.offset)", "size - 3, 0 - tables.offset - 1)", SIGNED),
     mutant("quantization/rates.py", "offset.append(-below)", "offset.append(-above)", RATES),
     mutant("quantization/distributions.py", "0.5, 2 * magnitude) * step", "1.0, 2 * magnitude) * step", RATES),
-    mutant("quantization/kernels.py", "width // 2, 0), width - 1)", "width // 2, 0), width - 2)", RATES),
+    mutant("quantization/kernels.py", "+ middle, 0), width - 1)", "+ middle, 0), width - 2)", RATES),
     mutant("quantization/triton_search.py", "total += least", "total = least", TRITON),
     mutant("quantization/triton_search.py", "(z1 <= b3)", "(z1 < b3)", TRITON),
     mutant("codec/kernels.py", "else 2 * (value - escape)", "else 2 * (value - escape) + 2", RANS),

@@ -94,7 +94,8 @@ def test_killed_again_and_again_the_store_is_the_same_and_no_shard_is_built_twic
             time.sleep(0.005)  # it has to load the model each time; then any moment will do
         time.sleep(rng.uniform(0, 0.15))
         if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(process.pid, signal.SIGKILL)
         process.join()
         found = markers_of(path)
         assert done.items() <= found.items()  # what has a marker is not touched again

@@ -166,7 +166,12 @@ def test_two_workers_of_which_one_is_killed_give_the_weights_of_one_process(
     for name, value in tensors(one.model, ("g_s.", "h_s.")).items():
         if not name.endswith("gamma"):  # see above_bound in test_ranks.py
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-6)
-    assert {file.name for file in Path("out").iterdir()} == {"checkpoint.pth.tar", "log.jsonl", "states"}
+    assert {file.name for file in Path("out").iterdir()} == {
+        "checkpoint.pth.tar",
+        "log.jsonl",
+        "snapshot.json",
+        "states",
+    }
 
 
 @pytest.mark.slow
