@@ -131,7 +131,7 @@ def count_indices(
     for lane in range(lanes):
         state = 0
         for step in range(steps):
-            index = np.int32(k[lane, step])
+            index = int(np.int32(k[lane, step]))
             column = min(max((index if signed else abs(index)) + middle, 0), width - 1)
             counts[quantizer[state] * levels + level[lane, step], column] += 1
             state = next_state[state, index & 1]
