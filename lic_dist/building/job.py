@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,8 +82,7 @@ class Job:
 
     def plan_of(self, photos: Manifest) -> Crops:
         """Return the samples of photos by the job's rule."""
-        images = self.images
-        return plan_crops(photos, images.crop, images.variations, images.seed, images.held_out)
+        return _plan_by(self.images, photos)
 
     def require_unchanged(self) -> None:
         """Refuse a folder of other photos than the store's. Raises LicError, which counts them."""
@@ -175,10 +175,7 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
         **refined_identity(parent, refinement.z_steps),
     }
     storage = experiment_storage(experiment)
-
-    def plan_of(some: Manifest) -> Crops:
-        return plan_crops(some, section.crop, section.variations, section.seed, section.held_out)
-
+    plan_of = partial(_plan_by, section)
     header = None if afresh else _grown_header(storage, identity)
     known = known_photos(storage, header, photos, plan_of) if header else []
     crops, *later = [crops for _, crops in known] or [plan_of(photos)]
@@ -187,6 +184,11 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
     plan = Plan(crops, geometry, cache.shard, cache.batch, header.identity if header else identity, tuple(later))
     changes = changes_of(storage, header, known, photos) if header else None
     return Job(storage, parent, photos, plan, section, cache.store_y, workers, tuple(known), changes)
+
+
+def _plan_by(images: config.Images, photos: Manifest) -> Crops:
+    """Return the samples of photos by the rule of an images section."""
+    return plan_crops(photos, images.crop, images.variations, images.seed, images.held_out)
 
 
 def _grown_header(storage: Storage, identity: Mapping[str, Any]) -> Header | None:

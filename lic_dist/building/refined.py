@@ -73,8 +73,7 @@ def aimed_inputs(checkpoint: Checkpoint, record: QuantizerRecord, samples: Laten
     quantizer, found = Quantizer(record), []
     with Progress("refining", len(samples), "crop") as bar:
         for first in range(0, len(samples), batch):
-            part = slice(first, first + batch)
-            pixels, y, z = samples.pixels[part], samples.y[part], samples.z[part]
-            found.append(refined(checkpoint.model, pixels, y, z, quantizer, batch))
-            bar.advance(len(pixels))
+            part = samples.part(slice(first, first + batch))
+            found.append(refined(checkpoint.model, part.pixels, part.y, part.z, quantizer, batch))
+            bar.advance(len(part))
     return inputs_of(checkpoint.model, np.concatenate(found), samples.z, batch)

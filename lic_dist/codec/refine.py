@@ -84,7 +84,7 @@ def refine(
     best, curvature, length = target, None, torch.ones(len(y), 1, 1, 1, device=y.device)
     least = last = torch.full((len(y),), torch.inf, dtype=torch.float64, device=y.device)
     for part in (*_parts(refinement.steps), 0.0):
-        coded = walk.search(codec, sides_hat, target, quantizer, run, None, threads, errors=False, apart=True)
+        coded = walk.search(codec, sides_hat, target, quantizer, run, None, threads, errors=False, apart=part > 0)
         errors, slope = answer(coded.y_hat, part > 0)
         bits = torch.from_numpy(walk.channel_bits(codec, quantizer, coded.k, coded.level).sum(axis=1)).to(y.device)
         loss = refinement.error_weight * errors.double() + bits
