@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
 
 import numba
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 from numba.core.runtime.nrt import rtsys
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from lic_dist.temporary import own_folder
@@ -38,7 +42,36 @@ def kernel(function: Callable[..., Any]) -> Any:
     (a read-only installation, a user without a home) it is kept in the folder for temporary files; if that fails too,
     each process compiles again.
     """
-    compiled: Any = njit(nogil=True)(function)
+    return _kept(njit(nogil=True)(function), function)
+
+
+def pointer_kernel(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Compile a function of C types (numba's) that returns nothing, and keep it as `kernel` does; return numba's CFunc,
+    whose `address` a kernel may be given, to call it by `call_pointer`.
+
+    A kernel does not hold what it calls so, and is not compiled again for another function.
+    """
+    compiled: Any = _kept(CFunc(function, (tuple(arguments), types.void), {}, {"nopython": True}), function)  # type: ignore[no-untyped-call]
+    compiled.compile()
+    return compiled
+
+
+def _call_pointer(typing: Any, address: Any, arguments: Any) -> Any:
+    """Call a `pointer_kernel` by its address with a tuple of int64: numbers, and addresses as `x.ctypes.data`."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        word = ir.IntType(64)
+        callee = ir.FunctionType(ir.VoidType(), [word] * len(arguments)).as_pointer()
+        builder.call(builder.inttoptr(given[0], callee), cgutils.unpack_tuple(builder, given[1]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.UniTuple(types.int64, len(arguments))), generate
+
+
+call_pointer: Any = intrinsic(_call_pointer)
+
+
+def _kept(compiled: Any, function: Callable[..., Any]) -> Any:
     try:
         compiled._cache = _Cache(function)  # type: ignore[no-untyped-call]
     except RuntimeError as error:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from lic_dist.quantization.candidates import BLOCK, shift_right
-from lic_dist.quantization.jit import kernel
+from lic_dist.quantization.jit import pointer_kernel
 from lic_dist.quantization.trellis import Trellis
 
 GROUP = 8  # states of a loop where all are too many
-_TEXTS = ("candidates.py", "selection.py", "traceback.py")
+SELECT = "def select(metric, fresh, branch, first, second, width):"
+_SELECTED = (*[types.CPointer(types.int32)] * 3, *[types.CPointer(types.uint32)] * 2, types.int64)
 
 
 def words(states: int) -> int:
@@ -37,35 +39,42 @@ def steps_at_once(states: int) -> int:
     return 4 if states <= 8 else 2 if states <= 16 else 1
 
 
-def compiled(function: Any, name: str) -> Any:
-    """Compile with a cache on disk. numba distinguishes functions by the age of their file and their names, so the name
-    must contain `identity`.
+def named(function: Any, name: str) -> Any:
+    """Name a function that is kept on disk. numba distinguishes functions by the age of their file and their names, so
+    the name must contain a digest of what else they are made from.
     """
     function.__name__ = function.__qualname__ = name
-    return kernel(function)
+    return function
 
 
 @lru_cache(maxsize=64)
 def identity(trellis: Trellis) -> str:
-    """Return a machine's number of states and a digest: of its tables and of the text that its search is made from
-    besides viterbi.py.
-    """
-    texts = [Path(__file__).with_name(name).read_text() for name in _TEXTS]
-    made_from = "".join([repr((trellis.quantizer, trellis.next_state)), *texts])
-    return f"{trellis.states}_{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
+    """Return a machine's number of states and a digest: of its tables and of the text that its loops are made from."""
+    tables = repr((trellis.quantizer, trellis.next_state))
+    return f"{trellis.states}_{digest('candidates.py', 'jit.py', 'selection.py', 'traceback.py', more=tables)}"
+
+
+def digest(*names: str, more: str = "") -> str:
+    """Return a short digest of the text of modules of this room."""
+    texts = [Path(__file__).with_name(name).read_text() for name in names]
+    return hashlib.sha256("".join([more, *texts]).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=64)
 def select(trellis: Trellis, steps: int) -> Any:
-    """Return add-compare-select of so many steps of a block, compiled: from `metric` to `fresh`, or in place where
-    `steps_at_once` are several.
+    """Return add-compare-select of so many steps of `width` lanes, compiled: from `metric` to `fresh`, or in place
+    where `steps_at_once` are several.
     """
+    lines = _by_groups(trellis) if steps_at_once(trellis.states) == 1 else _at_once(trellis, steps)
+    return pointer_kernel(named(made(lines), f"select{steps}_{identity(trellis)}"), _SELECTED)
+
+
+def _at_once(trellis: Trellis, steps: int) -> list[str]:
+    """Generate steps whose metrics stay in the registers."""
     states, bits = trellis.states, field(trellis.states)
-    if steps_at_once(states) == 1:
-        return compiled(made(_select_by_groups(trellis)), f"select1_{identity(trellis)}")
     lines = [
-        "def select(metric, fresh, branch, first, second):",
-        "    for lane in range(len(first)):",
+        SELECT,
+        "    for lane in range(width):",
         "        word = first[lane]",
         *(f"        m{state} = metric[lane + {state * BLOCK}]" for state in range(states)),
     ]
@@ -76,16 +85,16 @@ def select(trellis: Trellis, steps: int) -> Any:
         lines += [f"        m{state} = n{state}" for state in range(states)]
         lines += [f"        word = {_union([f'_U(word << _U({bits}))', *(f'd{state}' for state in range(states))])}"]
     lines += [f"        metric[lane + {state * BLOCK}] = m{state}" for state in range(states)]
-    return compiled(made([*lines, "        first[lane] = word"]), f"select{steps}_{identity(trellis)}")
+    return [*lines, "        first[lane] = word"]
 
 
-def _select_by_groups(trellis: Trellis) -> list[str]:
+def _by_groups(trellis: Trellis) -> list[str]:
     """Generate one step in loops over few states each, whose metrics fit the registers."""
-    lines = ["def select(metric, fresh, branch, first, second):"]
+    lines = [SELECT]
     begun = set()
     for group in _groups(trellis):
         entering = {state: trellis.entering_branches()[state] for state in group}
-        lines += ["    for lane in range(len(first)):"]
+        lines += ["    for lane in range(width):"]
         lines += [f"        b{number} = branch[lane + {number * BLOCK}]" for number in range(4)]
         for before in sorted({previous for branches in entering.values() for previous, _ in branches}):
             lines += [f"        m{before} = metric[lane + {before * BLOCK}]"]

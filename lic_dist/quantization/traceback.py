@@ -11,8 +11,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from lic_dist.quantization.selection import compiled, field, identity, made
+from numba import types
+
+from lic_dist.quantization.jit import pointer_kernel
+from lic_dist.quantization.selection import field, identity, made, named
 from lic_dist.quantization.trellis import Trellis
+
+_WORDS, _BYTES = types.CPointer(types.uint32), types.CPointer(types.uint8)
+_TRACED = (_WORDS, _WORDS, types.int64, _BYTES, _BYTES, types.int64, _WORDS, _WORDS, types.int64)
 
 
 @lru_cache(maxsize=64)
@@ -24,8 +30,8 @@ def trace(trellis: Trellis, steps: int) -> Any:
     branch that was taken, plus 4 where it takes zero.
     """
     lines = [
-        "def trace(first, second, shift, zeros, later_zeros, zero_shift, state, path):",
-        "    for lane in range(len(state)):",
+        "def trace(first, second, shift, zeros, later_zeros, zero_shift, state, path, width):",
+        "    for lane in range(width):",
         "        s, steps = state[lane], path[lane]",
     ]
     for back in range(steps):
@@ -43,7 +49,7 @@ def trace(trellis: Trellis, steps: int) -> Any:
             "        steps = _U(_U(steps << _U(8)) | _U(number | _U(zero << _U(2))))",
         ]
     lines += ["        state[lane], path[lane] = s, steps"]
-    return compiled(made(lines), f"trace{steps}_{identity(trellis)}")
+    return pointer_kernel(named(made(lines), f"trace{steps}_{identity(trellis)}"), _TRACED)
 
 
 def _entered(trellis: Trellis) -> list[str]:

@@ -1,11 +1,12 @@
-"""The trellis search on CPUs: a Viterbi search compiled for each state machine, side by side over the lanes.
+"""The trellis search on CPUs: a Viterbi search with loops compiled for each state machine, side by side over the lanes.
 
     r, level [lanes, steps] --tiles, transposed--> |r|/D, rates --two steps a time--> branch costs [4, lane]
                                                                  --add, compare, select--> metrics [state, lane]
     k [lanes, steps]        <--tiles, transposed-- path         <--traceback-- decisions, zeros
 
 A block of lanes is searched at once, and the loops along its lanes become SIMD code. Of the machine's tables the
-add-compare-select and the traceback are generated, as source text with every state spelled out; the rest is shared.
+add-compare-select and the traceback are generated, as source text with every state spelled out, and called by their
+addresses; the rest is compiled once for all machines.
 What a lane keeps until the traceback is one bit a state and four bits a latent: which branch entered each state, and
 which of the four branch classes took zero. The candidates themselves are found again from r.
 
@@ -15,9 +16,7 @@ Costs are integers in 1/256 bit. Float arithmetic is float32 without fused multi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,8 @@ from lic_dist.quantization.candidates import (
     smallest_level,
     tile_candidates,
 )
-from lic_dist.quantization.jit import float_of_bits, search_inputs
-from lic_dist.quantization.selection import compiled, field, identity, select, steps_at_once, words
+from lic_dist.quantization.jit import call_pointer, float_of_bits, kernel, search_inputs
+from lic_dist.quantization.selection import digest, field, named, select, steps_at_once, words
 from lic_dist.quantization.traceback import trace
 from lic_dist.quantization.trellis import Trellis
 
@@ -69,10 +68,11 @@ def search_lanes(
     """
     lanes, steps = r.shape
     width = block_width(lanes)
-    decisions, zeros = decision_memory(width, steps, trellis.states)
-    search = compile_search(trellis)
+    states = trellis.states
+    memory = decision_memory(width, steps, states)
+    machine = states, (words(states), field(states), steps_at_once(states)), machine_loops(trellis)[1]
     tables = (quads, zero_pairs, reach, flag)
-    return float_of_bits(search(*search_inputs(r, level, weight), inverse_step, *tables, decisions, zeros, k, cost))
+    return float_of_bits(search(*search_inputs(r, level, weight), inverse_step, *tables, *memory, *machine, k, cost))
 
 
 def block_width(lanes: int) -> int:
@@ -90,30 +90,13 @@ def decision_memory(width: int, steps: int, states: int) -> tuple[NDArray[Any], 
 
 
 @lru_cache(maxsize=64)
-def compile_search(trellis: Trellis) -> Callable[..., np.int32]:
-    """Return the search of a machine, compiled at its first call and kept in numba's cache on disk."""
-    states, at_once = trellis.states, steps_at_once(trellis.states)
-    own = {
-        **globals(),
-        "STATES": states,
-        "WORDS": words(states),
-        "FIELD": field(states),
-        "AT_ONCE": at_once,
-        "ODD": int(at_once == 1),
-        "select_more": select(trellis, at_once),
-        "select_one": select(trellis, 1),
-        "trace_more": trace(trellis, at_once),
-        "trace_one": trace(trellis, 1),
-    }
-    search: Callable[..., np.int32] = compiled(FunctionType(_search.__code__, own), f"search_{identity(trellis)}")
-    return search
-
-
-STATES = WORDS = FIELD = AT_ONCE = ODD = 1  # `compile_search` puts a machine's own in the place of these
-select_more: Any = None
-select_one: Any = None
-trace_more: Any = None
-trace_one: Any = None
+def machine_loops(trellis: Trellis) -> tuple[tuple[Any, Any, Any, Any], tuple[int, int, int, int]]:
+    """Return the loops of a machine, compiled or loaded from disk, and their addresses: add-compare-select of
+    `steps_at_once` and of one step, then the traceback of so many.
+    """
+    more = steps_at_once(trellis.states)
+    loops = select(trellis, more), select(trellis, 1), trace(trellis, more), trace(trellis, 1)
+    return loops, (loops[0].address, loops[1].address, loops[2].address, loops[3].address)
 
 
 def _search(
@@ -129,13 +112,22 @@ def _search(
     flag: NDArray[Any],
     decisions: NDArray[Any],
     zeros: NDArray[Any],
+    states: int,
+    fields: tuple[int, int, int],
+    loops: tuple[int, int, int, int],
     k: NDArray[Any],
     cost: NDArray[Any],
 ) -> np.int32:
+    """Search as `search_lanes` does; `fields` are `words`, `field` and `steps_at_once` of so many states, `loops` the
+    addresses of `machine_loops`. Arrays that are handed on by address are named once more behind the call.
+    """
+    in_word, field_bits, at_once = fields
+    select_more, select_one, trace_more, trace_one = loops
+    odd = 1 if at_once == 1 else 0
     lanes, steps = r.shape
     width = zeros.shape[1]
-    metric = np.empty((2, STATES * BLOCK), np.int32)  # from one to the other and back by odd steps, or all in the first
-    branch = np.empty(4 * max(2, AT_ONCE) * BLOCK, np.int32)
+    metric = np.empty((2, states * BLOCK), np.int32)  # from one to the other and back by odd steps, or all in the first
+    branch = np.empty(4 * max(2, at_once) * BLOCK, np.int32)
     position, index = np.zeros((BLOCK, TILE), np.float32), np.zeros((BLOCK, TILE), np.int32)
     row = np.zeros((BLOCK, TILE), np.uint16)
     scaled, none = np.zeros((PANEL, BLOCK), np.float32), np.zeros((PANEL, BLOCK), np.int32)
@@ -144,10 +136,11 @@ def _search(
     state, least = np.zeros(width, np.uint32), np.zeros(BLOCK, np.int32)
     block_weight = np.zeros(2 * width, np.float32)  # of two steps
     peak, tile_peak = _I(0), np.zeros(1, np.int32)
+    metric_at, branch_at, decisions_at = metric.ctypes.data, branch.ctypes.data, decisions.ctypes.data
+    zeros_at, state_at, path_at = zeros.ctypes.data, state.ctypes.data, path.ctypes.data
     for first in range(0, lanes, width):
         size = min(width, lanes - first)
         padded = (size + SIMD - 1) // SIMD * SIMD
-        taken = decisions.ravel()[: len(decisions) * padded].reshape(len(decisions), padded)
         weights = block_weight[: 2 * padded].reshape(2, padded)
         block_r, block_level = r[first : first + size], level[first : first + size]
         block_wide = wide_level[first : first + size]
@@ -171,7 +164,7 @@ def _search(
                 if escapes:
                     look_up_escapes(position, row, panel - start, size, quads, reach, flag, low, high)
                 for step in range(panel, min(panel + PANEL, end), 2):
-                    at, ahead = step - panel, step % AT_ONCE  # steps whose branch costs wait for these
+                    at, ahead = step - panel, step % at_once  # steps whose branch costs wait for these
                     if by_step:
                         weights[0, :] = weight[step]
                         weights[1, :] = weight[min(step + 1, steps - 1)]
@@ -185,31 +178,36 @@ def _search(
                         zeros[step >> 1],
                     )
                     last = min(step + 2, end)
-                    if AT_ONCE > 1 and last % AT_ONCE == 0:
-                        select_more(metric[0], metric[0], branch, taken[step * FIELD >> 5], taken[0])
-                    elif AT_ONCE == 1 or last == steps:
+                    if at_once > 1 and last % at_once == 0:
+                        kept = decisions_at + 4 * padded * (step * field_bits >> 5)
+                        call_pointer(select_more, (metric_at, metric_at, branch_at, kept, kept, padded))
+                    elif at_once == 1 or last == steps:
                         for each in range(step - ahead, last):
-                            kept = WORDS * (each * FIELD >> 5)
-                            costs = branch[4 * (each - step + ahead) * BLOCK :]
-                            old, fresh = metric[each & ODD], metric[(each + 1) & ODD]
-                            select_one(old, fresh, costs, taken[kept], taken[kept + WORDS - 1])
-            _reduce(metric[end & ODD], least, cost[first : first + size])
-        _best_final(metric[steps & ODD], state, cost[first : first + size])
+                            kept = decisions_at + 4 * padded * in_word * (each * field_bits >> 5)
+                            costs = branch_at + 16 * (each - step + ahead) * BLOCK
+                            old = metric_at + 4 * states * BLOCK * (each & odd)
+                            fresh = metric_at + 4 * states * BLOCK * ((each + 1) & odd)
+                            upper = kept + 4 * padded * (in_word - 1)
+                            call_pointer(select_one, (old, fresh, costs, kept, upper, padded))
+            _reduce(metric[end & odd], least, cost[first : first + size])
+        _best_final(metric[steps & odd], state, cost[first : first + size])
         for start in range((steps - 1) // TILE * TILE, -1, -TILE):
             end = min(start + TILE, steps)
             step = end
             while step > start:
                 last = step - 1
-                step -= 1 if step % AT_ONCE else AT_ONCE
-                kept, behind = WORDS * (step * FIELD >> 5), min(last | (32 // FIELD - 1), steps - 1) - last
-                decided = (taken[kept], taken[kept + WORDS - 1], FIELD * behind)
-                zero = (zeros[step >> 1], zeros[last >> 1], 4 * (step & 1))
-                if last > step:
-                    trace_more(*decided, *zero, state[:padded], path[(step - start) >> 2, :padded])
-                else:
-                    trace_one(*decided, *zero, state[:padded], path[(step - start) >> 2, :padded])
+                step -= 1 if step % at_once else at_once
+                kept = decisions_at + 4 * padded * in_word * (step * field_bits >> 5)
+                behind = min(last | (32 // field_bits - 1), steps - 1) - last
+                decided = (kept, kept + 4 * padded * (in_word - 1), field_bits * behind)
+                zero = (zeros_at + width * (step >> 1), zeros_at + width * (last >> 1), 4 * (step & 1))
+                back = trace_more if last > step else trace_one
+                call_pointer(back, (*decided, *zero, state_at, path_at + 4 * width * (step - start >> 2), padded))
             _indices(block_r, start, end, inverse_step, path, by_lane, k[first : first + size])
     return peak
+
+
+search: Any = kernel(named(_search, f"search_{digest('candidates.py', 'jit.py')}"))
 
 
 @njit(nogil=True)

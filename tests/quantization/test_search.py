@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lic_dist.errors import LicError
-from lic_dist.quantization import candidates, reference, scalar, tensors, viterbi
+from lic_dist.quantization import candidates, reference, scalar, selection, tensors, viterbi
 from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import active, rdoq, search
 from lic_dist.quantization.rates import LEVELS, CdfTables, level_index, search_rates, tables_from_pmf
@@ -106,15 +106,14 @@ for states in (6, 40):
         expected = reference.search(r, level, weight, STEP, TABLES, machine)
         for one, right in zip(search(r, level, weight, STEP, TABLES, machine), expected, strict=True):
             assert np.array_equal(one, right), states
-    stats = viterbi.compile_search(machine).stats
-    print(states, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+    print(states, *(loop.cache_hits for loop in viterbi.machine_loops(machine)[0]))
 """
 
 
 @pytest.mark.slow
 def test_machines_of_any_size_are_compiled_once_for_all_processes(tmp_path: Path) -> None:
     """And the indices of what is compiled and of what is loaded are the reference's."""
-    for expected in ("6 0 1, 40 0 1", "6 1 0, 40 1 0"):
+    for expected in ("6 0 0 0 0, 40 0 0 0 0", "6 1 1 1 1, 40 1 1 1 1"):
         done = python(ANY_SIZE, environment={**os.environ, "CACHE": str(tmp_path)}, timeout=250)
         assert ", ".join(done.stdout.splitlines()) == expected, done.stderr[-2000:]
 
@@ -273,9 +272,11 @@ def test_memory_is_a_bit_a_state_and_four_bits_a_latent_of_a_block(machine: Trel
 
 
 def test_compiled_searches_are_kept_apart() -> None:
-    one, other = (viterbi.compile_search(machine).__name__ for machine in (ECM8, replace(ECM8, next_state=NNCODEC8)))
-    assert one.startswith("search_8_") and one != other
-    assert viterbi.compile_search(ECM8) is viterbi.compile_search(ECM8)
+    one, other = (selection.identity(machine) for machine in (ECM8, replace(ECM8, next_state=NNCODEC8)))
+    assert one.startswith("8_") and one != other
+    loops, _ = viterbi.machine_loops(ECM8)
+    assert {loop.__name__ for loop in loops} == {f"{name}_{one}" for name in ("select4", "select1", "trace4", "trace1")}
+    assert viterbi.machine_loops(ECM8)[0] is loops
 
 
 def test_one_compiled_search_serves_levels_of_both_widths_weights_of_both_forms_and_read_only_latents() -> None:
@@ -285,7 +286,7 @@ def test_one_compiled_search_serves_levels_of_both_widths_weights_of_both_forms_
         for weights in (weight, np.full((1, 9), 99, np.float32)):
             search(r, chosen, weights, STEP, TABLES, ECM8)
             rdoq(r, chosen, weights, 0.5, SCALAR_TABLES)
-    assert len(viterbi.compile_search(ECM8).signatures) == len(scalar._rdoq.signatures) == 1
+    assert len(viterbi.search.signatures) == len(scalar._rdoq.signatures) == 1
 
 
 TRITON = """
