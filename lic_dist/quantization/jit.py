@@ -10,7 +10,6 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.runtime.nrt import rtsys
@@ -21,6 +20,7 @@ from lic_dist.temporary import own_folder
 
 _lock = Lock()
 _config: Any = numba.config
+pointer_to: Any = types.CPointer
 _NO_NARROW, _NO_WIDE = np.empty((0, 0), np.uint8), np.empty((0, 0), np.uint16)
 
 
@@ -51,7 +51,7 @@ def pointer_kernel(function: Callable[..., Any], arguments: Sequence[Any]) -> An
 
     A kernel does not hold what it calls so, and is not compiled again for another function.
     """
-    compiled: Any = _kept(CFunc(function, (tuple(arguments), types.void), {}, {"nopython": True}), function)  # type: ignore[no-untyped-call]
+    compiled: Any = _kept(CFunc(function, (tuple(arguments), types.void), {}, {"nopython": True}), function)
     compiled.compile()
     return compiled
 
@@ -62,10 +62,11 @@ def _call_pointer(typing: Any, address: Any, arguments: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         word = ir.IntType(64)
         callee = ir.FunctionType(ir.VoidType(), [word] * len(arguments)).as_pointer()
-        builder.call(builder.inttoptr(given[0], callee), cgutils.unpack_tuple(builder, given[1]))
+        words = [builder.extract_value(given[1], one) for one in range(len(arguments))]
+        builder.call(builder.inttoptr(given[0], callee), words)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.UniTuple(types.int64, len(arguments))), generate
+    return types.void(types.int64, arguments), generate
 
 
 call_pointer: Any = intrinsic(_call_pointer)

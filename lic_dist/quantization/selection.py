@@ -16,12 +16,12 @@ import numpy as np
 from numba import types
 
 from lic_dist.quantization.candidates import BLOCK, shift_right
-from lic_dist.quantization.jit import pointer_kernel
+from lic_dist.quantization.jit import pointer_kernel, pointer_to
 from lic_dist.quantization.trellis import Trellis
 
 GROUP = 8  # states of a loop where all are too many
 SELECT = "def select(metric, fresh, branch, first, second, width):"
-_SELECTED = (*[types.CPointer(types.int32)] * 3, *[types.CPointer(types.uint32)] * 2, types.int64)
+_SELECTED = (*[pointer_to(types.int32)] * 3, *[pointer_to(types.uint32)] * 2, types.int64)
 
 
 def words(states: int) -> int:

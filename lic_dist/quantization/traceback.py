@@ -13,11 +13,11 @@ from typing import Any
 
 from numba import types
 
-from lic_dist.quantization.jit import pointer_kernel
+from lic_dist.quantization.jit import pointer_kernel, pointer_to
 from lic_dist.quantization.selection import field, identity, made, named
 from lic_dist.quantization.trellis import Trellis
 
-_WORDS, _BYTES = types.CPointer(types.uint32), types.CPointer(types.uint8)
+_WORDS, _BYTES = pointer_to(types.uint32), pointer_to(types.uint8)
 _TRACED = (_WORDS, _WORDS, types.int64, _BYTES, _BYTES, types.int64, _WORDS, _WORDS, types.int64)
 
 

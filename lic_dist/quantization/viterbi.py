@@ -144,12 +144,12 @@ def _search(
         weights = block_weight[: 2 * padded].reshape(2, padded)
         block_r, block_level = r[first : first + size], level[first : first + size]
         block_wide = wide_level[first : first + size]
-        if not by_step:
-            for lane in range(size):  # numba takes seconds to compile an assignment of slices
+        for lane in range(size):  # numba takes seconds to compile an assignment of slices
+            cost[first + lane] = 0
+            if not by_step:
                 weights[0, lane] = weights[1, lane] = weight[first + lane]
-        metric[0, :BLOCK] = 0
-        metric[0, BLOCK:] = UNREACHED
-        cost[first : first + size] = 0
+        for one in range(states * BLOCK):
+            metric[0, one] = 0 if one < BLOCK else UNREACHED
         for start in range(0, steps, TILE):
             end = min(start + TILE, steps)
             tile = (start, end, inverse_step, quads, position, index, row)
@@ -166,8 +166,9 @@ def _search(
                 for step in range(panel, min(panel + PANEL, end), 2):
                     at, ahead = step - panel, step % at_once  # steps whose branch costs wait for these
                     if by_step:
-                        weights[0, :] = weight[step]
-                        weights[1, :] = weight[min(step + 1, steps - 1)]
+                        for lane in range(padded):
+                            weights[0, lane] = weight[step]
+                            weights[1, lane] = weight[min(step + 1, steps - 1)]
                     branch_costs(
                         scaled[at : at + 2],
                         low[at : at + 2],
