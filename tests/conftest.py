@@ -144,9 +144,7 @@ def base(photos: Path, once: Once) -> Path:
     from lic_dist.training.base import train
 
     def trained(out: Path) -> None:
-        section = config.Train(
-            N=8, M=12, lmbda=0.05, steps=150, batch=4, crop=64, lr=2e-3, warmup=20, quantile_steps=600, out=out
-        )
+        section = config.Train(N=8, M=12, lmbda=0.05, steps=150, batch=4, crop=64, lr=2e-3, warmup=20, out=out)
         train(section, config.Images(path=photos, held_out="valid"))
 
     return once("base", trained) / "checkpoint.pth.tar"
@@ -160,7 +158,7 @@ def trained(photos: Path, once: Once) -> Callable[[str], Path]:
 
     def get(architecture: str) -> Path:
         def made(out: Path) -> None:
-            train(base_section(out, architecture, steps=60, quantile_steps=600), held_out(photos))
+            train(base_section(out, architecture, steps=60), held_out(photos))
 
         return once(f"trained-{architecture.rpartition(':')[2]}", made) / "checkpoint.pth.tar"
 

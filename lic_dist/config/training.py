@@ -153,9 +153,6 @@ class Train(Steps):
         False,
         description="Whether loss and gradients are one CUDA graph, which light models gain from; CPUs ignore it.",
     )
-    quantile_steps: int = Field(
-        2000, ge=1, description="Steps of each phase of the quantiles of z's prior, until the auxiliary loss is small."
-    )
     evaluate_every: int = Field(
         500, ge=1, description="Steps between two measurements of held-out L, each with a state on disk."
     )

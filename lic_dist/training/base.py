@@ -34,7 +34,7 @@ from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks, joined
 from lic_dist.training.loop import PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures
-from lic_dist.training.quantiles import train_quantiles
+from lic_dist.training.quantiles import fit_quantiles
 from lic_dist.training.states import is_finished
 
 BLOCK = 16  # channels that oneDNN works on at once
@@ -215,7 +215,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         if loop.evaluation_due:
             loop.evaluate(figures)
 
-    auxiliary = train_quantiles(model, config.quantile_steps, with_medians=config.relaxation == "noise")
+    auxiliary = fit_quantiles(model, with_medians=config.relaxation == "noise")
     if ranks.first:
         best = loop.best.figures
         entry = {

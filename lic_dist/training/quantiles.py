@@ -1,65 +1,35 @@
-"""Train the quantiles of the priors, which bound their integer tables, by CompressAI's auxiliary loss alone, without
-data.
+"""Find the quantiles of the factorized priors, which bound their integer tables: where a prior's cumulative logits are
+those of half the tail mass, of one half, and of the rest. CompressAI trains them by an auxiliary loss.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch import nn
 
-AUXILIARY_SMALL = 0.02  # per channel of a prior
-QUANTILE_PHASES = 10
+WIDEST = 2.0**20  # no quantile of a prior lies beyond it
+HALVINGS = 64  # of twice that: less than float32 tells apart
 
 
-def train_quantiles(model: nn.Module, steps: int, with_medians: bool = True, rate: float = 1e-1) -> float:
-    """Train the quantiles of all factorized priors of a model until the auxiliary loss is small; return the loss.
+@torch.no_grad()
+def fit_quantiles(model: nn.Module, with_medians: bool = True) -> float:
+    """Set the quantiles of all factorized priors of a model by bisection; return CompressAI's auxiliary loss: the sum
+    of the logits' distances from their targets.
 
-    Runs phases of `steps` steps, each with its own cosine schedule, until the loss is below AUXILIARY_SMALL a channel:
-    priors with long tails need quantiles far from where they start. `with_medians` False keeps the medians, which a
-    hyper-decoder needs that was trained on z rounded about them.
+    `with_medians` False keeps the medians, which a hyper-decoder needs that was trained on z rounded about them.
     """
     priors: list[Any] = [layer for layer in model.modules() if "quantiles" in layer._parameters]
-    model.requires_grad_(False)
-    quantiles = [prior.quantiles.requires_grad_(True) for prior in priors]
-    optimizer = torch.optim.Adam(quantiles, lr=rate)
-    trained = [0, 1, 2] if with_medians else [0, 2]
-    cumulative = [_logits_cumulative(prior) for prior in priors]
-
-    def auxiliary_loss() -> Tensor:
-        logits = [of(prior.quantiles) - prior.target for of, prior in zip(cumulative, priors, strict=True)]
-        return torch.cat(logits).abs()[..., trained].sum()
-
-    for _ in range(QUANTILE_PHASES):
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * (1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * step / steps)))
-            optimizer.zero_grad()
-            auxiliary_loss().backward()
-            optimizer.step()
-        if (loss := float(auxiliary_loss().detach())) < AUXILIARY_SMALL * sum(map(len, quantiles)):
-            break
+    loss = 0.0
+    for prior in priors:
+        low, high = torch.full_like(prior.quantiles, -WIDEST), torch.full_like(prior.quantiles, WIDEST)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            below = prior._logits_cumulative(middle, stop_gradient=True) < prior.target
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        fitted = [0, 1, 2] if with_medians else [0, 2]
+        prior.quantiles[..., fitted] = high[..., fitted]
+        logits = prior._logits_cumulative(prior.quantiles, stop_gradient=True)
+        loss += float((logits - prior.target)[..., fitted].abs().sum())
     return loss
-
-
-def _logits_cumulative(prior: Any) -> Callable[[Tensor], Tensor]:
-    """Return a prior's `_logits_cumulative` under its present weights: what depends on them alone is made once."""
-    if not hasattr(prior, "matrices"):  # EntropyBottleneckVbr names its weights otherwise
-        return partial(prior._logits_cumulative, stop_gradient=True)
-    matrices = [softplus(one.detach()) for one in prior.matrices]
-    biases = [one.detach() for one in prior.biases]
-    factors = [torch.tanh(one.detach()) for one in prior.factors]
-
-    def logits_of(values: Tensor) -> Tensor:
-        for layer, (matrix, bias) in enumerate(zip(matrices, biases, strict=True)):
-            values = torch.matmul(matrix, values) + bias
-            if layer < len(factors):
-                values = values + factors[layer] * torch.tanh(values)
-        return values
-
-    return logits_of

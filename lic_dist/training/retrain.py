@@ -52,12 +52,11 @@ from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.loop import PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures, joined
-from lic_dist.training.quantiles import train_quantiles
+from lic_dist.training.quantiles import fit_quantiles
 from lic_dist.training.samples import Batch, Layout, Samples, make_batch, training_data, turn
 from lic_dist.training.sources import HELD_OUT_BATCH, Sources, not_held_out, sources_of
 from lic_dist.training.states import is_finished
 
-QUANTILE_STEPS = 2000
 NOT_IDENTITY = {  # of the section; no weight depends on it, or it is named by its digest
     "out", "streams", "workers", "rounds", "keep", "tensorboard", "snapshot"
 }  # fmt: skip
@@ -201,7 +200,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         made = Checkpoint(copy.deepcopy(parent.model), parent.spec)  # on the CPU, laid out and compiled as parents are
         made.model.load_state_dict(loop.best.weights)
         if any(name.startswith(prior) for name in names):
-            train_quantiles(made.model, QUANTILE_STEPS, with_medians=False)
+            fit_quantiles(made.model, with_medians=False)
         keep_quantizer = not hyper and is_fixed(groups[0].section)  # of a fixed one a decoder alone changes no bit
         finished = Finished(made, identity | calibrated, before, loop.choice, sources, by_photo, keep_quantizer)
         _calibrate_and_save(source, section, finished, path)

@@ -38,7 +38,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def write(**changes: dict[str, Any]) -> Path:
         named = {"architecture": FOREIGN, "options": {"num_slices": 4}}
-        sizes = {"N": 8, "M": 16, "lmbda": 0.05, "steps": 3, "batch": 2, "crop": 256, "quantile_steps": 60}
+        sizes = {"N": 8, "M": 16, "lmbda": 0.05, "steps": 3, "batch": 2, "crop": 256}
         document: dict[str, Any] = {
             "train": {**named, **sizes, "relaxation": "mixed", "out": str(tmp_path / "base")},
             "model": {"checkpoint": str(tmp_path / "base"), **named},

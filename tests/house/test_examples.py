@@ -81,7 +81,7 @@ def own(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of the example's codec, trained for some steps, and its experiment beside it."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     named = {"architecture": "own_architecture:Linear", "options": {"slope": 0.1}}
-    sizes = {"N": 4, "M": 16, "lmbda": 0.05, "steps": 80, "batch": 4, "crop": 64, "lr": 2e-2, "quantile_steps": 60}
+    sizes = {"N": 4, "M": 16, "lmbda": 0.05, "steps": 80, "batch": 4, "crop": 64, "lr": 2e-2}
     document = {
         "train": {**named, **sizes, "out": str(tmp_path / "base")},
         "model": {"checkpoint": str(tmp_path / "base"), **named},

@@ -192,7 +192,7 @@ def test_photos_are_dealt_into_parts_by_their_bytes(photos: Path, tmp_path: Path
         assert hashlib.sha256(content).digest()[0] < 128
 
 
-SMALL = ("steps=2", "batch=2", "crop=64", "quantile_steps=20", "precision=float32")
+SMALL = ("steps=2", "batch=2", "crop=64", "precision=float32")
 
 
 TRAINED = """echo "$*" >> "$CALLS"

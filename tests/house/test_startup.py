@@ -76,7 +76,7 @@ for line in sys.stdin.read().splitlines():
 """
 EXPERIMENT = """
 name: nobody
-train: {N: 8, M: 12, lmbda: 0.05, steps: 20, batch: 4, crop: 64, lr: 0.002, warmup: 1, quantile_steps: 20, out: base}
+train: {N: 8, M: 12, lmbda: 0.05, steps: 20, batch: 4, crop: 64, lr: 0.002, warmup: 1, out: base}
 model: {checkpoint: base}
 images: {path: photos, crop: 64, variations: 4, held_out: valid, tolerate: 1}
 quantizer: {name: rdoq, step: 0.7, lambda_scale: 0.1, shift: auto, group: rdoq, pilot: 8, calibration: 4}

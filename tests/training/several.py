@@ -37,7 +37,7 @@ def held_out(photos: Path) -> config.Images:
 def base_section(out: Path, architecture: str, **changes: object) -> config.Train:
     settings = {
         **SIZES, "architecture": architecture, "lmbda": 0.05, "steps": 12, "batch": 4, "crop": 64, "lr": 3e-3,
-        "warmup": 4, "quantile_steps": 20, "evaluate_every": 4, "relaxation": "mixed", "out": out, **changes,
+        "warmup": 4, "evaluate_every": 4, "relaxation": "mixed", "out": out, **changes,
     }  # fmt: skip
     return config.Train(**settings)
 

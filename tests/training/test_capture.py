@@ -149,7 +149,7 @@ def test_what_cannot_be_one_graph_is_one_line() -> None:
 def test_a_job_of_graphs_trains_as_one_of_steps(precision: str, photos: Path, tmp_path: Path) -> None:
     block = {
         "architecture": "block-transform", "N": 8, "M": 32, "relaxation": "mixed", "optimizer": "muon", "steps": 8,
-        "initial_crops": 16, "precision": precision, "quantile_steps": 10, "accumulate": 2,
+        "initial_crops": 16, "precision": precision, "accumulate": 2,
     }  # fmt: skip
     folder, rows = config.Images(path=photos, held_out="valid"), {}
     for graph in (False, True):

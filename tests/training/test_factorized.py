@@ -125,7 +125,7 @@ def test_a_frozen_prior_charges_the_records_tables() -> None:
 @pytest.fixture(scope="module")
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model after a few steps."""
-    section = base_section(tmp_path_factory.mktemp("factorized"), NAMES[0], steps=40, lr=5e-3, quantile_steps=300)
+    section = base_section(tmp_path_factory.mktemp("factorized"), NAMES[0], steps=40, lr=5e-3)
     return base_job.train(section, held_out(photos))
 
 
@@ -133,7 +133,7 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_base_training_lowers_the_loss(trained: Path) -> None:
     rows = [row for row in read_log(trained.parent / "log.jsonl") if "held_out_L" in row]
     assert rows[-1]["held_out_L"] < 0.7 * rows[0]["held_out_L"]
-    assert checkpoint.load(str(trained)).history[0]["auxiliary_loss"] < 0.02 * 6
+    assert checkpoint.load(str(trained)).history[0]["auxiliary_loss"] < 1e-3 * 6
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_base_training_lowers_the_loss(architecture: str, trained: Callable[[str
     rows = [row for row in read_log(trained(architecture).parent / "log.jsonl") if "held_out_L" in row]
     assert rows[-1]["held_out_L"] < 0.7 * rows[0]["held_out_L"]
     loaded = checkpoint.load(str(trained(architecture)), architecture)
-    assert loaded.history[0]["auxiliary_loss"] < 0.02 * 4
+    assert loaded.history[0]["auxiliary_loss"] < 1e-3 * 4
 
 
 @pytest.mark.slow

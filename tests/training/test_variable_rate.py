@@ -27,7 +27,7 @@ NAME = "mbt2018-mean-vbr"
 
 
 def section(out: Path, **changes: Any) -> config.Train:
-    changes = {"options": {"vr_entbttlnck": True}, "steps": 6, "evaluate_every": 3, "quantile_steps": 20, **changes}
+    changes = {"options": {"vr_entbttlnck": True}, "steps": 6, "evaluate_every": 3, **changes}
     return base_section(out, NAME, **changes)
 
 
