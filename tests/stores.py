@@ -97,7 +97,7 @@ def experiment(base: Path, photos: Path, path: Path, **changes: dict) -> config.
         "engine": {"name": "local"},
     }
     for name, section in changes.items():
-        document[name] = {**document[name], **section}
+        document[name] = {**document.get(name, {}), **section}
     return config.Experiment.model_validate(document)
 
 

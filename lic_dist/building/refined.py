@@ -69,7 +69,9 @@ def check_refined(cache: LatentCache, asked: Refinement) -> None:
 
 
 def aimed_inputs(checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, batch: int) -> Inputs:
-    """Return what quantizers take of samples whose y was refined with this record."""
+    """Return what quantizers take of samples whose y was refined with this record, where it asks for refinement."""
+    if not record.refine:
+        return inputs_of(checkpoint.model, samples.y, samples.z, batch)
     quantizer, found = Quantizer(record), []
     with Progress("refining", len(samples), "crop") as bar:
         for first in range(0, len(samples), batch):

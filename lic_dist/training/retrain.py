@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from lic_dist import config
 from lic_dist.building.calibrate import calibrate, is_fixed, z_bits
 from lic_dist.building.job import check_cache
-from lic_dist.building.latents import Latents, inputs_of
+from lic_dist.building.latents import Latents, inputs_of, refined
 from lic_dist.building.pilot import calibration_samples, check_record
+from lic_dist.building.refined import aimed_inputs
 from lic_dist.cache.folder import Folder
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.trials import Trials
@@ -209,8 +210,12 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
 
 
 def _requantized(batch: Batch, model: nn.Module, quantizer: Quantizer, layout: Layout) -> Batch:
-    """Return the batch with the indices that a quantizer chooses under a model's present means and scales."""
-    k = inputs_of(model, batch.y.numpy(), batch.z.numpy(), HELD_OUT_BATCH).quantize(quantizer).k
+    """Return the batch with the indices that a quantizer chooses under a model's present means and scales, and refines
+    under its present decoder.
+    """
+    z = batch.z.numpy()
+    y = refined(model, batch.pixels.numpy(), batch.y.numpy(), z, quantizer, HELD_OUT_BATCH)
+    k = inputs_of(model, y, z, HELD_OUT_BATCH).quantize(quantizer).k
     rows = {"sample": batch.sample, "pixels": batch.pixels, "z": batch.z, "k": torch.from_numpy(k), "y": batch.y}
     names = ("pixels", "z", "k", "y")
     return make_batch(quantizer, names, {name: rows[name].numpy() for name in rows}, (0, 0), layout)
@@ -341,8 +346,10 @@ def _evaluate_calibrated(
     parts: Sequence[NDArray[np.int64]],
     sources: Sequence[Hashable] = (),
 ) -> HeldOut:
-    """Quantize samples, count bits by the integer tables and decode; return what a model and its quantizer cost."""
-    found = inputs_of(checkpoint.model, samples.y, samples.z, batch).quantize(Quantizer(record))
+    """Quantize samples, refined where the record says so, count bits by the integer tables and decode; return what a
+    model and its quantizer cost.
+    """
+    found = aimed_inputs(checkpoint, record, samples, batch).quantize(Quantizer(record))
     y_hat, bits = torch.from_numpy(found.y_hat), found.bits.sum(axis=1) + z_bits(record, samples.z)
 
     def decode(numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
