@@ -32,6 +32,7 @@ from lic_dist.benchmarks.tables import machine
 from lic_dist.building.calibrate import one_thread
 from lic_dist.cache import store
 from lic_dist.cache.inspect import inspect
+from lic_dist.cache.mixing import Shares, shuffled
 from lic_dist.cache.order import Order
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec import open_codec
@@ -41,7 +42,6 @@ from lic_dist.errors import UsageError
 from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.trellis import ECM8
-from lic_dist.training.samples import shuffled
 from lic_dist.training.sources import not_held_out, sources_of
 
 PARTS = ("megapixels", "photos", "shards", "searchers")
@@ -205,7 +205,10 @@ def _photos(count: float) -> Iterator[Work]:
         "plan an append of 1 %": grown,
         "lay out every shard": lambda: [len(plan.crops_of(shard)) for shard in range(plan.num_shards)],
         "order an epoch, streamed": streamed,
-        "order an epoch, in RAM": lambda: [shuffled(len(part), 0, step, planned.BATCH) for step in range(steps)],
+        "order an epoch, in RAM": lambda: [
+            shuffled([len(part)], Shares([1]), 0, step * planned.BATCH, (step + 1) * planned.BATCH)
+            for step in range(steps)
+        ],
     }
 
 

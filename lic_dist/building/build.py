@@ -32,6 +32,7 @@ from lic_dist.building.storage import experiment_storage
 from lic_dist.building.work import RunTotals, Units, build_stages, requantize_stages, run_units
 from lic_dist.cache import growth, layout, markers, store
 from lic_dist.cache.layout import Header
+from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.set_aside import set_aside as set_aside_photos
 from lic_dist.cache.storage import Storage
@@ -240,7 +241,7 @@ def requantize_store(
     trials_file = Trials.of_group(storage, group)
     record = record or existing_record(storage, section, parent)
     if record is None:
-        samples = calibration_samples(cache, section)
+        samples = calibration_samples(Mixture([cache]), section)
         record = calibrate(parent, section, *samples, batch=cache.header.batch, trials_file=trials_file)
     identity = group_identity(parent, record, cache.header.geometry)
     record_json = record.to_json()

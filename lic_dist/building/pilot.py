@@ -15,8 +15,8 @@ from lic_dist.building.calibrate import calibrate, one_thread, settings_of
 from lic_dist.building.job import Job
 from lic_dist.building.latents import Latents, encode
 from lic_dist.building.refined import asked_refinement, record_fields
+from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.plan import differences
-from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.storage import Storage
 from lic_dist.cache.trials import Trials
 from lic_dist.codec.records import fits
@@ -66,21 +66,22 @@ def _encoded(job: Job, name: str, numbers: range) -> Latents:
     return Latents(*columns)
 
 
-def calibration_samples(cache: LatentCache, section: config.Quantizer) -> tuple[Latents, Latents]:
-    """Load the pilot (first training samples) and the first held-out samples of a cache, the same that a build encodes.
+def calibration_samples(cache: Mixture, section: config.Quantizer) -> tuple[Latents, Latents]:
+    """Load the pilot (first training samples) and the first held-out samples of a cache, the same that a build encodes;
+    of several stores as many of each as its weight says.
 
     Raises:
         UsageError: the cache does not keep y.
         LicError: it has no training or no held-out samples.
     """
-    if not cache.header.store_y:
+    if not cache.store_y:
         raise UsageError("calibration needs y, which this cache does not keep", hint="build it with store_y: true")
     parts = []
     for held_out, most in ((False, section.pilot), (True, section.calibration)):
-        chosen = cache.indices(held_out)[:most]
+        chosen = cache.first(held_out, most)
         if not len(chosen):
-            part = "held-out" if held_out else "training"
-            raise LicError(f"{cache.storage} has no {part} samples to calibrate on", hint="see images.held_out")
+            part, where = "held-out" if held_out else "training", ", ".join(str(one.storage) for one in cache.stores)
+            raise LicError(f"{where} has no {part} samples to calibrate on", hint="see images.held_out")
         read = cache.load(("pixels", "latents/y", "latents/z"), chosen)
         parts.append(Latents(read["pixels"], read["latents/y"], read["latents/z"]))
     return parts[0], parts[1]

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,9 @@ from lic_dist.text import counted
 
 MOST_STREAMS = 16
 POOL = 16  # shards that the streams' buffers hold together by default
+
+
+Place = tuple[int, int]  # of a row in a batch: the stream of its buffer, and the number of the sample there
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +57,17 @@ class Order:
     """The order of a part of the cache: `part` int64 are its sample numbers, ascending; `length` samples a shard with
     padding.
 
-    Attributes: streams (V), buffer (shards), share (samples of each stream in a batch).
+    Attributes: streams (V), buffer (shards), share (samples of each stream in a batch), num_shards (with samples of the
+    part), opened (buffers that a stream serves from at once).
+
+    Where streams take shards `in_turn`, there may be more streams than shards: then some have none in an epoch.
 
     Raises:
         LicError: the part is empty.
         UsageError: V does not divide the batch, or exceeds the number of shards.
     """
+
+    opened = 1
 
     def __init__(
         self,
@@ -68,6 +77,7 @@ class Order:
         seed: int = 0,
         streams: int | None = None,
         buffer: int | None = None,
+        in_turn: bool = False,
     ) -> None:
         if not len(part):
             raise LicError("the cache has no usable samples of this part", hint="see images.held_out")
@@ -75,12 +85,13 @@ class Order:
         self.shards, starts = np.unique(part // length, return_index=True)
         self.starts = np.append(starts, len(part))
         self.counts = np.diff(self.starts)
+        self.num_shards = len(self.shards)
         self.streams = default_streams(batch, len(self.shards)) if streams is None else streams
         if self.streams < 1 or batch % self.streams:
             raise UsageError(
                 f"{self.streams} streams do not divide a batch of {batch}", hint="set streams to a divisor"
             )
-        if self.streams > len(self.shards):
+        if self.streams > len(self.shards) and not in_turn:
             raise UsageError(
                 f"{self.streams} streams, but only {counted(len(self.shards), 'shard')} with samples",
                 hint="set fewer streams, or build the cache with a smaller cache.shard",
@@ -95,15 +106,12 @@ class Order:
         Raises:
             UsageError: the streams do not divide among the ranks.
         """
-        if self.streams % world:
-            hint = f"set streams to a multiple of {world} that divides the batch of {self.batch}"
-            if len(self.shards) < world:
-                hint = (
-                    f"only {counted(len(self.shards), 'shard')} with samples: use fewer ranks, or a smaller cache.shard"
-                )
-            raise UsageError(f"{self.streams} streams do not divide among {world} ranks", hint=hint)
-        size = self.streams // world
-        return range(rank * size, (rank + 1) * size)
+        return streams_of_rank(self, rank, world)
+
+    def places(self, owned: range, step: int = 0) -> Iterator[list[Place]]:
+        """Yield the place of each row of some streams' part of a batch, from step to step without end."""
+        for now in count(step):
+            yield [(stream, number) for stream in owned for number in range(now * self.share, (now + 1) * self.share)]
 
     def buffers(self, stream: int, first: int = 0) -> Iterator[Buffer]:
         """Yield the buffers of a stream without end, from the one that holds its sample number `first`."""
@@ -111,6 +119,8 @@ class Order:
         for epoch in count():
             dealt_from = (stream - epoch * len(self.shards)) % self.streams
             mine = permutation(self.seed, epoch, len(self.shards))[dealt_from :: self.streams]
+            if not len(mine):
+                continue
             total = int(self.counts[mine].sum())
             if start + total <= first:
                 start += total
@@ -133,6 +143,26 @@ class Order:
         return heapq.merge(*(self.buffers(stream, step * self.share) for stream in owned), key=needed)
 
 
+class Streamed(Protocol):
+    """What `streams_of_rank` asks of an order."""
+
+    streams: int
+    batch: int
+    num_shards: int
+
+
+def streams_of_rank(order: Streamed, rank: int, world: int) -> range:
+    """Return the streams of an order that one of `world` ranks owns. Raises UsageError as `Order.streams_of_rank`."""
+    if order.streams % world:
+        hint = f"set streams to a multiple of {world} that divides the batch of {order.batch}"
+        if order.num_shards < world:
+            shards = counted(order.num_shards, "shard")
+            hint = f"only {shards} with samples: use fewer ranks, or a smaller cache.shard"
+        raise UsageError(f"{order.streams} streams do not divide among {world} ranks", hint=hint)
+    size = order.streams // world
+    return range(rank * size, (rank + 1) * size)
+
+
 def default_streams(batch: int, shards: int) -> int:
     """Return the largest divisor of the batch up to 16 and to the number of shards.
 
@@ -141,7 +171,7 @@ def default_streams(batch: int, shards: int) -> int:
     return max(divisor for divisor in range(1, min(MOST_STREAMS, shards) + 1) if batch % divisor == 0)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """Return the permutation of `size` things in an epoch; read-only, the latest are kept."""
     order = np.random.default_rng((seed, epoch)).permutation(size)

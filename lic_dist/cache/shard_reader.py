@@ -74,6 +74,11 @@ class ShardReader:
         return self.header.geometry
 
     @property
+    def shard_length(self) -> int:
+        """Samples of a shard, with padding."""
+        return self.header.shard
+
+    @property
     def num_samples(self) -> int:
         return self.header.num_samples
 

@@ -21,8 +21,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +30,23 @@ from lic_dist.cache.order import Buffer, Order
 from lic_dist.errors import UsageError
 
 if TYPE_CHECKING:
-    from lic_dist.cache.shard_reader import ShardReader
+    import zarr
+
+    from lic_dist.cache.mixing import MixedOrder
 
 READERS = 2  # threads that read shards ahead
 Rows = dict[str, NDArray[Any]]
+
+
+class Shards(Protocol):
+    """What a stream reads from: a `LatentCache`, or a `Mixture` of several."""
+
+    @property
+    def shard_length(self) -> int: ...
+
+    def array(self, name: str) -> zarr.Array[Any]: ...
+
+    def shard(self, shard: int, arrays: Sequence[str]) -> Rows: ...
 
 
 @dataclass
@@ -63,9 +75,9 @@ class ShardStream:
 
     def __init__(
         self,
-        cache: ShardReader,
+        cache: Shards,
         arrays: Sequence[str],
-        order: Order,
+        order: Order | MixedOrder,
         step: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -79,7 +91,7 @@ class ShardStream:
     def memory(self) -> int:
         """Bytes that an iteration holds at most, by the formula above."""
         sample = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in self.kinds.values())
-        return 2 * len(self.owned) * self.order.buffer * self.cache.header.shard * sample
+        return 2 * len(self.owned) * self.order.buffer * self.cache.shard_length * sample
 
     def for_worker(self, worker: int, workers: int) -> ShardStream:
         """Return the part of this stream that one loader worker reads; the workers' batches in order make up this
@@ -97,7 +109,7 @@ class ShardStream:
 
     def __iter__(self) -> Iterator[Rows]:
         self.reads = 0
-        share, owned = self.order.share, self.owned
+        owned = self.owned
         schedule = self.order.schedule(owned, self.step)
         pool = ThreadPoolExecutor(READERS, "lic_dist-stream")
         ahead: deque[tuple[Buffer, list[Future[Rows]]]] = deque()
@@ -119,18 +131,18 @@ class ShardStream:
             now = served[stream]
             now.position += 1
             sample = int(now.buffer.samples[now.position - 1])
-            return sample, now.shards[sample // self.cache.header.shard]
+            return sample, now.shards[sample // self.cache.shard_length]
 
         try:
-            for _ in owned:
+            for _ in range(len(owned) * self.order.opened):
                 read_ahead()
-            for step in count(self.step):
-                batch = self._empty(len(owned) * share)
-                for row in range(len(owned) * share):
-                    sample, shard = next_sample(owned[row // share], step * share + row % share)
+            for places in self.order.places(owned, self.step):
+                batch = self._empty(len(places))
+                for row, place in enumerate(places):
+                    sample, shard = next_sample(*place)
                     batch["sample"][row] = sample
                     for name in self.arrays:
-                        batch[name][row] = shard[name][sample % self.cache.header.shard]
+                        batch[name][row] = shard[name][sample % self.cache.shard_length]
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -190,6 +190,21 @@ class Phase(Section):
     lr: float = Field(gt=0, description="Learning rate of the optimizer, the largest of the schedule.")
 
 
+class Mixed(Section):
+    """One of several stores of one encoder that a finetuning mixes; its samples are drawn by its weight."""
+
+    path: PathText = Field(description="A folder, or a URL of an object store, as cache.path.")
+    weight: float = Field(
+        1.0,
+        gt=0,
+        description="Its share of the samples drawn, relative to the other stores' weights, whatever its size.",
+    )
+    options: dict[str, str] = Field(default_factory=dict, description="Of the object store, as cache.options.")
+    snapshot: Annotated[int, Field(ge=0)] | str | None = Field(
+        None, description="Its snapshot that is read, as finetune.snapshot."
+    )
+
+
 class Finetune(Steps):
     """Retraining of the decoder side from the cache (`lic-dist finetune`)."""
 
@@ -228,6 +243,11 @@ class Finetune(Steps):
         description="Snapshot of the cache that is read, a number or a name of `cache log`; null: the newest when the "
         "job begins, and the same one when it goes on.",
     )
+    cache: tuple[Mixed, ...] = Field(
+        (),
+        description="Stores to draw from together, by weight: [{path: runs/a.zarr, weight: 3}, {path: runs/b.zarr}]; "
+        "their groups have one record. Empty: cache.path.",
+    )
     batch: int = Field(16, ge=1, description="Crops of a step, over all ranks.")
     streams: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="Shards read side by side, in an order of their own; auto: in RAM where the samples fit."
@@ -235,7 +255,7 @@ class Finetune(Steps):
     workers: int = Field(0, ge=0, description="Processes of a rank that read streams; 0: threads of its own.")
     out: File = Field(Path("runs/finetuned"), description="Folder for the checkpoint, log and states.")
 
-    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"tolerance", "groups"}
+    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"tolerance", "groups", "cache"}
 
     @property
     def each_phase(self) -> tuple[Phase, ...]:

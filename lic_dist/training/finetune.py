@@ -31,7 +31,7 @@ from lic_dist.models.parts import model_digest
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.distributed import Ranks, joined
 from lic_dist.training.retrain import Group, Source, retrain
-from lic_dist.training.snapshots import read_snapshot
+from lic_dist.training.snapshots import read_snapshots
 
 
 def finetune(experiment: config.Experiment) -> Path:
@@ -45,11 +45,11 @@ def finetune(experiment: config.Experiment) -> Path:
     section = config.need(experiment.finetune, "finetune")
     quantizer = config.need(experiment.quantizer, "quantizer")
     with joined() as ranks:
-        parent, cache = load_parent(experiment), read_snapshot(open_cache(experiment), section, ranks)
-        source = Source(parent, cache, tuple(_groups(cache, parent, section, quantizer)))
+        parent, cache = load_parent(experiment), read_snapshots(_opened(experiment, section), section, ranks)
+        source = Source(parent, cache, tuple(_groups(cache.stores[0], parent, section, quantizer)))
         if section.rounds == 1:
             return retrain(source, section, section.out, ranks)
-        if not cache.header.store_y:
+        if not cache.store_y:
             raise UsageError("rounds need y, which this cache does not keep", hint="build it with cache.store_y: true")
         workers = workers_of(experiment)
         if ranks.world > 1:  # the ranks hold the machines that an engine would use
@@ -64,6 +64,14 @@ def finetune(experiment: config.Experiment) -> Path:
             _write_best_round(paths, best, section.tolerance)
         ranks.wait()
         return best
+
+
+def _opened(experiment: config.Experiment, section: config.Finetune) -> list[LatentCache]:
+    """Open the stores that are mixed, or the experiment's own."""
+    if not section.cache:
+        return [open_cache(experiment)]
+    pipeline = experiment.cache.pipeline if experiment.cache else "zarr"
+    return [LatentCache.open(one.path, one.options, pipeline) for one in section.cache]
 
 
 def _groups(
@@ -92,7 +100,8 @@ def _search_again(source: Source, number: int, checkpoint: Path, workers: Worker
         name = f"{one.section.group}-round{number}-{model_digest(parent.model)[:8]}"
         record = QuantizerRecord.from_json(parent.quantizers[one.section.group])
         named = one.section.model_copy(update={"group": name})
-        requantize_store(source.cache, parent, named, workers, record, (ranks.rank, ranks.world))
+        for store in source.cache.stores:
+            requantize_store(store, parent, named, workers, record, (ranks.rank, ranks.world))
         groups.append(Group(name, record, one.section))
     ranks.wait()
     return Source(parent, source.cache, tuple(groups))

@@ -31,13 +31,13 @@ from lic_dist import config
 from lic_dist.building.calibrate import calibrate, is_fixed, z_bits
 from lic_dist.building.job import check_cache
 from lic_dist.building.latents import Latents, inputs_of, refined
-from lic_dist.building.pilot import calibration_samples, check_record
+from lic_dist.building.pilot import calibration_samples, check_record, record_location
 from lic_dist.building.refined import aimed_inputs
 from lic_dist.cache.folder import Folder
-from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.trials import Trials
 from lic_dist.codec.records import fits
-from lic_dist.errors import UsageError
+from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.architectures import adapt
 from lic_dist.models.checkpoint import Checkpoint
@@ -46,6 +46,7 @@ from lic_dist.models.parts import model_digest, trainable
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.text import counted
 from lic_dist.training.changes import ByPhoto, SourceChange, losers, print_changes, source_changes, told, worst
 from lic_dist.training.choice import Choice
 from lic_dist.training.decoding import Decoding, Turns, form_of
@@ -55,11 +56,11 @@ from lic_dist.training.loop import PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures, joined
 from lic_dist.training.quantiles import fit_quantiles
 from lic_dist.training.samples import Batch, Layout, Samples, make_batch, training_data, turn
-from lic_dist.training.sources import HELD_OUT_BATCH, Sources, not_held_out, sources_of
+from lic_dist.training.sources import HELD_OUT_BATCH, Sources, not_held_out, sources_of_all, trained_elsewhere
 from lic_dist.training.states import is_finished
 
 NOT_IDENTITY = {  # of the section; no weight depends on it, or it is named by its digest
-    "out", "streams", "workers", "rounds", "keep", "tensorboard", "snapshot"
+    "out", "streams", "workers", "rounds", "keep", "tensorboard", "snapshot", "cache"
 }  # fmt: skip
 
 Records = Mapping[str, QuantizerRecord]  # of each group, by the name under which the result carries it
@@ -78,10 +79,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Source:
-    """What retraining starts from: a model, and groups of its cache."""
+    """What retraining starts from: a model, and groups of its cache, or of several as one."""
 
     parent: Checkpoint
-    cache: LatentCache
+    cache: Mixture
     groups: tuple[Group, ...]
 
     @property
@@ -90,10 +91,36 @@ class Source:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What weights depend on in the groups."""
+        """What weights depend on in the stores and their groups."""
+        headers = [one.header for one in self.cache.stores]
+        found: dict[str, Any] = {"cache": headers[0].digest}
+        if len(headers) > 1:
+            weighted = zip(self.cache.weights, headers, strict=True)
+            found = {"cache": [f"{weight:.15g} of {header.digest[:16]}" for weight, header in weighted]}
+        elif headers[0].snapshot:
+            found["snapshot"] = headers[0].snapshot
         if len(self.groups) > 1:
-            return {"groups": {one.name: one.record.digest for one in self.groups}}
-        return {"group": self.groups[0].name, "record": self.groups[0].record.digest}
+            return {**found, "groups": {one.name: one.record.digest for one in self.groups}}
+        return {**found, "group": self.groups[0].name, "record": self.groups[0].record.digest}
+
+    def check(self) -> None:
+        """Refuse a store of another encoder, and a group of another quantizer or entropy model, or that not all stores
+        have alike. Raises LicError, which names the store, and each differing field.
+        """
+        first = self.cache.stores[0].storage
+        for one in self.groups:
+            for store in self.cache.stores:
+                where = f"{store.storage}/quantized/{one.name}"
+                check_cache(store, self.parent, one.name)
+                record = QuantizerRecord.from_json(store.record_json(one.name))
+                check_record(record, one.section, self.parent, where)
+                if record.digest != one.record.digest:
+                    around, key = record_location(store.storage, one.name)
+                    raise LicError(
+                        f"{where} is another quantizer than that of {first}",
+                        hint=f"build it with that record: copy {first}/quantized/{one.name}/record.json to "
+                        f"{around}/{key} before `lic-dist cache build`",
+                    )
 
 
 def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -> Path:
@@ -106,15 +133,13 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     """
     ranks.share(section.batch)  # refuses what does not divide, before anything is read
     parent, cache, groups = source.parent, source.cache, source.groups
-    for one in groups:
-        check_cache(cache, parent, one.name)
-        check_record(one.record, one.section, parent, f"{cache.storage}/quantized/{one.name}")
+    source.check()
     phases = [PhasePlan(trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.each_phase]
     names = {name for phase in phases for name in phase.parameters}
     decoder, prior = parent.codec.prefixes("decoder"), parent.codec.prefixes("prior")
     hyper = any(not name.startswith(decoder) for name in names)
     control = section.latents != "quantized"
-    if (control or hyper) and not cache.header.store_y:
+    if (control or hyper) and not cache.store_y:
         what = f"latents: {section.latents}" if control else "retraining more than the decoder"
         raise UsageError(f"{what} needs y, which this cache does not keep", hint="build it with cache.store_y: true")
 
@@ -126,8 +151,6 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         **section.identity(NOT_IDENTITY),
         **training.identity,
         **source.identity,
-        "cache": cache.header.digest,
-        **({"snapshot": cache.header.snapshot} if cache.header.snapshot else {}),
         "parent": model_digest(parent.model),
     }
     path = out / f"checkpoint{SUFFIX}"
@@ -144,9 +167,9 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     ]
     turns = Turns(decodings).to(ranks.device)
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
-    sources = sources_of(cache, groups[0].section.group)
+    sources = sources_of_all(cache, groups[0].section.group)
     if ranks.first:
-        _warn_of(not_held_out(cache))
+        _warn_of(cache)
     if section.compile:
         adapt(model).nets["g_s"].compile()
 
@@ -246,9 +269,10 @@ def _calibrate_and_save(source: Source, section: config.Finetune, finished: Fini
     by_photo, pairs = finished.by_photo, {"before": (source.parent, cached)}
     if all(fits(one, made.model) for one in cached.values()):
         pairs["after, the cache's quantizer"] = made, cached
-    if source.cache.header.store_y:
+    if source.cache.store_y:
         pilot, held_out = calibration_samples(source.cache, source.groups[0].section)
-        batch, crop = source.cache.header.batch, source.cache.header.geometry.crop
+        header = source.cache.stores[0].header
+        batch, crop = header.batch, header.geometry.crop
         if not finished.keep_quantizer:
             anew = {}
             for one in source.groups:
@@ -293,9 +317,9 @@ def _calibrate_and_save(source: Source, section: config.Finetune, finished: Fini
         "given_up": given_up,
         "sources": [asdict(one) for one in changes],
     }
-    if source.cache.header.store_y:
+    if source.cache.store_y:
         outcome |= {"calibrated_before": rows["before"].plain(), "calibrated_after": rows[kept].plain()}
-    if len(source.groups) > 1 and source.cache.header.store_y:
+    if len(source.groups) > 1 and source.cache.store_y:
         outcome["by_group"] = {
             group: {"before": by_group["before"][group].plain(), "after": by_group[kept][group].plain()}
             for group in cached
@@ -365,9 +389,11 @@ def _held_out_batches(count: int) -> list[NDArray[np.int64]]:
     return np.array_split(np.arange(count), -(-count // HELD_OUT_BATCH))
 
 
-def _warn_of(folders: Sequence[str]) -> None:
-    """Warn of folders whose photos train and of which none is held out."""
-    if folders:
+def _warn_of(cache: Mixture) -> None:
+    """Warn of folders whose photos train and of which none is held out, and of photos that train and are held out."""
+    if (both := trained_elsewhere(cache)) > 0:
+        print(f"warning: {counted(both, 'photo')} that one store holds out train in another", file=sys.stderr)
+    if folders := [folder for store in cache.stores for folder in not_held_out(store)]:
         named = f"{', '.join(folders[:5])}{' ...' * (len(folders) > 5)}"
         print(f"warning: no photo of {named} is held out: nobody sees what training does to them", file=sys.stderr)
 

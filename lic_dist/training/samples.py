@@ -5,8 +5,9 @@
 
 Either way batch `step` depends on the samples, the seed and the step alone, and each rank takes its part of it.
 Resuming at a step and changing the number of ranks keep the order. In RAM the order is a permutation of all samples for
-each epoch; streamed, it is that of cache/order.py. The number of bytes alone decides between the two, never a machine's
-memory, and the decision is part of the job's identity with all that the order depends on.
+each epoch; streamed, it is that of cache/order.py; of several stores, both are as in cache/mixing.py. The number of
+bytes alone decides between the two, never a machine's memory, and the decision is part of the job's identity with all
+that the order depends on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -26,9 +27,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lic_dist import config
-from lic_dist.cache.order import Order, permutation
-from lic_dist.cache.reader import LatentCache
-from lic_dist.cache.stream import ShardStream
+from lic_dist.cache.mixing import MixedOrder, Shares, shuffled
+from lic_dist.cache.mixture import Mixture
+from lic_dist.cache.order import Order
+from lic_dist.cache.stream import Shards, ShardStream
 from lic_dist.cache.torch_data import StreamedBatches, merge_workers
 from lic_dist.errors import LicError
 from lic_dist.models.protocol import Elements
@@ -91,7 +93,7 @@ def turn(seed: int, step: int, count: int) -> int:
 
 
 def training_data(
-    cache: LatentCache,
+    cache: Mixture,
     groups: Mapping[str, Quantizer],
     with_y: bool,
     section: config.Finetune,
@@ -102,15 +104,20 @@ def training_data(
     A batch has the indices of one of the groups, by `turn`. `layout` is the model's, for the cache's size of y.
 
     Raises:
-        LicError: the cache has no training samples.
+        LicError: a store has no training samples.
         UsageError: `finetune.streams` does not divide the batch, or exceeds the number of shards.
     """
-    names, part = array_names(groups, with_y), cache.indices(held_out=False)
+    names, parts = array_names(groups, with_y), cache.parts(held_out=False)
+    counts = tuple(map(len, parts))
+    if 0 in counts:
+        store = cache.stores[counts.index(0)].storage
+        raise LicError(f"{store} has no usable samples to train on", hint="see images.held_out")
     sample = sum(np.dtype(array.dtype).itemsize * int(np.prod(array.shape[1:])) for array in map(cache.array, names))
-    if section.streams == "auto" and len(part) * sample <= IN_MEMORY:
-        return ShuffledData(Samples(cache, groups, part, with_y, layout), section.seed, section.batch)
+    if section.streams == "auto" and sum(counts) * sample <= IN_MEMORY:
+        samples = Samples(cache, groups, np.concatenate(parts), with_y, layout)
+        return ShuffledData(samples, section.seed, section.batch, counts, cache.shares)
     streams = None if section.streams == "auto" else section.streams
-    order = Order(part, cache.header.shard, section.batch, section.seed, streams)
+    order = cache.order(section.batch, section.seed, streams)
     return StreamedData(cache, groups, with_y, order, section.workers, layout)
 
 
@@ -126,20 +133,12 @@ def _of_turn(groups: Mapping[str, Quantizer], turn: int, with_y: bool) -> tuple[
     return quantizer, array_names((group,), with_y)
 
 
-def shuffled(count: int, seed: int, step: int, batch: int, share: slice = slice(None)) -> NDArray[np.int64]:
-    """Return the share of global batch `step` of `count` samples that are permuted as a whole for each epoch."""
-    wanted = np.arange(step * batch, (step + 1) * batch)[share]
-    epochs, places = np.divmod(wanted, count)
-    orders = {epoch: permutation(seed, epoch, count) for epoch in np.unique(epochs).tolist()}
-    return np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
-
-
 class Samples:
     """Samples of a cache decoded to RAM, with access to any batch of them; `part` are their numbers, ascending."""
 
     def __init__(
         self,
-        cache: LatentCache,
+        cache: Shards,
         groups: Mapping[str, Quantizer],
         part: NDArray[np.int64],
         with_y: bool,
@@ -156,8 +155,8 @@ class Samples:
     def __len__(self) -> int:
         return len(self.arrays["pixels"])
 
-    def _fill(self, cache: LatentCache, part: NDArray[np.int64]) -> None:
-        length = cache.header.shard
+    def _fill(self, cache: Shards, part: NDArray[np.int64]) -> None:
+        length = cache.shard_length
         shards, firsts = np.unique(part // length, return_index=True)  # `part` ascends: a shard's samples lie together
         with Progress("reading the cache", len(shards), "shard") as bar:
             for shard, first, end in zip(shards.tolist(), firsts, [*firsts[1:], len(part)], strict=True):
@@ -165,10 +164,6 @@ class Samples:
                 for name in self.names:
                     self.arrays[name][first:end] = read[name][part[first:end] - shard * length]
                 bar.advance()
-
-    def numbers(self, seed: int, step: int, batch: int, share: slice) -> NDArray[np.int64]:
-        """Return this rank's sample numbers of global batch `step`."""
-        return shuffled(len(self), seed, step, batch, share)
 
     def batch(self, numbers: NDArray[np.int64], key: tuple[int, int] = (0, 0), turn: int = 0) -> Batch:
         """Return the samples of these numbers, counted within the part, with the noise of a key and the indices of the
@@ -181,11 +176,16 @@ class Samples:
 
 @dataclass(frozen=True)
 class ShuffledData:
-    """Samples in RAM, permuted as a whole for each epoch: see `TrainingData`."""
+    """Samples in RAM, those of each store permuted as a whole for each epoch: see `TrainingData`.
+
+    `counts` are the samples of each store, `shares` the stores' parts of a batch; by default there is one store.
+    """
 
     samples: Samples
     seed: int
     batch: int
+    counts: tuple[int, ...] = ()
+    shares: Shares = field(default_factory=lambda: Shares([1]))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -194,11 +194,14 @@ class ShuffledData:
     def batches(self, first: int, ranks: Ranks) -> Generator[Batch, None, None]:
         samples, share, seed = self.samples, ranks.share(self.batch), self.seed
         return prefetch(
-            samples.batch(
-                samples.numbers(seed, step, self.batch, share), (seed, step), turn(seed, step, len(samples.groups))
-            )
+            samples.batch(self.numbers(step)[share], (seed, step), turn(seed, step, len(samples.groups)))
             for step in itertools.count(first)
         )
+
+    def numbers(self, step: int) -> NDArray[np.int64]:
+        """Return the samples of global batch `step`."""
+        counts = self.counts or (len(self.samples),)
+        return shuffled(counts, self.shares, self.seed, step * self.batch, (step + 1) * self.batch)
 
 
 @dataclass(frozen=True)
@@ -208,10 +211,10 @@ class StreamedData:
     `workers` processes read a rank's streams; with 0 workers threads do.
     """
 
-    cache: LatentCache
+    cache: Shards
     groups: Mapping[str, Quantizer]
     with_y: bool
-    order: Order
+    order: Order | MixedOrder
     workers: int
     layout: Layout = ONE_STAGE
 

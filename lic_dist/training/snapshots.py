@@ -1,62 +1,86 @@
-"""Which snapshot of a cache a job reads: the newest when it begins, and the same one whenever it goes on."""
+"""Which snapshots of its caches a job reads: the newest when it begins, and the same ones whenever it goes on."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lic_dist import config
 from lic_dist.cache import growth, layout
 from lic_dist.cache.layout import Header
+from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.reader import LatentCache
+from lic_dist.errors import UsageError
 from lic_dist.models.names import SUFFIX
 from lic_dist.training.distributed import Ranks
 
 FILE = "snapshot.json"
 
 
-def read_snapshot(cache: LatentCache, section: config.Finetune, ranks: Ranks) -> LatentCache:
-    """Return the cache at the job's snapshot, which the first rank chooses, and writes down where it is not yet.
+def read_snapshots(caches: Sequence[LatentCache], section: config.Finetune, ranks: Ranks) -> Mixture:
+    """Return the caches at the job's snapshots, which the first rank chooses, and writes down where they are not yet.
 
     Raises:
-        LicError: no such snapshot.
+        LicError: no such snapshot, or stores that do not mix.
+        UsageError: one snapshot is asked for of several stores, or a store is named twice.
     """
-    number = None
+    asked = [one.snapshot for one in section.cache] or [section.snapshot]
+    if section.cache and section.snapshot is not None:
+        raise UsageError("finetune.snapshot is of one store", hint="finetune.cache: [{path: ..., snapshot: ...}, ...]")
+    paths = [str(one.storage) for one in caches]
+    if len(set(paths)) < len(paths):
+        raise UsageError(
+            f"finetune.cache names one store twice: {', '.join(paths)}", hint="give it once, and its weight"
+        )
+    numbers = None
     if ranks.first:
-        header = _chosen(cache, section)
-        number = header.snapshot
+        headers = [_chosen(*one, section.out) for one in zip(caches, asked, strict=True)]
+        numbers = [header.snapshot for header in headers]
         if not (section.out / FILE).exists():
             section.out.mkdir(parents=True, exist_ok=True)
             part = section.out / f"{FILE}.part"
-            part.write_text(json.dumps({"snapshot": number, "digest": header.digest}) + "\n")
+            part.write_text(json.dumps(_document(paths, headers, section)) + "\n")
             part.replace(section.out / FILE)
-    header = layout.read_header(cache.storage).at(ranks.gather(number)[0])
-    if ranks.first and header.snapshot:
-        print(f"{cache.storage}: snapshot {header.snapshot}, {header.digest[:12]}")
-    return LatentCache(cache.storage, cache.pipeline, header)
+    opened = []
+    for cache, number in zip(caches, ranks.gather(numbers)[0], strict=True):
+        header = layout.read_header(cache.storage).at(number)
+        if ranks.first and header.snapshot:
+            print(f"{cache.storage}: snapshot {header.snapshot}, {header.digest[:12]}")
+        opened.append(LatentCache(cache.storage, cache.pipeline, header))
+    return Mixture(opened, [one.weight for one in section.cache] or [1.0])
 
 
-def _chosen(cache: LatentCache, section: config.Finetune) -> Header:
+def _document(paths: Sequence[str], headers: Sequence[Header], section: config.Finetune) -> dict[str, Any]:
+    plain = [{"snapshot": header.snapshot, "digest": header.digest} for header in headers]
+    if not section.cache:
+        return plain[0]
+    rows = zip(paths, plain, section.cache, strict=True)
+    return {"stores": [{"path": path, "weight": one.weight, **row} for path, row, one in rows]}
+
+
+def _chosen(cache: LatentCache, asked: int | str | None, out: Path) -> Header:
     """Return the header of the snapshot that is asked for, or that the job began with, or the newest."""
-    if section.snapshot is not None:
-        return growth.header_at(cache.storage, section.snapshot)
-    newest = cache.header
-    began_with = _recorded(section.out).get("digest")
-    if began_with is None and _has_begun(section.out):  # before there were snapshots
+    if asked is not None:
+        return growth.header_at(cache.storage, asked)
+    newest, began_with = cache.header, _recorded(out)
+    if not began_with and _has_begun(out):  # before there were snapshots
         return newest.at(0)
     for number, one in enumerate(newest.chain):
-        if one.digest == began_with:
+        if one.digest in began_with:
             return newest.at(number)
     return newest  # of another store, which the job's states will say, or a new job
 
 
-def _recorded(out: Path) -> dict[str, Any]:
+def _recorded(out: Path) -> list[Any]:
+    """Return the digests of the snapshots that a job began with."""
     try:
         found = json.loads((out / FILE).read_text())
     except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return []
+    rows = found.get("stores", [found]) if isinstance(found, dict) else []
+    return [row["digest"] for row in rows if isinstance(row, dict) and "digest" in row]
 
 
 def _has_begun(out: Path) -> bool:

@@ -3,7 +3,8 @@
 A held-out sample's source is the folder of its photo: the first folder in which the held-out photos' paths differ, such
 as `studio` and `street`, or `valid/studio` and `valid/street`. Where all lie in one folder, sources are thirds of the
 samples by the bits that the base model's y takes: `smooth`, `medium` and `detailed`; of few samples there is one
-source, `all`. All of it depends on the cache alone.
+source, `all`. Of several stores each has sources of its own, with its name before them. All of it depends on the cache
+alone.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.reader import LatentCache
 from lic_dist.data.folders import folder_names, folders_missing, with_others
+from lic_dist.errors import LicError
 
 MOST_SAMPLES, HELD_OUT_BATCH = 64, 8  # L is measured on the first held-out samples, in batches of this size,
 LEAST_SAMPLES = 8  # and on so many of each folder, where there are that many; a third has no fewer
@@ -62,6 +65,37 @@ def sources_of(cache: LatentCache, group: str) -> Sources:
     else:
         chosen = [named[row] for row in rows]
     return Sources(every[rows], tuple(paths[row] for row in rows), tuple(chosen), names)
+
+
+def sources_of_all(stores: Mixture, group: str) -> Sources:
+    """Return the sources of every store that holds samples out; of one store those of `sources_of`."""
+    if len(stores.stores) == 1:
+        return sources_of(stores.stores[0], group)
+    samples: list[NDArray[np.int64]] = []
+    photos: list[str] = []
+    of_sample: list[str] = []
+    names: list[str] = []
+    for at, (one, store) in enumerate(zip(stores.stores, stores.names, strict=True)):
+        if len(one.indices(held_out=True)):
+            found = sources_of(one, group)
+            named = {name: store if name == ALL else f"{store} {name}" for name in found.names}
+            samples.append(stores.numbers(at, found.samples))
+            photos += found.photos
+            of_sample += [named[source] for source in found.of_sample]
+            names += named.values()
+    if not samples:
+        raise LicError("no store has held-out samples", hint="see images.held_out")
+    return Sources(np.concatenate(samples), tuple(photos), tuple(of_sample), tuple(names))
+
+
+def trained_elsewhere(stores: Mixture) -> int:
+    """Return how many photos train in one of several stores and are held out in another."""
+    parts: list[set[str]] = [set(), set()]
+    for one in stores.stores if len(stores.stores) > 1 else ():
+        for held_out, digests in enumerate(parts):
+            rows = one.samples["digest"][one.indices(bool(held_out))]
+            digests.update(np.unique(rows).tolist())
+    return len(parts[0] & parts[1])
 
 
 def not_held_out(cache: LatentCache) -> list[str]:

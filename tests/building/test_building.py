@@ -19,6 +19,7 @@ from lic_dist.building.latents import encode, inputs_of, quantizer_input
 from lic_dist.building.picture import calibration_plot
 from lic_dist.building.pilot import calibration_samples, prepare_record, record_location
 from lic_dist.building.records import analytic_record, named_record
+from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec.records import compressai_record, fits
 from lic_dist.data import images
@@ -215,7 +216,7 @@ def test_a_photo_replaced_between_two_builds_is_noticed(base: Path, photos: Path
 
 def test_weights_of_rounding_are_what_its_errors_cost_the_picture(store: Path, base: Path) -> None:
     loaded, section = checkpoint.load(str(base)), config.Quantizer(weights="rounding", pilot=8)
-    pilot, _ = calibration_samples(LatentCache.open(store), section)
+    pilot, _ = calibration_samples(Mixture([LatentCache.open(store)]), section)
     inputs = inputs_of(loaded.model, pilot.y, pilot.z, 4)
     weights, notes = channel_weights(loaded, section, inputs, pilot)
     y, y_hat = torch.from_numpy(pilot.y).double(), torch.from_numpy(inputs.rounded(8)).double()
@@ -236,7 +237,7 @@ def test_weights_of_rounding_are_what_its_errors_cost_the_picture(store: Path, b
 def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store: Path, base: Path) -> None:
     cache, loaded = LatentCache.open(store), checkpoint.load(str(base))
     section = config.Quantizer(name="tcq", pilot=8, calibration=4)
-    pilot, held_out = calibration_samples(cache, section)
+    pilot, held_out = calibration_samples(Mixture([cache]), section)
     record = calibrate(loaded, section, pilot, held_out, 4)
     table = record.notes["calibration"]
     losses = {(one["strength"], one["step"], one["shift"]): one["L"] for one in table}
@@ -264,7 +265,7 @@ def test_calibration_never_does_worse_than_its_start_and_keeps_its_trials(store:
 def test_calibration_reports_its_rounds_and_its_prediction(store: Path, base: Path, name: str, tmp_path: Path) -> None:
     cache, loaded = LatentCache.open(store), checkpoint.load(str(base))
     section = config.Quantizer.model_validate({"name": name, "states": 16, "pilot": 8, "calibration": 4, "step": 0.8})
-    pilot, held_out = calibration_samples(cache, section)
+    pilot, held_out = calibration_samples(Mixture([cache]), section)
     record = calibrate(loaded, section, pilot, held_out, 4)
     notes = record.notes
     assert (record.name, record.states) == (name, 16 if name == "tcq" else 1)
@@ -299,7 +300,7 @@ def test_scalar_quantizers_build_groups_too(store: Path, base: Path, photos: Pat
 
 def test_adapted_tables_cost_less_on_what_they_were_adapted_to(store: Path, base: Path) -> None:
     cache, loaded = LatentCache.open(store), checkpoint.load(str(base))
-    pilot, _ = calibration_samples(cache, config.Quantizer(pilot=12))
+    pilot, _ = calibration_samples(Mixture([cache]), config.Quantizer(pilot=12))
     seen = quantizer_input(loaded.model, pilot.y, pilot.z, 4)
     plain = analytic_record(loaded, "sq", 1, 1.0, 1.0, np.ones(12))
     (adapted,) = adapted_records(plain, [(seen.residual, seen.level)], rounds=3)

@@ -49,7 +49,9 @@ def make_store(path: Path, parent: checkpoint.Checkpoint, section: config.Quanti
     )
     identity = {"format": 1, "model": model_identity(parent), "crop": 64}
     plan = Plan(crops, geometry_of(parent, 64), samples // 2, 4, identity)
-    made = analytic_record(parent, section.name, 8, float(section.step), float(section.lambda_scale), np.ones(6))
+    made = analytic_record(
+        parent, section.name, 8, float(section.step), float(section.lambda_scale), np.ones(parent.codec.channels)
+    )
     record: QuantizerRecord = replace(made, notes={"rates": section.rates, "settings": settings_of(section)})
     store.create(str(path), plan)
     store.create_group(str(path), section.group, record.to_json(), group_identity(parent, record, plan.geometry))

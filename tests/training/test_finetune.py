@@ -17,6 +17,8 @@ from PIL import Image
 from lic_dist import config
 from lic_dist.building.build import build
 from lic_dist.building.job import check_cache
+from lic_dist.cache.mixing import Shares, shuffled
+from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.order import permutation
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec.codec import ImageCodec
@@ -37,7 +39,7 @@ from lic_dist.training import loop
 from lic_dist.training.decoding import Decoding
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.rate import IndexRate
-from lic_dist.training.samples import Batch, Samples, shuffled, training_data
+from lic_dist.training.samples import Batch, Samples, ShuffledData, training_data
 from tests.conftest import dying_at, picture
 from tests.forked import python
 from tests.stores import FIXED
@@ -308,10 +310,9 @@ def test_batches_are_functions_of_the_step_and_cover_an_epoch(store: Path) -> No
     quantizer = Quantizer(QuantizerRecord.from_json(cache.record_json("tcq8")))
     samples = Samples(cache, {"tcq8": quantizer}, cache.indices(False), with_y=False)
     assert len(samples) == 18
-    numbers = np.concatenate([samples.numbers(0, step, 6, slice(0, 6)) for step in range(3)])
+    shuffled_data = ShuffledData(samples, seed=0, batch=6)
+    numbers = np.concatenate([shuffled_data.numbers(step) for step in range(3)])
     assert sorted(numbers) == list(range(18))
-    halves = [samples.numbers(0, 5, 6, slice(first, first + 3)) for first in (0, 3)]
-    assert np.array_equal(np.concatenate(halves), samples.numbers(0, 5, 6, slice(0, 6)))
     batch = samples.batch(np.array([3, 1]))
     stored = cache.load(("pixels", "quantized/tcq8/k"), cache.indices(False)[[3, 1]])
     assert np.array_equal(batch.pixels.numpy(), stored["pixels"])
@@ -322,7 +323,7 @@ def test_batches_are_functions_of_the_step_and_cover_an_epoch(store: Path) -> No
 def test_an_epoch_in_ram_is_permuted_once_not_at_every_step() -> None:
     """Each step used to permute all samples, so that an epoch cost their square."""
     permutation.cache_clear()
-    numbers = [shuffled(64, 3, step, 8) for step in range(16)]
+    numbers = [shuffled([64], Shares([1]), 3, 8 * step, 8 * step + 8) for step in range(16)]
     assert permutation.cache_info().misses == 2
     for epoch in range(2):
         expected = np.random.default_rng((3, epoch)).permutation(64)
@@ -336,7 +337,7 @@ def test_streamed_batches_hold_what_is_stored_and_are_the_same_for_any_ranks_and
 
     def taken(rank: int, world: int, workers: int, first: int = 0, count: int = 6) -> list[Batch]:
         section = config.Finetune(batch=4, streams=2, workers=workers)
-        training = training_data(cache, {"tcq8": quantizer}, True, section)
+        training = training_data(Mixture([cache]), {"tcq8": quantizer}, True, section)
         assert training.identity == {"samples": 18, "streams": 2, "buffer": 8}
         with closing(training.batches(first, Ranks(rank, world, torch.device("cpu")))) as batches:
             return list(islice(batches, count))
@@ -450,10 +451,10 @@ def test_a_job_that_goes_on_after_an_append_reads_the_snapshot_it_began_with(
 
 
 def test_a_job_begun_before_there_were_snapshots_reads_the_first(store: Path, tmp_path: Path) -> None:
-    from lic_dist.training.snapshots import read_snapshot
+    from lic_dist.training.snapshots import read_snapshots
 
     alone = Ranks(0, 1, torch.device("cpu"))
     (tmp_path / "out" / "states").mkdir(parents=True)
-    read = read_snapshot(LatentCache.open(store), config.Finetune(out=tmp_path / "out"), alone)
+    (read,) = read_snapshots([LatentCache.open(store)], config.Finetune(out=tmp_path / "out"), alone).stores
     assert read.header.snapshot == 0 and len(read) == 24
     assert read.fingerprint == json.loads((tmp_path / "out" / "snapshot.json").read_text())["digest"]

@@ -11,6 +11,7 @@ import torch
 
 from lic_dist import config
 from lic_dist.building.build import build, requantize
+from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import local_record, preferred_quantizer
@@ -128,7 +129,7 @@ def test_a_batch_has_the_indices_of_the_group_whose_turn_it_is(store: Path) -> N
     ranks, turns = Ranks(0, 1, torch.device("cpu")), [turn(section.seed, step, 2) for step in range(6)]
     assert set(turns) == {0, 1}
     for streams in ("auto", 1):
-        training = training_data(cache, groups, True, section.model_copy(update={"streams": streams}))
+        training = training_data(Mixture([cache]), groups, True, section.model_copy(update={"streams": streams}))
         for first in (0, 3):
             with closing(training.batches(first, ranks)) as batches:
                 for step, batch in zip(range(first, 6), batches, strict=False):
