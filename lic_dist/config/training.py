@@ -107,11 +107,24 @@ class Steps(Section):
         100, ge=1, description="Steps between two measurements of held-out L, each with a state on disk."
     )
     keep: int = Field(2, ge=1, description="States kept on disk.")
-    tensorboard: bool = Field(False, description="Whether event files are written to out, beside the log.")
+    tracking: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        (),
+        description="Where figures go beside out/log.jsonl: event files in out/tensorboard, MLflow, Weights & Biases; "
+        "the last two are set up by variables of theirs (MLFLOW_TRACKING_URI, WANDB_MODE ...).",
+    )
     seed: int = Field(0, ge=0, lt=1 << 32, description="Seed of crops, order and noise.")
     out: File = Field(description="Folder for the checkpoint, log and states.")
 
     LATER: ClassVar[frozenset[str]] = frozenset({"optimizer"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_tensorboard(cls, values: Any) -> Any:
+        """Read `tensorboard`, as lic_dist 0.1.0 called it."""
+        if not isinstance(values, dict) or not isinstance(asked := values.get("tensorboard"), bool):
+            return values
+        rest = {key: value for key, value in values.items() if key != "tensorboard"}
+        return {"tracking": ["tensorboard"], **rest} if asked else rest
 
 
 class Train(Steps):

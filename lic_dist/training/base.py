@@ -166,7 +166,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     if not len(judged):
         judged = photo_crops.centre_crops(section.path, held_out, config.crop, HELD_OUT_MOST)
     identity = {
-        **config.identity({"out", "start", "keep", "tensorboard"}),
+        **config.identity({"out", "start", "keep", "tracking"}),
         "start": model_digest(start.model),
         "manifest_sha256": manifest.digest,
         "held_out": section.held_out,

@@ -1,21 +1,27 @@
-"""A job's log: one JSON object a line in log.jsonl, and TensorBoard's event files where they are asked for."""
+"""A job's log: one JSON object a line in log.jsonl, and the trackers that are asked for beside it."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lic_dist.errors import LicError, UsageError
+from lic_dist.errors import LicError
+from lic_dist.training.tracking import Trackers
 
 
 class Log:
-    """Rows with a `step`, appended to a file; on resuming, rows beyond the resumed step are removed."""
+    """Rows with a `step`, appended to a file; on resuming, rows beyond the resumed step are removed.
 
-    def __init__(self, folder: Path, resumed_at: int, tensorboard: bool) -> None:
+    `tracking` are names of trackers, `settings` what they show of the job.
+    """
+
+    def __init__(
+        self, folder: Path, resumed_at: int, tracking: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = folder / "log.jsonl"
         with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
@@ -25,16 +31,13 @@ class Log:
                 temporary = self.path.with_suffix(".part")
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
                 temporary.replace(self.path)
-        self.board = _tensorboard_writer(folder / "tensorboard", resumed_at) if tensorboard else None
+            self.trackers = Trackers(tracking, folder, settings or {}, resumed_at)
 
     def write(self, step: int, **figures: Any) -> None:
         """Append one row."""
         with self._writing(), self.path.open("a") as file:
             file.write(json.dumps({"step": step, **figures, "time": round(time.time(), 3)}) + "\n")
-        if self.board is not None:
-            for name, value in figures.items():
-                self.board.add_scalar(name, value, step)
-            self.board.flush()
+        self.trackers.write(step, figures)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -46,9 +49,8 @@ class Log:
             ) from None
 
     def close(self) -> None:
-        """Write what TensorBoard's writer still holds."""
-        if self.board is not None:
-            self.board.close()
+        """End the trackers' runs."""
+        self.trackers.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -56,11 +58,3 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
-def _tensorboard_writer(folder: Path, resumed_at: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ModuleNotFoundError:
-        raise UsageError("tensorboard: true needs tensorboardX", hint="pip install tensorboardX") from None
-    return SummaryWriter(str(folder), purge_step=resumed_at + 1)

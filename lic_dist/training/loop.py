@@ -115,7 +115,7 @@ class TrainingLoop:
             model.load_state_dict(state["model"])
         self._begin_phase(state)
         self.first = self.done
-        self.log = Log(section.out, self.first, section.tensorboard) if ranks.first else None
+        self.log = Log(section.out, self.first, section.tracking, identity) if ranks.first else None
         if self.log is not None:
             self.open.callback(self.log.close)
 

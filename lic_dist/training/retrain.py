@@ -60,7 +60,7 @@ from lic_dist.training.sources import HELD_OUT_BATCH, Sources, not_held_out, sou
 from lic_dist.training.states import is_finished
 
 NOT_IDENTITY = {  # of the section; no weight depends on it, or it is named by its digest
-    "out", "streams", "workers", "rounds", "keep", "tensorboard", "snapshot", "cache"
+    "out", "streams", "workers", "rounds", "keep", "tracking", "snapshot", "cache"
 }  # fmt: skip
 
 Records = Mapping[str, QuantizerRecord]  # of each group, by the name under which the result carries it

@@ -283,7 +283,7 @@ def test_a_disk_that_takes_no_state_keeps_the_one_before(
 def test_tensorboards_files_say_what_the_log_says(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
-    run(tmp_path, tensorboard=True)
+    run(tmp_path, tracking=["tensorboard"])
     rows = read_log(tmp_path / "log.jsonl")
     found: dict[tuple[str, int], float] = {}
     for file in (tmp_path / "tensorboard").iterdir():
@@ -319,7 +319,7 @@ def test_two_jobs_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_cut_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = Log(tmp_path, 0, tensorboard=False)
+    log = Log(tmp_path, 0)
     for step in (1, 2, 3):
         log.write(step, loss=0.5)
     before = log.path.read_bytes()
@@ -330,9 +330,9 @@ def test_a_log_that_cannot_be_cut_is_as_it_was(tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", refuse)
         with pytest.raises(LicError, match="cannot write .*log.jsonl: No space left"):
-            Log(tmp_path, 2, tensorboard=False)
+            Log(tmp_path, 2)
     assert log.path.read_bytes() == before
-    Log(tmp_path, 2, tensorboard=False)
+    Log(tmp_path, 2)
     assert [row["step"] for row in read_log(log.path)] == [1, 2]
 
 
