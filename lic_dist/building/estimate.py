@@ -49,6 +49,13 @@ class Estimate:
         slowest = max(seconds / self.workers[name] for name, seconds in self.seconds.items())
         return max(slowest, sum(self.seconds.values()) / self.cores) if self.cores else slowest
 
+    @property
+    def machine_hours(self) -> float:
+        """Hours of machines like the one that made the estimate: this one until the build ends; of a remote cluster
+        all the work, with every core at work.
+        """
+        return (self.wall_seconds if self.cores else sum(self.seconds.values()) / (os.cpu_count() or 1)) / 3600
+
 
 @one_thread()
 def estimate(job: Job) -> Estimate:
@@ -132,3 +139,13 @@ def describe(found: Estimate) -> list[str]:
     work = ", ".join(f"{name} {clock(seconds)} / {found.workers[name]}" for name, seconds in found.seconds.items())
     lines.append(f"time, about {clock(found.wall_seconds)} once started (work / workers: {work})")
     return lines
+
+
+def price(found: Estimate, per_hour: float) -> str:
+    """Return what a build costs at a price of a machine hour, in a line that says what it assumes."""
+    hours = found.machine_hours
+    assumed = "this machine until the build ends" if found.cores else "machines like this one, every core at work"
+    return (
+        f"price, about {hours * per_hour:.2f}: {hours:.3g} machine hours at {per_hour:g} ({assumed}; "
+        "without start, calibration, transfers and storage)"
+    )

@@ -9,6 +9,7 @@ from functools import partial
 
 from lic_dist.building.job import Job, Workers
 from lic_dist.building.latents import in_one_stage
+from lic_dist.building.metrics import BuildMetrics
 from lic_dist.building.reading import Shard, Target, make_reader, make_stored_reader
 from lic_dist.building.shards import (
     make_coder,
@@ -123,7 +124,9 @@ def run_units(storage: Storage, workers: Workers, stages: list[Stage], units: Un
     engine = workers.engine
     header = layout.read_header(storage)
     left = sum(header.count(number) for number in units.numbers)
-    title = "building the cache" if stages[0].name == "read" else "quantizing the cache"
+    builds = stages[0].name == "read"
+    title = "building the cache" if builds else "quantizing the cache"
+    metrics = BuildMetrics(str(storage), "build" if builds else "quantize")
     results = run(stages, units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
     bar = Progress(title, header.num_samples, "crop", done=header.num_samples - left)
     with restore_torch_settings(), bar, closing(results):
@@ -133,6 +136,7 @@ def run_units(storage: Storage, workers: Workers, stages: list[Stage], units: Un
                 continue
             made += RunTotals(1, report.bits, report.pixels)
             set_aside += len(report.faulty)
+            metrics.add(report.samples, len({crop.source for crop in unit.crops}), len(report.faulty))
             told = {"set aside": set_aside} if set_aside else {}
             bar.advance(report.samples, bpp=made.bits / max(made.pixels, 1), **told)
             if strict and report.faulty:

@@ -51,20 +51,30 @@ def scan(
 
 
 @app.command("plan")
-def plan(config: ConfigFile, overrides: Overrides = None, out: JsonFile = None) -> None:
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option("--price-per-hour", min=0, help="Of one machine such as this; prints the build's.")
+    ] = None,
+    out: JsonFile = None,
+) -> None:
     """Print samples, shards, bytes, free space and an estimate of the time; builds nothing."""
     from dataclasses import asdict
 
     from lic_dist.building.base_summary import base_summary
-    from lic_dist.building.estimate import describe, estimate
+    from lic_dist.building.estimate import describe, estimate, price
     from lic_dist.building.job import prepare
 
     estimates = []
     for experiment in experiments(config, overrides, section="cache"):
         job = prepare(experiment)
         found = estimate(job)
-        estimates.append(asdict(found))
+        estimates.append({**asdict(found), "machine_hours": found.machine_hours})
         typer.echo("\n".join([*describe(found), base_summary(job)]).rstrip())
+        if price_per_hour is not None:
+            typer.echo(price(found, price_per_hour))
+            estimates[-1]["price"] = found.machine_hours * price_per_hour
         if job.changes:
             typer.echo(f"this is what the store was built of; since then {job.changes}: `lic-dist cache append`")
     write_json(out, estimates)
@@ -303,6 +313,47 @@ def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) ->
 def _kind(reason: str) -> str:
     """Return a reason without the photo's size that it may begin with, so that equal reasons count together."""
     return reason.rpartition(", ")[2]
+
+
+@app.command("card")
+def card(
+    target: Target,
+    overrides: Overrides = None,
+    test: Annotated[Path | None, typer.Option(help="Folder of test pictures: photos that look like one.")] = None,
+    licence: Annotated[
+        list[str] | None, typer.Option(help="Of the photos, as Hugging Face names it (cc0-1.0); repeatable.")
+    ] = None,
+    near: Annotated[int | None, typer.Option(min=0, help="Bits of 256 that pictures alike differ in at most.")] = None,
+    file: Annotated[Path | None, typer.Option("--out", help="The card's file; default: it is printed.")] = None,
+) -> None:
+    """Write a dataset card: counts, folders, model, quantizers, licences, near-duplicates, leaks of test pictures.
+
+    Photos that look alike are looked for where the photos are at hand: with an experiment's YAML.
+    """
+    from lic_dist.building.card import card as write
+    from lic_dist.building.card import find_alike
+    from lic_dist.cache.reader import LatentCache
+    from lic_dist.data.likeness import NEAR
+
+    stores = _stores(target, overrides)
+    if len(stores) > 1:
+        raise UsageError(f"{target} has {len(stores)} stores, a card is of one", hint="give the store's path")
+    ((storage, experiment),) = stores
+    cache, alike = LatentCache.open(storage), None
+    bits = NEAR if near is None else near
+    if experiment is not None and experiment.images is not None:
+        alike = find_alike(cache, experiment.images.path, test, bits)
+    elif test is not None:
+        raise UsageError("--test compares photos, which a store has not", hint="give the experiment's YAML")
+    text = write(cache, licence or (), alike, experiment.name if experiment else "", bits)
+    if file is None:
+        typer.echo(text, nl=False)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    found = f"{counted(len(alike.duplicates), 'near-duplicate pair')}" if alike else "photos not compared"
+    leaks = f", {counted(len(alike.leaks), 'leak')}" if alike and alike.tested is not None else ""
+    typer.echo(f"{file}: {counted(cache.num_samples, 'sample')}, {found}{leaks}")
 
 
 @app.command("verify")
