@@ -423,6 +423,34 @@ def log(target: Target, overrides: Overrides = None, out: JsonFile = None) -> No
     write_json(out, reports[0] if len(reports) == 1 else reports)
 
 
+@app.command("export")
+def export(
+    target: Target,
+    icechunk: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="The Icechunk repository; made where there is none.")
+    ],
+    overrides: Overrides = None,
+    snapshot: Annotated[
+        str | None, typer.Option(help="Number or name of the snapshot; default: the newest that is complete.")
+    ] = None,
+    out: JsonFile = None,
+) -> None:
+    """Export a snapshot to an Icechunk repository, in one commit; later snapshots go into the same one."""
+    from dataclasses import asdict
+
+    from lic_dist.cache.icechunk_export import export as run
+
+    stores = _stores(target, overrides)
+    if len(stores) > 1:
+        raise UsageError(f"{target} has {len(stores)} stores, a repository is of one", hint="give the store's path")
+    done = run(stores[0][0], icechunk, snapshot)
+    typer.echo(
+        f"{icechunk}: snapshot {done.snapshot}, commit {done.commit}, groups: {', '.join(done.groups) or 'none'}; "
+        f"{done.written} of {counted(done.objects, 'object')} written now"
+    )
+    write_json(out, asdict(done))
+
+
 @app.command("diff")
 def diff(
     target: Target,
