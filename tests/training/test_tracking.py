@@ -142,3 +142,17 @@ def test_mlflow_itself_keeps_the_figures(tmp_path: Path, monkeypatch: pytest.Mon
     assert [(one.step, one.value) for one in history] == [(2, 0.5), (6, -3.5)]
     assert MlflowClient().get_run(run).data.metrics["held_out_L büro_ x_"] == 1.5
     assert MlflowClient().get_run(run).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_wandb_itself_keeps_the_figures_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for resumed_at in (0, 4):
+        log = Log(tmp_path, resumed_at, ["wandb"], SETTINGS)
+        log.write(resumed_at + 2, loss=0.5, **{"held_out_L büro: x?": 1.5})
+        log.close()
+    run = json.loads((tmp_path / "tracking.json").read_text())["wandb"]
+    files = list(tmp_path.glob(f"wandb/offline-run-*-{run}/run-{run}.wandb"))
+    assert files and all(b"held_out_L" in file.read_bytes() for file in files)  # one folder within a second
