@@ -1,4 +1,7 @@
-"""What goes to a repository on Hugging Face: checkpoints, quantizers' records and cards; photos and latents do not."""
+"""What goes to a repository on Hugging Face: checkpoints, quantizers' records and cards.
+
+Photos and latents do not, nor what names machines and paths: a store's provenance, a job's snapshot.json.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,14 @@ from lic_dist.models.names import SUFFIX
 
 Kind = Literal["model", "dataset"]
 CARD = "README.md"  # what a repository shows
-OF_A_TRAINING = (f"checkpoint{SUFFIX}", "snapshot.json", "rounds.json", "log.jsonl", CARD)  # of a folder of these
-OF_A_STORE = ("zarr.json", CARD)  # and its records
+CHECKPOINT, LOG = f"checkpoint{SUFFIX}", "log.jsonl"
 
 
 def files_of(paths: Sequence[str]) -> dict[str, Path]:
     """Return the files that PATH or PATH=NAME stand for, by their names in the repository.
 
-    A file goes by its own name; of a folder of a training go checkpoint, log and what it read, of a store its records,
-    below the folder's name, or below NAME, which may be `.`.
+    A file goes by its own name; of a folder of a training go checkpoint and log, of a store its records, of both the
+    card that lies there, below the folder's name, or below NAME, which may be `.`.
 
     Raises:
         UsageError: no such file, a folder with nothing of these, or two files of one name.
@@ -33,7 +35,7 @@ def files_of(paths: Sequence[str]) -> dict[str, Path]:
         if not chosen:
             raise UsageError(
                 f"nothing to push in {path}" if path.exists() else f"there is no {path}",
-                hint=f"a file, a folder with checkpoint{SUFFIX}, or a store; PATH=NAME names it",
+                hint=f"a file, a folder with {CHECKPOINT}, or a store; PATH=NAME names it",
             )
         for inner, file in chosen.items():
             target = os.path.normpath(os.path.join(name or path.name, inner)).replace(os.sep, "/")
@@ -48,11 +50,9 @@ def files_of(paths: Sequence[str]) -> dict[str, Path]:
 
 
 def _inside(folder: Path) -> Iterable[Path]:
-    names: tuple[str, ...] = OF_A_TRAINING if (folder / OF_A_TRAINING[0]).is_file() else ()
-    if (folder / "quantized").is_dir():
-        yield from sorted(folder.glob("quantized/*/record.json"))
-        names = OF_A_STORE
-    yield from (folder / name for name in names if (folder / name).is_file())
+    records = sorted(folder.glob("quantized/*/record.json"))
+    names = [CARD] if records else [CHECKPOINT, LOG, CARD] if (folder / CHECKPOINT).is_file() else []
+    yield from (*records, *(folder / name for name in names if (folder / name).is_file()))
 
 
 def push(repository: str, files: Mapping[str, Path], kind: Kind, private: bool, message: str) -> str:

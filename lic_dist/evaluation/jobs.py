@@ -220,9 +220,15 @@ def seed_of(loaded: Checkpoint) -> int | None:
 
 
 def snapshot_of(loaded: Checkpoint) -> dict[str, Any]:
-    """Return number and digest of the snapshot of the cache that a checkpoint was last retrained from, if it was."""
+    """Return number and digest of the snapshot of the cache that a checkpoint was last retrained from, if it was; of
+    several stores no number, and weights and digests in one line.
+    """
     last = next((entry for entry in reversed(loaded.history) if "recipe" in entry and "cache" in entry), None)
-    return {"snapshot": last.get("snapshot", 0), "cache": last["cache"]} if last else {}
+    if not last:
+        return {}
+    if isinstance(last["cache"], list):
+        return {"cache": ", ".join(last["cache"])}
+    return {"snapshot": last.get("snapshot", 0), "cache": last["cache"]}
 
 
 def short_name(quantizer: str) -> str:

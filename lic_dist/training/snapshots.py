@@ -36,7 +36,11 @@ def read_snapshots(caches: Sequence[LatentCache], section: config.Finetune, rank
         )
     numbers = None
     if ranks.first:
-        headers = [_chosen(*one, section.out) for one in zip(caches, asked, strict=True)]
+        began_with = _recorded(section.out)
+        if not began_with and _has_begun(section.out):  # before there were snapshots
+            asked = [0 if one is None else one for one in asked]
+        digests = began_with if len(began_with) == len(caches) else [None] * len(caches)
+        headers = [_chosen(*one) for one in zip(caches, asked, digests, strict=True)]
         numbers = [header.snapshot for header in headers]
         if not (section.out / FILE).exists():
             section.out.mkdir(parents=True, exist_ok=True)
@@ -60,21 +64,18 @@ def _document(paths: Sequence[str], headers: Sequence[Header], section: config.F
     return {"stores": [{"path": path, "weight": one.weight, **row} for path, row, one in rows]}
 
 
-def _chosen(cache: LatentCache, asked: int | str | None, out: Path) -> Header:
+def _chosen(cache: LatentCache, asked: int | str | None, began_with: str | None) -> Header:
     """Return the header of the snapshot that is asked for, or that the job began with, or the newest."""
     if asked is not None:
         return growth.header_at(cache.storage, asked)
-    newest, began_with = cache.header, _recorded(out)
-    if not began_with and _has_begun(out):  # before there were snapshots
-        return newest.at(0)
-    for number, one in enumerate(newest.chain):
-        if one.digest in began_with:
-            return newest.at(number)
-    return newest  # of another store, which the job's states will say, or a new job
+    for number, one in enumerate(cache.header.chain):
+        if one.digest == began_with:
+            return cache.header.at(number)
+    return cache.header  # of another store, which the job's states will say, or a new job
 
 
 def _recorded(out: Path) -> list[Any]:
-    """Return the digests of the snapshots that a job began with."""
+    """Return the digests of the snapshots that a job began with, one for each store."""
     try:
         found = json.loads((out / FILE).read_text())
     except (FileNotFoundError, ValueError):

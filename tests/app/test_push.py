@@ -75,7 +75,6 @@ def test_checkpoints_records_and_cards_are_chosen(results: Path) -> None:
         "run/checkpoint.pth.tar": results / "run/checkpoint.pth.tar",
         "run/log.jsonl": results / "run/log.jsonl",
         "store/quantized/tcq8/record.json": results / "a.zarr/quantized/tcq8/record.json",
-        "store/zarr.json": results / "a.zarr/zarr.json",
         "README.md": results / "card.md",
     }
     assert set(files_of([f"{results}/run=."])) == {"checkpoint.pth.tar", "log.jsonl"}

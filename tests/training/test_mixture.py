@@ -15,9 +15,11 @@ import torch
 import yaml
 
 from lic_dist import config
+from lic_dist.cache.folder import Folder
 from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.reader import LatentCache
 from lic_dist.errors import LicError, UsageError
+from lic_dist.evaluation.jobs import snapshot_of
 from lic_dist.models import checkpoint
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -25,7 +27,9 @@ from lic_dist.training import finetune as job
 from lic_dist.training import loop
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.samples import training_data
+from lic_dist.training.snapshots import read_snapshots
 from lic_dist.training.sources import sources_of_all, trained_elsewhere
+from tests.cache.test_growth import grow
 from tests.conftest import Once, dying_at
 from tests.forked import ranks
 from tests.training.several import TCQ, make_store
@@ -82,16 +86,15 @@ def test_a_killed_job_on_two_stores_goes_on_to_the_same_weights_and_is_one_of_it
     entry = whole.history[-1]
     fingerprints = [LatentCache.open(path).fingerprint for path in two]
     assert entry["cache"] == [f"{weight} of {one[:16]}" for weight, one in zip((1, 3), fingerprints, strict=True)]
+    assert snapshot_of(whole) == {"cache": ", ".join(entry["cache"])}
     assert entry["samples"] == 24 and {one["source"] for one in entry["sources"]} == {"a", "b"}
     assert json.loads((tmp_path / "cut" / "snapshot.json").read_text())["stores"] == [
         {"path": str(path), "weight": weight, "snapshot": 0, "digest": one}
         for path, weight, one in zip(two, (1, 3), fingerprints, strict=True)
     ]
     assert "warning: 4 photos that one store holds out train in another" in capsys.readouterr().err
-    alone, listed = (
-        run(base, two[:1], tmp_path / name, weights, latents="noise") for name, weights in (("c", (1,)), ("d", (7,)))
-    )
-    assert digest(alone) == digest(listed) and alone.history[-1]["cache"] == fingerprints[0]
+    alone = run(base, two[:1], tmp_path / "alone", (7,), latents="noise")
+    assert alone.history[-1]["cache"] == fingerprints[0]  # as of cache.path: no weight
     assert digest(alone) != digest(whole)
 
 
@@ -166,3 +169,24 @@ def test_a_store_that_does_not_fit_is_named(base: Path, two: list[Path], tmp_pat
     ) as refused:
         job.finetune(config.Experiment.model_validate(made))
     assert "step.g.json before `lic-dist cache build`" in refused.value.hint
+
+
+def test_each_store_is_read_at_the_snapshot_that_the_job_began_with(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built, tmp_path / "b.zarr")  # of one beginning: either digest is in either chain
+    grow(Folder(tmp_path / "b.zarr"))
+    paths, alone = [built, tmp_path / "b.zarr"], Ranks(0, 1, torch.device("cpu"))
+
+    def read(out: str, *snapshots: int) -> list[int]:
+        chosen = [{"path": str(path)} for path in paths]
+        for one, snapshot in zip(chosen, snapshots, strict=False):
+            one["snapshot"] = snapshot  # type: ignore[assignment]
+        section = config.Finetune.model_validate({"out": tmp_path / out, "cache": chosen})
+        mixed = read_snapshots([LatentCache.open(path) for path in paths], section, alone)
+        return [one.header.snapshot for one in mixed.stores]
+
+    assert read("first") == [0, 2]
+    grow(Folder(built))
+    assert read("first") == [0, 2] and read("second") == [2, 2] and read("third", 1, 0) == [1, 0]
+    assert read("third") == [1, 0]
+    with pytest.raises(LicError, match="has no snapshot 7"):
+        read("fourth", 7)
