@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,8 +51,9 @@ class Exported:
     objects: int
 
 
-def export(storage: Storage, path: Path, snapshot: int | str | None = None) -> Exported:
-    """Export a snapshot, by default the newest, to the repository in a folder, which is made where there is none.
+def export(storage: Storage, path: Path | str, snapshot: int | str | None = None) -> Exported:
+    """Export a snapshot, by default the newest, to a repository, which is made where there is none: in a folder, or at
+    s3://bucket/prefix, where AWS's variables say how (AWS_ENDPOINT_URL too).
 
     Groups that are not whole at the snapshot are left out.
 
@@ -89,19 +91,42 @@ def export(storage: Storage, path: Path, snapshot: int | str | None = None) -> E
     return Exported(header.snapshot, at, groups, written, objects)
 
 
-def _repository(path: Path) -> icechunk.Repository:
+def _repository(path: Path | str) -> icechunk.Repository:
     import icechunk
 
-    where = icechunk.local_filesystem_storage(str(path))
-    if icechunk.Repository.exists(where):
-        return icechunk.Repository.open(where)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise LicError(f"{path} is there, and no Icechunk repository", hint="give a path of its own")
-    path.mkdir(parents=True, exist_ok=True)
-    return icechunk.Repository.create(where)
+    if str(path).startswith("s3://"):
+        where, folder = _in_a_bucket(str(path)), None
+    else:
+        where, folder = icechunk.local_filesystem_storage(str(path)), Path(path)
+    try:
+        if icechunk.Repository.exists(where):
+            return icechunk.Repository.open(where)
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise LicError(f"{path} is there, and no Icechunk repository", hint="give a path of its own")
+        return icechunk.Repository.create(where)
+    except icechunk.IcechunkError as error:
+        raise LicError(
+            f"no repository at {path}: {' '.join(str(error).split())[:200]}", hint="may it be written?"
+        ) from error
 
 
-def _require_earlier(target: icechunk.IcechunkStore, header: Header, path: Path) -> None:
+def _in_a_bucket(url: str) -> icechunk.Storage:
+    import icechunk
+
+    bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    return icechunk.s3_storage(
+        bucket=bucket,
+        prefix=prefix,
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        endpoint_url=endpoint,
+        allow_http=bool(endpoint and endpoint.startswith("http://")),
+        force_path_style=endpoint is not None,
+        from_env=True,
+    )
+
+
+def _require_earlier(target: icechunk.IcechunkStore, header: Header, path: Path | str) -> None:
     """Refuse a repository of another store, or of a later snapshot."""
     document = asyncio.run(_get(target, "zarr.json"))
     known = json.loads(document).get("attributes", {}) if document else {}

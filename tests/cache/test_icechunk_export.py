@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,28 @@ def test_a_commit_of_somebody_else_meanwhile_is_kept(
 
 
 def test_the_command_says_what_it_wrote(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    commands.export(str(built), icechunk=tmp_path / "repository", out=tmp_path / "a.json")
+    commands.export(str(built), icechunk=str(tmp_path / "repository"), out=tmp_path / "a.json")
     told = json.loads((tmp_path / "a.json").read_text())
     assert f"snapshot 0, commit {told['commit']}, groups: tcq8; 39 of 39 objects" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_repository_in_a_bucket(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    for name, value in {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "a",
+                        "AWS_SECRET_ACCESS_KEY": "b"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    try:
+        with pytest.raises(LicError, match="no repository at s3://bucket/x/y"):
+            export(Folder(built), "s3://bucket/x/y")
+        urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT")).close()
+        done = export(Folder(built), "s3://bucket/x/y")
+        assert done.written == done.objects and export(Folder(built), "s3://bucket/x/y").commit == done.commit
+        how = {"region": "us-east-1", "endpoint_url": url, "allow_http": True, "force_path_style": True}
+        where = icechunk.s3_storage(bucket="bucket", prefix="x/y", from_env=True, **how)
+        session = icechunk.Repository.open(where).readonly_session(branch="main")
+        require_same(LatentCache.open(built), zarr.open_group(session.store, mode="r"))
+    finally:
+        server.stop()

@@ -427,7 +427,7 @@ def log(target: Target, overrides: Overrides = None, out: JsonFile = None) -> No
 def export(
     target: Target,
     icechunk: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="The Icechunk repository; made where there is none.")
+        str, typer.Option(metavar="FOLDER", help="The Icechunk repository, or s3://...; made where there is none.")
     ],
     overrides: Overrides = None,
     snapshot: Annotated[
