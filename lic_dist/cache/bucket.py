@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -17,12 +15,11 @@ from zarr.storage import ObjectStore
 
 from lic_dist.cache.storage import KEPT, Entry, Storage
 from lic_dist.errors import LicError, UsageError
+from lic_dist.remote import PARALLEL_REQUESTS, REACHABLE, RETRY, TRANSFER_TRIES, Options, first_line, request
+from lic_dist.remote import broke_off as _broke_off
+from lic_dist.remote import object_store as _object_store
 
-PARALLEL_REQUESTS = 16  # requests in flight from one worker
-TRANSFER_TRIES = 5  # tries of a transfer whose body breaks off
-RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=5)}  # of one request, with back-off
-TIMEOUT = timedelta(seconds=60)  # of one try
-
+__all__ = ["RETRY", "Bucket"]
 
 T = TypeVar("T")
 
@@ -32,7 +29,7 @@ class Bucket(Storage):
     """The keys below a prefix of an object store, through obstore. Failed requests are retried with back-off."""
 
     url: str
-    options: tuple[tuple[str, str], ...] = ()
+    options: Options = ()
 
     def __post_init__(self) -> None:
         _object_store(self.url, self.options)
@@ -105,27 +102,13 @@ class Bucket(Storage):
         return _RetryingStore(_object_store(self.url, self.options), read_only=True)
 
     def _request(self, call: Callable[[Any, Any], T], writing: bool = False) -> T:
-        """Return `call(obstore, store)`; repeat it where a transfer broke off, and turn other errors into one line.
-
-        Raises:
-            FileNotFoundError: no such key, when reading.
-        """
-        import obstore
-
-        remote = _object_store(self.url, self.options)
-        for tries_left in reversed(range(TRANSFER_TRIES)):
-            try:
-                return call(obstore, remote)
-            except obstore.exceptions.BaseError as error:
-                if tries_left and _broke_off(error):
-                    continue
-                hint = KEPT if writing else "does the bucket exist, is it reachable, do the credentials allow it?"
-                raise LicError(f"{self}: {_first_line(error)}", hint=hint) from error
-            except FileNotFoundError as error:
-                if not writing:
-                    raise
-                raise LicError(f"{self}: {_first_line(error)}", hint="does the bucket exist?") from error
-        raise AssertionError("unreachable")
+        """Return `call(obstore, store)` as `request` does. FileNotFoundError: no such key, when reading."""
+        try:
+            return request(self.url, self.options, call, KEPT if writing else REACHABLE)
+        except FileNotFoundError as error:
+            if not writing:
+                raise
+            raise LicError(f"{self}: {first_line(error)}", hint="does the bucket exist?") from error
 
 
 def _entry(meta: Any) -> Entry:
@@ -145,28 +128,3 @@ class _RetryingStore(ObjectStore[Any]):
                 if not _broke_off(error):
                     raise
         return await super().get(key, prototype, byte_range)
-
-
-def _broke_off(error: Exception) -> bool:
-    """Return whether a transfer broke off in its body. obstore neither retries that nor has an error class for it."""
-    return "body error" in str(error)
-
-
-@lru_cache(maxsize=16)
-def _object_store(url: str, options: tuple[tuple[str, str], ...]) -> Any:
-    try:
-        from obstore.exceptions import BaseError
-        from obstore.store import from_url
-    except ImportError:
-        raise UsageError(f"{url} needs the package obstore", hint="pip install obstore") from None
-    try:
-        config: Any = dict(options)
-        client: Any = {"timeout": TIMEOUT, "allow_http": True}
-        retry: Any = RETRY
-        return from_url(url, config=config or None, client_options=client, retry_config=retry)
-    except BaseError as error:
-        raise UsageError(f"no object store answers to {url}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].partition(": <?xml")[0][:300]

@@ -10,7 +10,7 @@ import lic_dist
 
 PACKAGE = Path(lic_dist.__file__).parent
 # modules that any room may import
-GROUND = ("errors", "text", "progress", "temporary", "drawing", "intervals", "version")
+GROUND = ("errors", "text", "progress", "temporary", "drawing", "intervals", "remote", "version")
 FACE = ""  # the package itself: offers names of all rooms, and no room imports it
 ROOMS = ("data", "models", "quantization", "cache", "codec", "engine", "config", "building")
 MAY = {
