@@ -112,7 +112,7 @@ def untrained(work: Path, n: int, m: int) -> Path:
 
 def _some_crops(experiment: config.Experiment, count: int) -> NDArray[np.uint8]:
     job = prepare(experiment)
-    pixels, _ = images.read_crops(job.images.path, job.plan.crops[:count], job.images.crop)
+    pixels, _ = images.read_crops(job.source, job.plan.crops[:count], job.images.crop)
     return pixels
 
 

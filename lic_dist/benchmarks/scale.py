@@ -37,7 +37,8 @@ from lic_dist.cache.order import Order
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec import open_codec
 from lic_dist.data import images
-from lic_dist.data.manifest import Manifest, Rows
+from lic_dist.data.manifest import Manifest
+from lic_dist.data.rows import Rows
 from lic_dist.errors import UsageError
 from lic_dist.progress import Progress
 from lic_dist.quantization.quantize import Quantizer
@@ -182,9 +183,9 @@ def _photos(count: float) -> Iterator[Work]:
     steps = len(part) // planned.BATCH
 
     def scan_again() -> Manifest:
-        rows = Rows(names, made)
+        rows = Rows(names, made.table)
         rows.take_over(stamps)
-        return rows.so_far()
+        return Manifest(rows.so_far())
 
     def whose_faults() -> Any:
         fresh = Manifest(made.table)

@@ -35,7 +35,7 @@ def base_summary(job: Job) -> str:
     training = plan.num_samples - plan.num_held_out
     first = training if plan.num_held_out else 0  # a plan has its training samples first
     crops = [plan.crops[number] for number in range(first, min(plan.num_samples, first + CROPS))]
-    pixels, status = images.read_crops(job.images.path, crops, job.images.crop)
+    pixels, status = images.read_crops(job.source, crops, job.images.crop)
     readable = pixels[status == 0]
     what = counted(len(readable), "held-out crop" if plan.num_held_out else "crop")
     return _summary(job.parent, readable, what, plan.batch)

@@ -68,7 +68,7 @@ def estimate(job: Job) -> Estimate:
     count = min(plan.num_samples, max(LEAST_CROPS, plan.batch))
     started = time.perf_counter()
     crops = [plan.crops[number] for number in range(count)]
-    pixels, status = images.read_crops(job.images.path, crops, job.images.crop)
+    pixels, status = images.read_crops(job.source, crops, job.images.crop)
     read = time.perf_counter() - started
     if not (status == 0).any():
         raise LicError(f"none of the first {count} crops can be read", hint="`lic-dist cache scan`")

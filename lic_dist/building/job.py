@@ -18,7 +18,7 @@ import torch
 from lic_dist import config
 from lic_dist.building.grown import Changes, Known, changes_of, known_photos
 from lic_dist.building.refined import asked_refinement, refined_group_identity, refined_identity
-from lic_dist.building.storage import experiment_storage
+from lic_dist.building.storage import experiment_photos, experiment_storage
 from lic_dist.cache import growth, layout
 from lic_dist.cache.layout import Header
 from lic_dist.cache.markers import Marker, fault_counts
@@ -28,6 +28,7 @@ from lic_dist.cache.set_aside import MANIFEST
 from lic_dist.cache.storage import Storage
 from lic_dist.data.crops import Crops, plan_crops, require_held_out
 from lic_dist.data.manifest import Manifest, scan
+from lic_dist.data.source import PhotoSource
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint, ModelSource
@@ -64,6 +65,7 @@ class Job:
 
     storage: Storage
     parent: Checkpoint
+    source: PhotoSource
     photos: Manifest
     plan: Plan
     images: config.Images
@@ -139,7 +141,7 @@ def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: boo
         around.make()
         around.put(key, manifest.to_bytes())
 
-    return scan(config.need(experiment.images, "images").path, known, save, strict=strict)
+    return scan(experiment_photos(experiment), known, save, strict=strict)
 
 
 def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = False) -> Job:
@@ -178,12 +180,13 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
     plan_of = partial(_plan_by, section)
     header = None if afresh else _grown_header(storage, identity)
     known = known_photos(storage, header, photos, plan_of) if header else []
-    crops, *later = [crops for _, crops in known] or [plan_of(photos)]
+    crops, *later = [crops.located(photos) for _, crops in known] or [plan_of(photos)]
     if not crops:
         raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
     plan = Plan(crops, geometry, cache.shard, cache.batch, header.identity if header else identity, tuple(later))
     changes = changes_of(storage, header, known, photos) if header else None
-    return Job(storage, parent, photos, plan, section, cache.store_y, workers, tuple(known), changes)
+    source = experiment_photos(experiment).absolute()
+    return Job(storage, parent, source, photos, plan, section, cache.store_y, workers, tuple(known), changes)
 
 
 def _plan_by(images: config.Images, photos: Manifest) -> Crops:
@@ -325,7 +328,7 @@ def provenance() -> dict[str, Any]:
 
 def _masked(word: str) -> str:
     """Return an argument with the value of an object store's option removed, since it may be a key."""
-    return word.split("=")[0] + "=..." if "cache.options" in word else word
+    return word.split("=")[0] + "=..." if ".options" in word else word
 
 
 def _commit() -> str | None:

@@ -48,7 +48,7 @@ def _encoded(job: Job, name: str, numbers: range) -> Latents:
     crops: list[Crop] = [job.plan.crops[number] for number in numbers]
     if not crops:
         raise LicError(f"the plan has no {name} samples to calibrate on", hint="add photos or raise images.held_out")
-    pixels, status = images.read_crops(job.images.path, crops, job.images.crop)
+    pixels, status = images.read_crops(job.source, crops, job.images.crop)
     batch = job.plan.batch
     parts = []
     with Progress(f"encoding {name} crops", len(pixels), "crop") as bar:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.storage import Storage
 from lic_dist.data import images
 from lic_dist.data.photo import Crop
+from lic_dist.data.source import PhotoSource
 from lic_dist.errors import LicError
 
 T = TypeVar("T")
@@ -77,12 +77,12 @@ class Target:
         return pending
 
 
-def make_reader(target: Target, folder: str, size: int) -> Callable[[Shard], ReadShard | None]:
+def make_reader(target: Target, source: PhotoSource, size: int) -> Callable[[Shard], ReadShard | None]:
     """Make the first stage: decode the photos of a shard and cut its crops."""
 
     def work(shard: Shard) -> ReadShard:
         started = time.perf_counter()
-        pixels, status = images.read_crops(Path(folder), shard.crops, size)
+        pixels, status = images.read_crops(source, shard.crops, size)
         return ReadShard(shard, pixels, status, {"read": time.perf_counter() - started})
 
     return target.skip_done(work)

@@ -47,9 +47,9 @@ def build_stages(job: Job, quantizer: tuple[str, str] | None) -> list[Stage]:
     """Return the stages from photos: read, encode, search and write. `quantizer` is the group and its record as JSON;
     without one only latents are written.
     """
-    engine, folder = job.workers.engine, str(job.images.path.resolve())
+    engine = job.workers.engine
     target = _target(job.storage, *(quantizer or ()))
-    read = Stage("read", partial(make_reader, target, folder, job.images.crop), engine.readers)
+    read = Stage("read", partial(make_reader, target, job.source, job.images.crop), engine.readers)
     if _is_walked(job.parent, job.plan.geometry):
         return [read, _code_stage(target, job.workers, job.plan.batch)]
     return [

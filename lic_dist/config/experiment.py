@@ -17,7 +17,18 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 
 from lic_dist.config.faults import fault_of, keys, nearest
 from lic_dist.config.templates import fill
-from lic_dist.config.training import Auto, File, Finetune, PathText, Phase, RefinedWeights, Section, Steps, Train
+from lic_dist.config.training import (
+    Auto,
+    File,
+    Finetune,
+    PathText,
+    Phase,
+    Photos,
+    RefinedWeights,
+    Section,
+    Steps,
+    Train,
+)
 from lic_dist.config.yaml_file import NUMBER, apply, read, set_key
 from lic_dist.errors import UsageError
 
@@ -84,9 +95,12 @@ def _parse_held_out(value: Any) -> Any:
 
 
 class Images(Section):
-    """A folder of photos and the crops taken from it."""
+    """The photos and the crops taken from them."""
 
-    path: File = Field(description="Folder of the photos, subfolders too.")
+    path: Photos = Field(
+        description="Folder of the photos, subfolders too; or s3://, gs://, az://, or https:// of a page that lists "
+        "them; or files that hold photos, in any of these: photos/*.tar, *.parquet, *.arrow."
+    )
     crop: int = Field(256, ge=64, multiple_of=64, description="Side of a crop, in pixels.")
     variations: int = Field(1, ge=1, le=100_000, description="Crops taken of each photo.")
     seed: int = Field(0, description="Seed of the crops' places, flips and order.")
@@ -97,6 +111,12 @@ class Images(Section):
     )
     tolerate: float = Field(
         0.01, ge=0, le=1, description="Part of the samples that may be set aside before a job ends with exit code 3."
+    )
+    options: dict[str, str] = Field(
+        default_factory=dict, description="Of the object store: endpoint, region and so on (obstore's names)."
+    )
+    column: str | None = Field(
+        None, description="Column of the photos' bytes, where files are tables; null: the only one of bytes."
     )
 
 

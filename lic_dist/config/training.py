@@ -59,6 +59,15 @@ def expanded(value: Any) -> Any:
 
 
 File = Annotated[Path, BeforeValidator(expanded)]
+
+
+def photos_path(value: Any) -> Any:
+    """Return what `expanded` does, but all that is no URL as a path."""
+    whole = expanded(value)
+    return whole if not isinstance(whole, str) or "://" in whole else Path(whole)
+
+
+Photos = Annotated[Path | str, BeforeValidator(photos_path)]  # a folder, a pattern of files, or a URL
 PathText = Annotated[str, BeforeValidator(expanded)]  # a path, a name or a URL
 Weights = Annotated[dict[Literal["mse", "ms-ssim", "lpips"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
 RefinedWeights = Annotated[dict[Literal["mse", "ms-ssim"], Annotated[float, Field(gt=0)]], Field(min_length=1)]

@@ -27,7 +27,7 @@ class Crops(Sequence[Crop]):
     """Samples in columns of equal length; `crops[i]` is a Crop, a slice a tuple of them.
 
     `photo` int32 [n] is a row of `paths` and `digests` (Arrow strings, one a planned photo); `crop_y`, `crop_x` int32
-    [n] in pixels; `flip`, `held_out` bool [n].
+    [n] in pixels; `flip`, `held_out` bool [n]. `places` are the photos' places, where they have any.
     """
 
     def __init__(
@@ -39,8 +39,9 @@ class Crops(Sequence[Crop]):
         crop_x: NDArray[np.int32],
         flip: NDArray[np.bool_],
         held_out: NDArray[np.bool_],
+        places: pa.LargeStringArray | None = None,
     ) -> None:
-        self.paths, self.digests = paths, digests
+        self.paths, self.digests, self.places = paths, digests, places
         self.photo, self.crop_y, self.crop_x, self.flip, self.held_out = photo, crop_y, crop_x, flip, held_out
 
     def __len__(self) -> int:
@@ -54,17 +55,20 @@ class Crops(Sequence[Crop]):
         if isinstance(at, slice):
             photo = self.photo[at]
             strings = (column.take(photo).to_pylist() for column in (self.paths, self.digests))
-            return tuple(map(Crop, *strings, *(column[at].tolist() for column in self._numbers)))
+            numbers = (column[at].tolist() for column in self._numbers)
+            places = [""] * len(photo) if self.places is None else self.places.take(photo).to_pylist()
+            return tuple(map(Crop, *strings, *numbers, places))
         row = self.photo[at]  # IndexError ends a loop over a sequence
-        strings = (column[int(row)].as_py() for column in (self.paths, self.digests))
-        return Crop(*strings, *(column[at].item() for column in self._numbers))
+        source, digest = (column[int(row)].as_py() for column in (self.paths, self.digests))
+        y, x, flip, held_out = (column[at].item() for column in self._numbers)
+        return Crop(source, digest, y, x, flip, held_out, "" if self.places is None else self.places[int(row)].as_py())
 
     def __iter__(self) -> Iterator[Crop]:
         for first in range(0, len(self), ROWS):
             yield from self[first : first + ROWS]
 
     def __eq__(self, other: object) -> bool:
-        """Compare with another sequence of Crop, whether it is stored in columns or not."""
+        """Compare with another sequence of Crop, in columns or not; of two in columns not the places."""
         if isinstance(other, Crops):
             numbers = zip(self._numbers, other._numbers, strict=True)
             return all(np.array_equal(mine, theirs) for mine, theirs in numbers) and self._strings() == other._strings()
@@ -73,6 +77,14 @@ class Crops(Sequence[Crop]):
         return NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
+
+    def located(self, manifest: Manifest) -> Crops:
+        """Return the samples with the places at which a manifest of now has their photos, wherever these were."""
+        table = manifest.table.filter(manifest.usable)
+        now = table["place"] if "place" in table.schema.names else table["path"]
+        rows = pc.index_in(self.digests, value_set=table["digest"].combine_chunks())
+        places = pc.fill_null(now.combine_chunks().take(rows), "")
+        return Crops(self.paths, self.digests, self.photo, *self._numbers, places=places)
 
     @property
     def num_held_out(self) -> int:
@@ -85,7 +97,7 @@ class Crops(Sequence[Crop]):
         return pc.max(pc.binary_length(self.paths)).as_py() or 0
 
     @property
-    def _numbers(self) -> tuple[NDArray[Any], ...]:
+    def _numbers(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         return self.crop_y, self.crop_x, self.flip, self.held_out
 
     def _strings(self) -> list[Any]:
@@ -122,6 +134,7 @@ def plan_crops(manifest: Manifest, crop: int, variations: int, seed: int, held_o
         (drawn("x") * (width[rows].astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
         (drawn("flip") < 0.5)[order],
         in_held_out[order],
+        manifest.table["place"].take(rows).combine_chunks() if "place" in manifest.table.schema.names else None,
     )
 
 

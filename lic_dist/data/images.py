@@ -16,7 +16,8 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -25,8 +26,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lic_dist.data import metadata
+from lic_dist.data.ahead import prefetch
 from lic_dist.data.photo import FAULTS, Crop, PhotoError
 from lic_dist.data.photo_files import UNSIGNED_SUFFIXES, printable, reads_heif, tell
+from lic_dist.data.source import PhotoSource, Stamp
 from lic_dist.errors import LicError
 
 if TYPE_CHECKING:
@@ -226,6 +229,15 @@ def contents(path: Path, name: str) -> bytes:
         raise PhotoError(name, "unreadable") from None
 
 
+def stamp(file: Path) -> Stamp:
+    """Return (size in bytes, modification time in ns) of a file; zeros where there is no regular file."""
+    try:
+        status = file.stat()
+    except OSError:
+        return 0, 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, 0)
+
+
 def cut(pixels: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
     """Return the crop's window of a decoded photo: uint8 [3, size, size]."""
     window = pixels[crop.crop_y : crop.crop_y + size, crop.crop_x : crop.crop_x + size]
@@ -240,23 +252,31 @@ def middle(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
     return pixels[top : top + height, left : left + width]
 
 
-def read_crops(folder: Path, crops: Sequence[Crop], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def read_crops(source: PhotoSource, crops: Sequence[Crop], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read the pixels of samples, uint8 [n, 3, size, size], and their status, uint8 [n], an index into FAULTS.
 
     A photo whose bytes differ from the scan's gets the status "changed", a window that reaches beyond its photo
-    "smaller than a crop". The pixels of a faulty sample are zero.
+    "smaller than a crop". The pixels of a faulty sample are zero. Photos are read in the order of their places, and of
+    a source in a network some at once, while others are decoded.
+
+    Raises:
+        LicError: the source cannot be reached.
     """
     pixels = np.zeros((len(crops), 3, size, size), np.uint8)
     status = np.zeros(len(crops), np.uint8)
-    by_source: dict[str, list[int]] = {}
+    by_photo: dict[tuple[str, str], list[int]] = {}
     for index, crop in enumerate(crops):
-        by_source.setdefault(crop.source, []).append(index)
-    for source, indices in by_source.items():
+        by_photo.setdefault((crop.place, crop.source), []).append(index)
+    indices_of = [by_photo[photo] for photo in sorted(by_photo, key=lambda photo: photo[0])]
+    photos = [crops[indices[0]] for indices in indices_of]
+    for indices, data in zip(indices_of, _read_ahead(source, photos), strict=True):
+        crop = crops[indices[0]]
         try:
-            data = contents(folder / source, source)
-            if hashlib.sha256(data).hexdigest() != crops[indices[0]].digest:
-                raise PhotoError(source, "changed")
-            photo = decode(data, source)
+            if isinstance(data, PhotoError):
+                raise data
+            if hashlib.sha256(data).hexdigest() != crop.digest:
+                raise PhotoError(crop.source, "changed")
+            photo = decode(data, crop.source)
         except PhotoError as error:
             status[indices] = FAULTS.index(error.fault)
             continue
@@ -267,3 +287,19 @@ def read_crops(folder: Path, crops: Sequence[Crop], size: int) -> tuple[NDArray[
             else:
                 status[index] = FAULTS.index("smaller than a crop")
     return pixels, status
+
+
+def _read_ahead(source: PhotoSource, photos: Sequence[Crop]) -> Iterator[bytes | PhotoError]:
+    """Yield the bytes of photos in order, or why they cannot be read."""
+
+    def read(photo: Crop) -> bytes | PhotoError:
+        try:
+            return source.read(photo.source, photo.place)[0]
+        except PhotoError as error:
+            return error
+
+    if source.in_flight == 1 or len(photos) == 1:
+        yield from map(read, photos)
+        return
+    with ThreadPoolExecutor(source.in_flight) as pool:
+        yield from prefetch(pool, read, photos, source.in_flight)

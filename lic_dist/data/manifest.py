@@ -4,22 +4,22 @@ A scan reads each photo once, in parallel, and records why a photo cannot be use
 reused, without reading the file, for good photos of the same path, size and modification time: a scan that was stopped,
 or that finds some new photos, reads only what is left. A photo that was set aside is read again, since it may have been
 mended, or its reader installed. A photo that was replaced by one of equal size and time is noticed by its digest when
-its crops are read.
+its crops are read. Of a file that holds several photos all rows are reused or none, but of those set aside.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,32 +27,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lic_dist.data import images, photo_files
+from lic_dist.data.ahead import prefetch
 from lic_dist.data.photo import Photo, PhotoError
-from lic_dist.data.photo_files import printable
+from lic_dist.data.photo_files import PhotoFiles, printable
+from lic_dist.data.rows import PLACED, ROWS, SCHEMA, PackedRows, Rows, numbers, photos_of, table_of, without_fault
+from lic_dist.data.source import Packed, PhotoSource, Stamp, version_of
+from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import LicError
 from lic_dist.progress import Progress
 
-SCHEMA = pa.schema(
-    {
-        "path": pa.large_string(),
-        "digest": pa.large_string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "bytes": pa.int64(),
-        "mtime_ns": pa.int64(),
-        "fault": pa.large_string(),
-    },
-    metadata={"lic_dist.data.manifest": "2"},
-)
-ROWS = 4096  # photos held as objects at a time, before they become a table
 SAVE_SECONDS, SAVE_SHARE = 30.0, 0.05  # between two saves of an unfinished scan; most of its time that saving takes
 STAMPED = 256  # files that one thread stats at once
 AHEAD = 8  # photos that each thread reads ahead
 
-SCAN_AGAIN = "`lic-dist cache scan` makes it anew"
+READ = "read"  # stands for the fault of a photo that is to be read again
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+SCAN_AGAIN = "`lic-dist cache scan` makes it anew"
 
 
 class Manifest:
@@ -65,7 +55,7 @@ class Manifest:
     @classmethod
     def of(cls, photos: Iterable[Photo]) -> Manifest:
         """Return a manifest of these photos, in this order."""
-        return cls(_table(list(photos)))
+        return cls(table_of(list(photos)))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -81,7 +71,7 @@ class Manifest:
             table.validate(full=True)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise LicError("this is no manifest of photos, or a damaged one", hint=SCAN_AGAIN) from error
-        if not table.schema.equals(SCHEMA, check_metadata=True):
+        if not any(table.schema.equals(known, check_metadata=True) for known in (SCHEMA, PLACED)):
             raise LicError("this manifest of photos is of another version", hint=SCAN_AGAIN)
         return cls(table)
 
@@ -100,22 +90,19 @@ class Manifest:
         return Photo(*(column[row % len(self)].as_py() for column in self.table.columns))
 
     def __iter__(self) -> Iterator[Photo]:
-        for batch in self.table.to_batches(max_chunksize=ROWS):
-            yield from map(Photo, *(column.to_pylist() for column in batch.columns))
+        yield from photos_of(self.table)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Manifest) and bool(self.table.equals(other.table))
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one of width, height (int32), bytes, mtime_ns (int64): [photos]."""
-        return _numbers(self.table[name])
+        return numbers(self.table[name])
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
         """Mask of the photos without a fault: bool [photos]."""
-        faults = self.table["fault"].combine_chunks()
-        ends = np.frombuffer(faults.buffers()[1], np.int64)[faults.offset :][: len(faults) + 1]
-        return np.diff(ends) == 0
+        return without_fault(self.table)
 
     @property
     def faults(self) -> Counter[str]:
@@ -163,110 +150,101 @@ class Manifest:
 
 
 def scan(
-    folder: Path,
+    where: PhotoSource | Path | str,
     known: Manifest | None = None,
     save: Callable[[Manifest], None] | None = None,
     threads: int | None = None,
     strict: bool = False,
 ) -> Manifest:
-    """Scan a folder; each photo that `known` does not have is read once, in parallel.
+    """Scan a source of photos, or what `open_source` takes; each photo that `known` does not have is read once, in
+    parallel.
 
-    Standard error says what the folder holds besides photos, and how many photos are duplicates. `save` is called with
-    the manifest so far from time to time, and at the end with the whole one if it differs from `known`. Memory: a few
-    hundred bytes a photo, and one photo a thread (two threads a core, at most 16). `strict` stops at the first photo
-    with a fault.
+    Standard error says what it holds besides photos, and how many photos are duplicates. `save` is called with the
+    manifest so far from time to time, and at the end with the whole one if it differs from `known`. Memory: a few
+    hundred bytes a photo, and one photo a thread, two of archives and tables (two threads a core, at most 16, or as
+    many as reads at once are of use). `strict` stops at the first photo with a fault.
 
     Raises:
-        LicError: no such folder, an empty one, or one without a usable photo; with `strict`, a photo that has a fault.
+        LicError: no such source, an empty one, one that cannot be reached, or one without a usable photo; with
+            `strict`, a photo that has a fault.
     """
-    found = photo_files.search(folder)
-    found.tell()
-    names = found.names
-    rows = Rows(names, known or Manifest.of([]))
+    source = open_source(where)
+    found = source.search()
+    names, table = found.names, (known or Manifest.of([])).table
+    rows: Rows | PackedRows = PackedRows(names, table) if source.packed else Rows(names, table)
     workers = threads or min(16, 2 * (os.cpu_count() or 1))
+    if not source.packed:
+        found.tell()
+        workers = max(workers, source.in_flight)
     with ThreadPoolExecutor(workers) as pool:
-        if known is not None:
-            rows.take_over(_stamps(pool, folder, names))
+        stamps = found.stamps
+        if stamps is None and (source.packed or known is not None):
+            stamps = _stamps(pool, source, names)
+        if known is not None and stamps is not None:
+            rows.take_over(stamps)
         if strict:
-            _refuse_faulty(folder, rows.so_far())
-        fresh = rows.fresh.tolist()
-        with Progress("scanning photos", len(names), "photo", done=len(names) - len(fresh)) as bar:
+            _refuse_faulty(source, Manifest(rows.so_far()))
+        to_read = _packed(source, rows, stamps, found) if isinstance(rows, PackedRows) else _plain(rows, stamps)
+        with Progress("scanning photos", len(names), "file" if source.packed else "photo", done=rows.done) as bar:
             started, due, size = time.monotonic(), time.monotonic() + SAVE_SECONDS, 0
-            examined = _prefetch(pool, partial(_examine, folder), (names[row] for row in fresh), AHEAD * workers)
+            examined = prefetch(pool, partial(_examine, source), to_read, (2 if source.packed else AHEAD) * workers)
             with closing(examined):
                 for photo in examined:
+                    done = rows.done
                     rows.add(photo)
                     if strict and photo.fault:
-                        _refuse_faulty(folder, Manifest.of([photo]))
+                        _refuse_faulty(source, Manifest.of([photo]))
                     size += photo.bytes
                     now = time.monotonic()
-                    bar.advance(1, **{"MB/s": size / 1e6 / max(now - started, 1e-9)})
+                    bar.advance(rows.done - done, **{"MB/s": size / 1e6 / max(now - started, 1e-9)})
                     if save is not None and now >= due:
-                        save(rows.so_far())
+                        save(Manifest(rows.so_far()))
                         ended = time.monotonic()
                         due = ended + max(SAVE_SECONDS, (ended - now) / SAVE_SHARE)
-    manifest = rows.so_far()
+            bar.advance(len(names) - rows.done)
+    manifest = Manifest(rows.all())
+    if source.packed:
+        found.tell(len(manifest))
     if not manifest.usable.any():
-        raise LicError(f"none of the {len(manifest)} photos in {folder} can be used", hint=manifest[0].fault)
+        hint = manifest[0].fault if len(manifest) else found.describe() and f"passed over {found.describe()}"
+        raise LicError(f"none of the {len(manifest)} photos in {source.where} can be used", hint=hint)
     if manifest.duplicates:
-        photo_files.tell(f"{folder}: {_duplicates(manifest)}")
+        photo_files.tell(f"{source.where}: {_duplicates(manifest)}")
     if save is not None and manifest != known:
         save(manifest)
     return manifest
 
 
-class Rows:
-    """The growing manifest: rows reused from a known one and rows read now, in the order of `names`."""
+@dataclass(frozen=True)
+class _Unread:
+    """What is to be examined: a file, with its stamp if that is known; or a photo in one, with the file's version."""
 
-    def __init__(self, names: Sequence[str], known: Manifest) -> None:
-        self.names, self.known = names, known
-        self.fresh = np.arange(len(names))  # rows that are to be read
-        self.kept = np.empty(0, np.int64)  # rows that are known
-        self.kept_table = SCHEMA.empty_table()
-        self.tables: list[pa.Table] = []
-        self.photos: list[Photo] = []
-
-    def take_over(self, stamps: NDArray[np.int64]) -> None:
-        """Reuse the rows of the known manifest whose size and time are unchanged; `stamps` int64 [names, 2]."""
-        paths = pa.array([photo_files.readable(name) for name in self.names], pa.large_string())
-        import pyarrow.compute as pc
-
-        found = pc.index_in(paths, value_set=self.known.table["path"].combine_chunks())
-        rows = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        same = rows >= 0
-        for values, expected in (
-            (self.known.usable, np.ones(len(rows), np.bool_)),
-            (self.known.column("bytes"), stamps[:, 0]),
-            (self.known.column("mtime_ns"), stamps[:, 1]),
-        ):
-            same[same] = values[rows[same]] == expected[same]
-        self.kept, self.fresh = np.flatnonzero(same), np.flatnonzero(~same)
-        self.kept_table = self.known.table.take(rows[same])
-
-    def add(self, photo: Photo) -> None:
-        self.photos.append(photo)
-        if len(self.photos) == ROWS:
-            self._pack()
-
-    def so_far(self) -> Manifest:
-        self._pack()
-        new = pa.concat_tables([SCHEMA.empty_table(), *self.tables])
-        rows = np.concatenate([self.kept, self.fresh[: new.num_rows]])
-        return Manifest(pa.concat_tables([self.kept_table, new]).take(np.argsort(rows, kind="stable")))
-
-    def _pack(self) -> None:
-        if self.photos:
-            self.tables.append(_table(self.photos))
-            self.photos = []
+    name: str
+    stamp: Stamp | None = None
+    version: int = 0
+    packed: Packed | None = None
 
 
-def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Return a column without nulls as an array, avoiding `to_numpy`, which loads pandas."""
-    return np.from_dlpack(column.combine_chunks())
+def _plain(rows: Rows, stamps: NDArray[np.int64] | None) -> Iterator[_Unread]:
+    for row in rows.fresh.tolist():
+        yield _Unread(rows.names[row], None if stamps is None else tuple(stamps[row].tolist()))
 
 
-def _table(photos: Sequence[Photo]) -> pa.Table:
-    return pa.table({name: [getattr(photo, name) for photo in photos] for name in SCHEMA.names}, schema=SCHEMA)
+def _packed(
+    source: PhotoSource, rows: PackedRows, stamps: NDArray[np.int64] | None, found: PhotoFiles
+) -> Iterator[_Unread]:
+    """Yield the photos of files, the files in order; of one that ends early, or is none, a row of its own at last."""
+    assert stamps is not None
+    for photo in rows.again:
+        yield _Unread(photo.path, version=photo.mtime_ns, packed=Packed(photo.path, photo.place, fault=READ))
+    for row in rows.fresh.tolist():
+        name, version = rows.names[row], version_of(*stamps[row].tolist())
+        try:
+            for one in source.walk(name, found.passed_over):
+                yield _Unread(name, version=version, packed=one)
+        except PhotoError as error:
+            itself = Packed(photo_files.readable(name), f"@{name}", fault=error.fault)
+            yield _Unread(name, version=version, packed=itself)
 
 
 def _duplicates(manifest: Manifest) -> str:
@@ -276,23 +254,39 @@ def _duplicates(manifest: Manifest) -> str:
     return f"{len(copies)} of the photos {what}, as {path} of {original}"
 
 
-def _refuse_faulty(folder: Path, manifest: Manifest) -> None:
+def _refuse_faulty(source: PhotoSource, manifest: Manifest) -> None:
     """Raise LicError for the first photo with a fault, if there is one."""
     for row in np.flatnonzero(~manifest.usable)[:1].tolist():
         photo = manifest[row]
-        raise LicError(f"{folder / photo.path}: {photo.fault}", hint="mend or remove it, or scan without --strict")
+        where = f"{source.where}/{printable(photo.path)}"
+        raise LicError(f"{where}: {photo.fault}", hint="mend or remove it, or scan without --strict")
 
 
-def _examine(folder: Path, name: str) -> Photo:
-    """Read one photo and return its row, with the fault if it has one."""
-    path, file, digest = photo_files.readable(name), folder / name, ""
-    stamp = _stamp(file)
+def _examine(source: PhotoSource, unread: _Unread) -> Photo:
+    """Read one photo, unless its bytes are there, and return its row, with the fault if it has one."""
+    if unread.packed is None:
+        return _examine_file(source, unread.name, unread.stamp)
+    one, data, digest, width, height, fault = unread.packed, unread.packed.data, "", 0, 0, ""
+    try:
+        if one.fault not in ("", READ):
+            raise PhotoError(one.path, one.fault)
+        data = source.read(one.path, one.place)[0] if one.fault == READ else data
+        digest = hashlib.sha256(data).hexdigest()
+        width, height = images.measure(data, one.path)
+    except PhotoError as error:
+        fault = error.fault
+    return Photo(one.path, digest, width, height, len(data), unread.version, fault, one.place)
+
+
+def _examine_file(source: PhotoSource, name: str, stamp: Stamp | None) -> Photo:
+    path, digest = photo_files.readable(name), ""
+    stamp = stamp or source.stamp(name)
     try:
         if path != name:
             raise PhotoError(path, "name is not UTF-8")
-        data = images.contents(file, path)
+        data, after = source.read(name)
         digest = hashlib.sha256(data).hexdigest()
-        if _stamp(file) != stamp or len(data) != stamp[0]:
+        if after != stamp or len(data) != stamp[0]:
             raise PhotoError(path, "changed")
         width, height = images.measure(data, path)
     except PhotoError as error:
@@ -300,40 +294,15 @@ def _examine(folder: Path, name: str) -> Photo:
     return Photo(path, digest, width, height, *stamp)
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    """Return (size in bytes, modification time in ns) of a file; zeros where there is no regular file."""
-    try:
-        status = file.stat()
-    except OSError:
-        return 0, 0
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, 0)
-
-
-def _stamps(pool: ThreadPoolExecutor, folder: Path, names: Sequence[str]) -> NDArray[np.int64]:
-    """Return `_stamp` of every photo: int64 [names, 2]."""
+def _stamps(pool: ThreadPoolExecutor, source: PhotoSource, names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the stamp of every file: int64 [names, 2]."""
     stamps = np.zeros((len(names), 2), np.int64)
-    parts = (names[first : first + STAMPED] for first in range(0, len(names), STAMPED))
+    most = STAMPED if source.in_flight == 1 else 1
+    parts = (names[first : first + most] for first in range(0, len(names), most))
     done = 0
-    with Progress("looking for changed photos", len(names), "photo") as bar:
-        for part in _prefetch(pool, lambda part: [_stamp(folder / name) for name in part], parts, 64):
+    with Progress("looking for changed photos", len(names), "file") as bar:
+        for part in prefetch(pool, lambda part: [source.stamp(name) for name in part], parts, 64):
             stamps[done : done + len(part)] = part
             done += len(part)
             bar.advance(len(part))
     return stamps
-
-
-def _prefetch(
-    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], depth: int
-) -> Generator[Result, None, None]:
-    """Yield `work` of each item in order, with at most `depth` items begun ahead."""
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()

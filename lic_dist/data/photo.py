@@ -22,6 +22,10 @@ FAULTS = (
     "damaged",
     "unsupported coding",
     "HEIC: needs pillow-heif",
+    "no bytes",
+    "its name comes again",
+    "not an archive",
+    "not a table",
 )
 """Reasons why a photo or sample is set aside; a sample's `status` is the index into this tuple, 0 is good.
 
@@ -34,7 +38,9 @@ class Photo:
     """One row of the manifest: a file below the scanned folder.
 
     `digest` is the sha256 of the file in hex, empty where it was not read; width and height in pixels, after EXIF
-    orientation, 0 where there is a fault; `bytes` and `mtime_ns` are the file's own.
+    orientation, 0 where there is a fault; `bytes` and `mtime_ns` are the file's own, or what stands for its version.
+    `place` is where the source reads a photo that is no file of its own; the row of an archive or table itself, which
+    has a fault, has `@` and its name there.
     """
 
     path: str
@@ -44,11 +50,14 @@ class Photo:
     bytes: int = 0
     mtime_ns: int = 0
     fault: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One sample: a window of a photo, mirrored or not, in the training or the held-out part."""
+    """One sample: a window of a photo, mirrored or not, in the training or the held-out part. `place` is the photo's,
+    or its path where that is another than `source` by now.
+    """
 
     source: str
     digest: str
@@ -56,6 +65,7 @@ class Crop:
     crop_x: int
     flip: bool
     held_out: bool
+    place: str = ""
 
 
 class PhotoError(LicError):

@@ -13,9 +13,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lic_dist.errors import LicError
 from lic_dist.text import counted
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SIGNED = """
 .png .apng .jpg .jpeg .jpe .jfif .mpo .webp .tif .tiff .gif .bmp .avif .avifs .jp2 .j2k .jpc .jpf .jpx .j2c
@@ -46,7 +50,10 @@ _WAYS = {
     "convert it to PNG": """
         .jxl .jxr .jls .bpg .hdr .exr .fit .fits .xcf .kra .svg .svgz .eps .ps .ai .pdf .wmf .emf""",
     "a film": ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .flc .fli .3gp .mts",
-    "unpack it": ".zip .tar .gz .tgz .bz2 .xz .7z .rar",
+    "unpack it": ".zip .gz .tgz .bz2 .xz .7z .rar",
+    "to read photos in them give *.tar, or **/*.tar, as the path": ".tar",
+    "to read photos in them give *.parquet, or **/*.parquet, as the path": ".parquet",
+    "to read photos in them give *.arrow, or **/*.arrow, as the path": ".arrow",
 }
 HINTS = {suffix: way for way, suffixes in _WAYS.items() for suffix in suffixes.split()}
 NAMED_KINDS = 8  # most kinds of passed-over files named in a line
@@ -54,15 +61,17 @@ NAMED_KINDS = 8  # most kinds of passed-over files named in a line
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """The files below a folder.
+    """The files below a folder, or in another source of photos.
 
     `names` are the photos' relative posix paths, as `os.fsdecode` gives them, sorted by `readable`. `passed_over`
     counts all other files by kind: a suffix in lower case, "without a suffix", or HIDDEN (a hidden folder counts once).
+    `stamps` int64 [names, 2], where the listing has them: see source.py.
     """
 
-    folder: Path
+    folder: Path | str
     names: list[str]
     passed_over: Counter[str] = field(default_factory=Counter)
+    stamps: NDArray[Any] | None = None
 
     def describe(self) -> str:
         """Return one line of what is passed over, readable kinds first; empty where nothing is."""
@@ -72,10 +81,11 @@ class PhotoFiles:
             parts.append(f"{rest} others")
         return ", ".join(parts)
 
-    def tell(self) -> None:
-        """Print once a process, on standard error, what is passed over."""
-        if self.passed_over:
-            tell(f"{self.folder}: {counted(len(self.names), 'photo')}; passed over {self.describe()}")
+    def tell(self, photos: int | None = None) -> None:
+        """Print once a process, on standard error, what is passed over beside `photos`; None: as many as names."""
+        if +self.passed_over:
+            count = len(self.names) if photos is None else photos
+            tell(f"{self.folder}: {counted(count, 'photo')}; passed over {self.describe()}")
 
 
 @cache
@@ -120,16 +130,21 @@ def search(folder: Path) -> PhotoFiles:
         base = os.path.relpath(parent, folder)
         prefix = "" if base == "." else f"{base}/"
         for name in files:
-            if kind := _passed_over(name):
+            if kind := kind_passed_over(name):
                 found.passed_over[kind] += 1
             else:
                 found.names.append(prefix + name)
     if not found.names:
-        passed_over = found.describe()
-        looked = f"looked for {' '.join(sorted(SIGNED_SUFFIXES)[:8])} ..., in subfolders too"
-        raise LicError(f"no photos in {folder}", hint=f"passed over {passed_over}" if passed_over else looked)
+        raise no_photos(found)
     found.names.sort(key=readable)
     return PhotoFiles(folder, found.names, +found.passed_over)
+
+
+def no_photos(found: PhotoFiles) -> LicError:
+    """Return the error of a search that has found no photo."""
+    passed_over = found.describe()
+    looked = f"looked for {' '.join(sorted(SIGNED_SUFFIXES)[:8])} ..., in subfolders too"
+    return LicError(f"no photos in {found.folder}", hint=f"passed over {passed_over}" if passed_over else looked)
 
 
 def is_hidden(name: str) -> bool:
@@ -137,11 +152,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def _passed_over(name: str) -> str:
-    """Return the kind under which a file that is no photo is counted, else ""."""
-    if is_hidden(name):
+def kind_passed_over(path: str) -> str:
+    """Return the kind under which a file that is no photo is counted, by its path, else ""."""
+    if any(map(is_hidden, path.split("/"))):
         return HIDDEN
-    suffix = os.path.splitext(name)[1].lower()
+    suffix = os.path.splitext(path)[1].lower()
     if suffix in SIGNED_SUFFIXES or suffix in UNSIGNED_SUFFIXES or (suffix in HEIF_SUFFIXES and reads_heif()):
         return ""
     return readable(suffix) or "without a suffix"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lic_dist.config import Images, Train
 from lic_dist.data.crops import is_held_out, require_held_out
 from lic_dist.data.manifest import scan
+from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import ModelSpec, adapt, build
@@ -154,17 +155,18 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
     if config.tails and start.codec.prior is not None:
         raise UsageError(f"train.tails: {start.codec.name} has no scales of y", hint="train.tails: false")
     model: Any = start.model.to(ranks.device, memory_format=_memory_format(start.model, ranks.device))  # type: ignore[call-overload]
-    manifest = scan(section.path)
+    source = open_source(section.path, section.options, section.column)
+    manifest = scan(source)
     require_held_out(manifest, section.held_out)
     usable = [photo for photo in manifest if not photo.fault]
     held_out = [photo for photo in usable if is_held_out(photo, section.held_out)]
     digests = {photo.digest for photo in held_out}
     used = [photo for photo in usable if photo.digest not in digests]
-    crops = photo_crops.RandomCrops(section.path, used, config.crop, config.seed, config.halved)
+    crops = photo_crops.RandomCrops(source, used, config.crop, config.seed, config.halved)
     multiple = start.codec.strides.multiple
-    judged = photo_crops.centre_crops(section.path, held_out, -(-HELD_OUT_CROP // multiple) * multiple, HELD_OUT_MOST)
+    judged = photo_crops.centre_crops(source, held_out, -(-HELD_OUT_CROP // multiple) * multiple, HELD_OUT_MOST)
     if not len(judged):
-        judged = photo_crops.centre_crops(section.path, held_out, config.crop, HELD_OUT_MOST)
+        judged = photo_crops.centre_crops(source, held_out, config.crop, HELD_OUT_MOST)
     identity = {
         **config.identity({"out", "start", "keep", "tracking"}),
         "start": model_digest(start.model),

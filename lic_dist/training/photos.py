@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lic_dist.data import images
 from lic_dist.data.photo import Photo
+from lic_dist.data.source import PhotoSource
 from lic_dist.errors import LicError
 from lic_dist.training.shared_memory import shortage
 
@@ -30,7 +30,7 @@ class RandomCrops(Dataset[Tensor]):
     second time at half its size, where a crop fits.
     """
 
-    def __init__(self, folder: Path, photos: list[Photo], crop: int, seed: int, halved: bool = False) -> None:
+    def __init__(self, source: PhotoSource, photos: list[Photo], crop: int, seed: int, halved: bool = False) -> None:
         drawn = [
             (photo, part)
             for part in ((1, 2) if halved else (1,))
@@ -39,8 +39,8 @@ class RandomCrops(Dataset[Tensor]):
         ]
         self.photos, self.parts = [photo for photo, _ in drawn], [part for _, part in drawn]
         if not self.photos:
-            raise LicError(f"no photo in {folder} is as large as a crop of {crop}", hint="set a smaller crop")
-        self.folder, self.crop, self.seed = folder, crop, seed
+            raise LicError(f"no photo in {source.where} is as large as a crop of {crop}", hint="set a smaller crop")
+        self.photo_source, self.crop, self.seed = source, crop, seed
         areas = np.array([(photo.width // part) * (photo.height // part) for photo, part in drawn], float)
         self.chances = np.cumsum(areas) / areas.sum()
         self.decoded: list[NDArray[np.uint8]] | None = None
@@ -56,7 +56,7 @@ class RandomCrops(Dataset[Tensor]):
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         """Return a photo, uint8 [height, width, 3], at its part of its size."""
-        pixels, part = images.read(self.folder / self.photos[index].path), self.parts[index]
+        pixels, part = _decoded(self.photo_source, self.photos[index]), self.parts[index]
         if part == 1:
             return pixels
         size = pixels.shape[1] // part, pixels.shape[0] // part
@@ -108,12 +108,17 @@ def batches(crops: RandomCrops, first: int, steps: int, batch: int, share: slice
     )
 
 
-def centre_crops(folder: Path, photos: list[Photo], crop: int, most: int) -> Tensor:
+def centre_crops(source: PhotoSource, photos: list[Photo], crop: int, most: int) -> Tensor:
     """Return one centred crop of each photo that is large enough, at most `most`: uint8 [n, 3, crop, crop]."""
     chosen = [photo for photo in photos if min(photo.width, photo.height) >= crop][:most]
     windows = []
     for photo in chosen:
-        pixels = images.read(folder / photo.path)
+        pixels = _decoded(source, photo)
         y, x = (photo.height - crop) // 2, (photo.width - crop) // 2
         windows.append(pixels[y : y + crop, x : x + crop].transpose(2, 0, 1))
     return torch.from_numpy(np.stack(windows)) if windows else torch.empty(0, 3, crop, crop, dtype=torch.uint8)
+
+
+def _decoded(source: PhotoSource, photo: Photo) -> NDArray[np.uint8]:
+    """Return a photo of a source: uint8 [height, width, 3]."""
+    return images.decode(source.read(photo.path, photo.place)[0], photo.path)

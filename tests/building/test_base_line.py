@@ -15,6 +15,7 @@ from lic_dist.app.cli import app
 from lic_dist.building.base_summary import base_summary
 from lic_dist.building.job import prepare
 from lic_dist.data import images, photo_files
+from lic_dist.data.sources.opening import open_source
 from lic_dist.evaluation.run import evaluate
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.stages import only_stage
@@ -30,7 +31,7 @@ def test_it_is_the_rate_and_psnr_of_rounding_on_held_out_crops(base: Path, photo
     model = job.parent.model
     crops = [crop for crop in job.plan.crops if crop.held_out][: int(found[1])]
     assert len(crops) == 8 or len(crops) == job.plan.num_held_out
-    pixels, _ = images.read_crops(photos, crops, job.images.crop)
+    pixels, _ = images.read_crops(open_source(photos), crops, job.images.crop)
     x = torch.from_numpy(pixels).float() / 255
     with torch.no_grad():
         y = model.g_a(x).half().float()

@@ -25,6 +25,7 @@ from lic_dist.codec.records import compressai_record, fits
 from lic_dist.data import images
 from lic_dist.data.crops import plan_crops
 from lic_dist.data.manifest import scan
+from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import LicError, ToleranceError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.checkpoint import Checkpoint
@@ -46,7 +47,7 @@ def test_the_store_holds_what_the_model_says(store: Path, base: Path, photos: Pa
     cache = LatentCache.open(store)
     loaded = checkpoint.load(str(base))
     crops = plan_crops(scan(photos), 64, 3, 0, "valid")
-    pixels, _ = images.read_crops(photos, crops, 64)
+    pixels, _ = images.read_crops(open_source(photos), crops, 64)
     read = cache.load(("pixels", "latents/y", "latents/z", "quantized/tcq8/k", "quantized/tcq8/bits"))
     assert np.array_equal(read["pixels"], pixels)
     latents, overflow = encode(loaded.model, pixels, 4)

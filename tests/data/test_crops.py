@@ -76,7 +76,7 @@ def test_the_plan_is_the_reference(
     assert found.num_held_out == sum(one.held_out for one in expected)
     assert found.longest_source == max((len(one.source.encode()) for one in expected), default=0)
     for one in found[:1]:
-        assert [type(value) for value in dataclasses.astuple(one)] == [str, str, int, int, bool, bool]
+        assert [type(value) for value in dataclasses.astuple(one)] == [str, str, int, int, bool, bool, str]
 
 
 def test_crops_are_pure_functions_of_seed_digest_and_variation(photos: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from lic_dist.data import images
 from lic_dist.data.manifest import scan
 from lic_dist.data.photo import FAULTS, Crop
+from lic_dist.data.sources.opening import open_source
 from tests.data.files import RGB, heic
 from tests.data.kinds import KINDS, decoded_size, outcome
 
@@ -28,7 +29,7 @@ def test_a_photo_is_converted_or_recorded(name: str, tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "good.png")
     row = next(photo for photo in scan(tmp_path) if photo.path != "good.png")
     crop = Crop(row.path, hashlib.sha256(kind.data).hexdigest(), 3, 4, False, False)
-    (window,), (status,) = images.read_crops(tmp_path, [crop], 32)
+    (window,), (status,) = images.read_crops(open_source(tmp_path), [crop], 32)
     assert (row.fault, FAULTS[status], row.digest) == (kind.fault, kind.fault, crop.digest)
     if kind.pixels is None:
         assert (row.width, row.height) == (0, 0) and not window.any()

@@ -12,6 +12,7 @@ from lic_dist.data import images
 from lic_dist.data.crops import plan_crops
 from lic_dist.data.manifest import scan
 from lic_dist.data.photo import FAULTS, Crop
+from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import LicError
 from tests.conftest import picture
 from tests.data.files import HEIGHT, RGB, WIDTH, png, rows_of
@@ -21,7 +22,7 @@ def test_a_png_that_lies_under_right_checksums_is_found_by_its_crops(tmp_path: P
     data = png(WIDTH, HEIGHT, 8, 2, rows_of(RGB)[:-500])
     (tmp_path / "x.png").write_bytes(data)
     crops = plan_crops(scan(tmp_path), 32, 1, 0, 0.0)
-    assert [FAULTS[code] for code in images.read_crops(tmp_path, crops, 32)[1]] == ["damaged"]
+    assert [FAULTS[code] for code in images.read_crops(open_source(tmp_path), crops, 32)[1]] == ["damaged"]
 
 
 def test_a_photo_smaller_than_a_crop_gives_none(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_a_photo_smaller_than_a_crop_gives_none(tmp_path: Path) -> None:
     scanned = scan(tmp_path)
     assert [crop.source for crop in plan_crops(scanned, 64, 2, 0, 0.0)] == ["large.png"] * 2
     crops = [Crop(photo.path, photo.digest, 0, 0, False, False) for photo in scanned]
-    read, status = images.read_crops(tmp_path, crops, 64)
+    read, status = images.read_crops(open_source(tmp_path), crops, 64)
     assert [FAULTS[code] for code in status] == ["", "smaller than a crop"] and not read[1].any()
 
 
@@ -40,7 +41,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(LicError, match="unreadable"):
             images.read(tmp_path / name)
         crop = Crop(name, "", 0, 0, False, False)
-        assert FAULTS[images.read_crops(tmp_path, [crop], 32)[1][0]] == "unreadable"
+        assert FAULTS[images.read_crops(open_source(tmp_path), [crop], 32)[1][0]] == "unreadable"
 
 
 def test_read_crops_cuts_flips_and_notices_a_changed_photo(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_read_crops_cuts_flips_and_notices_a_changed_photo(tmp_path: Path) -> No
     Image.fromarray(picture(10, 80, 90)).save(tmp_path / "b.png")
     crops = plan_crops(scan(tmp_path), 64, 4, 0, 0.0)
     Image.fromarray(picture(11, 80, 90)).save(tmp_path / "b.png")
-    read, status = images.read_crops(tmp_path, crops, 64)
+    read, status = images.read_crops(open_source(tmp_path), crops, 64)
     for crop, window, code in zip(crops, read, status, strict=True):
         if crop.source == "b.png":
             assert FAULTS[code] == "changed" and not window.any()

@@ -12,6 +12,7 @@ from PIL import Image
 from lic_dist import config
 from lic_dist.config.experiment import parse
 from lic_dist.data.manifest import scan
+from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import build
@@ -147,8 +148,8 @@ def test_a_family_trains_in_a_process_that_lives(architecture: str, photos: Path
 
 def test_halved_photos_are_drawn_by_their_area_too(photos: Path) -> None:
     chosen = [photo for photo in scan(photos) if photo.path.startswith("train")]
-    plain, halved = (RandomCrops(photos, chosen, 80, 0, halved=one) for one in (False, True))
-    assert torch.equal(plain[3], RandomCrops(photos, chosen, 80, 0)[3]) and len(plain.photos) == 6
+    plain, halved = (RandomCrops(open_source(photos), chosen, 80, 0, halved=one) for one in (False, True))
+    assert torch.equal(plain[3], RandomCrops(open_source(photos), chosen, 80, 0)[3]) and len(plain.photos) == 6
     assert [photo.path for photo in halved.photos[6:]] == ["train/3.png", "train/4.png", "train/5.png"]
     assert halved.chances[5] == pytest.approx(192_000 / (192_000 + 25_800))  # pixels
     reduced = np.asarray(Image.open(photos / "train/3.png").resize((100, 82), Image.Resampling.LANCZOS))

@@ -11,6 +11,7 @@ import pytest
 from lic_dist.cache.order import Order
 from lic_dist.cache.reader import LatentCache
 from lic_dist.data.manifest import scan
+from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import LicError
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -43,7 +44,7 @@ def test_a_finetuning_with_processes_is_refused_in_one_line(small: None, made: P
 
 def test_a_base_training_decodes_in_its_own_process(small: None, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photo_crops, "IN_MEMORY", 0)
-    crops = photo_crops.RandomCrops(photos, list(scan(photos)), 64, 0)
+    crops = photo_crops.RandomCrops(open_source(photos), list(scan(photos)), 64, 0)
     assert photo_crops.batches(crops, 0, 2, 8, slice(None)).num_workers == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 30))
     assert photo_crops.batches(crops, 0, 2, 8, slice(None)).num_workers == photo_crops.PROCESSES

@@ -26,7 +26,7 @@ from lic_dist.text import counted
 if TYPE_CHECKING:
     from lic_dist.building.build import BuildReport
     from lic_dist.cache.storage import Storage
-    from lic_dist.config import Experiment
+    from lic_dist.config import Experiment, Images
 
 NAMED_PHOTOS = 20  # how many of the photos set aside a command names
 
@@ -282,9 +282,9 @@ def _plot(report: dict[str, Any], file: Path) -> None:
 @app.command("faults")
 def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) -> None:
     """Name every photo that is set aside, with its reason, every duplicate, and what is no photo in the folder."""
+    from lic_dist.building.storage import experiment_photos
     from lic_dist.cache.layout import read_attributes
     from lic_dist.cache.set_aside import photo_lines, read_manifest, set_aside
-    from lic_dist.data import photo_files
 
     figures = []
     for storage, experiment in _stores(target, overrides):
@@ -294,7 +294,7 @@ def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) ->
             raise LicError(f"nothing is known yet of the photos of {storage}", hint="`lic-dist cache scan` reads them")
         found = set_aside(storage, photos, section.crop if section else None)
         duplicates = photos.duplicates if photos else {}
-        listing = photo_files.search(section.path) if section and section.path.is_dir() else None
+        listing = experiment_photos(experiment).search() if experiment and _is_folder(section) else None
         for line in [
             *photo_lines(found),
             *photo_lines({name: f"the same as {first}" for name, first in duplicates.items()}),
@@ -308,6 +308,10 @@ def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) ->
         kinds = dict(listing.passed_over) if listing else {}
         figures.append({"path": str(storage), "set_aside": found, "duplicates": duplicates, "passed_over": kinds})
     write_json(out, figures[0] if len(figures) == 1 else figures)
+
+
+def _is_folder(section: Images | None) -> bool:
+    return section is not None and isinstance(section.path, Path) and section.path.is_dir()
 
 
 def _kind(reason: str) -> str:
