@@ -14,7 +14,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -147,7 +147,10 @@ class ParquetPhotos(_TablePhotos):
 
     def _walk(self, name: str) -> Iterator[Packed]:
         with closing(self.files.open(name)) as handle:
-            file = self._table(name, handle)
+            try:
+                file = pq.ParquetFile(handle)
+            except pa.ArrowInvalid:
+                raise PhotoError(name, "not a table") from None
             column, row = self.column_of(file.schema_arrow, name), 0
             for group in range(file.num_row_groups):
                 values, paths = _parts(_read_group(file, group, column, with_paths=True))
@@ -175,12 +178,6 @@ class ParquetPhotos(_TablePhotos):
                 return self.files.part(name, first, chunk.total_compressed_size), first
         return b"", 0
 
-    def _table(self, name: str, handle: BinaryIO) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(handle, pre_buffer=False)
-        except pa.ArrowInvalid:
-            raise PhotoError(name, "not a table") from None
-
     def read(self, name: str, place: str = "") -> tuple[bytes, Stamp]:
         found = _ROW.fullmatch(place)
         if found is None:
@@ -198,7 +195,7 @@ class ParquetPhotos(_TablePhotos):
         """Return the values of a row group; the last ones are kept."""
         if (name, group) not in self.groups:
             if name not in self.opened:
-                self.opened[name] = self._table(name, self.files.open(name))
+                self.opened[name] = pq.ParquetFile(self.files.open(name))
                 if len(self.opened) > FILES_KEPT:
                     self.opened.popitem(last=False)[1].close(force=True)
             file = self.opened[name]
