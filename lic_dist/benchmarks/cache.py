@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lic_dist.benchmarks import building, reading
+from lic_dist.benchmarks import building, photo_reading, reading
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.errors import UsageError
 
-PARTS = ("build", "loader", "size", "memory", "plan", "append")
+PARTS = ("build", "loader", "size", "memory", "plan", "append", "photos")
 
 
 def bench(parts: Sequence[str], images: Path | None, crops: int, quick: bool) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def bench(parts: Sequence[str], images: Path | None, crops: int, quick: bool) ->
         "memory": lambda: building.memory((1000 // tenth, 10000 // tenth)),
         "plan": lambda: building.planning(1_000_000 // tenth),
         "append": lambda: building.growing(20_000 // tenth, 200 // tenth, 3),
+        "photos": lambda: photo_reading.from_a_bucket(1.0, 2 if quick else 20),
     }
     for part in parts or PARTS:
         figures[part] = runs[part]()
@@ -112,6 +113,18 @@ def _append_tables(figures: dict[str, Any]) -> list[Table]:
     return [table(title, ("", "s", "s of CPU", "of the build", "of its CPU"), rows)]
 
 
+def _photo_tables(figures: dict[str, Any]) -> list[Table]:
+    title = (
+        f"Photos of {figures['megapixels']:g} megapixels read from a folder, and from a bucket that answers after "
+        f"{figures['milliseconds']:g} ms"
+    )
+    rows = [
+        (count, f"{one['folder']:.1f}", f"{one['bucket']:.1f}", f"{100 * one['ratio']:.0f} %")
+        for count, one in figures["processes"].items()
+    ]
+    return [table(title, ("processes", "photos/s, folder", "bucket", "of the folder"), rows)]
+
+
 _TABLES: dict[str, Callable[[Any], list[Table]]] = {
     "build": _build_tables,
     "loader": _loader_tables,
@@ -119,4 +132,5 @@ _TABLES: dict[str, Callable[[Any], list[Table]]] = {
     "memory": _memory_tables,
     "plan": _plan_tables,
     "append": _append_tables,
+    "photos": _photo_tables,
 }

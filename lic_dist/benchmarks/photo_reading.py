@@ -1,4 +1,6 @@
-"""Photos read a second by so many processes: JPEGs of one size, decoded, checked and cut as a build's readers do."""
+"""Photos read a second by so many processes: JPEGs of one size, decoded, checked and cut as a build's readers do, from
+a folder, and from a bucket beside it.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,25 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from lic_dist.benchmarks.data import sides
+from lic_dist.benchmarks.slow_bucket import URL, slow_bucket
 from lic_dist.data import images
 from lic_dist.data.photo import Crop
+from lic_dist.data.source import PhotoSource
 from lic_dist.data.sources.opening import open_source
+from lic_dist.remote import object_store
 
-QUALITY, CROP = 92, 256
+QUALITY, CROP, SHARD = 92, 256, 64
 
 
 def rates(megapixels: float, budget: float, counts: tuple[int, ...] = ()) -> dict[str, float]:
@@ -57,3 +66,46 @@ def _read(folder: str, crop: Crop, seconds: float) -> float:
         assert not status.any()
         done += 1
     return done / (time.perf_counter() - started)
+
+
+def from_a_bucket(megapixels: float, rounds: int, milliseconds: float = 20.0) -> dict[str, Any]:
+    """Measure photos a second from a folder and from a bucket (slow_bucket.py), in turn, with 1 process and with all.
+
+    In a round each process reads a shard of SHARD photos from each, as a build's readers do. `ratio` is the median over
+    rounds of the bucket's rate over the folder's in the same round.
+    """
+    import obstore
+
+    counts = sorted({1, os.cpu_count() or 1})
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name, slow_bucket(milliseconds) as options:
+        crop, folder = _photo(Path(name), megapixels), Path(name)
+        crops = [replace(crop, source=f"{number}.jpg") for number in range(SHARD)]
+        data, store = (folder / crop.source).read_bytes(), object_store(URL, tuple(sorted(options.items())))
+        for one in crops:
+            (folder / one.source).write_bytes(data)
+            obstore.put(store, one.source, data)
+        sources = {"folder": open_source(folder), "bucket": open_source(URL, options)}
+        rates: dict[str, Any] = {}
+        with ProcessPoolExecutor(max(counts), context) as pool:
+            for source in sources.values():  # processes start, connections open
+                list(pool.map(_read_shard, [source] * max(counts), [crops] * max(counts)))
+            for count in counts:
+                found: dict[str, list[float]] = {where: [] for where in sources}
+                for _ in range(rounds):
+                    for where, source in sources.items():
+                        started = time.perf_counter()
+                        list(pool.map(_read_shard, [source] * count, [crops] * count))
+                        found[where].append(count * SHARD / (time.perf_counter() - started))
+                ratios = [bucket / local for bucket, local in zip(found["bucket"], found["folder"], strict=True)]
+                rates[str(count)] = {
+                    **{where: median(values) for where, values in found.items()},
+                    "ratio": median(ratios),
+                    "ratios": ratios,
+                }
+    return {"rounds": rounds, "megapixels": megapixels, "milliseconds": milliseconds, "processes": rates}
+
+
+def _read_shard(source: PhotoSource, crops: Sequence[Crop]) -> None:
+    _, status = images.read_crops(source, crops, CROP)
+    assert not status.any()

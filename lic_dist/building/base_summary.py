@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from lic_dist.building.latents import encode, inputs_of
 from lic_dist.building.records import analytic_record
 from lic_dist.data import images
 from lic_dist.data.photo import PhotoError
+from lic_dist.data.source import PhotoSource
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.text import counted
 
@@ -41,12 +41,12 @@ def base_summary(job: Job) -> str:
     return _summary(job.parent, readable, what, plan.batch)
 
 
-def base_summary_of_pictures(parent: Checkpoint, folder: Path, names: Sequence[str]) -> str:
-    """Return the same for the middles of the first pictures of a folder, which an evaluation is going to code."""
+def base_summary_of_pictures(parent: Checkpoint, source: PhotoSource, names: Sequence[str]) -> str:
+    """Return the same for the middles of the first pictures of a source, which an evaluation is going to code."""
     pictures = []
     for name in names[:CROPS]:
         with suppress(PhotoError):  # the evaluation sets it aside, with its reason
-            pictures.append(images.read(folder / name))
+            pictures.append(images.picture(source, name))
     multiple = parent.codec.strides.multiple
     side = min(MIDDLE, *(min(picture.shape[:2]) for picture in pictures)) // multiple * multiple if pictures else 0
     if not side:

@@ -241,7 +241,7 @@ class Engine(Section):
 class Evaluate(Section):
     """A rate-distortion run with real bitstreams (`lic-dist evaluate`)."""
 
-    images: File = Field(description="Folder of the test pictures.")
+    images: Photos = Field(description="Folder of the test pictures, or a URL as in images.path.")
     checkpoints: tuple[PathText, ...] | dict[PathText, Annotated[tuple[PathText, ...], Field(min_length=1)]] = Field(
         (),
         description="Names, paths, or patterns of them (runs/*); empty: the model section's; a mapping: each with "
@@ -262,6 +262,9 @@ class Evaluate(Section):
         (), description="Pictures that are kept decoded for the report, by their names in the results."
     )
     out: File = Field(Path("runs/evaluation.json"), description="The result file.")
+    options: dict[str, str] = Field(
+        default_factory=dict, description="Of the object store of the pictures: endpoint, region and so on."
+    )
 
 
 class Report(Section):

@@ -192,8 +192,13 @@ def read(path: Path | str, keep_grey: bool = False) -> NDArray[np.uint8]:
     return decode(contents(Path(path), str(path)), str(path), keep_grey)
 
 
-def files_digest(folder: Path, names: Sequence[str]) -> str:
-    """Return the sha256 over names and contents of a folder's images; name duplicates on standard error.
+def picture(source: PhotoSource, name: str) -> NDArray[np.uint8]:
+    """Decode a photo of a source as `decode` does. Raises PhotoError, "unreadable" where it cannot be read."""
+    return decode(source.read(name)[0], name)
+
+
+def files_digest(source: PhotoSource, names: Sequence[str]) -> str:
+    """Return the sha256 over names and contents of a source's images; name duplicates on standard error.
 
     Raises:
         LicError: some images cannot be read; the first of them are named with their reasons.
@@ -201,14 +206,14 @@ def files_digest(folder: Path, names: Sequence[str]) -> str:
     total, seen, faults = hashlib.sha256(), dict[str, str](), []
     for name in names:
         try:
-            data = contents(folder / name, name)
+            data = source.read(name)[0]
             measure(data, name)
         except PhotoError as error:
             faults.append(error.message)
             continue
         digest = hashlib.sha256(data).hexdigest()
         if (first := seen.setdefault(digest, name)) != name:
-            tell(f"{folder}: {printable(name)} is a duplicate of {printable(first)}; both are measured")
+            tell(f"{source.where}: {printable(name)} is a duplicate of {printable(first)}; both are measured")
         total.update(f"{name} {digest}\n".encode())
     if faults:
         named = "; ".join(faults[:5]) + " ..." * (len(faults) > 5)

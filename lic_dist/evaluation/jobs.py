@@ -15,6 +15,8 @@ from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import OFFSETS
 from lic_dist.config import Engine, Experiment, need
 from lic_dist.data import images, photo_files
+from lic_dist.data.source import PhotoSource
+from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import UsageError
 from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints
@@ -71,11 +73,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """The jobs of an experiment, the engine that runs them, and the images: folder, names and a digest of all files."""
+    """The jobs of an experiment, the engine that runs them, and the images: source, names and a digest of all files."""
 
     engine: Engine
     jobs: tuple[Job, ...]
-    folder: Path
+    source: PhotoSource
     names: tuple[str, ...]
     pictures: str
 
@@ -90,10 +92,13 @@ class Task:
         section = need(experiment.evaluate, "evaluate")
         if not section.checkpoints and experiment.model is None:
             raise UsageError("nothing to evaluate", hint="name evaluate.checkpoints, or a model")
-        found = photo_files.search(section.images)
+        source = open_source(section.images, section.options).absolute()
+        if source.packed:
+            raise UsageError(f"evaluate.images: {source.where} holds pictures packed", hint="unpack them to a folder")
+        found = source.search()
         found.tell()
         names = [photo_files.readable(name) for name in found.names]
-        pictures = images.files_digest(section.images, names)
+        pictures = images.files_digest(source, names)
         chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
         by_pattern = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, section.quantizers)
         by_checkpoint: dict[str, tuple[str, ...]] = {}
@@ -112,11 +117,11 @@ class Task:
         jobs = list({(job.quantizer, job.record, job.model, job.arm): job for job in named}.values())
         if not jobs:
             raise UsageError("nothing to evaluate: no checkpoint carries a quantizer", hint="name evaluate.quantizers")
-        return cls(experiment.engine, tuple(jobs), section.images, tuple(names), pictures)
+        return cls(experiment.engine, tuple(jobs), source, tuple(names), pictures)
 
     def require_outside(self, out: Path) -> None:
         """Raise UsageError where pictures written beside `out` would be images of the next evaluation."""
-        if out.resolve().is_relative_to(self.folder.resolve()):
+        if out.resolve().is_relative_to(self.source.where):
             raise UsageError(f"{out} lies in the folder of images", hint="give evaluate.out another folder")
 
     def key(self, job: Job) -> Key:

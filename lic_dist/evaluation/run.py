@@ -31,6 +31,7 @@ from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.config import Experiment, need
 from lic_dist.data import images
+from lic_dist.data.source import PhotoSource
 from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
@@ -136,7 +137,7 @@ def _print_base_lines(task: Task, units: Sequence[Unit]) -> None:
     """Print a line on each base model that is about to code: see `base_summary_of_pictures`."""
     bases = {unit.job.checkpoint: unit.job for unit in units if unit.job.arm == BASE}
     for job in bases.values():
-        if line := base_summary_of_pictures(job.load(), task.folder, task.names):
+        if line := base_summary_of_pictures(job.load(), task.source, task.names):
             print(line, flush=True)
 
 
@@ -158,7 +159,7 @@ def code(
     if not units:
         return
     engine = task.engine
-    stage = Stage("code", partial(_make_coder, str(task.folder.resolve()), work), engine.searchers)
+    stage = Stage("code", partial(_make_coder, task.source, work), engine.searchers)
     results = run([stage], units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
     total = len(task.jobs) * len(task.names)
     with restore_torch_settings(), closing(results), Progress("coding", total, "image", done=total - len(units)) as bar:
@@ -172,7 +173,7 @@ def code(
 
 
 def _make_coder(
-    folder: str, work: Callable[[ImageCodec, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]]
+    source: PhotoSource, work: Callable[[ImageCodec, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]]
 ) -> Callable[[Unit], Row]:
     """Set up a worker process; return the function that codes a unit and keeps the codec for the next one."""
     torch.set_num_threads(1)
@@ -184,7 +185,7 @@ def _make_coder(
             loaded = None  # free it first: two models may not fit into memory
             loaded = unit.job, unit.job.codec()
             _warm_up(loaded[1])
-        image = images.read(Path(folder) / unit.image)
+        image = images.picture(source, unit.image)
         try:
             row, picture = work(loaded[1], image, unit.image)
         except BitstreamError as error:
@@ -309,7 +310,7 @@ def _keep_originals(out: Path, show: Sequence[str], task: Task) -> dict[str, str
     paths = {name: _png_path(folder, name) for name in show}
     for name, path in paths.items():
         if not path.exists():
-            _write_png(images.read(task.folder / name), path)
+            _write_png(images.picture(task.source, name), path)
     return {name: _relative(path, out) for name, path in paths.items()}
 
 

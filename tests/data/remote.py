@@ -11,30 +11,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lic_dist.remote import object_store
+
 
 @contextmanager
 def bucket() -> Iterator[tuple[dict[str, str], Callable[[str, bytes | None], None]]]:
     """moto's S3: obstore's options for it, and a function that puts a key below s3://photos, or removes it for None."""
+    import obstore
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-
-    def send(method: str, path: str, data: bytes | None = None) -> None:
-        connection = http.client.HTTPConnection(host, port)
-        connection.request(method, path, data)
-        assert connection.getresponse().status in (200, 204)
-        connection.close()
-
-    send("PUT", "/photos")
+    connection = http.client.HTTPConnection(host, port)
+    connection.request("PUT", "/photos")
+    assert connection.getresponse().status == 200
     options = {
         "endpoint": f"http://{host}:{port}",
         "region": "us-east-1",
         "access_key_id": "key",
         "secret_access_key": "secret",
     }
-    yield options, lambda key, data: send("DELETE" if data is None else "PUT", f"/photos/{key}", data)
+    store = object_store("s3://photos", tuple(sorted(options.items())))
+
+    def put(key: str, data: bytes | None) -> None:
+        if data is None:
+            obstore.delete(store, key)
+        else:
+            obstore.put(store, key, data)
+
+    yield options, put
     server.stop()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lic_dist.data import images, photo_files
 from lic_dist.data.manifest import scan
+from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import LicError
 from tests.conftest import picture
 
@@ -107,7 +108,7 @@ def test_every_fault_and_duplicate_of_an_evaluation_is_named_before_it_begins(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     names = photo_files.find(folder)
-    assert images.files_digest(folder, names) == images.files_digest(folder, names)
+    assert images.files_digest(open_source(folder), names) == images.files_digest(open_source(folder), names)
     assert "a/copy.png is a duplicate of 0.png; both are measured" in capfd.readouterr().err
     (folder / "1.png").write_bytes(b"no picture")
     (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:-900])
@@ -115,7 +116,7 @@ def test_every_fault_and_duplicate_of_an_evaluation_is_named_before_it_begins(
     with pytest.raises(
         LicError, match="3 of 4 images cannot be used: 0.png: truncated; 1.png: not an image; z.png: unr"
     ):
-        images.files_digest(folder, photo_files.find(folder))
+        images.files_digest(open_source(folder), photo_files.find(folder))
 
 
 def test_the_manifest_knows_duplicates(folder: Path) -> None:

@@ -6,6 +6,7 @@ import http.server
 import os
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -304,4 +305,39 @@ def test_a_source_that_stays_away_ends_the_work_and_marks_no_photo(
         (tmp_path / "0.png").unlink()
         (tmp_path / "1.png").write_bytes(files["2.png"])
         assert statuses(found, source) == {"": 4, "unreadable": 1, "changed": 1}
+    remote.object_store.cache_clear()
+
+
+class BadDay(Web):
+    """Fails at first, breaks off, and then serves."""
+
+    count = 0
+
+    def do_GET(self) -> None:
+        cls = type(self)
+        cls.count += 1
+        if self.path.endswith("/") or cls.count % 3 == 0:
+            super().do_GET()
+        elif cls.count % 3 == 1:
+            self.send_error(503)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", "10000")
+            self.end_headers()
+            self.wfile.write(b"a part")
+            self.close_connection = True
+
+
+def test_requests_that_fail_or_break_off_on_a_bad_day_are_repeated(
+    files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=20), "base": 2}
+    monkeypatch.setitem(remote.RETRY, "backoff", soon)
+    remote.object_store.cache_clear()
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with web(tmp_path, BadDay) as url:
+        found = scan(url)
+        assert found.digest == scan(tmp_path).digest and BadDay.count >= 18
+        assert statuses(found, open_source(url)) == {"": 6}
     remote.object_store.cache_clear()

@@ -13,8 +13,10 @@ from PIL import Image
 from lic_dist.data import images
 from lic_dist.data.crops import plan_crops
 from lic_dist.data.manifest import Manifest, scan
+from lic_dist.data.photo import FAULTS
 from lic_dist.data.source import PhotoSource
 from lic_dist.data.sources.opening import open_source
+from lic_dist.errors import LicError
 from tests.conftest import picture
 from tests.data import packing
 from tests.data.remote import bucket, web
@@ -135,3 +137,40 @@ def test_photos_that_a_web_server_lists_are_those_of_a_folder(folder: Path, tmp_
         assert same_photos(open_source(f"{url}/with%20space/"), folder).digest == scan(folder).digest
         same_photos(open_source(f"{url}/list.txt"), folder)
         assert same_photos(open_source(f"{url}/photos.tar"), folder).digest == scan(folder).digest
+
+
+def test_of_photos_in_a_bucket_only_those_with_another_etag_are_read_again(
+    s3: tuple[dict[str, str], Put], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, put = s3
+    files = packing.files_of(folder)
+    for name, data in files.items():
+        put(f"again/{name}", data)
+    found = scan(open_source("s3://photos/again", options))
+    put("again/train/1.png", files["train/2.png"])
+    put("again/train/3.png", files["train/3.png"])  # the same content: the same etag
+    put("again/train/4.png", None)
+    source, read = open_source("s3://photos/again", options), list[str]()
+    there = source.read
+    monkeypatch.setattr(source, "read", lambda name: read.append(name) or there(name))
+    fresh = scan(source, found)
+    assert read == ["train/1.png"] and len(fresh) == 8
+    crops = plan_crops(found, 64, 1, 0, 0.0)
+    status = images.read_crops(open_source("s3://photos/again", options), crops, 64)[1]
+    assert {crop.source: FAULTS[code] for crop, code in zip(crops, status, strict=True) if code} == {
+        "train/1.png": "changed", "train/4.png": "unreadable",
+    }  # fmt: skip
+
+
+def test_what_a_bucket_does_not_have_is_one_line(s3: tuple[dict[str, str], Put]) -> None:
+    options, _ = s3
+    for where, said in (
+        ("s3://nowhere/photos", "does the bucket exist"),
+        ("s3://nowhere/a.tar", "does the bucket exist|no file s3://nowhere/a.tar"),
+        ("s3://photos/none", "no photos in s3://photos/none"),
+        ("s3://photos/none/a.tar", "no file s3://photos/none/a.tar"),
+        ("s3://photos/none/*.parquet", r"no file s3://photos/none/\*.parquet"),
+    ):
+        with pytest.raises(LicError, match=said) as caught:
+            scan(open_source(where, options))
+        assert "\n" not in caught.value.message
