@@ -55,17 +55,12 @@ def without_fault(table: pa.Table) -> NDArray[np.bool_]:
     return np.diff(ends) == 0
 
 
-def row_in(values: pa.Array | pa.ChunkedArray, among: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
-    """Return where each value is found first among others, -1 where it is not."""
+def row_in(values: pa.Array | pa.ChunkedArray, among: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return where each value is found first among others, -1 where it is not: int64 [values]."""
     import pyarrow.compute as pc
 
-    if isinstance(among, pa.ChunkedArray):
-        among = among.combine_chunks()
+    values, among = (one.combine_chunks() if isinstance(one, pa.ChunkedArray) else one for one in (values, among))
     found = pc.index_in(values, value_set=among).fill_null(-1)
-    return np.asarray(found.to_numpy(), np.int64) if isinstance(found, pa.ChunkedArray) else _integers(found)
-
-
-def _integers(found: pa.Array) -> NDArray[np.int64]:
     return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
 

@@ -90,6 +90,15 @@ def test_photos_are_read_by_processes() -> None:
     assert list(found) == ["1", "2"] and min(found.values()) > 1
 
 
+@pytest.mark.slow
+def test_photos_are_read_from_a_folder_and_a_bucket_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("moto.server")
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    found = photo_reading.from_a_bucket(0.2, rounds=1, milliseconds=5)
+    (one,) = found["processes"].values()
+    assert one["ratio"] == pytest.approx(one["bucket"] / one["folder"]) and one["folder"] > 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_it_keeps_to_three_minutes_and_all_indices_are_equal(tmp_path: Path) -> None:

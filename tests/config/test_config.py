@@ -213,7 +213,7 @@ def test_a_group_is_named_by_its_quantizer(quantizer: dict, group: str) -> None:
         ("finetune: {phases: [{recipe: decoder, stesp: 1}]}", "did you mean 'steps'"),
         ("evaluate: {images: x, quantizers: sq}", "a list stands in brackets: [sq]"),
         ("evaluate: {images: x, checkpoints: {a: sq}}", "a list of texts or a mapping from names to lists of texts"),
-        ("evaluate: {}", "evaluate.images is missing (Folder of the test pictures.)"),
+        ("evaluate: {}", "evaluate.images is missing (Folder of the test pictures, or a URL"),
         ("model: base-small", "model must be a section with keys of its own, not 'base-small' (model: {checkpoint: b"),
         ("name: 2024", 'name must be a text, not 2024 (a text that looks like a number stands in quotes: "2024")'),
         ("1: 2", "unknown key '1'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import LicError
 from tests.conftest import picture
 from tests.data import packing
-from tests.data.remote import bucket, web
+from tests.data.remote import Web, bucket, web
 
 Put = Callable[[str, bytes | None], None]
 
@@ -174,3 +175,22 @@ def test_what_a_bucket_does_not_have_is_one_line(s3: tuple[dict[str, str], Put])
         with pytest.raises(LicError, match=said) as caught:
             scan(open_source(where, options))
         assert "\n" not in caught.value.message
+
+
+class Meeting(Web):
+    """Answers when as many requests are there as are to meet."""
+
+    meet: threading.Barrier | None = None
+
+    def do_GET(self) -> None:
+        if (meet := type(self).meet) is not None:
+            meet.wait(60)
+        super().do_GET()
+
+
+def test_photos_behind_a_network_are_read_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with web(folder, Meeting) as url:
+        source = open_source(url)
+        crops = plan_crops(scan(source), 64, 1, 0, 0.0)
+        monkeypatch.setattr(Meeting, "meet", threading.Barrier(len(crops)))
+        assert len(crops) == 8 and not images.read_crops(source, crops, 64)[1].any()
