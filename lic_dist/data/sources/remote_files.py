@@ -27,6 +27,7 @@ from lic_dist.errors import LicError
 from lic_dist.remote import PARALLEL_REQUESTS, Options, first_line, request
 
 CHUNK, CHUNKS_AHEAD = 4 << 20, 4  # bytes of one request for a large file, and requests begun ahead
+FIRST_KEYS = 1000  # by which it is told what a bucket's prefix holds
 MOST_PAGES = 100_000  # folders of a web server that are looked through
 
 
@@ -123,13 +124,16 @@ class RemoteFiles(Files):
 class BucketFiles(RemoteFiles):
     """The keys below a prefix of an object store."""
 
-    def listed(self) -> Iterator[tuple[str, Stamp | None]]:
-        pages = self._list(lambda obstore, store: obstore.list(store, chunk_size=1000))
-        while page := self._list(lambda *_: next(pages, None)):
-            yield from ((one["path"], _stamp(one)) for one in page)
+    def listed(self) -> Iterable[tuple[str, Stamp | None]]:
+        # whole in one call: a listing that breaks off is begun again
+        found: list[tuple[str, Stamp]] = self._list(
+            lambda obstore, store: [(one["path"], _stamp(one)) for page in obstore.list(store) for one in page]
+        )
+        return found
 
     def top(self) -> Iterator[tuple[str, bool]]:
-        yield from ((name.partition("/")[0], "/" in name) for name, _ in self.listed())
+        page = self._list(lambda obstore, store: next(iter(obstore.list(store, chunk_size=FIRST_KEYS)), []))
+        yield from ((one["path"].partition("/")[0], "/" in one["path"]) for one in page)
 
     def _list(self, call: Callable[[Any, Any], Any]) -> Any:
         try:
