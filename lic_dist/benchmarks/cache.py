@@ -118,11 +118,18 @@ def _photo_tables(figures: dict[str, Any]) -> list[Table]:
         f"Photos of {figures['megapixels']:g} megapixels read from a folder, and from a bucket that answers after "
         f"{figures['milliseconds']:g} ms"
     )
+    names = ("processes", "photos/s, folder", "bucket", "of the folder", "ms of CPU a photo, folder", "bucket")
     rows = [
-        (count, f"{one['folder']:.1f}", f"{one['bucket']:.1f}", f"{100 * one['ratio']:.0f} %")
+        (
+            count,
+            f"{one['folder']:.1f}",
+            f"{one['bucket']:.1f}",
+            f"{100 * one['ratio']:.0f} %",
+            *(f"{milliseconds:.1f}" for milliseconds in one["milliseconds_of_cpu"].values()),
+        )
         for count, one in figures["processes"].items()
     ]
-    return [table(title, ("processes", "photos/s, folder", "bucket", "of the folder"), rows)]
+    return [table(title, names, rows)]
 
 
 _TABLES: dict[str, Callable[[Any], list[Table]]] = {

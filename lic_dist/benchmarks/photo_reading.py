@@ -92,20 +92,26 @@ def from_a_bucket(megapixels: float, rounds: int, milliseconds: float = 20.0) ->
                 list(pool.map(_read_shard, [source] * max(counts), [crops] * max(counts)))
             for count in counts:
                 found: dict[str, list[float]] = {where: [] for where in sources}
+                work: dict[str, list[float]] = {where: [] for where in sources}
                 for _ in range(rounds):
                     for where, source in sources.items():
                         started = time.perf_counter()
-                        list(pool.map(_read_shard, [source] * count, [crops] * count))
+                        seconds = list(pool.map(_read_shard, [source] * count, [crops] * count))
+                        work[where].append(1000 * sum(seconds) / (count * SHARD))
                         found[where].append(count * SHARD / (time.perf_counter() - started))
                 ratios = [bucket / local for bucket, local in zip(found["bucket"], found["folder"], strict=True)]
                 rates[str(count)] = {
                     **{where: median(values) for where, values in found.items()},
                     "ratio": median(ratios),
                     "ratios": ratios,
+                    "milliseconds_of_cpu": {where: median(values) for where, values in work.items()},
                 }
     return {"rounds": rounds, "megapixels": megapixels, "milliseconds": milliseconds, "processes": rates}
 
 
-def _read_shard(source: PhotoSource, crops: Sequence[Crop]) -> None:
+def _read_shard(source: PhotoSource, crops: Sequence[Crop]) -> float:
+    """Read a shard; return the CPU time of all threads of this process, in seconds."""
+    started = time.process_time()
     _, status = images.read_crops(source, crops, CROP)
     assert not status.any()
+    return time.process_time() - started
