@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
 from lic_dist.cache.reader import LatentCache
-from lic_dist.data import photo_files
 from lic_dist.data.likeness import BITS, NEAR, hashes, near_pairs
 from lic_dist.data.photo_files import printable
+from lic_dist.data.source import PhotoSource
 from lic_dist.errors import UsageError
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.text import counted
@@ -40,7 +39,7 @@ LARGER = "n>10M"
 class Alike:
     """Pairs of pictures that look alike, (one, other, differing bits), of so many that could be read.
 
-    `leaks` are of a photo of the store and a test picture; without a test folder `tested` is None.
+    `leaks` are of a photo of the store and a test picture; without test pictures `tested` is None.
     """
 
     read: int
@@ -49,22 +48,26 @@ class Alike:
     tested: int | None
 
 
-def find_alike(cache: LatentCache, photos: Path, test: Path | None = None, near: int = NEAR) -> Alike:
-    """Compare the store's photos, which lie in a folder, with each other and with the test pictures.
+def find_alike(cache: LatentCache, photos: PhotoSource, test: PhotoSource | None = None, near: int = NEAR) -> Alike:
+    """Compare the store's photos, where they lie, with each other and with the test pictures.
 
     Raises:
-        UsageError: none of the photos can be read there, or no test picture.
+        UsageError: none of the photos can be read there, or no test picture; test pictures in archives or tables.
         LicError: no such test folder, or no picture in it.
     """
-    names, bits = hashes(photos, sorted(_sources(cache)))
+    names, bits = hashes(photos, dict.fromkeys(sorted(_sources(cache))))
     if not names:
-        raise UsageError(f"no photo of {cache.storage} can be read in {photos}", hint="images.path: where they are now")
+        raise UsageError(
+            f"no photo of {cache.storage} can be read in {photos.where}", hint="images.path: where they are now"
+        )
     duplicates = [(names[one], names[other], differing) for one, other, differing in near_pairs(bits, near=near)]
     if test is None:
         return Alike(len(names), duplicates, [], None)
-    tests, test_bits = hashes(test, photo_files.find(test))
+    if test.packed:
+        raise UsageError(f"{test.where} holds pictures packed", hint="unpack them to a folder")
+    tests, test_bits = hashes(test, test.search().names)
     if not tests:
-        raise UsageError(f"no picture in {test} can be read", hint="give the folder of the test pictures")
+        raise UsageError(f"no picture in {test.where} can be read", hint="give the folder of the test pictures")
     leaks = [(names[one], tests[other], differing) for one, other, differing in near_pairs(bits, test_bits, near)]
     return Alike(len(names), duplicates, leaks, len(tests))
 

@@ -7,16 +7,18 @@ found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from lic_dist.data import images
+from lic_dist.data.ahead import prefetch
 from lic_dist.data.photo import PhotoError
+from lic_dist.data.source import Packed, PhotoSource
 from lic_dist.progress import Progress
 
 SIDE = 16
@@ -32,22 +34,33 @@ def difference_hash(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return (values[:, :-1] < values[:, 1:]).ravel()
 
 
-def hashes(folder: Path, names: Sequence[str], threads: int = 2) -> tuple[list[str], NDArray[np.bool_]]:
-    """Return the names of those photos of a folder that can be read, and their bits: bool [n, BITS]."""
+def hashes(source: PhotoSource, wanted: Collection[str], threads: int = 2) -> tuple[list[str], NDArray[np.bool_]]:
+    """Return the names of those of the wanted photos of a source that can be read, and their bits: bool [n, BITS]."""
 
-    def of(name: str) -> NDArray[np.bool_] | None:
+    def of(photo: Packed) -> tuple[str, NDArray[np.bool_] | None]:
         try:
-            return difference_hash(images.read(folder / name, keep_grey=True))
+            data = photo.data if source.packed else source.read(photo.path)[0]
+            return photo.path, difference_hash(images.decode(data, photo.path, keep_grey=True))
         except PhotoError:
-            return None
+            return photo.path, None
 
     found: dict[str, NDArray[np.bool_]] = {}
-    with ThreadPoolExecutor(threads) as pool, Progress("hashing photos", len(names), "photo") as bar:
-        for name, bits in zip(names, pool.map(of, names), strict=True):
+    workers = max(threads, source.in_flight)
+    with ThreadPoolExecutor(workers) as pool, Progress("hashing photos", len(wanted), "photo") as bar:
+        for name, bits in prefetch(pool, of, _photos(source, wanted), 2 * workers):
             bar.advance()
             if bits is not None:
                 found[name] = bits
     return list(found), np.array(list(found.values()), np.bool_).reshape(len(found), BITS)
+
+
+def _photos(source: PhotoSource, wanted: Collection[str]) -> Iterator[Packed]:
+    """Yield the wanted photos, without their bytes where each can be read alone."""
+    if not source.packed:
+        yield from (Packed(name, "") for name in wanted)
+    else:
+        for file in source.search().names:
+            yield from (photo for photo in source.walk(file, Counter()) if photo.path in wanted)
 
 
 def near_pairs(

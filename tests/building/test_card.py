@@ -19,6 +19,7 @@ from lic_dist.building.estimate import Estimate, price
 from lic_dist.building.metrics import BuildMetrics
 from lic_dist.cache.reader import LatentCache
 from lic_dist.data.likeness import BITS, NEAR, difference_hash, hashes, near_pairs
+from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import UsageError
 from tests.conftest import picture
 from tests.stores import experiment
@@ -47,7 +48,7 @@ def test_a_card_counts_names_and_lists_what_looks_alike(made: Path, photos: Path
     Image.open(photos / "train" / "2.png").resize((300, 230)).save(test / "a|<b>.jpg", quality=60)
     Image.fromarray(picture(77, 120, 120)).save(test / "other.png")
     cache = LatentCache.open(made)
-    alike = find_alike(cache, mine, test)
+    alike = find_alike(cache, open_source(mine), open_source(test))
     assert alike.read == 8 and alike.tested == 2
     assert alike.duplicates == [("train/0.png", "valid/6.png", 0)]
     assert [pair[:2] for pair in alike.leaks] == [("train/2.png", "a|<b>.jpg")]
@@ -66,9 +67,9 @@ def test_a_card_counts_names_and_lists_what_looks_alike(made: Path, photos: Path
     assert "| tcq8 | tcq | 0.05 |" in body
     plain = card(cache)
     assert "license" not in plain and "no photos were at hand" in plain and "not told" in plain
-    assert "Not looked for: no test folder" in card(cache, alike=find_alike(cache, mine))
+    assert "Not looked for: no test folder" in card(cache, alike=find_alike(cache, open_source(mine)))
     with pytest.raises(UsageError, match="no photo of .* can be read in"):
-        find_alike(cache, test)
+        find_alike(cache, open_source(test))
 
 
 def test_the_command_writes_a_card(made: Path, base: Path, photos: Path, tmp_path: Path, capsys) -> None:
@@ -88,9 +89,9 @@ def test_the_command_writes_a_card(made: Path, base: Path, photos: Path, tmp_pat
 def test_photos_that_cannot_be_read_are_left_out(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     shutil.copy(photos / "train" / "0.png", tmp_path / "b.png")
-    names, bits = hashes(tmp_path, ["a.png", "b.png", "gone.png"])
+    names, bits = hashes(open_source(tmp_path), ["a.png", "b.png", "gone.png"])
     assert names == ["b.png"] and bits.shape == (1, BITS)
-    assert hashes(tmp_path, [])[1].shape == (0, BITS)
+    assert hashes(open_source(tmp_path), [])[1].shape == (0, BITS)
 
 
 def test_a_build_counts_for_prometheus_where_ray_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,7 +323,7 @@ def _kind(reason: str) -> str:
 def card(
     target: Target,
     overrides: Overrides = None,
-    test: Annotated[Path | None, typer.Option(help="Folder of test pictures: photos that look like one.")] = None,
+    test: Annotated[str | None, typer.Option(help="Where test pictures lie: photos that look like one.")] = None,
     licence: Annotated[
         list[str] | None, typer.Option(help="Of the photos, as Hugging Face names it (cc0-1.0); repeatable.")
     ] = None,
@@ -336,8 +336,10 @@ def card(
     """
     from lic_dist.building.card import card as write
     from lic_dist.building.card import find_alike
+    from lic_dist.building.storage import experiment_photos
     from lic_dist.cache.reader import LatentCache
     from lic_dist.data.likeness import NEAR
+    from lic_dist.data.sources.opening import open_source
 
     stores = _stores(target, overrides)
     if len(stores) > 1:
@@ -346,7 +348,7 @@ def card(
     cache, alike = LatentCache.open(storage), None
     bits = NEAR if near is None else near
     if experiment is not None and experiment.images is not None:
-        alike = find_alike(cache, experiment.images.path, test, bits)
+        alike = find_alike(cache, experiment_photos(experiment), open_source(test) if test else None, bits)
     elif test is not None:
         raise UsageError("--test compares photos, which a store has not", hint="give the experiment's YAML")
     text = write(cache, licence or (), alike, experiment.name if experiment else "", bits)
