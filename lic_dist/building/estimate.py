@@ -119,7 +119,7 @@ def _workers(engine: config.Engine, stages: Iterable[str]) -> tuple[dict[str, in
         return dict.fromkeys(stages, 1), 1
     cores = None if engine.address or os.environ.get("RAY_ADDRESS") else engine.num_cpus or os.cpu_count()
     pools = {"read": engine.readers, "search": engine.searchers}
-    return {name: pools.get(name, engine.encoders) for name in stages}, cores
+    return {name: config.bounds(pools.get(name, engine.encoders))[1] for name in stages}, cores
 
 
 def describe(found: Estimate) -> list[str]:

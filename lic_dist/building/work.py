@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +22,9 @@ from lic_dist.building.shards import (
 from lic_dist.cache import layout
 from lic_dist.cache.plan import Geometry, Plan
 from lic_dist.cache.storage import Storage
+from lic_dist.config import Engine, bounds
 from lic_dist.engine.run import run
-from lic_dist.engine.stages import Stage
+from lic_dist.engine.stages import Stage, Work
 from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
@@ -49,13 +50,13 @@ def build_stages(job: Job, quantizer: tuple[str, str] | None) -> list[Stage]:
     """
     engine = job.workers.engine
     target = _target(job.storage, *(quantizer or ()))
-    read = Stage("read", partial(make_reader, target, job.source, job.images.crop), engine.readers)
+    read = Stage("read", partial(make_reader, target, job.source, job.images.crop), *bounds(engine.readers))
     if _is_walked(job.parent, job.plan.geometry):
         return [read, _code_stage(target, job.workers, job.plan.batch)]
     return [
         read,
         _encode_stage(target, job.workers, job.plan.batch),
-        Stage("search", partial(make_searcher, target), engine.searchers),
+        Stage("search", partial(make_searcher, target), *bounds(engine.searchers)),
     ]
 
 
@@ -67,17 +68,17 @@ def requantize_stages(
     """
     engine, target = workers.engine, _target(storage, group, record_json)
     header = layout.read_header(target.storage)
-    recall = Stage("recall", partial(make_stored_reader, target), engine.readers)
+    recall = Stage("recall", partial(make_stored_reader, target), *bounds(engine.readers))
     if _is_walked(parent, header.geometry):
         if not header.store_y:
             return [recall, _code_stage(target, workers, header.batch)]
         coder = partial(make_stored_coder, target, workers.model, header.batch)
-        return [Stage("code", coder, engine.encoders, engine.gpus_per_encoder)]
-    search = Stage("search", partial(make_searcher, target), engine.searchers)
+        return [_on_encoders("code", coder, engine)]
+    search = Stage("search", partial(make_searcher, target), *bounds(engine.searchers))
     if not header.store_y:
         return [recall, _encode_stage(target, workers, header.batch), search]
     hyper_decoder = partial(make_hyper_decoder, target, workers.model, header.batch)
-    return [Stage("view", hyper_decoder, engine.encoders, engine.gpus_per_encoder), search]
+    return [_on_encoders("view", hyper_decoder, engine), search]
 
 
 def _is_walked(parent: Checkpoint, geometry: Geometry) -> bool:
@@ -87,12 +88,16 @@ def _is_walked(parent: Checkpoint, geometry: Geometry) -> bool:
 
 def _code_stage(target: Target, workers: Workers, batch: int) -> Stage:
     made = partial(make_coder, target, workers.model, batch, _z_steps(target.storage))
-    return Stage("code", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
+    return _on_encoders("code", made, workers.engine)
 
 
 def _encode_stage(target: Target, workers: Workers, batch: int) -> Stage:
     made = partial(make_encoder, target, workers.model, batch, _z_steps(target.storage))
-    return Stage("encode", made, workers.engine.encoders, workers.engine.gpus_per_encoder)
+    return _on_encoders("encode", made, workers.engine)
+
+
+def _on_encoders(name: str, make: Callable[[], Work], engine: Engine) -> Stage:
+    return Stage(name, make, *bounds(engine.encoders), engine.gpus_per_encoder)
 
 
 def _z_steps(storage: Storage) -> int:

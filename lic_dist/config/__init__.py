@@ -13,6 +13,7 @@ from lic_dist.config.experiment import (
     Model,
     Quantizer,
     Report,
+    bounds,
     load,
     need,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Report",
     "Section",
     "Train",
+    "bounds",
     "load",
     "need",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -222,17 +223,41 @@ class Cache(Section):
     )
 
 
+def _parse_pool(value: Any) -> Any:
+    """Return a pool's size as it is. Raises ValueError for a range that begins above its end, or a bool."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    if isinstance(value, str) and RANGE.fullmatch(value):
+        least, most = map(int, value.split(".."))
+        if least > most:
+            raise ValueError(f"the range begins above its end: {most}..{least}?")
+    return value
+
+
+RANGE = re.compile(r"[1-9]\d*\.\.[1-9]\d*")
+Pool = Annotated[
+    Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=f"^{RANGE.pattern}$", examples=["a range like 2..8"])],
+    BeforeValidator(_parse_pool),
+]
+
+
+def bounds(pool: int | str) -> tuple[int, int]:
+    """Return the least and the greatest number of a pool's workers: 2 is (2, 2), and "2..8" is (2, 8)."""
+    least, _, most = str(pool).partition("..")
+    return int(least), int(most or least)
+
+
 class Engine(Section):
-    """Where shard work runs."""
+    """Where shard work runs. A pool is a number of workers, or a range, 2..8, within which it follows the cluster."""
 
     name: Literal["ray", "local"] = Field("ray", description="Ray, on a machine or a cluster; or processes here.")
-    encoders: int = Field(1, ge=1, description="Workers that run g_a and h_a.")
-    searchers: int = Field(
-        1, ge=1, description="Workers that quantize, of a build; with `local`, those of an evaluation too."
+    encoders: Pool = Field(1, description="Workers that run g_a and h_a.")
+    searchers: Pool = Field(
+        1, description="Workers that quantize, of a build; with `local`, those of an evaluation too."
     )
-    readers: int = Field(1, ge=1, description="Workers that read and crop photos.")
+    readers: Pool = Field(1, description="Workers that read and crop photos.")
     gpus_per_encoder: float = Field(0.0, ge=0, description="GPUs of an encoder, or a part of one; 0: on the CPU.")
-    trainers: int = Field(1, ge=1, description="Ranks of a finetuning under Ray Train.")
+    trainers: Pool = Field(1, description="Ranks of a finetuning under Ray Train; the batch must divide by them.")
     gpus_per_trainer: Literal[0, 1] = Field(0, description="GPUs of a rank.")
     address: str | None = Field(None, description="Of a running Ray cluster; null: one is started here.")
     num_cpus: int | None = Field(None, description="CPUs of a cluster started here; null: all.")

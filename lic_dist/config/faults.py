@@ -163,6 +163,8 @@ def _options(schema: dict[str, Any]) -> list[str]:
     if kind == "object":
         names = _options(schema["propertyNames"]) if "enum" in schema.get("propertyNames", {}) else ["names"]
         return [f"a mapping from {_joined(names)} to {_plural(schema.get('additionalProperties'))}"]
+    if kind == "string" and "examples" in schema:
+        return schema["examples"]
     if kind == "string" and "pattern" in schema:
         return ["a name of letters, digits and . _ @ -"]
     if kind == "string":

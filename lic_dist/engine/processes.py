@@ -26,12 +26,12 @@ _work: Work | None = None
 
 
 def run_in_processes(stage: Stage, units: Sequence[Any]) -> Generator[tuple[Any, Any], None, None]:
-    """Run `engine.run.run` for one stage in `stage.workers` processes; see there.
+    """Run `engine.run.run` for one stage in `stage.here` processes; see there.
 
     Raises:
         LicError: a process died; the units that it may have been working on are named.
     """
-    workers = min(stage.workers, len(units))
+    workers = min(stage.here, len(units))
     context = multiprocessing.get_context(START_METHOD)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=(stage.make,))
     left, in_flight = iter(units), dict[Future[Any], Any]()

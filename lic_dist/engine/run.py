@@ -32,7 +32,7 @@ def run(
     """
     if not stages:
         raise ValueError("no stages to run")
-    if engine == "local" and len(stages) == 1 and min(stages[0].workers, len(units)) > 1:
+    if engine == "local" and len(stages) == 1 and min(stages[0].here, len(units)) > 1:
         from lic_dist.engine.processes import run_in_processes
 
         return run_in_processes(stages[0], units)

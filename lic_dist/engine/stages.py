@@ -11,6 +11,7 @@ first stage.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ Work = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the work, and the number of its workers.
+    """One step of the work, and the number of its workers, which may grow up to `most` where there is room.
 
     `make` is called once in each worker, before its first unit, and returns the function that does the work. It must
     pickle (a module-level function, or a functools.partial of one). `gpus` is what one worker holds.
@@ -29,8 +30,19 @@ class Stage:
     name: str
     make: Callable[[], Work]
     workers: int = 1
+    most: int = 0  # 0: as many as `workers`
     gpus: float = 0.0
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.gpus < 0:
             raise ValueError(f"stage {self.name}: {self.workers} workers with {self.gpus} GPUs each")
+
+    @property
+    def limit(self) -> int:
+        """The greatest number of workers."""
+        return max(self.workers, self.most)
+
+    @property
+    def here(self) -> int:
+        """The number of workers on this machine alone."""
+        return max(self.workers, min(self.limit, os.cpu_count() or 1))

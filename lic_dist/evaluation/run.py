@@ -29,7 +29,7 @@ from lic_dist.building.base_summary import base_summary_of_pictures
 from lic_dist.building.shards import restore_torch_settings
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.rans import BitstreamError
-from lic_dist.config import Experiment, need
+from lic_dist.config import Experiment, bounds, need
 from lic_dist.data import images
 from lic_dist.data.source import PhotoSource
 from lic_dist.engine.run import run
@@ -159,7 +159,7 @@ def code(
     if not units:
         return
     engine = task.engine
-    stage = Stage("code", partial(_make_coder, task.source, work), engine.searchers)
+    stage = Stage("code", partial(_make_coder, task.source, work), *bounds(engine.searchers))
     results = run([stage], units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
     total = len(task.jobs) * len(task.names)
     with restore_torch_settings(), closing(results), Progress("coding", total, "image", done=total - len(units)) as bar:

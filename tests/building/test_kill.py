@@ -53,20 +53,6 @@ def build_quietly(document: dict, environment: dict[str, str] | None = None) -> 
     build(config.Experiment.model_validate(document))
 
 
-def build_impatiently(document: dict, environment: dict[str, str]) -> None:
-    """Workers take their time to start; where one has to replace another, it waits a second for a CPU of its own."""
-    from lic_dist.engine import on_ray
-
-    replace = on_ray._Pool.replace
-
-    def replacing(pool: on_ray._Pool, actor: object) -> None:
-        on_ray.PLACEMENT_SECONDS = 1.0
-        replace(pool, actor)
-
-    on_ray._Pool.replace = replacing
-    build_quietly(document, environment)
-
-
 def markers_of(path: Path) -> dict[Path, tuple[int, bytes]]:
     return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in path.glob(f"{markers.FOLDER}/*/*.json")}
 
@@ -235,7 +221,7 @@ def test_a_cluster_of_two_nodes_that_loses_one_in_mid_build_finishes_with_the_sa
     workers = {"name": "ray", "address": cluster.address, "readers": 1, "encoders": 1, "searchers": 1}
     document = asked(base, photos, path, engine=workers).model_dump(mode="json")
     try:  # three workers on three CPUs, then on one
-        driver = spawner.Process(target=build_impatiently, args=(document, ray_environment(ray_folder)))
+        driver = spawner.Process(target=build_quietly, args=(document, ray_environment(ray_folder)))
         driver.start()
         wait_for_markers(path, 3, driver)
         cluster.remove_node(second, allow_graceful=False)

@@ -82,6 +82,20 @@ def make_log(folder: Path, name: str, seconds: float):
     return work
 
 
+def make_where(log: Path, seconds: float):
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+
+    def work(value):
+        with log.open("a") as file:
+            file.write(f"{value} {node}\n")
+        time.sleep(seconds)
+        return node
+
+    return work
+
+
 def make_sleep(folder: Path):
     def work(value):
         (folder / str(os.getpid())).touch()

@@ -48,11 +48,11 @@ s3 = remote.s3
 @pytest.fixture(scope="module")
 def cluster(s3):
     """A Ray of two logical CPUs, shared by these tests, whose workers know the bucket."""
-    from lic_dist.engine import on_ray
+    from lic_dist.engine.ray_cluster import connected
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
-    with on_ray.connected(None, num_cpus=2):
+    with connected(None, num_cpus=2):
         yield
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
@@ -87,7 +87,7 @@ def test_ray_replaces_a_dead_worker_and_repeats_its_unit(cluster, tmp_path):
 
 
 def test_ray_gives_up_on_workers_that_do_not_start(cluster, monkeypatch):
-    monkeypatch.setattr("lic_dist.engine.on_ray.RETRIES", 1)
+    monkeypatch.setattr("lic_dist.engine.actors.RETRIES", 1)
     with pytest.raises(LicError, match="workers of stage 'strange' do not start") as caught:
         list(run([Stage("strange", Unloadable(), 1)], [1], engine="ray"))
     assert "installed on every node" in caught.value.hint
@@ -95,9 +95,9 @@ def test_ray_gives_up_on_workers_that_do_not_start(cluster, monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 2])  # with CPUs to spare, and with none: then it shares one, once
 def test_ray_waits_for_workers_that_are_slow_to_start(cluster, monkeypatch, workers):
-    from lic_dist.engine import on_ray
+    from lic_dist.engine import actors
 
-    monkeypatch.setattr(on_ray, "PLACEMENT_SECONDS", 0.3)
+    monkeypatch.setattr(actors, "PLACEMENT_SECONDS", 0.3)
     results = list(run([Stage("slow", SlowToLoad(), workers)], range(6), engine="ray"))
     assert sorted(unit for unit, _ in results) == list(range(6))
 
@@ -107,10 +107,10 @@ def test_none_ends_a_unit_before_the_later_stages(cluster):
 
 
 def test_ray_gives_up_on_a_unit_that_kills_its_workers(cluster, tmp_path, monkeypatch):
-    from lic_dist.engine import on_ray
+    from lic_dist.engine import actors
 
-    assert on_ray.RETRIES == 3
-    monkeypatch.setattr(on_ray, "RETRIES", 1)
+    assert actors.RETRIES == 3
+    monkeypatch.setattr(actors, "RETRIES", 1)
     with pytest.raises(LicError, match="shard 7: its worker in stage 'deadly' died 2 times"):
         list(run([Stage("deadly", partial(make_dies_always, tmp_path))], ["shard 7"], engine="ray"))
     assert (tmp_path / "attempts").read_text() == "xx"

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from lic_dist.engine.on_ray import _require_answer, connected
+from lic_dist.engine.ray_cluster import _require_answer, connected
 from lic_dist.errors import LicError
 
 

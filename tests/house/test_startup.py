@@ -218,7 +218,7 @@ def test_every_command_runs_for_a_user_without_a_home_and_shows_no_librarys_warn
 @pytest.mark.slow
 def test_a_ray_of_our_own_starts_where_there_is_no_home(tmp_path: Path) -> None:
     code = """
-from lic_dist.engine.on_ray import connected, ray
+from lic_dist.engine.ray_cluster import connected, ray
 with connected(None, 1): print(ray.is_initialized())
 print(ray.is_initialized())
 """
