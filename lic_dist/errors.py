@@ -33,5 +33,13 @@ class SharedError(LicError):
     """An error that every rank of a training job raises alike; the first rank prints it. Exit code 1."""
 
 
+class Stopped(SharedError):
+    """A training job was told to leave, and did with a state on disk; it goes on when it is started again. The exit
+    code is that of SIGTERM.
+    """
+
+    exit_code = 143
+
+
 class LostRank(LicError):
     """Another rank of a training job died; the job resumes when it is started again. Exit code 1."""

@@ -22,12 +22,13 @@ def start(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
     dies_at: int = 0,
+    by: int = signal.SIGKILL,
 ) -> BaseProcess:
     """Start `lic-dist COMMAND` with this environment (this process's) and folder; what it says goes into files.
 
-    It kills itself instead of the training step `dies_at`, counted from one.
+    It sends itself a signal before the training step `dies_at`, counted from one.
     """
-    return _start(partial(_lic_dist, [*map(str, command)], dies_at), out, err or out, environment, folder)
+    return _start(partial(_lic_dist, [*map(str, command)], dies_at, by), out, err or out, environment, folder)
 
 
 def run(
@@ -44,16 +45,18 @@ def python(
     return _run(partial(_python, code, [*map(str, arguments)]), environment, None, timeout)
 
 
-def ranks(*command: object, output: Path, dying: Sequence[int] = (), step: int = 0) -> list[int | None]:
+def ranks(
+    *command: object, output: Path, dying: Sequence[int] = (), step: int = 0, by: int = signal.SIGKILL
+) -> list[int | None]:
     """Run `lic-dist COMMAND` in two ranks as torchrun starts them; their exit codes.
 
-    The ranks of `dying` kill themselves instead of their step of this number, counted from one.
+    The ranks of `dying` send themselves the signal `by` before their step of this number, counted from one.
     """
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []
     for rank in ("0", "1"):
         environment = {**os.environ, **meeting, "RANK": rank, "LOCAL_RANK": rank}
-        processes.append(start(command, output, None, environment, dies_at=step if int(rank) in dying else 0))
+        processes.append(start(command, output, None, environment, dies_at=step if int(rank) in dying else 0, by=by))
     for process in processes:
         process.join(100)
         if process.is_alive():
@@ -69,8 +72,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def die_at(step: int) -> None:
-    """Let this process kill itself instead of its training step of this number, counted from one."""
+def die_at(step: int, by: int = signal.SIGKILL) -> None:
+    """Let this process send itself a signal before its training step of this number, counted from one."""
     from lic_dist.training import loop
 
     take_step, taken = loop.take_step, 0
@@ -79,7 +82,7 @@ def die_at(step: int) -> None:
         nonlocal taken
         taken += 1
         if taken == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
         return take_step(*arguments)
 
     loop.take_step = dying
@@ -120,9 +123,9 @@ def _main(work: Callable[[], None], out: str, err: str, environment: dict[str, s
     work()
 
 
-def _lic_dist(command: list[str], dies_at: int) -> None:
+def _lic_dist(command: list[str], dies_at: int, by: int = signal.SIGKILL) -> None:
     if dies_at:
-        die_at(dies_at)
+        die_at(dies_at, by)
     from lic_dist.app.cli import main
 
     sys.argv = ["lic-dist", *command]

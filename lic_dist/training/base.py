@@ -211,7 +211,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         of_step, lmbda = rates[np.random.default_rng((config.seed, step)).integers(len(rates))]
         codec.take_gain(of_step)
         numbers = range(step * config.batch, (step + 1) * config.batch)[share]
-        parts = next(batches).tensor_split(config.accumulate)
+        parts = next(batches).tensor_split(loop.parts)
         loop.train_step(parts, loss, lambda: f"crops of {', '.join(map(crops.source, numbers))}")  # noqa: B023
         codec.take_gain(gain)
         if loop.evaluation_due:

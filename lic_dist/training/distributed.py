@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lic_dist.errors import LicError, LostRank, UsageError
+from lic_dist.training.notice import Notice
 
 SILENCE_TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer within a step is taken for dead
 _KNOWN = inspect.signature(
@@ -32,13 +33,16 @@ LONE_RANK_TIMEOUT = timedelta(days=7)  # the first rank's own work, such as a se
 @dataclass(frozen=True)
 class Ranks:
     """This process's rank among `world` ranks, and its device. `waiting` is a gloo group with a long timeout, for
-    `wait`.
+    `wait`; `notice` says when this rank is to leave. `usual` are the ranks that the job's settings were chosen for, of
+    which some may be missing.
     """
 
     rank: int
     world: int
     device: torch.device
     waiting: Any = None
+    notice: Notice = field(default_factory=Notice)
+    usual: int = 0
 
     @property
     def first(self) -> bool:
@@ -56,6 +60,22 @@ class Ranks:
         size = batch // self.world
         return slice(self.rank * size, (self.rank + 1) * size)
 
+    def parts(self, batch: int, accumulate: int) -> int:
+        """Return in how many parts a rank takes its share of a global batch: `accumulate`, and where ranks are missing
+        as many more as keep a part from being larger than it is with all of them.
+
+        Raises:
+            UsageError: the batch or the share does not divide.
+        """
+        share = self.share(batch)
+        size = share.stop - share.start
+        if size % accumulate:
+            raise UsageError(f"a rank's {size} samples do not divide into {accumulate} parts", hint="accumulate")
+        least = accumulate * self.usual / self.world
+        return next(
+            (parts for parts in range(accumulate, size, accumulate) if parts >= least and size % parts == 0), size
+        )
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module under DDP, or itself where there is one rank."""
         if self.world == 1:
@@ -68,14 +88,15 @@ class Ranks:
         if self.world > 1:
             dist.barrier(group=self.waiting)
 
-    def mean(self, value: Tensor) -> float:
-        """Return the mean of a scalar over the ranks, equal on all of them; not finite where any rank's value is
-        not.
+    def mean(self, value: Tensor) -> tuple[float, bool]:
+        """Return the mean of a scalar over the ranks, equal on all of them, and whether any has notice to leave. The
+        mean is not finite where any rank's value is not.
         """
-        value = value.detach().double()
+        told = value.detach().double().new_tensor([value, float(bool(self.notice.why()))])
         if self.world > 1:
-            dist.all_reduce(value)
-        return float(value) / self.world
+            dist.all_reduce(told)
+        total, leaving = told.tolist()
+        return total / self.world, leaving > 0
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, by rank; for small plain data."""
@@ -87,12 +108,13 @@ class Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(notice: Notice | None = None, usual: int = 0) -> Iterator[Ranks]:
     """Join the process group that torchrun set up (NCCL on GPUs, gloo on CPUs), and leave it at the end.
 
     A group that the launcher has joined, as Ray Train does, is used and left to the launcher, which has also set this
-    thread's GPU.
+    thread's GPU. `notice` and `usual`: see `Ranks`.
     """
+    notice = notice or Notice()
     joined = dist.is_initialized()
     if joined:
         rank, world = dist.get_rank(), dist.get_world_size()
@@ -109,7 +131,7 @@ def joined() -> Iterator[Ranks]:
                 )
             torch.cuda.set_device(device)
     if world == 1:
-        yield Ranks(rank, world, device)
+        yield Ranks(rank, world, device, None, notice, usual)
         return
     if not on_gpu:
         torch.set_num_threads(1)
@@ -119,7 +141,8 @@ def joined() -> Iterator[Ranks]:
             store = _fresh_store(store, rank, world)
             backend = "nccl" if on_gpu else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=SILENCE_TIMEOUT)
-        yield Ranks(rank, world, device, dist.new_group(backend="gloo", timeout=LONE_RANK_TIMEOUT))
+        waiting = dist.new_group(backend="gloo", timeout=LONE_RANK_TIMEOUT)
+        yield Ranks(rank, world, device, waiting, notice, usual)
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
             raise LostRank(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,17 @@ from lic_dist.training.retrain import Group, Source, retrain
 from lic_dist.training.snapshots import read_snapshots
 
 
-def finetune(experiment: config.Experiment) -> Path:
+def finetune(experiment: config.Experiment, launched: AbstractContextManager[Ranks] | None = None) -> Path:
     """Finetune a base model on its cache; return the path of the checkpoint.
 
-    A finished job is left as it is, an interrupted one resumes.
+    A finished job is left as it is, an interrupted one resumes. `launched` are a launcher's ranks, else those `joined`.
 
     Raises:
         LicError, UsageError: see `retrain`.
     """
     section = config.need(experiment.finetune, "finetune")
     quantizer = config.need(experiment.quantizer, "quantizer")
-    with joined() as ranks:
+    with launched or joined() as ranks:
         parent, cache = load_parent(experiment), read_snapshots(_opened(experiment, section), section, ranks)
         source = Source(parent, cache, tuple(_groups(cache.stores[0], parent, section, quantizer)))
         if section.rounds == 1:

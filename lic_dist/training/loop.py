@@ -7,6 +7,7 @@
             loop.evaluate(measure)                       # held-out figures, best weights, a state on disk, a log row
     loop.best                                            # the weights that the model is left with
 
+When a rank has notice to leave (notice.py), the step is finished, a state written, and `Stopped` raised on every rank.
 Each phase trains its own parameters, with a new optimizer and schedule, from the best weights so far. Where there is a
 moving average of the weights, it is evaluated and kept. The state on disk and the number of a step determine all later
 steps: on CPUs, a job that is killed and restarted ends with the same bits.
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.config.training import Steps
-from lic_dist.errors import SharedError, UsageError
+from lic_dist.errors import SharedError, Stopped
 from lic_dist.models.parts import freeze_all_but
 from lic_dist.models.protocol import mask_weights
 from lic_dist.progress import Progress
@@ -95,15 +96,11 @@ class TrainingLoop:
         self.replay: Any = None  # a Replay after the first step of a phase, where steps are graphs
         self.title, self.section, self.phases, self.ranks = title, section, tuple(phases), ranks
         self.module, self.model = module, model
-        share = ranks.share(section.batch)
-        if (share.stop - share.start) % section.accumulate:
-            raise UsageError(
-                f"a rank's {share.stop - share.start} samples do not divide into {section.accumulate} parts",
-                hint="accumulate",
-            )
+        self.parts = ranks.parts(section.batch, section.accumulate)
         self.states = ResumeStates(section.out / "states", identity, section.keep)
         self.choice = Choice(copy.deepcopy(model.state_dict()))
         self.phase = self.taken = self.done = 0  # the phase, the steps taken in it, and those taken in all
+        self.leaving = False  # whether a rank has notice
         with contextlib.ExitStack() as stack:  # until the loop is over, or fails to begin
             if ranks.first:
                 stack.enter_context(self.states.lock())
@@ -132,7 +129,8 @@ class TrainingLoop:
     def __iter__(self) -> Iterator[int]:
         self.started = time.monotonic()
         total = sum(phase.steps for phase in self.phases)
-        with self.open, Progress(self.title, total, "step", done=self.done) as self.bar:
+        heeding = self.ranks.notice.heeding_signals()
+        with self.open, heeding, Progress(self.title, total, "step", done=self.done) as self.bar:
             while True:
                 phase = self.phases[self.phase]
                 while not self._phase_is_over:
@@ -141,6 +139,8 @@ class TrainingLoop:
                         group["lr"] = self.rate
                     seed_step(self.section.seed, self.done, self.ranks.rank)
                     yield self.done
+                    if self.leaving:
+                        self._leave()
                 if self.phase + 1 == len(self.phases):
                     break
                 self.model.load_state_dict(self.best.weights)
@@ -151,7 +151,7 @@ class TrainingLoop:
     def train_step(
         self, parts: Sequence[P], loss: Callable[[nn.Module, P], Tensor], batch_name: Callable[[], str]
     ) -> None:
-        """Take one step on this rank's share of a global batch, in `accumulate` parts of equal size.
+        """Take one step on this rank's share of a global batch, in `self.parts` parts of equal size.
 
         `loss` is the mean over a part's samples; `batch_name` describes the batch in an error.
 
@@ -164,7 +164,7 @@ class TrainingLoop:
             last = number == len(parts)
             with contextlib.nullcontext() if last or self.ranks.world == 1 else self.wrapped.no_sync():  # type: ignore[operator]
                 total += self._add_gradients(part, len(parts), loss)
-        mean = self.ranks.mean(total)
+        mean, self.leaving = self.ranks.mean(total)
         norm, finite = take_step(mean, self.trained, self.optimizer, self.section.clip)
         if not finite:
             self._stop_not_finite(float(total), norm, batch_name())
@@ -232,6 +232,16 @@ class TrainingLoop:
             self.patience = Patience(**state["watch"])
         self.wrapped = self.ranks.wrap(self.module)
         self.replay = None
+
+    def _leave(self) -> NoReturn:
+        """Write the state, if the last one is older, and stop, on every rank."""
+        why = next(filter(None, self.ranks.gather(self.ranks.notice.why())), "")
+        if self.ranks.first and not self.evaluation_due:
+            self.states.write(self.done, self._state())
+        self.ranks.wait()  # a launcher may end the others as soon as one has ended
+        raise Stopped(
+            f"{why}: stopped after step {self.done}, whose state is on disk", hint="started again, it goes on"
+        )
 
     def _state(self) -> dict[str, Any]:
         return {

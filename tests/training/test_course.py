@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from lic_dist import config
 from lic_dist.config.experiment import parse
-from lic_dist.errors import LicError, UsageError
+from lic_dist.errors import LicError, Stopped, UsageError
 from lic_dist.models.compat import import_compressai
 from lic_dist.training import loop as module
 from lic_dist.training.average import WeightAverage
@@ -114,6 +116,40 @@ def test_a_job_killed_at_any_step_goes_on_to_the_same_bits(
         resumed, other = run(out, **changes)
         assert bits(other) == bits(model) and resumed.best.step == whole.best.step, step
         assert [{**row, "time": 0, "steps_per_second": 0} for row in read_log(out / "log.jsonl")] == rows
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 7, 10])
+def test_sigterm_leaves_a_state_after_the_step_from_which_the_job_goes_on_to_the_same_bits(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 3 and 7 end with an evaluation, which has written that state."""
+    whole, model = run(tmp_path / "whole")
+
+    def told(forward: nn.Module, x: Tensor) -> Tensor:
+        if torch.equal(x, batch_of(step - 1)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss_of(forward, x)
+
+    monkeypatch.setattr(sys.modules[__name__], "ALONE", Ranks(0, 1, torch.device("cpu")))
+    before, out = signal.getsignal(signal.SIGTERM), tmp_path / "cut"
+    with pytest.raises(Stopped, match=f"SIGTERM: stopped after step {step}") as caught:
+        run(out, loss=told)
+    assert caught.value.exit_code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+    assert max(path.name for path in (out / "states").glob("*.pth")) == f"{step:08d}.pth"
+    monkeypatch.setattr(sys.modules[__name__], "ALONE", Ranks(0, 1, torch.device("cpu")))
+    resumed, other = run(out)
+    assert resumed.first == step and bits(other) == bits(model)
+
+
+def test_missing_ranks_make_more_parts_and_no_larger_ones() -> None:
+    def parts(world: int, accumulate: int = 1, usual: int = 8, batch: int = 32) -> int:
+        return Ranks(0, world, torch.device("cpu"), usual=usual).parts(batch, accumulate)
+
+    assert [parts(world) for world in (8, 4, 2, 1)] == [1, 2, 4, 8]
+    assert parts(16) == 1 and parts(2, usual=0) == 1 and parts(4, accumulate=2) == 4
+    assert parts(3, batch=24) == 4  # 8 samples, at most 3 at a time
+    with pytest.raises(UsageError, match="4 samples do not divide into 3 parts"):
+        parts(8, accumulate=3)
 
 
 def test_a_phase_trains_its_own_parameters_from_the_best_weights_so_far(tmp_path: Path) -> None:

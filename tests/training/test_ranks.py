@@ -161,12 +161,16 @@ def test_two_ranks_take_the_steps_of_one(
 
 
 @pytest.mark.slow
-def test_a_job_of_two_ranks_goes_on_with_one(base: Path, photos: Path, store: Path, tmp_path: Path) -> None:
+def test_a_job_of_two_ranks_of_which_one_is_told_to_leave_goes_on_with_one(
+    base: Path, photos: Path, store: Path, tmp_path: Path
+) -> None:
     """The order of global batches and their noise do not depend on the ranks; sums of gradients round otherwise."""
     more = {"recipe": "decoder+hyper", "latents": "noise"}
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(document(base, photos, store, tmp_path / "a", **more)))
-    assert ranks("finetune", path, output=tmp_path / "said", dying=(0, 1), step=6) == 2 * [-signal.SIGKILL]
+    said = tmp_path / "said"
+    assert ranks("finetune", path, output=said, dying=(1,), step=6, by=signal.SIGTERM) == [143, 143], said.read_text()
+    assert said.read_text().count("error: SIGTERM: stopped after step 7, whose state is on disk") == 1
     job.finetune(config.Experiment.model_validate(document(base, photos, store, tmp_path / "a", **more)))
     job.finetune(config.Experiment.model_validate(document(base, photos, store, tmp_path / "b", **more)))
     one, two = (checkpoint.load(str(tmp_path / name)).model.state_dict() for name in "ab")
