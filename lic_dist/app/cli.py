@@ -270,7 +270,7 @@ def bench_quantization(
 def bench_cache(
     parts: Annotated[
         list[str] | None,
-        typer.Option("--part", help="build, loader, size, memory, plan, append or photos; may be repeated."),
+        typer.Option("--part", help="build, loader, size, memory, plan, append, photos or engine; may be repeated."),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Photos to build from; default: scikit-image's.")] = None,
     crops: Annotated[int, typer.Option(min=64, help="Crops of the build.")] = 2000,

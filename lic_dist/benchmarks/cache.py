@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lic_dist.benchmarks import building, photo_reading, reading
+from lic_dist.benchmarks import building, engines, photo_reading, reading
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.errors import UsageError
 
-PARTS = ("build", "loader", "size", "memory", "plan", "append", "photos")
+PARTS = ("build", "loader", "size", "memory", "plan", "append", "photos", "engine")
 
 
 def bench(parts: Sequence[str], images: Path | None, crops: int, quick: bool) -> dict[str, Any]:
@@ -34,6 +34,7 @@ def bench(parts: Sequence[str], images: Path | None, crops: int, quick: bool) ->
         "plan": lambda: building.planning(1_000_000 // tenth),
         "append": lambda: building.growing(20_000 // tenth, 200 // tenth, 3),
         "photos": lambda: photo_reading.from_a_bucket(1.0, 2 if quick else 20),
+        "engine": lambda: engines.compare(120 // (4 if quick else 1), 3 // (3 if quick else 1)),
     }
     for part in parts or PARTS:
         figures[part] = runs[part]()
@@ -132,6 +133,18 @@ def _photo_tables(figures: dict[str, Any]) -> list[Table]:
     return [table(title, names, rows)]
 
 
+def _engine_tables(figures: dict[str, Any]) -> list[Table]:
+    handed, lost = figures["handing"], figures["losing"]
+    rows = [(name, f"{one['start']:.1f}", f"{one['rate']:.1f}", f"{one['mb']:.0f}") for name, one in handed.items()]
+    made = [table("Shards of 12.6 MB through three idle stages", ("", "s to the first", "shards/s", "MB"), rows)]
+    rows = [
+        (name, f"{one['rate_before']:.1f}", f"{one['seconds']:.1f}", f"{one['seconds'] / one['share']:.2f}")
+        for name, one in lost.items()
+    ]
+    names = ("", "units/s before", "s for the other half", "of the survivors' share")
+    return [*made, table("Nine of ten CPUs lost halfway", names, rows)]
+
+
 _TABLES: dict[str, Callable[[Any], list[Table]]] = {
     "build": _build_tables,
     "loader": _loader_tables,
@@ -140,4 +153,5 @@ _TABLES: dict[str, Callable[[Any], list[Table]]] = {
     "plan": _plan_tables,
     "append": _append_tables,
     "photos": _photo_tables,
+    "engine": _engine_tables,
 }

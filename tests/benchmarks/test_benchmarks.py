@@ -13,7 +13,18 @@ import torch
 from typer.testing import CliRunner
 
 from lic_dist.app.cli import app
-from lic_dist.benchmarks import building, data, exhaustive, quantization, reading, speed, theory, training, whole
+from lic_dist.benchmarks import (
+    building,
+    data,
+    engines,
+    exhaustive,
+    quantization,
+    reading,
+    speed,
+    theory,
+    training,
+    whole,
+)
 from lic_dist.benchmarks import cache as cache_bench
 from lic_dist.benchmarks.untrained import untrained
 from lic_dist.errors import LicError, UsageError
@@ -229,6 +240,15 @@ def test_an_append_is_measured_beside_its_build() -> None:
     assert found["least"] == 0.1 and found["wall"] > 0 and found["cpu"] > 0
     (table,) = cache_bench._append_tables(found)
     assert table.row_count == 3
+
+
+def test_engines_are_told_beside_each_other_and_one_that_hangs_is_infinite() -> None:
+    handed = dict.fromkeys(engines.ENGINES, {"start": 4.0, "rate": 30.0, "mb": 900.0})
+    lost = {name: {"rate_before": 8.0, "seconds": taken, "share": 30.0}
+            for name, taken in zip(engines.ENGINES, (33.0, float("inf")), strict=True)}  # fmt: skip
+    tables = cache_bench._engine_tables({"handing": handed, "losing": lost})
+    assert [table.row_count for table in tables] == [2, 2]
+    assert list(tables[1].columns[-1].cells) == ["1.10", "inf"]
 
 
 @pytest.mark.slow
