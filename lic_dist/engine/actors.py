@@ -64,7 +64,8 @@ class Pool:
         self.free: deque[Any] = deque()
         self.going: set[Any] = set()  # those at work for the last time
         self.waiting: deque[tuple[int, Any]] = deque()  # (position of the unit, argument or reference to it)
-        self.failed_starts = 0  # actors that died before they ran, since the last that did
+        self.failed_starts = 0  # actors that died before they ran, since the last that did or the last change of nodes
+        self._staying: set[str] = set()
         self._begun: dict[Any, float] = {}  # when an actor's call began, after its first, in which it makes its work
         self._warm: set[Any] = set()
         self._recent: deque[float] = deque(maxlen=RECENT)
@@ -98,6 +99,8 @@ class Pool:
 
     def leave(self, staying: dict[str, Any]) -> None:
         """Let go the actors on other nodes than those that stay."""
+        if staying.keys() != self._staying:  # those that were to start there have died, too
+            self._staying, self.failed_starts = set(staying), 0
         for actor in [actor for actor, node in self.nodes.items() if node not in staying]:
             self.let_go(actor)
 
@@ -113,7 +116,7 @@ class Pool:
         except RayError as error:
             ray.kill(asked.actor, no_restart=True)
             self.failed_starts += 1
-            if self.failed_starts > RETRIES * self.stage.workers:
+            if self.failed_starts > RETRIES * self.stage.limit:
                 why = " ".join(str(error).split())[:300]
                 raise LicError(
                     f"the workers of stage '{self.stage.name}' do not start: {why}", hint=SAME_VERSION_HINT
