@@ -11,8 +11,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ from lic_dist.engine.stages import Stage
 
 SHARD_BYTES = 64 * 3 * 256 * 256  # pixels of a shard
 WAITS = (0.02, 0.5, 0.1)  # seconds of a unit in each stage, where nodes are lost
-NODES, CPUS = 3, 3  # that are lost, beside a head with one CPU
+CPUS = 9  # of the node that is lost, beside a head with one
 PATIENCE = 4.0  # times the survivors' share of the time, after which an engine is taken to hang
 MIB = 2**20
 
@@ -126,48 +126,35 @@ def losing(units: int) -> dict[str, Any]:
     """Lose nine of ten CPUs when half of the units are done: how long the other half takes, over what one worker of the
     slowest stage would; infinite where it is not done in PATIENCE times that.
     """
-    found = {}
-    for name, engine in ENGINES.items():
-        with _cluster() as (cluster, nodes):
-            times: list[float] = []
-            halfway = threading.Event()
-
-            def collect(
-                engine: Engine = engine, times: list[float] = times, halfway: threading.Event = halfway
-            ) -> None:
-                for _ in engine(_stages(1000, WAITS, (1, 6, 3)), range(units)):
-                    times.append(time.monotonic())
-                    if len(times) == units // 2:
-                        halfway.set()
-
-            worker = threading.Thread(target=collect, daemon=True)
-            worker.start()
-            halfway.wait()
-            for node in nodes:
-                cluster.remove_node(node, allow_graceful=False)
-            lost, left = time.monotonic(), units - len(times)
-            share = max(WAITS) * left
-            worker.join(PATIENCE * share)
-            seconds = float("inf") if worker.is_alive() else times[-1] - lost
-            before = (units // 4) / (times[units // 2 - 1] - times[units // 4 - 1])
-            found[name] = {"rate_before": before, "left": left, "share": share, "seconds": seconds}
-    return found
-
-
-@contextmanager
-def _cluster() -> Iterator[tuple[Any, list[Any]]]:
-    """Start a Ray of a head with one CPU and of NODES others with CPUS each; connect to it."""
     import ray
     from ray.cluster_utils import Cluster
 
+    found = {}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=CPUS) for _ in range(NODES)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
-        yield cluster, nodes
+        for name, engine in ENGINES.items():
+            node = cluster.add_node(num_cpus=CPUS)
+            results = engine(_stages(1000, WAITS, (1, 6, 3)), range(units))
+            times = [time.monotonic() for _ in islice(results, units // 2)]
+            cluster.remove_node(node, allow_graceful=False)
+            lost, left = time.monotonic(), units - len(times)
+            share = max(WAITS) * left
+            rest = threading.Thread(target=_drain, args=(results, times), daemon=True)
+            rest.start()
+            rest.join(PATIENCE * share)
+            seconds = times[-1] - lost if len(times) == units else float("inf")
+            before = (units // 4) / (times[units // 2 - 1] - times[units // 4 - 1])
+            found[name] = {"rate_before": before, "left": left, "share": share, "seconds": seconds}
     finally:
         ray.shutdown()
         cluster.shutdown()
+    return found
+
+
+def _drain(results: Iterator[Any], times: list[float]) -> None:
+    for _ in results:
+        times.append(time.monotonic())
 
 
 def _resident() -> float:
