@@ -149,6 +149,27 @@ def test_what_can_not_be_held_out_is_said_in_plain_words(tmp_path: Path, written
         config.load(tmp_path / "a.yaml")
 
 
+@pytest.mark.parametrize(("written", "found"), [("2", (2, 2)), ("2..8", (2, 8)), ("'3'", (3, 3)), ("1..1", (1, 1))])
+def test_a_pool_is_a_number_or_a_range(tmp_path: Path, written: str, found: tuple[int, int]) -> None:
+    engine = config.load(write(tmp_path / "a.yaml", {}), [f"engine.encoders={written}"]).engine
+    assert config.bounds(engine.encoders) == found
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("8..2", "engine.trainers: the range begins above its end: 2..8?"),
+        ("0..2", "must be a whole number of at least 1 or a range like 2..8, not '0..2'"),
+        ("2-8", "must be a whole number of at least 1 or a range like 2..8, not '2-8'"),
+        ("true", "engine.trainers: true and false are no numbers"),
+    ],
+)
+def test_what_is_no_pool_is_said_in_plain_words(tmp_path: Path, written: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.load(write(tmp_path / "a.yaml", {}), [f"engine.trainers={written}"])
+    assert said in caught.value.message
+
+
 def test_scalars_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: [1e-4, 5E-2, 1., .5, 1_000, 010, no, on, 2024-01-01, 1:30, 1e5x, +1, .inf]")
     assert yaml_file.read(tmp_path / "a.yaml") == [
