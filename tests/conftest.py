@@ -36,6 +36,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # test_startup after what compiles the kernels that it copies.
 HEAVIEST = (
     *("cluster/test_ray_train", "benchmarks/test_benchmarks", "cluster/test_on_a_head", "training/test_finetune"),
+    "cluster/test_elastic",
     *("building/test_kill", "house/test_printed", "app/test_study", "engine/test_on_ray", "training/test_ranks"),
     *("house/test_startup", "building/test_stages", "quantization/test_search", "cache/test_remote"),
     *("app/test_foreign", "app/test_families", "training/test_stages_jobs", "app/test_quickstart"),

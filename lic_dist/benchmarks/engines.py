@@ -85,7 +85,7 @@ def _on_ray_data(stages: Sequence[Stage], units: Sequence[Any]) -> Iterator[tupl
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    rows = ray.data.from_items([{"unit": unit, "value": unit} for unit in units], override_num_blocks=len(units))
+    rows: Any = ray.data.from_items([{"unit": unit, "value": unit} for unit in units], override_num_blocks=len(units))
     for stage in stages:
         pool = ray.data.ActorPoolStrategy(min_size=stage.workers, max_size=stage.limit)
         rows = rows.map_batches(
@@ -98,9 +98,11 @@ def _on_ray_data(stages: Sequence[Stage], units: Sequence[Any]) -> Iterator[tupl
 ENGINES: dict[str, Engine] = {"actors": _on_actors, "Ray Data": _on_ray_data}
 
 
-def compare(units: int, rounds: int) -> dict[str, Any]:
-    """Measure both engines: seconds to the first unit, units a second, MB; and what nine of ten lost CPUs cost."""
-    return {"handing": handing(units, rounds), "losing": losing(2 * (units // 2))}
+def compare(handed: int, rounds: int, lost: int) -> dict[str, Any]:
+    """Measure both engines: seconds to the first of so many units, units a second, MB; and what nine of ten lost CPUs
+    cost, in the middle of so many.
+    """
+    return {"handing": handing(handed, rounds), "losing": losing(lost)}
 
 
 def handing(units: int, rounds: int) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def losing(units: int) -> dict[str, Any]:
 
     found = {}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=cluster.address, log_to_driver=False)
     try:
         for name, engine in ENGINES.items():
             node = cluster.add_node(num_cpus=CPUS)
