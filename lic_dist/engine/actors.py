@@ -62,6 +62,7 @@ class Pool:
         self.asked: dict[Any, _Asked] = {}  # by their tokens
         self.nodes: dict[Any, str] = {}  # of each actor that was placed, the node
         self.free: deque[Any] = deque()
+        self.sharing: set[Any] = set()  # those placed without a CPU of their own
         self.going: set[Any] = set()  # those at work for the last time
         self.waiting: deque[tuple[int, Any]] = deque()  # (position of the unit, argument or reference to it)
         self.failed_starts = 0  # actors that died before they ran, since the last that did or the last change of nodes
@@ -125,6 +126,8 @@ class Pool:
         self.failed_starts = 0
         self.nodes[asked.actor] = node
         self.free.append(asked.actor)
+        if not asked.cpus:
+            self.sharing.add(asked.actor)
         return True
 
     def begin(self, argument: Any) -> tuple[Any, Any, Any]:
@@ -159,6 +162,7 @@ class Pool:
         self.nodes.pop(actor, None)
         self._begun.pop(actor, None)
         self.going.discard(actor)
+        self.sharing.discard(actor)
         self._warm.discard(actor)
 
     def share_cpu(self, cpus: float) -> None:

@@ -7,8 +7,8 @@ first when it has been placed.
 
 The pools follow the cluster. About once a second the driver looks at the nodes that stay and allots their room by the
 seconds that a unit takes in each stage: a pool grows up to `Stage.most` as nodes join, and where there is room for
-fewer than all pools want, workers of one make way for another's. Once all that fit are placed, as many again are asked
-for, which is what an autoscaler sees. A node that drains gets no new unit. If there is no CPU for each stage, workers
+fewer than all pools want, workers of one make way for another's. Once they fill the room, as many again are asked for,
+which is what an autoscaler sees. A node that drains gets no new unit. If there is no CPU for each stage, workers
 share one: fewer machines are slower, but work goes on.
 
 When a worker or node dies, its units start again at the first stage. If the driver dies, so do its actors. Ray gets
@@ -120,7 +120,8 @@ class _Run:
         if limits != self.limits or (seconds and rate(counts, seconds) > BETTER * rate(self.counts, seconds)):
             self.counts, self.limits = counts, limits
         ahead = self.counts
-        if all(pool.size >= count for pool, count in zip(self.pools, self.counts, strict=True)):
+        full = sum(self.counts) == present and not any(pool.sharing for pool in self.pools)  # what is asked for waits
+        if full and all(pool.size >= count for pool, count in zip(self.pools, self.counts, strict=True)):
             wanted = [(pool.stage.workers, pool.stage.limit) for pool in self.pools]
             ahead = allot(wanted, seconds, present + sum(self.counts))
         cpus = self.share if sum(self.counts) <= present else 0.0
