@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
@@ -13,6 +14,8 @@ Options = tuple[tuple[str, str], ...]  # obstore's, sorted: endpoint, region, sk
 
 PARALLEL_REQUESTS = 16  # requests in flight from one worker
 TRANSFER_TRIES = 5  # tries of a transfer whose body breaks off
+CONNECTION_TRIES = 10  # tries of a request that obstore does not send again where its connection breaks off
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0  # seconds between two of these
 RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=5)}  # of one request, with back-off
 TIMEOUT = timedelta(seconds=60)  # of one try
 REACHABLE = "does the bucket exist, is it reachable, do the credentials allow it?"
@@ -20,8 +23,13 @@ REACHABLE = "does the bucket exist, is it reachable, do the credentials allow it
 T = TypeVar("T")
 
 
-def request(url: str, options: Options, call: Callable[[Any, Any], T], hint: str = REACHABLE) -> T:
+def request(
+    url: str, options: Options, call: Callable[[Any, Any], T], hint: str = REACHABLE, once: bool = False
+) -> T:
     """Return `call(obstore, store)`; repeat it where a transfer broke off, and turn other errors into one line.
+
+    `once`: a deletion or a put of a new object, which obstore does not repeat where its connection breaks off. Here it
+    is, since to do either again changes nothing.
 
     Raises:
         FileNotFoundError: no such key.
@@ -30,11 +38,15 @@ def request(url: str, options: Options, call: Callable[[Any, Any], T], hint: str
     import obstore
 
     remote = object_store(url, options)
-    for tries_left in reversed(range(TRANSFER_TRIES)):
+    tries = CONNECTION_TRIES if once else TRANSFER_TRIES
+    for number in range(tries):
         try:
             return call(obstore, remote)
         except obstore.exceptions.BaseError as error:
-            if tries_left and broke_off(error):
+            if number < tries - 1 and once and lost_connection(error):
+                time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2**number))
+                continue
+            if number < tries - 1 and broke_off(error):
                 continue
             raise LicError(f"{url}: {first_line(error)}", hint=hint) from error
     raise AssertionError("unreachable")
@@ -43,6 +55,11 @@ def request(url: str, options: Options, call: Callable[[Any, Any], T], hint: str
 def broke_off(error: Exception) -> bool:
     """Return whether a transfer broke off in its body. obstore neither retries that nor has an error class for it."""
     return "body error" in str(error)
+
+
+def lost_connection(error: Exception) -> bool:
+    """Return whether a connection broke off before the answer, and obstore gave up before its last try."""
+    return "error sending request" in str(error) and f"after {RETRY['max_retries']} retries" not in str(error)
 
 
 @lru_cache(maxsize=16)

@@ -163,7 +163,7 @@ def _write(job: Job, record_json: str, strict: bool, since: int = 0) -> RunTotal
     """Write every unfinished shard of the base and of the job's group (see `store.pending`), and of a store that grows
     those of its other groups, as far as they are of this model; then the instalment is complete.
     """
-    storage, group, workers, plan = job.storage, job.quantizer.group, job.workers, job.plan
+    storage, group, workers = job.storage, job.quantizer.group, job.workers
     header = layout.read_header(storage)
     store.put_documents(storage, layout.arrays_of(header, group), header)
     without_latents = set(store.pending(storage, since=since))
@@ -173,7 +173,7 @@ def _write(job: Job, record_json: str, strict: bool, since: int = 0) -> RunTotal
     made = RunTotals()
     if without_latents:
         stages = build_stages(job, (group, record_json))
-        made += run_units(storage, workers, stages, Units(sorted(without_latents), plan), strict)
+        made += run_units(storage, workers, stages, Units(sorted(without_latents), job.plan), strict)
     if without_indices:
         stages = requantize_stages(storage, job.parent, workers, group, record_json)
         made += run_units(storage, workers, stages, Units(without_indices), strict)

@@ -51,7 +51,7 @@ class Bucket(Storage):
                 return self.get(key) == data  # a retried request may find what its first try wrote
             return True
 
-        return self._request(put, writing=True)
+        return self._request(put, writing=True, once=True)
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
@@ -59,7 +59,7 @@ class Bucket(Storage):
 
     def delete(self, key: str) -> None:
         with suppress(FileNotFoundError):  # S3 accepts the deletion of a missing key, GCS does not
-            self._request(lambda obstore, remote: obstore.delete(remote, key))
+            self._request(lambda obstore, remote: obstore.delete(remote, key), once=True)
 
     def entry(self, key: str) -> Entry | None:
         try:
@@ -81,7 +81,7 @@ class Bucket(Storage):
     def clear(self) -> None:
         """Remove all keys, the root's `zarr.json` last: a store that is half removed is still recognised as a cache."""
         keys = [key for key in self.listing() if key != "zarr.json"]
-        self._request(lambda obstore, remote: obstore.delete(remote, keys), writing=True)
+        self._request(lambda obstore, remote: obstore.delete(remote, keys), writing=True, once=True)
         self.delete("zarr.json")
 
     def sibling(self, suffix: str) -> tuple[Storage, str]:
@@ -101,10 +101,10 @@ class Bucket(Storage):
     def zarr_store(self) -> Any:
         return _RetryingStore(_object_store(self.url, self.options), read_only=True)
 
-    def _request(self, call: Callable[[Any, Any], T], writing: bool = False) -> T:
+    def _request(self, call: Callable[[Any, Any], T], writing: bool = False, once: bool = False) -> T:
         """Return `call(obstore, store)` as `request` does. FileNotFoundError: no such key, when reading."""
         try:
-            return request(self.url, self.options, call, KEPT if writing else REACHABLE)
+            return request(self.url, self.options, call, KEPT if writing else REACHABLE, once)
         except FileNotFoundError as error:
             if not writing:
                 raise

@@ -293,13 +293,20 @@ def without_channels(header: Header) -> zarr.Array[Any]:
 
 
 def open_array(storage: Storage, name: str, pipeline: Pipeline = "zarr") -> zarr.Array[Any]:
-    """Open one array for reading, with Zarr's own codecs or those of the package zarrs."""
+    """Open one array for reading, with Zarr's own codecs or those of the package zarrs. Raises LicError where its
+    `zarr.json` is lost, torn or altered.
+    """
     paths = {
         "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline",
         "zarrs": "zarrs.ZarrsCodecPipeline",
     }
+    opened = storage.zarr_store()
     with zarr.config.set({"codec_pipeline.path": paths[pipeline]}):
-        return zarr.open_array(storage.zarr_store(), path=name, mode="r")
+        try:
+            return zarr.open_array(opened, path=name, mode="r")
+        except (ValueError, LookupError, TypeError, FileNotFoundError) as error:
+            what = f"{storage}/{name}/zarr.json is lost or altered"
+            raise LicError(what, hint="build again: it is put back") from error
 
 
 def read_attributes(storage: Storage, group: str = "") -> dict[str, Any] | None:

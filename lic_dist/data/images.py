@@ -269,9 +269,9 @@ def read_crops(source: PhotoSource, crops: Sequence[Crop], size: int) -> tuple[N
     """
     pixels = np.zeros((len(crops), 3, size, size), np.uint8)
     status = np.zeros(len(crops), np.uint8)
-    by_photo: dict[tuple[str, str], list[int]] = {}
+    by_photo: dict[tuple[str, str, str], list[int]] = {}
     for index, crop in enumerate(crops):
-        by_photo.setdefault((crop.place, crop.source), []).append(index)
+        by_photo.setdefault((crop.place, crop.source, crop.digest), []).append(index)
     indices_of = [by_photo[photo] for photo in sorted(by_photo, key=lambda photo: photo[0])]
     photos = [crops[indices[0]] for indices in indices_of]
     for indices, data in zip(indices_of, _read_ahead(source, photos), strict=True):

@@ -150,3 +150,16 @@ def test_damage_met_while_reading_names_shard_and_array(built, how):
     match = "is not written" if how == "cut" else "shard 1 of .*, array quantized/tcq8/k, does not decode"
     with pytest.raises(LicError, match=match):
         LatentCache.open(built).load(["quantized/tcq8/k"])
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda text: text[:-9], lambda text: text.replace('"blosc"', '"blosd"'), lambda _: ""]
+)
+def test_an_array_whose_document_is_torn_or_altered_is_one_line_and_put_back(built, spoil):
+    before, file = objects(built), built / "latents/z/zarr.json"
+    file.write_text(spoil(file.read_text()))
+    with pytest.raises(LicError, match="latents/z/zarr.json is lost or altered"):
+        LatentCache.open(built).load(["latents/z"])
+    assert [one.array for one in verify(built)] == ["latents/z/zarr.json"]
+    create(built, make_plan())
+    assert objects(built) == before and verify(built) == []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import logging
 import os
 import pickle
+import random
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +17,11 @@ from datetime import timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 pytest.importorskip("moto.server")
 pytest.importorskip("obstore")
@@ -39,6 +46,9 @@ from lic_dist.training.finetune import finetune
 from tests.cache.test_growth import grow
 from tests.stores import FIXED, RECORD, experiment, make_builder, make_plan, objects, synthetic
 
+NIGHTLY = settings.get_current_profile_name() == "nightly"
+FAULTS = ("error", "drop", "reset", "slow", "cut", "lost", "lost reset")
+
 
 class Faults:
     """What the proxy does to requests: `fail(number)` says how, of every request by its number."""
@@ -60,7 +70,7 @@ def proxy(port: int, faults: Faults) -> ThreadingHTTPServer:
             with faults.lock:
                 how = faults.how(faults.count)
                 faults.count += 1
-                faults.failed += how in ("error", "drop", "cut", "lost")
+                faults.failed += how in FAULTS
             if how == "error":
                 self.send_response(503)
                 self.send_header("Content-Length", "0")
@@ -69,6 +79,9 @@ def proxy(port: int, faults: Faults) -> ThreadingHTTPServer:
             if how == "drop":
                 self.close_connection = True
                 return
+            if how == "reset":
+                self.reset()
+                return
             if how == "slow":
                 time.sleep(0.1)
             upstream = http.client.HTTPConnection("127.0.0.1", port)
@@ -76,7 +89,12 @@ def proxy(port: int, faults: Faults) -> ThreadingHTTPServer:
             answer = upstream.getresponse()
             data = answer.read()
             if how == "lost":  # the store has done it; nobody hears of it
+                upstream.close()
                 self.close_connection = True
+                return
+            if how == "lost reset":
+                upstream.close()
+                self.reset()
                 return
             self.send_response(answer.status)
             for name, value in answer.getheaders():
@@ -91,6 +109,11 @@ def proxy(port: int, faults: Faults) -> ThreadingHTTPServer:
             elif self.command != "HEAD":
                 self.wfile.write(data)
             upstream.close()
+
+        def reset(self) -> None:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+            self.close_connection = True
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward
 
@@ -109,6 +132,7 @@ def s3() -> Iterator[Faults]:
     from moto.server import ThreadedMotoServer
 
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     moto.start()
     port = moto.get_host_and_port()[1]
     connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -145,6 +169,10 @@ def create(url: str) -> None:
 def build(url: str, **engine) -> None:
     work = Stage("build", partial(make_builder, url, make_plan()), workers=2 if engine else 1)
     list(run([work], store.pending(url), **engine))
+
+
+def everything_in(name: str) -> list[str]:
+    return list(open_storage(f"s3://photos/{name}/a.zarr").listing())
 
 
 def contents(url: str) -> dict[str, bytes]:
@@ -185,6 +213,22 @@ def test_a_key_that_is_not_there_may_be_deleted_where_the_store_minds(monkeypatc
 
     monkeypatch.setattr("obstore.delete", minds)
     open_storage("s3://photos/places/b").delete("x")
+
+
+@pytest.mark.parametrize("how", ["drop", "reset", "lost", "lost reset"])
+def test_deletions_and_puts_of_new_objects_survive_lost_connections(s3, how):
+    """obstore sends these once."""
+    storage = open_storage(f"s3://photos/once-{how.replace(' ', '-')}/a.zarr")
+    for work, left in (
+        (lambda: storage.put_new("a", b"1"), ["a"]),
+        (lambda: storage.put_new("b", b"2"), ["a", "b"]),
+        (lambda: storage.delete("a"), ["b"]),
+        (lambda: storage.clear(), []),
+    ):
+        s3.count, s3.how = 0, lambda number: how if number < 2 else ""
+        assert work() in (True, None)
+        s3.how = lambda number: ""
+        assert storage.names() == left
 
 
 def test_options_stand_for_the_environment(monkeypatch):
@@ -297,6 +341,51 @@ def test_a_store_in_a_bucket_grows_as_one_in_a_folder_does(s3, tmp_path):
         assert len(remote) == len(local) and remote.masked.tolist() == local.masked.tolist()
         assert all(np.array_equal(remote.samples[name], local.samples[name]) for name in local.samples)
         assert np.array_equal(remote.load(["pixels"])["pixels"], local.load(["pixels"])["pixels"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0 if NIGHTLY else 300)
+def test_a_storm_of_faults_leaves_the_bytes_of_a_calm_day(s3, monkeypatch):
+    """Three requests in ten fail, in one of seven ways; a job that gives up is started again."""
+    soon = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=20), "base": 2}
+    monkeypatch.setitem(bucket.RETRY, "backoff", soon)
+    bucket._object_store.cache_clear()
+    monkeypatch.setattr(growth, "time", SimpleNamespace(strftime=lambda *_: "2026-01-01T00:00:00Z", gmtime=time.gmtime))
+
+    def live(url: str) -> None:
+        """A store's life, from wherever a job before has stopped."""
+        create(url)
+        if layout.read_header(open_storage(url)).snapshot == 0:
+            build(url)
+        grow(open_storage(url), masked=[2])
+        growth.name_snapshot(open_storage(url), "clean")
+        store.create_group(url, "sq", RECORD, {"record": "ef" * 32})
+        header = layout.read_header(open_storage(url))
+        for shard in store.pending(url, "sq"):
+            arrays = synthetic(header.count(shard), shard, group="sq")
+            group = {name: rows for name, rows in arrays.items() if name.startswith("quantized")}
+            store.write_shard(url, header.fingerprint, shard, group)
+        assert verify(url) == []
+        names = LatentCache.open(url).names
+        read = LatentCache.open(url).load(names)
+        assert all(read[name].any() for name in names)
+
+    live("s3://photos/calm/a.zarr")
+    everything = {key: open_storage("s3://photos/calm/a.zarr").get(key) for key in everything_in("calm")}
+    weather, round = random.Random(24), 0
+    while s3.failed < (10_000 if NIGHTLY else 300):
+        name = f"storm-{round}"
+        s3.how = lambda number: weather.choice(FAULTS) if weather.random() < 0.3 else ""
+        for _ in range(5):
+            with contextlib.suppress(LicError):
+                live(f"s3://photos/{name}/a.zarr")
+                break
+        else:
+            pytest.fail("no life came to its end")
+        s3.how = lambda number: ""
+        assert {key: open_storage(f"s3://photos/{name}/a.zarr").get(key) for key in everything_in(name)} == everything
+        round += 1
+    bucket._object_store.cache_clear()
 
 
 @pytest.mark.slow

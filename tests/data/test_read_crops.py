@@ -58,3 +58,14 @@ def test_read_crops_cuts_flips_and_notices_a_changed_photo(tmp_path: Path) -> No
         expected = pixels[crop.crop_y : crop.crop_y + 64, crop.crop_x : crop.crop_x + 64]
         expected = expected[:, ::-1] if crop.flip else expected
         assert code == 0 and np.array_equal(window, expected.transpose(2, 0, 1))
+
+
+def test_samples_of_two_photos_at_one_path_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    Image.fromarray(pixels := picture(9, 64, 64)).save(tmp_path / "a.png")
+    (good,) = plan_crops(scan(tmp_path), 64, 1, 0, 0.0)
+    before = Crop("a.png", "ab" * 32, 0, 0, False, False)  # what lay there when it was planned
+    for crops in ([good, before], [before, good]):
+        read, status = images.read_crops(tmp_path, crops, 64)
+        for crop, window, code in zip(crops, read, status, strict=True):
+            assert FAULTS[code] == ("" if crop is good else "changed")
+            assert window.any() == (crop is good) and (crop is before or window.sum() == pixels.sum())

@@ -1,0 +1,658 @@
+"""The whole life of a store as a machine of Hypothesis: whatever is killed, damaged or repaired when, against a model.
+
+The real jobs run (`building.build`) on a bucket in memory. Photos are numbers, drawn in place of files; the encoder
+averages pixels and the search rounds, so that a step takes milliseconds. What a store must hold is computed from the
+photos alone, by the rule of the plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from lic_dist import config
+from lic_dist.building import build as building
+from lic_dist.building import job, pilot, shards, work
+from lic_dist.building.latents import Latents, QuantizerInput
+from lic_dist.building.records import analytic_record
+from lic_dist.cache import chain, growth, layout, markers, storages, store
+from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.verify import Finding, verify
+from lic_dist.data import images
+from lic_dist.data.crops import plan_crops
+from lic_dist.data.manifest import Manifest
+from lic_dist.data.photo import FAULTS, Crop, Photo
+from lic_dist.engine.stages import Stage
+from lic_dist.errors import LicError
+from lic_dist.models.architectures import ModelSpec
+from lic_dist.models.architectures import build as build_model
+from lic_dist.models.checkpoint import Checkpoint, update_tables
+from lic_dist.quantization.record import QuantizerRecord
+from tests.memory import WORLD, Killed, Memory
+
+URL = "memory://life/a.zarr"
+CROP, SHARD, HELD_OUT = 64, 2, 0.3
+LONG = "a folder of a name so long that its paths take a block more/" * 2
+PATHS = [*(f"p{n}.png" for n in range(8)), *(f"{LONG}p{n}.png" for n in range(2))]
+GROUPS = {"plain": ("base", 0.7), "fine": ("base", 0.4), "after": ("tuned", 0.7)}  # of which model, at which step
+WHERE = ("data", "marker", "document", "group", "chain", "root")
+
+
+@lru_cache
+def model(name: str) -> Checkpoint:
+    """The base, or one whose h_s was trained: the same encoder, another entropy model."""
+    torch.manual_seed(0)
+    made = Checkpoint(build_model("mbt2018-mean", 1, 2).eval(), ModelSpec("mbt2018-mean", 1, 2, 0.01))
+    if name == "tuned":
+        made.model.h_s[0].weight.data.mul_(1.5)
+    update_tables(made.model)
+    return made
+
+
+@lru_cache
+def record(group: str) -> QuantizerRecord:
+    of, step = GROUPS[group]
+    return analytic_record(model(of), "sq", 1, step, 0.0, np.ones(2, np.float32))
+
+
+@lru_cache
+def record_text(group: str) -> str:
+    return record(group).to_json()
+
+
+@lru_cache
+def experiment(group: str) -> config.Experiment:
+    of, step = GROUPS[group]
+    return config.Experiment.model_validate(
+        {
+            "model": {"checkpoint": of},
+            "images": {"path": "/photos", "crop": CROP, "held_out": HELD_OUT, "tolerate": 1.0},
+            "quantizer": {"name": "sq", "step": step, "group": group, "rates": "analytic"},
+            "cache": {"path": URL, "shard": SHARD, "batch": 2},
+            "engine": {"name": "local"},
+        }
+    )
+
+
+@lru_cache
+def digest_of(content: int) -> str:
+    return hashlib.sha256(b"%d" % content).hexdigest()
+
+
+@lru_cache(4096)
+def pixels_of(crop: Crop) -> np.ndarray:
+    """What a crop shows: a function of its photo's content and its place."""
+    seed = int(crop.digest[:8], 16) + 7 * crop.crop_y + 11 * crop.crop_x + crop.flip
+    coarse = np.random.default_rng(seed).integers(1, 256, (3, 4, 4), np.uint8)
+    return coarse.repeat(16, axis=1).repeat(16, axis=2)
+
+
+def encoded(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """y float16 [n, 2, 4, 4] and z int16 [n, 1, 1, 1] of pixels [n, 3, 64, 64]."""
+    coarse = pixels[:, :2, ::16, ::16].astype(np.float32) / 16
+    return coarse.astype(np.float16), pixels[:, 2:, :1, :1].astype(np.int16)
+
+
+def searched(y: np.ndarray, step: float) -> dict[str, np.ndarray]:
+    k = np.rint(y.astype(np.float32) / step).astype(np.int16)
+    bits, error = np.abs(k).sum(axis=(1, 2, 3)), np.square(y - k * step).sum(axis=(1, 2, 3))
+    return {"k": k, "bits": bits.astype(np.float32), "distortion": error.astype(np.float32)}
+
+
+@dataclass
+class Photos:
+    """The folder of photos, and what of it the store's jobs have failed to read."""
+
+    there: dict[str, int] = field(default_factory=dict)
+
+    def manifest(self) -> Manifest:
+        return Manifest.of(
+            Photo(path, digest_of(content), 70, 72, 9, content, "") for path, content in sorted(self.there.items())
+        )
+
+    def scan(self, folder: Path, known: Manifest | None, save: Callable[[Manifest], None], strict: bool) -> Manifest:
+        if not self.there:
+            raise LicError("no photos in /photos")
+        if (found := self.manifest()) != known:
+            save(found)
+        return found
+
+    def read_crops(self, folder: Path, crops: Sequence[Crop], size: int) -> tuple[np.ndarray, np.ndarray]:
+        pixels, status = np.zeros((len(crops), 3, size, size), np.uint8), np.zeros(len(crops), np.uint8)
+        for row, crop in enumerate(crops):
+            content = self.there.get(crop.source)
+            if content is None or digest_of(content) != crop.digest:
+                status[row] = FAULTS.index("unreadable" if content is None else "changed")
+            else:
+                pixels[row] = pixels_of(crop)
+        return pixels, status
+
+
+PHOTOS = Photos()
+
+
+@contextlib.contextmanager
+def in_memory() -> Iterator[None]:
+    """The jobs read PHOTOS, encode and search as above, and write to a bucket in memory."""
+
+    def encode(module: Any, read: Any, batch: int, z_steps: int) -> tuple[Latents, np.ndarray]:
+        y, z = encoded(read.pixels)
+        return Latents(read.pixels, y, z), read.status.copy()
+
+    def inputs(module: Any, y: np.ndarray, z: np.ndarray, batch: int) -> QuantizerInput:
+        return QuantizerInput(np.empty(0), np.empty(0), np.empty(0))
+
+    def quantized(
+        quantizer: Any, y: np.ndarray, z: Any, residual: Any, level: Any, faulty: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        arrays = searched(y, quantizer.record.step)
+        for values in arrays.values():
+            values[faulty] = 0
+        return arrays
+
+    def prepared(at: job.Job, afresh: bool = False) -> QuantizerRecord:
+        found = pilot.existing_record(at.storage, at.quantizer, at.parent, afresh)
+        return found or record(at.quantizer.group)
+
+    def run_here(stages: Sequence[Stage], units: Sequence[Any], **engine: Any) -> Iterator[tuple[Any, Any]]:
+        works = [stage.make() for stage in stages]
+        for unit in units:
+            value = unit
+            for one in works:
+                value = one(value) if value is not None else None
+            yield unit, value
+
+    def parent(of: config.Experiment) -> Checkpoint:
+        return model(of.model.checkpoint)
+
+    texts = {id(record(group)): record_text(group) for group in GROUPS}
+    known = {record_text(group): record(group) for group in GROUPS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storages, "Bucket", Memory)
+        patch.setattr(job, "scan", PHOTOS.scan)
+        patch.setattr(images, "read_crops", PHOTOS.read_crops)
+        for module in (job, building):
+            patch.setattr(module, "load_parent", parent)
+        patch.setattr(building, "base_summary", lambda of: "")
+        patch.setattr(building, "provenance", dict)
+        patch.setattr(building, "prepare_record", prepared)
+        patch.setattr(building, "existing_record", lambda storage, section, of: record(section.group))
+        patch.setattr(building, "calibration_samples", None)
+        patch.setattr(shards, "_load", lambda source: model(source.name_or_path))
+        patch.setattr(shards, "_encoded", encode)
+        patch.setattr(shards, "quantizer_input", inputs)
+        patch.setattr(shards, "quantized_arrays", quantized)
+        patch.setattr(QuantizerRecord, "from_json", known.__getitem__)
+        patch.setattr(QuantizerRecord, "to_json", lambda self: texts[id(self)])
+        patch.setattr(work, "_is_walked", lambda of, geometry: False)
+        patch.setattr(work, "run", run_here)
+        yield
+
+
+@dataclass(frozen=True)
+class Part:
+    """An instalment as it must be: the digest of its photos, its samples in order, and the rows that it masks."""
+
+    photos: str
+    crops: tuple[Crop, ...]
+    masked: tuple[int, ...] = ()
+
+
+def part_of(photos: Manifest, masked: Sequence[int] = ()) -> Part:
+    return Part(photos.digest, tuple(plan_crops(photos, CROP, 1, 0, HELD_OUT)), tuple(masked))
+
+
+class Rows:
+    """The rows of a chain of instalments, by arithmetic of its own."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.crops: dict[int, Crop] = {}
+        self.masked: set[int] = set()
+        shard = 0
+        for part in parts:
+            self.crops |= {shard * SHARD + row: crop for row, crop in enumerate(part.crops)}
+            self.masked |= {*part.masked}
+            shard += -(-len(part.crops) // SHARD)
+        self.shards = shard
+
+    @property
+    def live(self) -> dict[int, Crop]:
+        return {row: crop for row, crop in self.crops.items() if row not in self.masked}
+
+    def of(self, shard: int) -> list[int]:
+        return [row for row in range(shard * SHARD, (shard + 1) * SHARD) if row in self.crops]
+
+
+def shard_of(key: str) -> int:
+    return int(key.split("/c/")[1].split("/")[0])
+
+
+def names(finding: Finding, key: str) -> bool:
+    """Whether a finding is on the damage to this object."""
+    if "/c/" in key:
+        return (finding.shard, finding.array) == (shard_of(key), key.split("/c/")[0])
+    if key.startswith(markers.FOLDER):
+        return finding.shard == int(key.split("/")[-1][:-5])
+    return (finding.shard, finding.array) == (-1, key)
+
+
+kills = st.one_of(st.none(), st.none(), st.integers(0, 45))
+groups = st.sampled_from(sorted(GROUPS))
+
+
+class Life(RuleBasedStateMachine):
+    """A store, the folder of its photos, and what the store must be.
+
+    `chain` are the instalments that are complete, `begun` one that may have been declared and is not. `whole` counts
+    the shards that each group has for certain. `dirty` are the objects that were damaged, with what they held. After a
+    rebuild that was killed while it removed, the store is a `wreck`: nothing is asked of it but no wrong values.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patched = in_memory()
+        self.patched.__enter__()
+        self.contents = 0
+        self.forget()
+
+    def forget(self) -> None:
+        self.chain: list[Part] = []
+        self.begun: Part | None = None
+        self.whole: dict[str, int] = {}
+        self.names: dict[str, int] = {}
+        self.digests: list[str] = []
+        self.dirty: dict[str, bytes] = {}
+        self.unread: set[int] = set()  # rows whose photo was away when their shard may have been written
+        self.wreck = False
+        self.calm = True  # nothing was killed since the last job that was not
+
+    def teardown(self) -> None:
+        self.patched.__exit__(None, None, None)
+
+    @initialize(seed=st.integers(0, 2**32 - 1), photos=st.integers(1, 5))
+    def start(self, seed: int, photos: int) -> None:
+        WORLD.reset(seed)
+        store._stored_document.cache_clear()
+        PHOTOS.there.clear()
+        for number in range(photos):
+            self.put(PATHS[number])
+
+    # The folder
+
+    def put(self, path: str) -> None:
+        self.contents += 1
+        PHOTOS.there[path] = self.contents
+
+    @rule(path=st.sampled_from(PATHS))
+    def add_or_change_a_photo(self, path: str) -> None:
+        self.put(path)
+
+    @rule(data=st.data(), to=st.sampled_from(PATHS), copy=st.booleans())
+    @precondition(lambda self: PHOTOS.there)
+    def move_or_copy_a_photo(self, data: st.DataObject, to: str, copy: bool) -> None:
+        path = data.draw(st.sampled_from(sorted(PHOTOS.there)))
+        PHOTOS.there[to] = PHOTOS.there[path] if copy else PHOTOS.there.pop(path)
+
+    @rule(data=st.data())
+    @precondition(lambda self: PHOTOS.there)
+    def remove_a_photo(self, data: st.DataObject) -> None:
+        del PHOTOS.there[data.draw(st.sampled_from(sorted(PHOTOS.there)))]
+
+    # Jobs
+
+    def run(self, job: Callable[[], Any], kill: int | None, expected: Sequence[Part] = (), group: str = "") -> str:
+        """Run a job that is to complete these instalments, and see what it has left; "" where it was not stopped."""
+        away = self.away()
+        WORLD.left = kill
+        try:
+            job()
+            stopped = ""
+        except Killed:
+            stopped = "killed"
+            store._stored_document.cache_clear()  # of a process that is gone
+        except LicError as error:
+            assert "\n" not in error.message
+            stopped = error.message
+        finally:
+            WORLD.left = None
+        self.unread |= away
+        if not stopped and not self.wreck:
+            self.chain += expected
+            if self.begun in expected:
+                self.begun = None
+            self.calm = True
+        elif not self.wreck:
+            self.calm = self.calm and stopped != "killed" and not self.dirty
+            self.take_what_is_left(expected)
+        if group and not self.wreck and layout.read_group(Memory(URL), group) is not None:
+            self.whole.setdefault(group, 0)
+        if self.dirty and not self.wreck:
+            self.look_at_the_damage()
+        return stopped
+
+    def away(self) -> set[int]:
+        """The rows of unwritten shards whose photo is nowhere in the folder."""
+        try:
+            pending = store.pending(URL)
+        except LicError:
+            pending = range(self.rows.shards)
+        there, rows = {digest_of(content) for content in PHOTOS.there.values()}, self.known
+        return {row for shard in pending for row in rows.of(shard) if rows.crops[row].digest not in there}
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.chain)
+
+    @property
+    def known(self) -> Rows:
+        return Rows([*self.chain, *([self.begun] if self.begun else [])])
+
+    def take_what_is_left(self, expected: Sequence[Part]) -> None:
+        """After a job that stopped: take which of the instalments were declared, and which are complete."""
+        storage = Memory(URL)
+        if layout.read_attributes(storage) is None:
+            return
+        header = layout.read_header(storage)
+        declared = len(header.chain) + (storage.entry(f"{chain.FOLDER}/{len(header.chain)}.json") is not None)
+        found = [*self.chain, *expected][:declared]
+        if self.begun and self.begun not in expected:
+            found = [*self.chain, self.begun, *expected][:declared]
+        assert len(found) == declared
+        if len(header.chain) == 1 == declared and (not self.chain or declared == 1):
+            complete = len(self.chain)  # what is built first has no mark of its own
+        else:
+            complete = declared if declared == len(header.chain) and header.chain[-1].complete else declared - 1
+        assert complete >= len(self.chain)
+        self.chain, self.begun = found[:complete], found[complete] if complete < declared else None
+
+    def changes(self, mask: bool) -> tuple[Manifest, tuple[int, ...]]:
+        """The photos that an append takes up, and the rows that it masks."""
+        live, photos = self.known.live, PHOTOS.manifest()
+        had = {crop.digest for crop in live.values()}
+        there = {photo.digest for photo in photos}
+        added = Manifest.of([photo for photo in photos if photo.digest not in had])
+        return added, tuple(row for row, crop in live.items() if crop.digest not in there)
+
+    @rule(group=groups, append=st.booleans(), mask=st.booleans(), kill=kills)
+    def build(self, group: str, append: bool, mask: bool, kill: int | None) -> None:
+        expected, refused = self.expectation(append, mask)
+        stopped = self.run(
+            lambda: building.build(experiment(group), append=append, mask=append and mask), kill, expected, group
+        )
+        if self.wreck:
+            return self.salvage(stopped)
+        if stopped == "killed":
+            return
+        if self.dirty and stopped:
+            return
+        assert bool(stopped) == refused or refused is None, (stopped, refused)
+        if not stopped:
+            self.made(group)
+
+    def expectation(self, append: bool, mask: bool) -> tuple[list[Part], bool | None]:
+        """The instalments that a build completes, and whether it is refused (None: either)."""
+        if not PHOTOS.there:
+            return [], True
+        if not self.chain:
+            fresh = part_of(PHOTOS.manifest())
+            if self.begun is None or self.begun.photos == fresh.photos:
+                return [self.begun or fresh], False
+            return [self.begun], None  # where it is wholly written it is like any other
+        begun = [self.begun] if self.begun else []
+        added, gone = self.changes(mask)
+        if not append:
+            return begun, bool(len(added) or gone)
+        if len(added) or (mask and gone):
+            return [*begun, part_of(added, gone if mask else ())], False
+        return begun, False
+
+    def made(self, group: str) -> None:
+        """A job has made a group, and of a store that has grown those of the same model."""
+        self.whole[group] = self.rows.shards
+        for other in self.whole:
+            if len(self.chain) > 1 and GROUPS[other][0] == GROUPS[group][0]:
+                self.whole[other] = self.rows.shards
+
+    @rule(group=groups, kill=kills)
+    def requantize(self, group: str, kill: int | None) -> None:
+        stopped = self.run(lambda: building.requantize(experiment(group)), kill, (), group)
+        if stopped == "killed" or self.wreck or (self.dirty and stopped):
+            return
+        if self.chain:
+            assert not stopped, stopped
+            self.whole[group] = max(self.whole.get(group, 0), self.rows.shards)
+
+    @rule(group=groups, kill=kills)
+    def rebuild(self, group: str, kill: int | None) -> None:
+        cleared, before = WORLD.cleared, self.wreck
+        fresh = part_of(PHOTOS.manifest())
+        had = layout.read_attributes(Memory(URL)) is not None
+        self.wreck = True
+        stopped = self.run(lambda: building.build(experiment(group), rebuild=True), kill)
+        self.wreck = before
+        if not stopped:
+            self.forget()
+            self.chain = [fresh]
+            self.made(group)
+        elif WORLD.cleared > cleared:
+            self.forget()
+            self.wreck = bool(Memory(URL).names())
+            self.salvage(stopped, fresh)
+        elif not had and not self.dirty and not before:
+            self.calm = self.calm and stopped != "killed"
+            self.take_what_is_left([fresh])
+            assert stopped == "killed" or not PHOTOS.there
+        else:
+            assert stopped == "killed" or self.dirty or not PHOTOS.there or before, stopped
+
+    def salvage(self, stopped: str, fresh: Part | None = None) -> None:
+        """A wreck of which nothing is left of the old store is a store again."""
+        storage = Memory(URL)
+        if not storage.names():
+            self.forget()
+
+    # Damage
+
+    @rule(data=st.data(), where=st.sampled_from(WHERE), how=st.sampled_from(["remove", "cut", "empty", "zero", "flip"]))
+    @precondition(lambda self: self.chain and not self.begun and not self.dirty and not self.wreck and self.calm)
+    def damage(self, data: st.DataObject, where: str, how: str) -> None:
+        keys = self.keys(where)
+        if not keys or (where == "root" and how == "flip"):  # one that parses has no checksum of its own
+            return
+        some = data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=3 if where == "data" else 1, unique=True))
+        for key in some:
+            if where == "data" and any(
+                (shard_of(key), layout.group_of(key)) == (shard_of(one), layout.group_of(one)) for one in self.dirty
+            ):
+                continue
+            held = WORLD.objects[f"{URL}/{key}"]
+            self.dirty[key] = held
+            spoilt = {"cut": held[:-5], "empty": b"", "zero": bytes(len(held))}
+            flipped = bytearray(held)
+            flipped[len(held) // 2] ^= 1
+            if how == "remove":
+                del WORLD.objects[f"{URL}/{key}"]
+            else:
+                WORLD.objects[f"{URL}/{key}"] = spoilt.get(how, bytes(flipped))
+        store._stored_document.cache_clear()
+        if where != "root":
+            self.look_at_the_damage(exactly=True)
+
+    def keys(self, where: str) -> list[str]:
+        every = list(Memory(URL).listing())
+        documents = [key for key in every if key.endswith("zarr.json") and key != "zarr.json"]
+        if where == "chain" and len(self.chain) == 1:
+            return []
+        grown = [chain.manifest_key(one.manifest_sha256) for one in layout.read_header(Memory(URL)).chain]
+        return {
+            "data": [key for key in every if "/c/" in key],
+            "marker": [key for key in every if key.startswith(markers.FOLDER)],
+            "document": [key for key in documents if key.count("/") != 2 or not key.startswith("quantized/")],
+            "group": [key for key in documents if key.count("/") == 2 and key.startswith("quantized/")],
+            "chain": [key for key in every if key in grown or key.endswith(".mask.json")],
+            "root": ["zarr.json"],
+        }[where]
+
+    def findings(self) -> list[Finding] | None:
+        try:
+            return verify(URL)
+        except LicError:
+            assert "zarr.json" in self.dirty or not self.chain or self.wreck
+            return None
+
+    def look_at_the_damage(self, exactly: bool = False) -> None:
+        """What is still damaged is what `verify` names, and nothing else is damaged."""
+        findings = self.findings()
+        if findings is None:
+            return
+        still = {key for key in self.dirty if any(names(one, key) for one in findings)}
+        if exactly:  # but for a bit that changes no meaning
+            assert {*self.dirty} - still <= {key for key in self.dirty if key.endswith(".json")}, findings
+        self.dirty = {key: held for key, held in self.dirty.items() if key in still}
+        lost = {layout.group_of(key) for key in self.dirty}
+        for one in findings if not self.wreck else ():
+            ours = any(names(one, key) for key in self.dirty)
+            assert ours or self.may_miss(one) or one.group in lost, one
+
+    def may_miss(self, one: Finding) -> bool:
+        """Whether a finding is of a group that has not followed, or of what a job that stopped has left undone."""
+        if one.what == "altered" and one.group and one.array.startswith(markers.FOLDER):  # made of other latents
+            return not self.calm and bool(self.unread & {*range(one.shard * SHARD, one.shard * SHARD + SHARD)})
+        if one.what != "missing":
+            return False
+        if one.group:
+            return one.shard >= self.whole.get(one.group, 0) or (one.shard < 0 and not self.calm)
+        return (not self.calm or self.begun is not None) and one.shard not in range(self.rows.shards)
+
+    @rule()
+    @precondition(lambda self: not self.wreck)
+    def verify_all(self) -> None:
+        if (findings := self.findings()) is not None and not self.dirty:
+            for one in findings:
+                assert self.may_miss(one), one
+
+    @rule(group=groups, kill=kills)
+    @precondition(lambda self: self.chain and not self.wreck)
+    def repair(self, group: str, kill: int | None) -> None:
+        if (findings := self.findings()) is None:
+            return
+        dirty = bool(self.dirty)
+        stopped = self.run(lambda: building.repair(experiment(group), findings), kill)
+        if not stopped and dirty:
+            assert all(chain.FOLDER in key for key in self.dirty), self.dirty.keys()
+
+    @rule()
+    @precondition(lambda self: self.dirty and not self.wreck)
+    def put_back(self) -> None:
+        for key, held in self.dirty.items():
+            if key != "zarr.json" or layout.read_attributes(Memory(URL)) is None:
+                WORLD.objects[f"{URL}/{key}"] = held
+        self.dirty = {}
+
+    # Snapshots and readers
+
+    @rule(name=st.sampled_from(["one", "two"]), data=st.data(), kill=kills)
+    @precondition(lambda self: self.chain and self.readable)
+    def name_a_snapshot(self, name: str, data: st.DataObject, kill: int | None) -> None:
+        number = data.draw(st.integers(0, len(self.chain) - 1))
+        taken = self.names.get(name, number) != number
+        WORLD.left = kill
+        try:
+            growth.name_snapshot(Memory(URL), name, number)
+        except Killed:
+            pass
+        except LicError:
+            assert taken
+        else:
+            assert not taken
+        WORLD.left = None
+        found = growth.snapshot_names(Memory(URL))
+        assert found in (self.names, {**self.names, name: number} if not taken else self.names)
+        self.names = found
+
+    @property
+    def readable(self) -> bool:
+        return not self.wreck and "zarr.json" not in self.dirty
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.chain and self.readable)
+    def read(self, data: st.DataObject) -> None:
+        number = data.draw(st.integers(0, len(self.chain) - 1))
+        called = data.draw(st.sampled_from([number, *(name for name, of in self.names.items() if of == number)]))
+        cache = LatentCache.open(URL, snapshot=called)
+        rows, rest = Rows(self.chain[: number + 1]), bool(self.dirty)
+        with self.errors_of_damage():
+            assert cache.masked.tolist() == sorted(rows.masked)
+        assert (cache.num_samples, cache.num_shards) == (len(rows.crops), rows.shards)
+        with self.errors_of_damage():
+            samples = cache.samples
+            for row in range(len(cache)):
+                status, crop = samples["status"][row], rows.crops.get(row)
+                if crop is None or status == layout.UNWRITTEN:
+                    assert crop is None and status == layout.UNWRITTEN
+                    continue
+                told = Crop(
+                    *(samples[name][row] for name in ("source", "digest", "crop_y", "crop_x", "flip", "held_out"))
+                )
+                assert told == crop
+                assert (status == 254) == (row in rows.masked)
+                assert status in (0, 254) or row in self.unread, (row, status)
+        shard = data.draw(st.integers(0, rows.shards - 1))
+        self.compare(cache, rows, shard, None)
+        for group in data.draw(st.permutations(sorted(self.whole)))[:1]:
+            self.compare(cache, rows, shard, group)
+        assert rest or not self.dirty
+
+    @contextlib.contextmanager
+    def errors_of_damage(self, allowed: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except LicError:
+            if not (self.dirty or allowed):
+                raise
+
+    def compare(self, cache: LatentCache, rows: Rows, shard: int, group: str | None) -> None:
+        """What a shard reads as is what its photos make, or nothing."""
+        names = ["pixels", "latents/y", "latents/z", "samples/status"]
+        if group:
+            names = ["samples/status", *(f"quantized/{group}/{name}" for name in ("k", "bits", "distortion"))]
+        with self.errors_of_damage(allowed=shard >= self.whole.get(group, 0) if group else False):
+            found = cache.shard(shard, names)
+            numbers = rows.of(shard)
+            for at, row in enumerate(numbers):
+                good = found["samples/status"][at] == 0
+                assert good or row in self.unread
+                pixels = pixels_of(rows.crops[row])[None] * good
+                y, z = encoded(pixels)
+                made = {"pixels": pixels, "latents/y": y, "latents/z": z}
+                if group:
+                    made = {f"quantized/{group}/{name}": one for name, one in searched(y, GROUPS[group][1]).items()}
+                for name, values in made.items():
+                    assert np.array_equal(found[name][at], values[0]), (name, row)
+
+    @invariant()
+    def snapshots_stay(self) -> None:
+        if not self.chain or not self.readable:
+            return
+        header = layout.read_header(Memory(URL))
+        assert header.complete.snapshot + 1 == len(self.chain)
+        digests = [one.digest for one in header.complete.chain]
+        assert digests[: len(self.digests)] == self.digests
+        self.digests = digests
+
+    @invariant()
+    def an_object_of_data_has_one_content_for_ever(self) -> None:
+        for key, contents in WORLD.written.items():
+            shard = shard_of(key)
+            assert len(contents) == 1 or self.wreck or {*range(shard * SHARD, shard * SHARD + SHARD)} & self.unread, key

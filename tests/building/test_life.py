@@ -1,0 +1,55 @@
+"""A store's whole life against a model, and what that has found: see lifelong.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from lic_dist.building import build as building
+from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.verify import verify
+from tests.building.lifelong import PHOTOS, URL, Life, experiment, in_memory
+from tests.memory import WORLD, Killed
+
+NIGHTLY = settings.get_current_profile_name() == "nightly"
+LIVES, STEPS = (1000, 500) if NIGHTLY else (5, 40)
+
+TestLife = Life.TestCase
+TestLife.settings = settings(
+    max_examples=LIVES, stateful_step_count=STEPS, deadline=None, derandomize=not NIGHTLY, print_blob=NIGHTLY
+)
+TestLife.pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if NIGHTLY else 300)]
+
+
+@pytest.fixture()
+def three_photos() -> Iterator[None]:
+    """A store of three photos in memory."""
+    with in_memory():
+        WORLD.reset(0)
+        PHOTOS.there.clear()
+        PHOTOS.there.update({f"p{number}.png": number for number in range(3)})
+        building.build(experiment("plain"))
+        yield
+
+
+def test_photos_that_moved_are_read_where_they_lie_now(three_photos: None) -> None:
+    PHOTOS.there |= {"p5.png": 5, "p6.png": 6}
+    WORLD.left = 14
+    with pytest.raises(Killed):
+        building.build(experiment("plain"), append=True)
+    WORLD.left = None
+    PHOTOS.there |= {"new/p5.png": PHOTOS.there.pop("p5.png"), "p6.png": 7, "new/p6.png": 6}  # a new photo in its place
+    assert building.build(experiment("plain"), append=True).faults == {}
+    cache = LatentCache.open(URL)
+    assert cache.indices(held_out=False).size + cache.indices(held_out=True).size == 6
+    assert {"p5.png", "p6.png"} <= {*cache.samples["source"].tolist()}  # the names of the plan
+
+    read = cache.load(["pixels"])["pixels"]
+    PHOTOS.there["elsewhere.png"] = PHOTOS.there.pop("p0.png")
+    for key in [key for key in WORLD.objects if "/pixels/c/" in key]:
+        del WORLD.objects[key]
+    assert building.repair(experiment("plain"), verify(URL)) == 4 and verify(URL) == []
+    assert np.array_equal(LatentCache.open(URL).load(["pixels"])["pixels"], read)
