@@ -96,7 +96,8 @@ def create_group(
     of the entropy-side tensors). The record's text is put first, as `record.json`, and the group's `zarr.json` last.
 
     Raises:
-        LicError: a bad name, or a group of another identity or record under this name; each differing field is named.
+        LicError: a bad name, or a group of another identity or record under this name; each differing field is named,
+            unless it has lost its `zarr.json`.
     """
     storage = open_storage(path)
     header = layout.read_header(storage)
@@ -107,6 +108,11 @@ def create_group(
     node = f"quantized/{name}"
     if name in layout.group_names(storage):
         _require_same(f"group '{name}' of {storage} is another one", group_attributes(storage, name)["identity"], whole)
+    elif storage.names(f"{node}/k/c") and not markers.marked_shards(storage, fingerprint(whole)):
+        raise LicError(
+            f"group '{name}' of {storage} has lost its zarr.json, and its shards are of another model or record",
+            hint="`lic-dist cache verify CONFIG --repair` with the model that it was made by",
+        )
     if not storage.put_new(f"{node}/record.json", record_json.encode()):
         stored = {"record": markers.size_and_digest(storage.get(f"{node}/record.json"))["sha256"]}
         _require_same(f"group '{name}' of {storage} has another record.json", stored, {"record": digest})

@@ -11,6 +11,7 @@ from hypothesis import settings
 from lic_dist.building import build as building
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import verify
+from lic_dist.errors import LicError
 from tests.building.lifelong import PHOTOS, URL, Life, experiment, in_memory
 from tests.memory import WORLD, Killed
 
@@ -53,3 +54,18 @@ def test_photos_that_moved_are_read_where_they_lie_now(three_photos: None) -> No
         del WORLD.objects[key]
     assert building.repair(experiment("plain"), verify(URL)) == 4 and verify(URL) == []
     assert np.array_equal(LatentCache.open(URL).load(["pixels"])["pixels"], read)
+
+
+def test_a_group_that_lost_its_identity_is_not_taken_for_another_models(three_photos: None) -> None:
+    building.requantize(experiment("after"))
+    plain, before = experiment("plain"), dict(WORLD.objects)
+    renamed = plain.model_copy(update={"quantizer": plain.quantizer.model_copy(update={"group": "after"})})
+    WORLD.objects[f"{URL}/quantized/after/zarr.json"] = b"{"
+    for job in (
+        lambda: building.repair(plain, verify(URL)),  # of the same record, by another model
+        lambda: building.requantize(renamed),
+    ):
+        with pytest.raises(LicError, match="'after' of .* has lost its zarr.json, and its shards are of another model"):
+            job()
+    building.repair(experiment("after"), verify(URL))
+    assert WORLD.objects == before
