@@ -26,7 +26,13 @@ from lic_dist.building.job import (
     provenance,
     workers_of,
 )
-from lic_dist.building.pilot import calibration_samples, existing_record, prepare_record, record_location
+from lic_dist.building.pilot import (
+    calibration_samples,
+    existing_record,
+    prepare_record,
+    record_location,
+    stored_record,
+)
 from lic_dist.building.refined import asked_refinement, check_refined
 from lic_dist.building.storage import experiment_storage
 from lic_dist.building.work import RunTotals, Units, build_stages, requantize_stages, run_units
@@ -111,7 +117,7 @@ def build(
             if not append:
                 job.require_unchanged()
         record = prepare_record(job)
-    made_by, record_json = provenance(), record.to_json()
+    made_by, record_json = provenance(), stored_record(storage, group) or record.to_json()
     store.create(storage, plan, store_y, made_by)
     store.create_group(storage, group, record_json, group_identity(job.parent, record, plan.geometry), made_by)
     Trials.of_group(storage, group).delete()

@@ -140,12 +140,13 @@ def changes_of(storage: Storage, header: Header, known_parts: Sequence[Known], p
     for one, (_, crops) in zip(header.chain, known_parts, strict=True):
         rows = one.first_shard * header.shard + np.arange(len(crops))
         live = np.ones(len(crops.digests), np.bool_)
-        live[crops.photo[np.isin(rows, masked)]] = False
+        if (hidden := np.isin(rows, masked)).any():
+            live[crops.photo[hidden]] = False
         at = pc.index_in(crops.digests, value_set=there)
         lost = live & np.asarray(pc.is_null(at))
         known.append(crops.digests.filter(pa.array(live)))
         paths.append(crops.paths.filter(pa.array(lost)))
-        gone.append(rows[lost[crops.photo]])
+        gone.append(rows[lost[crops.photo]] if lost.any() else rows[:0])
         moved |= _moved(crops.digests, crops.paths, places.take(at), photos)
     large = usable & (np.minimum(photos.column("width"), photos.column("height")) >= header.geometry.crop)
     new = large & ~_is_in(photos.table["digest"].combine_chunks(), pa.concat_arrays(known))

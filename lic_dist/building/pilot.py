@@ -121,6 +121,12 @@ def existing_record(
     return None
 
 
+def stored_record(storage: Storage, group: str) -> str:
+    """Return the text of the record in the store's group, which `existing_record` prefers; "" without one."""
+    key = f"quantized/{group}/record.json"
+    return storage.get(key).decode("utf-8", "replace") if storage.entry(key) is not None else ""
+
+
 def record_location(storage: Storage, group: str) -> tuple[Storage, str]:
     """Return where `cache adapt` leaves the record of a group for its build."""
     return storage.sibling(f".{group}.json")

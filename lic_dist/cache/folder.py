@@ -126,12 +126,16 @@ class Folder(Storage):
             raise LicError(f"{self.root} is a file", hint="give another cache.path")
 
     def sweep(self) -> None:
-        for parent, _, files in os.walk(self.root):
-            for name in files:
-                if name.endswith(".part"):
-                    _remove_if_stale(Path(parent, name))
-                elif name.endswith(".lock"):
-                    _remove_if_free(Path(parent, name))
+        waiting = [str(self.root)]
+        while waiting:
+            with suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:  # removed meanwhile
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif entry.name.endswith(".part"):
+                        _remove_if_stale(Path(entry.path))
+                    elif entry.name.endswith(".lock"):
+                        _remove_if_free(Path(entry.path))
 
     def sibling(self, suffix: str) -> tuple[Storage, str]:
         root = self.root.resolve()

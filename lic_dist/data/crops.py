@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import posixpath
-from collections.abc import Iterator, Sequence
-from functools import cached_property
-from typing import Any, overload
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -23,29 +23,49 @@ from lic_dist.data.photo import Crop, Photo
 from lic_dist.errors import UsageError
 
 
+class Drawn(NamedTuple):
+    """Columns of n samples: `photo` int32 [n], a row of the planned photos; `crop_y`, `crop_x` int32 [n] in pixels;
+    `flip`, `held_out` bool [n].
+    """
+
+    photo: NDArray[np.int32]
+    crop_y: NDArray[np.int32]
+    crop_x: NDArray[np.int32]
+    flip: NDArray[np.bool_]
+    held_out: NDArray[np.bool_]
+
+
 class Crops(Sequence[Crop]):
     """Samples in columns of equal length; `crops[i]` is a Crop, a slice a tuple of them.
 
-    `photo` int32 [n] is a row of `paths` and `digests` (Arrow strings, one a planned photo); `crop_y`, `crop_x` int32
-    [n] in pixels; `flip`, `held_out` bool [n]. `places` are the photos' places, where they have any.
+    `paths` and `digests` are Arrow strings, one a planned photo, `held` is which of these are held out, bool; `places`
+    are the photos' places, where they have any. Samples are drawn when they are first asked for: their number, and that
+    of the held-out ones, do without.
     """
 
     def __init__(
         self,
         paths: pa.LargeStringArray,
         digests: pa.LargeStringArray,
-        photo: NDArray[np.int32],
-        crop_y: NDArray[np.int32],
-        crop_x: NDArray[np.int32],
-        flip: NDArray[np.bool_],
-        held_out: NDArray[np.bool_],
+        held: NDArray[np.bool_],
+        variations: int,
+        draw: Callable[[], Drawn],
         places: pa.LargeStringArray | None = None,
     ) -> None:
         self.paths, self.digests, self.places = paths, digests, places
-        self.photo, self.crop_y, self.crop_x, self.flip, self.held_out = photo, crop_y, crop_x, flip, held_out
+        self.held, self.variations, self._draw = held, variations, draw
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        """The samples' own columns."""
+        return self._draw()
+
+    @property
+    def photo(self) -> NDArray[np.int32]:
+        return self.drawn.photo
 
     def __len__(self) -> int:
-        return len(self.photo)
+        return len(self.paths) * self.variations
 
     @overload
     def __getitem__(self, at: int) -> Crop: ...
@@ -84,12 +104,12 @@ class Crops(Sequence[Crop]):
         now = table["place"] if "place" in table.schema.names else table["path"]
         rows = pc.index_in(self.digests, value_set=table["digest"].combine_chunks())
         places = pc.fill_null(now.combine_chunks().take(rows), "")
-        return Crops(self.paths, self.digests, self.photo, *self._numbers, places=places)
+        return Crops(self.paths, self.digests, self.held, self.variations, partial(getattr, self, "drawn"), places)
 
     @property
     def num_held_out(self) -> int:
         """Number of samples in the held-out part; they come last."""
-        return int(self.held_out.sum())
+        return int(self.held.sum()) * self.variations
 
     @cached_property
     def longest_source(self) -> int:
@@ -97,8 +117,8 @@ class Crops(Sequence[Crop]):
         return pc.max(pc.binary_length(self.paths)).as_py() or 0
 
     @property
-    def _numbers(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        return self.crop_y, self.crop_x, self.flip, self.held_out
+    def _numbers(self) -> tuple[NDArray[Any], ...]:
+        return self.drawn[1:]
 
     def _strings(self) -> list[Any]:
         return [column.take(self.photo) for column in (self.paths, self.digests)]
@@ -115,26 +135,38 @@ def plan_crops(manifest: Manifest, crop: int, variations: int, seed: int, held_o
     copies = manifest.table["digest"].take(rows).combine_chunks().dictionary_encode().indices.to_numpy()
     rows = rows[np.unique(copies, return_index=True)[1]]
     digests, paths = (manifest.table[name].take(rows).combine_chunks() for name in ("digest", "path"))
+    if isinstance(held_out, str):
+        held = pc.starts_with(paths, _folder_prefix(held_out)).to_numpy(zero_copy_only=False)
+    else:
+        held = _uniforms("held out/", digests, ("",)) < held_out
+    draw = partial(_draw, digests, held, height[rows], width[rows], crop, variations, seed)
+    places = manifest.table["place"].take(rows).combine_chunks() if "place" in manifest.table.schema.names else None
+    return Crops(paths, digests, held, variations, draw, places)
+
+
+def _draw(
+    digests: pa.LargeStringArray,
+    held: NDArray[np.bool_],
+    height: NDArray[np.int32],
+    width: NDArray[np.int32],
+    crop: int,
+    variations: int,
+    seed: int,
+) -> Drawn:
+    """Return the columns of the samples of photos, in their order."""
     sampled = tuple(f"/{variation}" for variation in range(variations))
 
     def drawn(kind: str) -> NDArray[np.float64]:
         return _uniforms(f"{kind}/{seed}/", digests, sampled)
 
-    if isinstance(held_out, str):
-        in_held_out = pc.starts_with(paths, _folder_prefix(held_out)).to_numpy(zero_copy_only=False)
-    else:
-        in_held_out = _uniforms("held out/", digests, ("",)) < held_out
-    photo, in_held_out = np.repeat(np.arange(len(rows), dtype=np.int32), variations), np.repeat(in_held_out, variations)
-    order = np.lexsort((drawn("order"), in_held_out))
-    return Crops(
-        paths,
-        digests,
+    photo, held_out = np.repeat(np.arange(len(digests), dtype=np.int32), variations), np.repeat(held, variations)
+    order = np.lexsort((drawn("order"), held_out))
+    return Drawn(
         photo[order],
-        (drawn("y") * (height[rows].astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
-        (drawn("x") * (width[rows].astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
+        (drawn("y") * (height.astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
+        (drawn("x") * (width.astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
         (drawn("flip") < 0.5)[order],
-        in_held_out[order],
-        manifest.table["place"].take(rows).combine_chunks() if "place" in manifest.table.schema.names else None,
+        held_out[order],
     )
 
 

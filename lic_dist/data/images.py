@@ -234,10 +234,10 @@ def contents(path: Path, name: str) -> bytes:
         raise PhotoError(name, "unreadable") from None
 
 
-def stamp(file: Path) -> Stamp:
+def stamp(file: Path | str) -> Stamp:
     """Return (size in bytes, modification time in ns) of a file; zeros where there is no regular file."""
     try:
-        status = file.stat()
+        status = os.stat(file)
     except OSError:
         return 0, 0
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, 0)

@@ -136,7 +136,7 @@ def search(folder: Path) -> PhotoFiles:
                 found.names.append(prefix + name)
     if not found.names:
         raise no_photos(found)
-    found.names.sort(key=readable)
+    found.names.sort(key=None if all(map(str.isascii, found.names)) else readable)
     return PhotoFiles(folder, found.names, +found.passed_over)
 
 
@@ -156,7 +156,8 @@ def kind_passed_over(path: str) -> str:
     """Return the kind under which a file that is no photo is counted, by its path, else ""."""
     if any(map(is_hidden, path.split("/"))):
         return HIDDEN
-    suffix = os.path.splitext(path)[1].lower()
+    _, dot, end = path.rpartition("/")[2].rpartition(".")
+    suffix = dot + end.lower() if dot else ""
     if suffix in SIGNED_SUFFIXES or suffix in UNSIGNED_SUFFIXES or (suffix in HEIF_SUFFIXES and reads_heif()):
         return ""
     return readable(suffix) or "without a suffix"
@@ -170,7 +171,7 @@ def reads_heif() -> bool:
 
 def readable(name: str) -> str:
     """Return a path that can be recorded: a name that is not UTF-8 is escaped, and then opens no file."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def printable(name: str) -> str:

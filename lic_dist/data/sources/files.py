@@ -88,7 +88,7 @@ class LocalFiles(Files):
             yield from ((one.name, os.path.isdir(one.path)) for one in found)
 
     def stamp(self, name: str) -> Stamp:
-        return images.stamp(self.folder / name)
+        return images.stamp(f"{self.folder}/{name}")  # a tenth of the time of a Path
 
     def read(self, name: str) -> tuple[bytes, Stamp]:
         file = self.folder / name
