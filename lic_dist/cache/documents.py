@@ -45,6 +45,6 @@ def _alike(found: Any, expected: dict[str, Any]) -> bool:
 def _opens(found: dict[str, Any]) -> bool:
     try:
         ArrayV3Metadata.from_dict(dict(found))
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return False
     return True

@@ -128,7 +128,11 @@ class Folder(Storage):
     def sweep(self) -> None:
         waiting = [str(self.root)]
         while waiting:
-            with suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:  # removed meanwhile
+            try:
+                found = os.scandir(waiting.pop())
+            except OSError:  # removed meanwhile, or closed to us
+                continue
+            with found as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)

@@ -304,7 +304,7 @@ def open_array(storage: Storage, name: str, pipeline: Pipeline = "zarr") -> zarr
     with zarr.config.set({"codec_pipeline.path": paths[pipeline]}):
         try:
             return zarr.open_array(opened, path=name, mode="r")
-        except (ValueError, LookupError, TypeError, FileNotFoundError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, FileNotFoundError) as error:
             what = f"{storage}/{name}/zarr.json is lost or altered"
             raise LicError(what, hint="build again: it is put back") from error
 

@@ -391,7 +391,7 @@ class Life(RuleBasedStateMachine):
             lambda: building.build(experiment(group), append=append, mask=append and mask), kill, expected, group
         )
         if self.wreck:
-            return self.salvage(stopped)
+            return self.salvage()
         if stopped == "killed":
             return
         if self.dirty and stopped:
@@ -448,7 +448,7 @@ class Life(RuleBasedStateMachine):
         elif WORLD.cleared > cleared:
             self.forget()
             self.wreck = bool(Memory(URL).names())
-            self.salvage(stopped, fresh)
+            self.salvage()
         elif not had and not self.dirty and not before:
             self.calm = self.calm and stopped != "killed"
             self.take_what_is_left([fresh])
@@ -456,10 +456,9 @@ class Life(RuleBasedStateMachine):
         else:
             assert stopped == "killed" or self.dirty or not PHOTOS.there or before, stopped
 
-    def salvage(self, stopped: str, fresh: Part | None = None) -> None:
-        """A wreck of which nothing is left of the old store is a store again."""
-        storage = Memory(URL)
-        if not storage.names():
+    def salvage(self) -> None:
+        """A wreck of which nothing is left is no store."""
+        if not Memory(URL).names():
             self.forget()
 
     # Damage
@@ -591,7 +590,7 @@ class Life(RuleBasedStateMachine):
         number = data.draw(st.integers(0, len(self.chain) - 1))
         called = data.draw(st.sampled_from([number, *(name for name, of in self.names.items() if of == number)]))
         cache = LatentCache.open(URL, snapshot=called)
-        rows, rest = Rows(self.chain[: number + 1]), bool(self.dirty)
+        rows = Rows(self.chain[: number + 1])
         with self.errors_of_damage():
             assert cache.masked.tolist() == sorted(rows.masked)
         assert (cache.num_samples, cache.num_shards) == (len(rows.crops), rows.shards)
@@ -612,7 +611,6 @@ class Life(RuleBasedStateMachine):
         self.compare(cache, rows, shard, None)
         for group in data.draw(st.permutations(sorted(self.whole)))[:1]:
             self.compare(cache, rows, shard, group)
-        assert rest or not self.dirty
 
     @contextlib.contextmanager
     def errors_of_damage(self, allowed: bool = False) -> Iterator[None]:

@@ -373,7 +373,7 @@ def test_a_storm_of_faults_leaves_the_bytes_of_a_calm_day(s3, monkeypatch):
     live("s3://photos/calm/a.zarr")
     everything = {key: open_storage("s3://photos/calm/a.zarr").get(key) for key in everything_in("calm")}
     weather, round = random.Random(24), 0
-    while s3.failed < (10_000 if NIGHTLY else 300):
+    while s3.failed < (10_000 if NIGHTLY else 200):
         name = f"storm-{round}"
         s3.how = lambda number: weather.choice(FAULTS) if weather.random() < 0.3 else ""
         for _ in range(5):
