@@ -317,7 +317,7 @@ def _require_whole(storage: Storage, group: str, header: Header | None = None, s
             f"{counted(len(left), 'shard')} of {storage} {'is' if len(left) == 1 else 'are'} gone again",
             hint="does another job write here? build again to go on",
         )
-    storage.sweep()
+    storage.sweep(since)
 
 
 def _restore_record(job: Job, group: str) -> None:

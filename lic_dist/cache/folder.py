@@ -125,17 +125,20 @@ class Folder(Storage):
         if self.root.exists() and not self.root.is_dir():
             raise LicError(f"{self.root} is a file", hint="give another cache.path")
 
-    def sweep(self) -> None:
+    def sweep(self, since: int = 0) -> None:
         waiting = [str(self.root)]
         while waiting:
+            folder = waiting.pop()
             try:
-                found = os.scandir(waiting.pop())
+                found = os.scandir(folder)
             except OSError:  # removed meanwhile, or closed to us
                 continue
+            passed_over = since if folder.endswith("/c") else 0  # the folder of an array's shards
             with found as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                        if not (passed_over and entry.name.isdigit() and int(entry.name) < passed_over):
+                            waiting.append(entry.path)
                     elif entry.name.endswith(".part"):
                         _remove_if_stale(Path(entry.path))
                     elif entry.name.endswith(".lock"):

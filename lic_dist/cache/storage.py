@@ -86,8 +86,8 @@ class Storage(ABC):
         """Refuse a path that cannot become a folder, such as a file. Raises LicError."""
         return
 
-    def sweep(self) -> None:
-        """Remove the unfinished files of killed writers."""
+    def sweep(self, since: int = 0) -> None:
+        """Remove the unfinished files of killed writers, but for those of shards before `since`."""
         return
 
     @abstractmethod

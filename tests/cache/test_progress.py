@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,19 @@ def test_a_sweep_takes_what_the_killed_left_and_nothing_of_the_living(built):
         Folder(built).sweep()
         assert not left.exists() and (built / "_progress/abc/8.lock").exists()
     assert not list(built.rglob("*.lock"))
+
+
+def test_a_sweep_of_an_append_passes_over_the_shards_before_it(built):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    name = f".0.{socket.gethostname()}.{dead.pid}.0a0b0c0d.part"
+    old, new = (built / f"pixels/c/{shard}/0/0/{name}" for shard in (1, 2))
+    for file in (old, new):
+        file.write_text("half")
+    Folder(built).sweep(since=2)
+    assert old.exists() and not new.exists()
+    Folder(built).sweep()
+    assert not old.exists()
 
 
 def test_a_listing_survives_files_that_come_and_go(built):
