@@ -284,6 +284,8 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
     pending = store.pending(storage)
     written = run_units(storage, workers, build_stages(job, None), Units(pending, job.plan)).shards
     for group in layout.group_folders(storage):
+        if layout.read_group(storage, group) is None and not storage.names(f"quantized/{group}/k/c"):
+            continue  # its job was killed while it made the group, and says of which model it is when it goes on
         of_group = [finding for finding in findings if finding.group == group]
         if any(finding.array.endswith("record.json") for finding in of_group):
             _restore_record(job, group)

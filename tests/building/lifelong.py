@@ -531,7 +531,9 @@ class Life(RuleBasedStateMachine):
         if one.what != "missing":
             return False
         if one.group:
-            return one.shard >= self.whole.get(one.group, 0) or (one.shard < 0 and not self.calm)
+            return one.shard >= self.whole.get(one.group, 0) or (
+                one.shard < 0 and (not self.calm or one.group not in self.whole)
+            )
         return (not self.calm or self.begun is not None) and one.shard not in range(self.rows.shards)
 
     @rule()

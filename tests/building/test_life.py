@@ -69,3 +69,13 @@ def test_a_group_that_lost_its_identity_is_not_taken_for_another_models(three_ph
             job()
     building.repair(experiment("after"), verify(URL))
     assert WORLD.objects == before
+
+
+def test_a_group_whose_making_was_killed_is_not_given_to_another_model_by_a_repair(three_photos: None) -> None:
+    WORLD.left = 2
+    with pytest.raises(Killed):
+        building.requantize(experiment("after"))
+    WORLD.left = None
+    building.repair(experiment("plain"), verify(URL))
+    assert LatentCache.open(URL).groups == ("plain",)
+    assert building.requantize(experiment("after")).shards_built == 2 and verify(URL) == []
