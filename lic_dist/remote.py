@@ -23,9 +23,7 @@ REACHABLE = "does the bucket exist, is it reachable, do the credentials allow it
 T = TypeVar("T")
 
 
-def request(
-    url: str, options: Options, call: Callable[[Any, Any], T], hint: str = REACHABLE, once: bool = False
-) -> T:
+def request(url: str, options: Options, call: Callable[[Any, Any], T], hint: str = REACHABLE, once: bool = False) -> T:
     """Return `call(obstore, store)`; repeat it where a transfer broke off, and turn other errors into one line.
 
     `once`: a deletion or a put of a new object, which obstore does not repeat where its connection breaks off. Here it
