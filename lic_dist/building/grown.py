@@ -7,7 +7,7 @@ grown they are read off its samples. Photos that vanished stay in the store; on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +35,14 @@ Known = tuple[Manifest, Crops]  # the photos of an instalment, and their samples
 @dataclass(frozen=True)
 class Changes:
     """How a folder differs from what a store has: usable photos that are `added`, as large as a crop; paths of those
-    that vanished, or whose content is another now (which is `added` then); the path of each that `moved`, by its
-    digest; and the numbers of the samples of those gone, without the ones that are masked already.
+    that vanished, or whose content is another now (which is `added` then); how many lie elsewhere; and the numbers of
+    the samples of those gone, without the ones that are masked already.
     """
 
     added: Manifest
     vanished: tuple[str, ...]
     changed: tuple[str, ...]
-    moved: Mapping[str, str]
+    moved: int
     gone: NDArray[np.int64]
 
     def __bool__(self) -> bool:
@@ -52,7 +52,7 @@ class Changes:
     def __str__(self) -> str:
         counts = (len(self.added), len(self.vanished), len(self.changed))
         said = [f"{count} {what}" for count, what in zip(counts, ("added", "vanished", "changed"), strict=True)]
-        return ", ".join(said + ([f"{len(self.moved)} moved"] if self.moved else []))
+        return ", ".join(said + ([f"{self.moved} moved"] if self.moved else []))
 
     def lines(self) -> list[str]:
         """Return the photos that are gone in lines."""
@@ -133,21 +133,19 @@ def changes_of(storage: Storage, header: Header, known_parts: Sequence[Known], p
     """Compare the photos of a folder with those of a store's instalments."""
     masked = np.concatenate([chain.masked_by(storage, one) for one in header.chain])
     usable = photos.usable
-    there, places = (photos.table[name].filter(pa.array(usable)).combine_chunks() for name in ("digest", "path"))
+    there = photos.table["digest"].filter(pa.array(usable)).combine_chunks()
     names = photos.table["path"].combine_chunks()
-    known, paths, gone = [], [], []
-    moved: dict[str, str] = {}
+    known, paths, gone, moved = [], [], [], 0
     for one, (_, crops) in zip(header.chain, known_parts, strict=True):
         rows = one.first_shard * header.shard + np.arange(len(crops))
         live = np.ones(len(crops.digests), np.bool_)
         if (hidden := np.isin(rows, masked)).any():
             live[crops.photo[hidden]] = False
-        at = pc.index_in(crops.digests, value_set=there)
-        lost = live & np.asarray(pc.is_null(at))
+        lost = live & ~_is_in(crops.digests, there)
         known.append(crops.digests.filter(pa.array(live)))
         paths.append(crops.paths.filter(pa.array(lost)))
         gone.append(rows[lost[crops.photo]] if lost.any() else rows[:0])
-        moved |= _moved(crops.digests, crops.paths, places.take(at), photos)
+        moved += int((live & ~lost & ~_is_in(crops.paths, names)).sum())
     large = usable & (np.minimum(photos.column("width"), photos.column("height")) >= header.geometry.crop)
     new = large & ~_is_in(photos.table["digest"].combine_chunks(), pa.concat_arrays(known))
     lost_paths = pa.concat_arrays(paths)
@@ -157,17 +155,6 @@ def changes_of(storage: Storage, header: Header, known_parts: Sequence[Known], p
     return Changes(
         added, tuple(vanished), tuple(lost_paths.filter(pa.array(changed)).to_pylist()), moved, np.concatenate(gone)
     )
-
-
-def _moved(digests: pa.Array, paths: pa.Array, places: pa.Array, photos: Manifest) -> dict[str, str]:
-    """Return where photos lie that are not at their paths, by digest; `places` is where each lies first, or null."""
-    others = pc.not_equal(paths, places).fill_null(False)
-    digests, paths, places = (column.filter(others).to_pylist() for column in (digests, paths, places))
-    copies = _is_in(photos.table["digest"].combine_chunks(), pa.array(digests, pa.large_string()))
-    held = photos.table.filter(pa.array(copies))
-    there = set(zip(held["digest"].to_pylist(), held["path"].to_pylist(), strict=True)) if digests else set()
-    rows = zip(digests, paths, places, strict=True)
-    return {digest: place for digest, path, place in rows if (digest, path) not in there}
 
 
 def _is_in(values: pa.Array, among: pa.Array) -> NDArray[np.bool_]:

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from lic_dist.data import images
 from lic_dist.data.crops import plan_crops
 from lic_dist.data.manifest import Manifest
 from lic_dist.data.photo import FAULTS, Crop, Photo
+from lic_dist.data.source import PhotoSource
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError
 from lic_dist.models.architectures import ModelSpec
@@ -121,17 +121,19 @@ class Photos:
             Photo(path, digest_of(content), 70, 72, 9, content, "") for path, content in sorted(self.there.items())
         )
 
-    def scan(self, folder: Path, known: Manifest | None, save: Callable[[Manifest], None], strict: bool) -> Manifest:
+    def scan(
+        self, source: PhotoSource, known: Manifest | None, save: Callable[[Manifest], None], strict: bool
+    ) -> Manifest:
         if not self.there:
             raise LicError("no photos in /photos")
         if (found := self.manifest()) != known:
             save(found)
         return found
 
-    def read_crops(self, folder: Path, crops: Sequence[Crop], size: int) -> tuple[np.ndarray, np.ndarray]:
+    def read_crops(self, source: PhotoSource, crops: Sequence[Crop], size: int) -> tuple[np.ndarray, np.ndarray]:
         pixels, status = np.zeros((len(crops), 3, size, size), np.uint8), np.zeros(len(crops), np.uint8)
         for row, crop in enumerate(crops):
-            content = self.there.get(crop.source)
+            content = self.there.get(crop.place or crop.source)
             if content is None or digest_of(content) != crop.digest:
                 status[row] = FAULTS.index("unreadable" if content is None else "changed")
             else:

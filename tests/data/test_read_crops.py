@@ -65,7 +65,7 @@ def test_samples_of_two_photos_at_one_path_are_not_taken_for_each_other(tmp_path
     (good,) = plan_crops(scan(tmp_path), 64, 1, 0, 0.0)
     before = Crop("a.png", "ab" * 32, 0, 0, False, False)  # what lay there when it was planned
     for crops in ([good, before], [before, good]):
-        read, status = images.read_crops(tmp_path, crops, 64)
+        read, status = images.read_crops(open_source(tmp_path), crops, 64)
         for crop, window, code in zip(crops, read, status, strict=True):
             assert FAULTS[code] == ("" if crop is good else "changed")
             assert window.any() == (crop is good) and (crop is before or window.sum() == pixels.sum())
