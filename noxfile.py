@@ -27,6 +27,14 @@ def full(session: nox.Session) -> None:
 
 
 @nox.session
+def nightly(session: nox.Session) -> None:
+    """What takes hours: the life of a store, storms, and the commands of the longest benchmarks."""
+    night = ("pytest", "--hypothesis-profile", "nightly")
+    session.run(*night, "tests/building/test_life.py", *session.posargs)
+    session.run(*night, "-m", "nightly", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The site, strictly, into site/."""
     session.run("mkdocs", "build", "--strict")

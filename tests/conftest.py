@@ -56,7 +56,11 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if settings.get_current_profile_name() != "nightly":
+        by_night = [item for item in items if item.get_closest_marker("nightly")]
+        items[:] = [item for item in items if item not in by_night]
+        config.hook.pytest_deselected(items=by_night)
     ranks = {Path(__file__).parent / f"{name}.py": rank for rank, name in enumerate(HEAVIEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 

@@ -103,6 +103,7 @@ def test_every_arm_is_timed_beside_its_baselines() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_prints_tables_and_writes_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(theory, "ROUNDS", 1)
     monkeypatch.setattr(theory, "QUANTIZERS", [one for one in theory.QUANTIZERS if one[1] in (SCALAR, ECM8)])
@@ -157,6 +158,7 @@ def test_a_cache_is_measured_on_disk_and_as_it_is_read(built_once: None) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_training_from_a_cache_is_measured_against_memory_and_against_the_loop(
     built_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

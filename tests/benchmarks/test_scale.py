@@ -72,6 +72,7 @@ def test_the_linked_store_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_shows_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"megapixels": [0.01, 0.02], "photos": [300.0, 600.0], "shards": [2.0, 4.0], "searchers": [1.0]}
     monkeypatch.setattr(scale, "sizes_of", lambda part, largest, fast: small[part])

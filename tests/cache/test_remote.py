@@ -21,7 +21,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 pytest.importorskip("moto.server")
 pytest.importorskip("obstore")
@@ -46,7 +45,6 @@ from lic_dist.training.finetune import finetune
 from tests.cache.test_growth import grow
 from tests.stores import FIXED, RECORD, experiment, make_builder, make_plan, objects, synthetic
 
-NIGHTLY = settings.get_current_profile_name() == "nightly"
 FAULTS = ("error", "drop", "reset", "slow", "cut", "lost", "lost reset")
 
 
@@ -344,7 +342,8 @@ def test_a_store_in_a_bucket_grows_as_one_in_a_folder_does(s3, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if NIGHTLY else 300)
+@pytest.mark.nightly
+@pytest.mark.timeout(0)
 def test_a_storm_of_faults_leaves_the_bytes_of_a_calm_day(s3, monkeypatch):
     """Three requests in ten fail, in one of seven ways; a job that gives up is started again."""
     soon = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=20), "base": 2}
@@ -373,7 +372,7 @@ def test_a_storm_of_faults_leaves_the_bytes_of_a_calm_day(s3, monkeypatch):
     live("s3://photos/calm/a.zarr")
     everything = {key: open_storage("s3://photos/calm/a.zarr").get(key) for key in everything_in("calm")}
     weather, round = random.Random(24), 0
-    while s3.failed < (10_000 if NIGHTLY else 200):
+    while s3.failed < 10_000:
         name = f"storm-{round}"
         s3.how = lambda number: weather.choice(FAULTS) if weather.random() < 0.3 else ""
         for _ in range(5):

@@ -62,7 +62,7 @@ def kill(cluster: Any, node: Any) -> None:
     cluster.remove_node(node, allow_graceful=False)
 
 
-@pytest.mark.parametrize("leave", [drain, kill])
+@pytest.mark.parametrize("leave", [pytest.param(drain, marks=pytest.mark.nightly), kill])
 def test_pools_grow_onto_a_node_that_joins_and_go_on_without_it(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave: Callable[[Any, Any], None]
 ) -> None:
@@ -92,6 +92,7 @@ def test_pools_grow_onto_a_node_that_joins_and_go_on_without_it(
         cluster.remove_node(joined)
 
 
+@pytest.mark.nightly
 def test_ranks_leave_a_node_that_drains_and_the_job_goes_on_with_fewer(
     job: Job,  # noqa: F811
     cluster: Any,

@@ -12,7 +12,7 @@ from lic_dist.training.picture import learning_curves
 
 
 def logged(folder: Path, *values: float) -> Path:
-    log = Log(folder, 0, False)
+    log = Log(folder, 0)
     for step, L in enumerate(values, 1):
         log.write(100 * step, lr=0.1, loss=L, held_out_L=L, held_out_bpp=L / 4, held_out_psnr=40 - L)
     return folder
@@ -35,7 +35,7 @@ def test_each_training_is_a_curve_of_its_folders_name(tmp_path: Path) -> None:
 def test_folders_without_judged_steps_and_other_files_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(LicError, match=r"log\.jsonl is missing or empty"):
         learning_curves([tmp_path], tmp_path / "curves.png")
-    Log(tmp_path / "unjudged", 0, False).write(10, loss=1.0)
+    Log(tmp_path / "unjudged", 0).write(10, loss=1.0)
     with pytest.raises(LicError, match="no judged steps yet"):
         learning_curves([tmp_path / "unjudged"], tmp_path / "curves.png")
     (tmp_path / "log.jsonl").write_text("{no json}\n")

@@ -11,6 +11,7 @@ from lic_dist.building.calibrate import measure
 from lic_dist.building.latents import inputs_of
 from lic_dist.building.pilot import calibration_samples
 from lic_dist.building.refined import aimed_inputs
+from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.reader import LatentCache
 from lic_dist.models import checkpoint
 from lic_dist.quantization.record import QuantizerRecord
@@ -37,7 +38,7 @@ def test_held_out_crops_are_refined_as_a_user_would_refine_them(base: Path, phot
     cache, parent = LatentCache.open(store), checkpoint.load(str(base))
     record = QuantizerRecord.from_json(cache.record_json("tcq8"))
     assert job.quantizer
-    _, samples = calibration_samples(cache, job.quantizer)
+    _, samples = calibration_samples(Mixture([cache]), job.quantizer)
     plain = measure(parent, record, samples, inputs_of(parent.model, samples.y, samples.z, 4)).L
     refined = measure(parent, record, samples, aimed_inputs(parent, record, samples, 4)).L
     assert refined < 0.999 * plain
