@@ -47,9 +47,9 @@ class Pool:
     def __enter__(self) -> Pool:
         _keep_freed_memory()
         self._before = torch.get_num_threads()
-        torch.set_num_threads(1)  # that of the threads made from here on, too
-        if self.threads > 1:
-            self._executor = ThreadPoolExecutor(self.threads)
+        torch.set_num_threads(1)
+        if self.threads > 1:  # a new thread has OpenMP's own number: a convolution that comes first would take it
+            self._executor = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         return self
 
     def __exit__(self, *_: object) -> None:

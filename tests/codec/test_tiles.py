@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +28,7 @@ from lic_dist.models.protocol import CodecModel, Stage
 from tests.conftest import HYPERPRIORS, picture
 
 GRID = Grid(5, 7)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", params=HYPERPRIORS)
@@ -208,3 +213,31 @@ def test_an_image_of_many_tiles_goes_there_and_back(
     monkeypatch.setattr(tiles, "TILE", 1024)
     difference = np.abs(codec.picture(encoded).astype(int) - decoded)
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+THREADS = """
+import os
+import numpy as np
+from lic_dist.building.records import analytic_record
+from lic_dist.codec.codec import ImageCodec
+from lic_dist.models import checkpoint
+from tests.conftest import picture
+
+made = checkpoint.load(os.environ["BASE"])
+codec = ImageCodec(made.model, analytic_record(made, "tcq", 8, 0.5, 0.1, np.ones(made.spec.M)), threads=1)
+image = picture(5, 931, 1396)
+encoded = codec.encode(image).data
+decoded = codec.decode(encoded)
+for codec.threads in (2, 3):
+    assert np.array_equal(codec.decode(encoded), decoded) and codec.encode(image).data == encoded
+print("the same")
+"""
+
+
+@pytest.mark.slow
+def test_threads_of_a_machine_of_several_cores_decode_what_one_encoded(base: Path) -> None:
+    """Where OpenMP has a number of threads of its own, which each new thread begins with."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "4", "BASE": str(base)}  # read when torch is loaded
+    command = [sys.executable, "-c", THREADS]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=250)
+    assert done.stdout.strip() == "the same", done.stderr[-2000:]
