@@ -121,8 +121,10 @@ def load_parent(experiment: config.Experiment) -> Checkpoint:
     return loaded
 
 
-def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: bool = False) -> Manifest:
-    """Return the manifest of the experiment's photos, and keep it beside the store.
+def manifest_of(
+    experiment: config.Experiment, source: PhotoSource, afresh: bool = False, strict: bool = False
+) -> Manifest:
+    """Return the manifest of the experiment's photos, which `source` has, and keep it beside the store.
 
     Photos that it already lists with the same size and time are not read again, unless `afresh`. A scan that was killed
     resumes. `strict` stops at the first photo that cannot be used.
@@ -141,7 +143,7 @@ def manifest_of(experiment: config.Experiment, afresh: bool = False, strict: boo
         around.make()
         around.put(key, manifest.to_bytes())
 
-    return scan(experiment_photos(experiment), known, save, strict=strict)
+    return scan(source, known, save, strict=strict)
 
 
 def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = False) -> Job:
@@ -157,7 +159,8 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
     refinement = asked_refinement(workers.quantizer, parent.spec.lmbda)
     if refinement.steps:
         require_refinement(parent.codec, refinement.z)
-    photos = manifest_of(experiment, strict=strict)
+    source = experiment_photos(experiment)
+    photos = manifest_of(experiment, source, strict=strict)
     require_held_out(photos, section.held_out)
     geometry = geometry_of(parent, section.crop)
     identity = {
@@ -185,8 +188,7 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
         raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
     plan = Plan(crops, geometry, cache.shard, cache.batch, header.identity if header else identity, tuple(later))
     changes = changes_of(storage, header, known, photos) if header else None
-    source = experiment_photos(experiment).absolute()
-    return Job(storage, parent, source, photos, plan, section, cache.store_y, workers, tuple(known), changes)
+    return Job(storage, parent, source.absolute(), photos, plan, section, cache.store_y, workers, tuple(known), changes)
 
 
 def _plan_by(images: config.Images, photos: Manifest) -> Crops:

@@ -15,11 +15,16 @@ from zarr.storage import ObjectStore
 
 from lic_dist.cache.storage import KEPT, Entry, Storage
 from lic_dist.errors import LicError, UsageError
-from lic_dist.remote import PARALLEL_REQUESTS, REACHABLE, RETRY, TRANSFER_TRIES, Options, first_line, request
-from lic_dist.remote import broke_off as _broke_off
-from lic_dist.remote import object_store as _object_store
-
-__all__ = ["RETRY", "Bucket"]
+from lic_dist.remote import (
+    PARALLEL_REQUESTS,
+    REACHABLE,
+    TRANSFER_TRIES,
+    Options,
+    broke_off,
+    first_line,
+    object_store,
+    request,
+)
 
 T = TypeVar("T")
 
@@ -32,7 +37,7 @@ class Bucket(Storage):
     options: Options = ()
 
     def __post_init__(self) -> None:
-        _object_store(self.url, self.options)
+        object_store(self.url, self.options)
 
     def __str__(self) -> str:
         return self.url
@@ -99,7 +104,7 @@ class Bucket(Storage):
         return None
 
     def zarr_store(self) -> Any:
-        return _RetryingStore(_object_store(self.url, self.options), read_only=True)
+        return _RetryingStore(object_store(self.url, self.options), read_only=True)
 
     def _request(self, call: Callable[[Any, Any], T], writing: bool = False, once: bool = False) -> T:
         """Return `call(obstore, store)` as `request` does. FileNotFoundError: no such key, when reading."""
@@ -125,6 +130,6 @@ class _RetryingStore(ObjectStore[Any]):
             try:
                 return await super().get(key, prototype, byte_range)
             except GenericError as error:
-                if not _broke_off(error):
+                if not broke_off(error):
                     raise
         return await super().get(key, prototype, byte_range)

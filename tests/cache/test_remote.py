@@ -29,7 +29,7 @@ from lic_dist import config
 from lic_dist.building.build import build as build_cache
 from lic_dist.building.build import repair, requantize
 from lic_dist.building.records import named_record
-from lic_dist.cache import bucket, growth, layout, markers, store
+from lic_dist.cache import growth, layout, markers, store
 from lic_dist.cache.bucket import Bucket
 from lic_dist.cache.history import history
 from lic_dist.cache.inspect import inspect
@@ -41,6 +41,7 @@ from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
+from lic_dist.remote import RETRY, object_store
 from lic_dist.training.finetune import finetune
 from tests.cache.test_growth import grow
 from tests.stores import FIXED, RECORD, experiment, make_builder, make_plan, objects, synthetic
@@ -275,8 +276,8 @@ def test_the_same_bytes_as_in_a_folder(tmp_path):
 @pytest.mark.slow
 def test_a_build_survives_errors_dropped_and_slow_answers(s3, monkeypatch):
     soon = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=50), "base": 2}
-    monkeypatch.setitem(bucket.RETRY, "backoff", soon)
-    bucket._object_store.cache_clear()
+    monkeypatch.setitem(RETRY, "backoff", soon)
+    object_store.cache_clear()
     url = "s3://photos/bad-day/a.zarr"
     kinds = {0: "error", 3: "drop", 5: "slow", 6: "cut", 8: "lost"}
     s3.how = lambda number: kinds.get(number % 11, "")
@@ -291,7 +292,7 @@ def test_a_build_survives_errors_dropped_and_slow_answers(s3, monkeypatch):
     create(good)
     build(good)
     assert contents(url) == contents(good)
-    bucket._object_store.cache_clear()
+    object_store.cache_clear()
 
 
 @pytest.mark.slow
@@ -299,19 +300,19 @@ def test_a_build_that_lost_the_store_for_good_goes_on_later(s3, monkeypatch):
     url = "s3://photos/outage/a.zarr"
     create(url)
     make_builder(url, make_plan())(0)
-    monkeypatch.setitem(bucket.RETRY, "max_retries", 1)
-    bucket._object_store.cache_clear()
+    monkeypatch.setitem(RETRY, "max_retries", 1)
+    object_store.cache_clear()
     s3.how = lambda number: "error"
     with pytest.raises(LicError, match="s3://photos/outage/a.zarr") as caught:
         make_builder(url, make_plan())(1)
     assert "\n" not in caught.value.message and caught.value.hint
     s3.how = lambda number: ""
-    bucket._object_store.cache_clear()
+    object_store.cache_clear()
     assert store.pending(url) == [1, 2]
     build(url)
     assert verify(url) == []
     monkeypatch.undo()
-    bucket._object_store.cache_clear()
+    object_store.cache_clear()
 
 
 @pytest.mark.slow
@@ -347,8 +348,8 @@ def test_a_store_in_a_bucket_grows_as_one_in_a_folder_does(s3, tmp_path):
 def test_a_storm_of_faults_leaves_the_bytes_of_a_calm_day(s3, monkeypatch):
     """Three requests in ten fail, in one of seven ways; a job that gives up is started again."""
     soon = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=20), "base": 2}
-    monkeypatch.setitem(bucket.RETRY, "backoff", soon)
-    bucket._object_store.cache_clear()
+    monkeypatch.setitem(RETRY, "backoff", soon)
+    object_store.cache_clear()
     monkeypatch.setattr(growth, "time", SimpleNamespace(strftime=lambda *_: "2026-01-01T00:00:00Z", gmtime=time.gmtime))
 
     def live(url: str) -> None:
@@ -384,7 +385,7 @@ def test_a_storm_of_faults_leaves_the_bytes_of_a_calm_day(s3, monkeypatch):
         s3.how = lambda number: ""
         assert {key: open_storage(f"s3://photos/{name}/a.zarr").get(key) for key in everything_in(name)} == everything
         round += 1
-    bucket._object_store.cache_clear()
+    object_store.cache_clear()
 
 
 @pytest.mark.slow

@@ -42,9 +42,10 @@ def scan(
 ) -> None:
     """Read every photo once and write the manifest beside the store; goes on where a scan was stopped."""
     from lic_dist.building.job import manifest_of
+    from lic_dist.building.storage import experiment_photos
 
     for experiment in experiments(config, overrides, section="cache"):
-        photos = manifest_of(experiment, afresh, strict)
+        photos = manifest_of(experiment, experiment_photos(experiment), afresh, strict)
         faulty = sum(photos.faults.values())
         _name_photos(photos.reasons(0))
         typer.echo(f"{counted(len(photos) - faulty, 'photo')}, {faulty} set aside{_reasons(photos.faults)}")
@@ -241,6 +242,14 @@ def _stores(target: str, overrides: list[str] | None) -> list[tuple[Storage, Exp
     return [(open_storage(target), None)]
 
 
+def _the_store(target: str, overrides: list[str] | None, what: str) -> tuple[Storage, Experiment | None]:
+    """Return the only store of a target, as `_stores` does. UsageError: it has several, and `what` is of one."""
+    stores = _stores(target, overrides)
+    if len(stores) > 1:
+        raise UsageError(f"{target} has {len(stores)} stores, {what} is of one", hint="give the store's path")
+    return stores[0]
+
+
 def _first_of_each_store(chosen: list[Experiment]) -> list[Experiment]:
     """Return the first experiment of each store."""
     from lic_dist.building.storage import experiment_storage
@@ -341,10 +350,7 @@ def card(
     from lic_dist.data.likeness import NEAR
     from lic_dist.data.sources.opening import open_source
 
-    stores = _stores(target, overrides)
-    if len(stores) > 1:
-        raise UsageError(f"{target} has {len(stores)} stores, a card is of one", hint="give the store's path")
-    ((storage, experiment),) = stores
+    storage, experiment = _the_store(target, overrides, "a card")
     cache, alike = LatentCache.open(storage), None
     bits = NEAR if near is None else near
     if experiment is not None and experiment.images is not None:
@@ -446,10 +452,8 @@ def export(
 
     from lic_dist.cache.icechunk_export import export as run
 
-    stores = _stores(target, overrides)
-    if len(stores) > 1:
-        raise UsageError(f"{target} has {len(stores)} stores, a repository is of one", hint="give the store's path")
-    done = run(stores[0][0], icechunk, snapshot)
+    storage, _ = _the_store(target, overrides, "a repository")
+    done = run(storage, icechunk, snapshot)
     typer.echo(
         f"{icechunk}: snapshot {done.snapshot}, commit {done.commit}, groups: {', '.join(done.groups) or 'none'}; "
         f"{done.written} of {counted(done.objects, 'object')} written now"
