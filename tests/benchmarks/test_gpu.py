@@ -29,6 +29,7 @@ def figures_of(out: Path, *arguments: str, **environment: str) -> tuple[str, dic
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_all_of_it_runs_without_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     hidden = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -129,15 +129,14 @@ def test_changed_photos_are_refused_in_counts_and_appended_by_the_command(mine: 
 
 @pytest.mark.slow
 def test_an_append_of_another_count_of_workers_has_the_same_bytes(
-    mine: Path, base: Path, folder: Path, tmp_path: Path
+    mine: Path, base: Path, folder: Path, tmp_path: Path, forked_workers: None
 ) -> None:
     twin = tmp_path / "twin.zarr"
     shutil.copytree(mine, twin)
     shutil.copy(tmp_path / "a.manifest.parquet", tmp_path / "twin.manifest.parquet")
     add(folder, range(20, 26))
     build(asked(base, folder, mine), append=True)
-    several = {"name": "ray", "readers": 2, "encoders": 2, "searchers": 2, "num_cpus": 6}
-    build(asked(base, folder, twin, engine=several), append=True)
+    build(asked(base, folder, twin, engine={"name": "local", "searchers": 2}), append=True)
     assert contents(twin) == contents(mine) and verify(twin) == []
 
 

@@ -204,6 +204,7 @@ def test_a_ray_build_outlives_its_workers_and_resumes_after_driver_and_cluster(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_cluster_of_two_nodes_that_loses_one_in_mid_build_finishes_with_the_same_bytes(
     base: Path,
     photos: Path,
