@@ -12,7 +12,8 @@ from lic_dist.building import build as building
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import verify
 from lic_dist.errors import LicError
-from tests.building.lifelong import PHOTOS, URL, Life, experiment, in_memory
+from tests.building.jobs_in_memory import PHOTOS, URL, experiment, in_memory
+from tests.building.lifelong import Life
 from tests.memory import WORLD, Killed
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
