@@ -55,10 +55,10 @@ def test_the_main_job_and_the_same_comparison_from_what_it_wrote(
 ) -> None:
     out = embedded / "out"
     figures = job.quickstart(out, None, "local")
-    sq, tcq, retrained, control = figures["rows"]
+    sq, tcq, refined, retrained, control = figures["rows"]
     assert figures["images"] == ["test 4.png", "test 5.png"]
     assert tcq["bpp"] == retrained["bpp"] == control["bpp"] < sq["bpp"]
-    assert tcq["L"] < sq["L"] and retrained["retraining"]["mean"] == pytest.approx(
+    assert refined["L"] < tcq["L"] < sq["L"] and retrained["retraining"]["mean"] == pytest.approx(
         100 * (retrained["L"] / tcq["L"] - 1)
     )
     assert retrained["rate"]["mean"] == pytest.approx(100 * (retrained["L"] - sq["L"]) / sq["bpp"])
@@ -149,6 +149,7 @@ def points(retrained: float, count: int = 10) -> list[Point]:
     for arm, quantizer, bpp, psnr in (
         ("base", "sq-adapted", 0.5, 32.0),
         ("base", "tcq32", 0.45, 31.9),
+        ("base", "tcq32-refined", 0.42, 32.0),
         ("decoder", "tcq32", 0.45, 31.9 + retrained),
         ("decoder straight-through", "tcq32", 0.45, 31.9),
     ):
@@ -161,11 +162,12 @@ def points(retrained: float, count: int = 10) -> list[Point]:
 
 def test_the_closing_words_say_what_is_proven() -> None:
     rows = closing.rows_of(points(0.05))
-    assert list(rows) == ["SQ", "TCQ-32", "TCQ-32, retrained", "control"]
+    assert list(rows) == ["SQ", "TCQ-32", "TCQ-32, refined", "TCQ-32, retrained", "control"]
     said = " ".join(closing.words(rows, 10, 50, best_step=40))
     assert "proves nothing" not in said and "prove little" not in said
     losses = [row.gain.loss for row in rows.values()]
-    assert f"worth {100 * (losses[0] - losses[2]) / 0.5:.1f} % of the rate" in said
+    assert f"worth {100 * (losses[0] - losses[3]) / 0.5:.1f} % of the rate" in said
+    assert f"TCQ-32, refined: L {100 * (losses[2] / losses[0] - 1):+.2f} %" in said
     nothing = " ".join(closing.words(closing.rows_of(points(0.0)), 3, 12, best_step=0))
     assert "the best weights were those it began with. 12 photos to retrain on are few" in nothing
     assert "3 test photos prove little" in nothing

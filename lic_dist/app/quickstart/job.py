@@ -5,13 +5,15 @@
 Every step is a job of the experiment file that is written, so that `evaluate` and `report` can repeat the comparison.
 The base model serves another lambda than its own, as one decoder for several rates does: at its own, the levels that
 were fitted to its decoder leave retraining nothing to gain. Its quantizers for that lambda (`quantizers/`) were
-calibrated on more photos than a quick start has. The control is a decoder that takes the same steps on the same crops,
-but on latents quantized as in the base model's own training. No step before the final evaluation uses the test photos.
+calibrated on more photos than a quick start has. One of them refines, in the evaluation of the base alone. The control
+is a decoder that takes the same steps on the same crops, but on latents quantized as in the base model's own training.
+No step before the final evaluation uses the test photos.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,7 +40,7 @@ from lic_dist.reporting.report import report
 from lic_dist.text import counted
 from lic_dist.training.finetune import finetune
 
-BASE, GROUP, SQ = "base-0.013", "tcq32@0.025", "sq-adapted@0.025"
+BASE, GROUP, REFINED, SQ = "base-0.013", "tcq32@0.025", "tcq32-refined@0.025", "sq-adapted@0.025"
 RECORDS = Path(__file__).parent / "quantizers"
 CROPS, MOST_VARIATIONS = 512, 48  # crops to retrain on in all, and crops of one photo at most
 STEPS, SHOWN = 64, 3  # steps of the retraining; test photos shown in the report's viewer
@@ -59,11 +61,12 @@ def quickstart(out: Path, photos: Path | None, engine: str) -> dict[str, Any]:
     experiment = _experiment(parts, QuantizerRecord.from_json(record), out)
     _save(experiment, out / "experiment.yaml")
     _save(_control(experiment, out), out / "control.yaml")
-    name, _, lmbda = GROUP.replace("tcq", "TCQ-").partition("@")
-    console.print(f"[bold]2/4[/] quantize their latents with {name} into a cache, for lambda {lmbda}")
+    title, _, lmbda = GROUP.replace("tcq", "TCQ-").partition("@")
+    console.print(f"[bold]2/4[/] quantize their latents with {title} into a cache, for lambda {lmbda}")
     console.print(f"      {BASE} serves lambda {lmbda} besides its own: one decoder for several rates")
     _put_record(experiment, record)
-    (out / f"{SQ}.json").write_bytes((RECORDS / f"{SQ}.json").read_bytes())
+    for name in (SQ, REFINED):
+        shutil.copyfile(RECORDS / f"{name}.json", out / f"{name}.json")
     build(_with_engine(experiment, engine)).require_tolerated()
     console.print("[bold]3/4[/] retrain the decoder on them; beside it a control, on latents as the base knows them")
     with _finetune_alongside(out / "control.yaml", out / "control.log"):
@@ -126,7 +129,7 @@ def _experiment(parts: Split, record: QuantizerRecord, out: Path) -> config.Expe
         evaluate=config.Evaluate(
             images=out / "test",
             checkpoints={
-                BASE: (str(out / f"{SQ}.json"), GROUP),
+                BASE: (str(out / f"{SQ}.json"), GROUP, str(out / f"{REFINED}.json")),
                 str(out / "retrained"): (GROUP,),
                 str(out / "control"): (GROUP,),
             },
