@@ -253,7 +253,8 @@ def export(
 @bench_app.command("quantization")
 def bench_quantization(
     parts: Annotated[
-        list[str] | None, typer.Option("--part", help="speed, gap, mixture, lanes or candidates; may be repeated.")
+        list[str] | None,
+        typer.Option("--part", help="speed, parts, gap, mixture, lanes or candidates; may be repeated."),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Photos for the real latents; default: scikit-image's.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of which medians are taken.")] = 9,

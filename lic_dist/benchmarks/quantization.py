@@ -10,14 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lic_dist.benchmarks import data, speed, theory
+from lic_dist.benchmarks import data, search_parts, speed, theory
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.errors import UsageError
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.trellis import ECM8
 from lic_dist.quantization.viterbi import block_width, decision_memory
 
-PARTS = ("speed", "gap", "mixture", "lanes", "candidates")
+PARTS = ("speed", "parts", "gap", "mixture", "lanes", "candidates")
 REAL_STEP, REAL_PRICE = 0.7, 0.05  # D, and c of the real latents: about what calibration finds for the shipped model
 GAUSSIAN_STEP, GAUSSIAN_PRICE = 0.49, 0.6  # two bits a sample
 
@@ -34,6 +34,7 @@ def bench(parts: Sequence[str], images: Path | None, rounds: int, quick: bool) -
     figures: dict[str, Any] = {"machine": machine(), "quick": quick}
     runs: dict[str, Callable[[], Any]] = {
         "speed": lambda: _speed(images, rounds, quick),
+        "parts": lambda: _parts(images, rounds, quick),
         "gap": lambda: theory.gap((32, 2048) if quick else (64, 8192)),
         "mixture": lambda: theory.mixture_rates((64, 1024) if quick else (256, 2048)),
         "lanes": lambda: theory.lanes(data.real_latents(images)),
@@ -71,6 +72,11 @@ def _speed(images: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
             "threads": speed.threads(samples, step, price, rounds),
         }
     return figures
+
+
+def _parts(images: Path | None, rounds: int, quick: bool) -> dict[str, dict[str, float]]:
+    real = data.real_latents(images).repeated(1 if quick else 2)
+    return search_parts.timed(speed.record("tcq", ECM8, REAL_STEP, REAL_PRICE, real), real, rounds)
 
 
 def _speed_tables(figures: dict[str, Any]) -> list[Table]:
@@ -123,6 +129,7 @@ def _candidate_tables(figures: dict[str, Any]) -> list[Table]:
 
 _TABLES: dict[str, Callable[[Any], list[Table]]] = {
     "speed": _speed_tables,
+    "parts": lambda figures: [search_parts.shown(figures)],
     "gap": _gap_tables,
     "mixture": _mixture_tables,
     "lanes": _lane_tables,

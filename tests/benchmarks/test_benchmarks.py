@@ -20,6 +20,7 @@ from lic_dist.benchmarks import (
     exhaustive,
     quantization,
     reading,
+    search_parts,
     speed,
     theory,
     training,
@@ -100,6 +101,14 @@ def test_every_arm_is_timed_beside_its_baselines() -> None:
     reference = made[9].run()
     *_, record = adaptation_rounds(data.record_at_price("tcq", ECM8, 0.56, 0.6), [(sources.r, sources.level)], 2)
     assert reference[0].shape == (32, 128) and record.states == 8
+
+
+def test_each_part_of_the_search_is_found_in_its_text() -> None:
+    """A part that the search calls by another name would be timed as nothing."""
+    whole = search_parts.text_without(set())
+    for names in search_parts.PARTS.values():
+        for name in names:
+            assert len(search_parts.text_without({name})) < len(whole), name
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from lic_dist.models.compat import import_compressai
 from lic_dist.quantization.distributions import analytic_pmf
 from lic_dist.quantization.quantize import table_rows
 from lic_dist.quantization.rates import LEVELS, CdfTables, tables_from_pmf
-from lic_dist.quantization.trellis import ECM8, SCALAR, VVC4, Trellis, trellis
+from lic_dist.quantization.trellis import CODE16, ECM8, SCALAR, VVC4, Trellis, trellis
 
 ASYMMETRIC = CdfTables(  # the shapes that a factorized prior may take: skewed, narrow, far from zero
     cdf=np.array(
@@ -199,6 +199,17 @@ def test_round_trip(seed: int, lanes: int, steps: int, machine: Trellis, interle
     tables = _TABLES[machine.name]
     stream = rans.encode(k, walked_rows(k, level, machine), tables, interleaved)
     assert np.array_equal(rans.decode(stream, level, tables, machine, interleaved), k)
+
+
+@pytest.mark.parametrize("machine", [SCALAR, ECM8, CODE16, Trellis("swapped", (1, 1, 0, 0), VVC4.next_state)])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_lanes_and_steps_beyond_whole_squares(machine: Trellis, interleaved: bool) -> None:
+    """Tiles are transposed as squares of 16 with what is left over; of more than eight states moves are looked up."""
+    k, level = plane(3, 37, 51)
+    tables = _TABLES.get(machine.name, _TABLES["tcq8"])
+    stream = rans.encode(k, walked_rows(k, level, machine), tables, interleaved)
+    for wide in (level, level.astype(np.int32)):
+        assert np.array_equal(rans.decode(stream, wide, tables, machine, interleaved), k)
 
 
 def written_down(k: list[int], rows: list[int], tables: CdfTables, states: int) -> bytes:
