@@ -127,7 +127,9 @@ def channel_weights(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one torch thread, because sums over several threads would not give the same bytes each time."""
+    """Compute on one torch thread: sums over several would not give the same bytes each time, and to wake them takes
+    longer than little work.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lic_dist.cache import chain
+from lic_dist.cache import chain, store
 from lic_dist.cache.growth import Photos
 from lic_dist.cache.layout import DIGEST_BYTES, Header
 from lic_dist.cache.reader import LatentCache
@@ -63,15 +63,24 @@ class Changes:
         return found
 
 
-def known_photos(storage: Storage, header: Header, photos: Manifest, plan_of: PlanOf) -> list[Known]:
-    """Return the photos and samples of every instalment.
+def known_photos(
+    storage: Storage, header: Header, before: Manifest | None, photos: Manifest, plan_of: PlanOf
+) -> list[Known]:
+    """Return the photos and samples of every instalment; `before` is the last scan's manifest, `photos` that of now.
 
     Raises:
         LicError: one is lost or altered; or a store that has never grown is not wholly built, or its samples do not
             follow from its photos.
     """
-    if len(header.chain) == 1 and storage.entry(chain.manifest_key(header.chain[0].manifest_sha256)) is None:
-        return [_read_off(storage, header, photos, plan_of)]
+    first = header.chain[0].manifest_sha256
+    if len(header.chain) == 1 and storage.entry(chain.manifest_key(first)) is None:
+        if store.pending(storage, header=header, since=header.num_shards):
+            hint = "build it of the photos it was begun with first"
+            raise LicError(f"{storage} is of other photos and not wholly built", hint=hint)
+        if before is None or before.digest != first:
+            return [_read_off(storage, header, photos, plan_of)]
+        planned = plan_of(before)
+        return [(_sized(planned.paths, planned.digests, photos, header), planned)]
     found = [_stored(storage, one.manifest_sha256) if one.num_samples else Manifest.of([]) for one in header.chain]
     known = [(manifest, plan_of(manifest)) for manifest in found]
     if [len(crops) for _, crops in known] != [one.num_samples for one in header.chain]:
@@ -91,18 +100,22 @@ def _stored(storage: Storage, digest: str) -> Manifest:
 
 
 def _read_off(storage: Storage, header: Header, photos: Manifest, plan_of: PlanOf) -> Known:
-    """Return the photos of a store by its samples, and these; sizes are the folder's, or a crop's of those gone."""
-    cache = LatentCache(storage, header=header)
-    if len(cache.written()) < header.num_shards:
-        raise LicError(
-            f"{storage} is of other photos and not wholly built", hint="build it of the photos it was begun with first"
-        )
-    shards = range(header.num_shards)
+    """Return the photos of a store by its samples, and these."""
+    cache, shards = LatentCache(storage, header=header), range(header.num_shards)
     rows = cache.column("samples/digest", shards).view(f"S{DIGEST_BYTES}").ravel()
     firsts = np.sort(np.unique(rows, return_index=True)[1])
     source = np.ascontiguousarray(cache.column("samples/source", shards)[firsts])
     digests = pa.array(rows[firsts].tolist(), pa.binary()).cast(pa.string()).cast(pa.large_string())
     paths = pa.array(source.view(f"S{source.shape[1]}").ravel().tolist(), pa.binary()).cast(pa.large_string())
+    found = _sized(paths, digests, photos, header)
+    planned = plan_of(found)
+    if planned.digests.take(pa.array(planned.photo)).to_pylist() != [one.decode() for one in rows.tolist()]:
+        raise LicError(f"the samples of {storage} do not follow from its photos", hint="`lic-dist cache verify`")
+    return found, planned
+
+
+def _sized(paths: pa.Array, digests: pa.Array, photos: Manifest, header: Header) -> Manifest:
+    """Return the manifest of photos by path; their sizes are those of `photos`, or a crop's of those gone."""
     usable = Manifest(photos.table.filter(photos.usable))
     at = pc.index_in(digests, value_set=usable.table["digest"].combine_chunks()).fill_null(-1)
     place = np.asarray(at.to_numpy(zero_copy_only=False), np.int64)
@@ -122,11 +135,7 @@ def _read_off(storage: Storage, header: Header, photos: Manifest, plan_of: PlanO
         },
         schema=SCHEMA,
     )
-    found = Manifest(table.take(pc.sort_indices(table["path"])))
-    planned = plan_of(found)
-    if planned.digests.take(pa.array(planned.photo)).to_pylist() != [one.decode() for one in rows.tolist()]:
-        raise LicError(f"the samples of {storage} do not follow from its photos", hint="`lic-dist cache verify`")
-    return found, planned
+    return Manifest(table.take(pc.sort_indices(table["path"])))
 
 
 def changes_of(storage: Storage, header: Header, known_parts: Sequence[Known], photos: Manifest) -> Changes:

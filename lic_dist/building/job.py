@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lic_dist import config
+from lic_dist.building.calibrate import one_thread
 from lic_dist.building.grown import Changes, Known, changes_of, known_photos
 from lic_dist.building.refined import asked_refinement, refined_group_identity, refined_identity
 from lic_dist.building.storage import experiment_photos, experiment_storage
@@ -24,7 +25,7 @@ from lic_dist.cache.layout import Header
 from lic_dist.cache.markers import Marker, fault_counts
 from lic_dist.cache.plan import Geometry, Plan, canonical_json, differences
 from lic_dist.cache.reader import LatentCache
-from lic_dist.cache.set_aside import MANIFEST
+from lic_dist.cache.set_aside import MANIFEST, read_manifest
 from lic_dist.cache.storage import Storage
 from lic_dist.data.crops import Crops, plan_crops, require_held_out
 from lic_dist.data.manifest import Manifest, scan
@@ -110,6 +111,7 @@ def open_cache(experiment: config.Experiment) -> LatentCache:
     return LatentCache.open(section.path, section.options, section.pipeline)
 
 
+@one_thread()
 def load_parent(experiment: config.Experiment) -> Checkpoint:
     """Load the experiment's base model; its lambda is the quantizer's, where that has its own."""
     section = config.need(experiment.model, "model")
@@ -121,23 +123,30 @@ def load_parent(experiment: config.Experiment) -> Checkpoint:
     return loaded
 
 
+def last_scan(experiment: config.Experiment) -> Manifest | None:
+    """Return the manifest that the last scan has left beside the experiment's store; None where there was none.
+
+    Raises:
+        LicError: it is damaged, or of another version.
+    """
+    storage = experiment_storage(experiment)
+    around, key = storage.sibling(MANIFEST)
+    try:
+        return read_manifest(storage)
+    except LicError as error:
+        hint = "`lic-dist cache scan --afresh` writes it anew"
+        raise LicError(f"{around}/{key}: {error.message}", hint=hint) from None
+
+
 def manifest_of(
-    experiment: config.Experiment, source: PhotoSource, afresh: bool = False, strict: bool = False
+    experiment: config.Experiment, source: PhotoSource, known: Manifest | None, strict: bool = False
 ) -> Manifest:
     """Return the manifest of the experiment's photos, which `source` has, and keep it beside the store.
 
-    Photos that it already lists with the same size and time are not read again, unless `afresh`. A scan that was killed
+    Photos that `known`, the last scan's, lists with the same size and time are not read again. A scan that was killed
     resumes. `strict` stops at the first photo that cannot be used.
     """
     around, key = experiment_storage(experiment).sibling(MANIFEST)
-    known = None
-    if not afresh and around.entry(key) is not None:
-        try:
-            known = Manifest.from_bytes(around.get(key))
-        except LicError as error:
-            raise LicError(
-                f"{around}/{key}: {error.message}", hint="`lic-dist cache scan --afresh` writes it anew"
-            ) from None
 
     def save(manifest: Manifest) -> None:
         around.make()
@@ -160,7 +169,8 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
     if refinement.steps:
         require_refinement(parent.codec, refinement.z)
     source = experiment_photos(experiment)
-    photos = manifest_of(experiment, source, strict=strict)
+    before = last_scan(experiment)
+    photos = manifest_of(experiment, source, before, strict)
     require_held_out(photos, section.held_out)
     geometry = geometry_of(parent, section.crop)
     identity = {
@@ -182,7 +192,7 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
     storage = experiment_storage(experiment)
     plan_of = partial(_plan_by, section)
     header = None if afresh else _grown_header(storage, identity)
-    known = known_photos(storage, header, photos, plan_of) if header else []
+    known = known_photos(storage, header, before, photos, plan_of) if header else []
     crops, *later = [crops.located(photos) for _, crops in known] or [plan_of(photos)]
     if not crops:
         raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")

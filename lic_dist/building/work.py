@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
+from lic_dist.building.calibrate import one_thread
 from lic_dist.building.job import Job, Workers
 from lic_dist.building.latents import in_one_stage
 from lic_dist.building.metrics import BuildMetrics
@@ -81,6 +82,7 @@ def requantize_stages(
     return [_on_encoders("view", hyper_decoder, engine), search]
 
 
+@one_thread()
 def _is_walked(parent: Checkpoint, geometry: Geometry) -> bool:
     """Return whether a model's shards are quantized by a walk on the encoder's device: see shards.py."""
     return not in_one_stage(parent.codec, (geometry.y_size,) * 2, (geometry.z_size,) * 2)

@@ -41,11 +41,12 @@ def scan(
     afresh: Annotated[bool, typer.Option("--afresh", help="Read the photos again that are known already.")] = False,
 ) -> None:
     """Read every photo once and write the manifest beside the store; goes on where a scan was stopped."""
-    from lic_dist.building.job import manifest_of
+    from lic_dist.building.job import last_scan, manifest_of
     from lic_dist.building.storage import experiment_photos
 
     for experiment in experiments(config, overrides, section="cache"):
-        photos = manifest_of(experiment, experiment_photos(experiment), afresh, strict)
+        known = None if afresh else last_scan(experiment)
+        photos = manifest_of(experiment, experiment_photos(experiment), known, strict)
         faulty = sum(photos.faults.values())
         _name_photos(photos.reasons(0))
         typer.echo(f"{counted(len(photos) - faulty, 'photo')}, {faulty} set aside{_reasons(photos.faults)}")
