@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from lic_dist.app.commands import cache as commands
+from lic_dist.app.commands import exports as commands
 from lic_dist.building.card import card, find_alike
 from lic_dist.building.estimate import Estimate, price
 from lic_dist.building.metrics import BuildMetrics

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from lic_dist.app.commands import cache as commands
+from lic_dist.app.commands import exports as commands
 from lic_dist.cache import growth, store
 from lic_dist.cache.folder import Folder
 from lic_dist.cache.icechunk_export import export

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lic_dist.app.commands import exports
 from lic_dist.app.commands.options import (
     ConfigFile,
     EngineName,
@@ -18,6 +19,8 @@ from lic_dist.app.commands.options import (
     Strict,
     Target,
     experiments,
+    first_of_each_store,
+    stores_of,
     write_json,
 )
 from lic_dist.errors import LicError, UsageError
@@ -25,7 +28,6 @@ from lic_dist.text import counted
 
 if TYPE_CHECKING:
     from lic_dist.building.build import BuildReport
-    from lic_dist.cache.storage import Storage
     from lic_dist.config import Experiment, Images
 
 NAMED_PHOTOS = 20  # how many of the photos set aside a command names
@@ -133,7 +135,7 @@ def build(
     if rebuild and append:
         raise UsageError("--rebuild starts anew, --append does not", hint="give one of them")
     chosen = experiments(config, overrides, engine, "cache")
-    firsts = _first_of_each_store(chosen)  # the others add groups to the stores that these create
+    firsts = first_of_each_store(chosen)  # the others add groups to the stores that these create
     if rebuild and not yes:
         for experiment in firsts:
             _ask_to_remove(experiment)
@@ -159,7 +161,7 @@ def append(
     from lic_dist.building.job import open_cache
 
     chosen = experiments(config, overrides, engine, "cache")
-    for experiment in _first_of_each_store(chosen):
+    for experiment in first_of_each_store(chosen):
         open_cache(experiment)  # there is one
     reports = [run(experiment, strict, append=True, mask=mask) for experiment in chosen]
     write_json(out, [_show_build(report) for report in reports])
@@ -230,37 +232,6 @@ def _ask_to_remove(experiment: Experiment) -> None:
         raise typer.Exit(1)
 
 
-def _stores(target: str, overrides: list[str] | None) -> list[tuple[Storage, Experiment | None]]:
-    """Return the store at a path or URL, or each store of a YAML file with its first experiment."""
-    from lic_dist.building.storage import experiment_storage
-    from lic_dist.cache.storages import open_storage
-
-    if Path(target).suffix in (".yaml", ".yml"):
-        return [
-            (experiment_storage(experiment), experiment)
-            for experiment in _first_of_each_store(experiments(Path(target), overrides, section="cache"))
-        ]
-    return [(open_storage(target), None)]
-
-
-def _the_store(target: str, overrides: list[str] | None, what: str) -> tuple[Storage, Experiment | None]:
-    """Return the only store of a target, as `_stores` does. UsageError: it has several, and `what` is of one."""
-    stores = _stores(target, overrides)
-    if len(stores) > 1:
-        raise UsageError(f"{target} has {len(stores)} stores, {what} is of one", hint="give the store's path")
-    return stores[0]
-
-
-def _first_of_each_store(chosen: list[Experiment]) -> list[Experiment]:
-    """Return the first experiment of each store."""
-    from lic_dist.building.storage import experiment_storage
-
-    found: dict[str, Experiment] = {}
-    for experiment in chosen:
-        found.setdefault(str(experiment_storage(experiment)), experiment)
-    return list(found.values())
-
-
 @app.command("inspect")
 def inspect(
     target: Target,
@@ -272,7 +243,7 @@ def inspect(
     from lic_dist.cache.inspect import describe
     from lic_dist.cache.inspect import inspect as look
 
-    reports = [look(storage) for storage, _ in _stores(target, overrides)]
+    reports = [look(storage) for storage, _ in stores_of(target, overrides)]
     for report in reports:
         typer.echo("\n".join(describe(report)))
         if plot is not None:
@@ -297,7 +268,7 @@ def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) ->
     from lic_dist.cache.set_aside import photo_lines, read_manifest, set_aside
 
     figures = []
-    for storage, experiment in _stores(target, overrides):
+    for storage, experiment in stores_of(target, overrides):
         photos = read_manifest(storage)
         section = experiment.images if experiment else None
         if photos is None and read_attributes(storage) is None:
@@ -329,44 +300,7 @@ def _kind(reason: str) -> str:
     return reason.rpartition(", ")[2]
 
 
-@app.command("card")
-def card(
-    target: Target,
-    overrides: Overrides = None,
-    test: Annotated[str | None, typer.Option(help="Where test pictures lie: photos that look like one.")] = None,
-    licence: Annotated[
-        list[str] | None, typer.Option(help="Of the photos, as Hugging Face names it (cc0-1.0); repeatable.")
-    ] = None,
-    near: Annotated[int | None, typer.Option(min=0, help="Bits of 256 that pictures alike differ in at most.")] = None,
-    file: Annotated[Path | None, typer.Option("--out", help="The card's file; default: it is printed.")] = None,
-) -> None:
-    """Write a dataset card: counts, folders, model, quantizers, licences, near-duplicates, leaks of test pictures.
-
-    Photos that look alike are looked for where the photos are at hand: with an experiment's YAML.
-    """
-    from lic_dist.building.card import card as write
-    from lic_dist.building.card import find_alike
-    from lic_dist.building.storage import experiment_photos
-    from lic_dist.cache.reader import LatentCache
-    from lic_dist.data.likeness import NEAR
-    from lic_dist.data.sources.opening import open_source
-
-    storage, experiment = _the_store(target, overrides, "a card")
-    cache, alike = LatentCache.open(storage), None
-    bits = NEAR if near is None else near
-    if experiment is not None and experiment.images is not None:
-        alike = find_alike(cache, experiment_photos(experiment), open_source(test) if test else None, bits)
-    elif test is not None:
-        raise UsageError("--test compares photos, which a store has not", hint="give the experiment's YAML")
-    text = write(cache, licence or (), alike, experiment.name if experiment else "", bits)
-    if file is None:
-        typer.echo(text, nl=False)
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    found = f"{counted(len(alike.duplicates), 'near-duplicate pair')}" if alike else "photos not compared"
-    leaks = f", {counted(len(alike.leaks), 'leak')}" if alike and alike.tested is not None else ""
-    typer.echo(f"{file}: {counted(cache.num_samples, 'sample')}, {found}{leaks}")
+app.command("card")(exports.card)
 
 
 @app.command("verify")
@@ -383,7 +317,7 @@ def verify(
     from lic_dist.cache.verify import verify as check
 
     figures, left = [], 0
-    for storage, experiment in _stores(target, overrides):
+    for storage, experiment in stores_of(target, overrides):
         findings = check(storage)
         unwritten = [found for found in findings if found.what == "missing" and found.array.startswith("_progress/")]
         for finding in findings:
@@ -421,7 +355,7 @@ def snapshot(
     """Name a snapshot of a store, by which finetune.snapshot and readers find it."""
     from lic_dist.cache.growth import name_snapshot
 
-    for storage, _ in _stores(target, overrides):
+    for storage, _ in stores_of(target, overrides):
         typer.echo(f"{storage}: snapshot {name_snapshot(storage, name, number)} is '{name}'")
 
 
@@ -430,36 +364,13 @@ def log(target: Target, overrides: Overrides = None, out: JsonFile = None) -> No
     """List the snapshots of a store, newest last: samples, masked ones, names, groups that can be read there."""
     from lic_dist.cache.history import describe, history
 
-    reports = [history(storage) for storage, _ in _stores(target, overrides)]
+    reports = [history(storage) for storage, _ in stores_of(target, overrides)]
     for report in reports:
         typer.echo("\n".join(describe(report)))
     write_json(out, reports[0] if len(reports) == 1 else reports)
 
 
-@app.command("export")
-def export(
-    target: Target,
-    icechunk: Annotated[
-        str, typer.Option(metavar="FOLDER", help="The Icechunk repository, or s3://...; made where there is none.")
-    ],
-    overrides: Overrides = None,
-    snapshot: Annotated[
-        str | None, typer.Option(help="Number or name of the snapshot; default: the newest that is complete.")
-    ] = None,
-    out: JsonFile = None,
-) -> None:
-    """Export a snapshot to an Icechunk repository, in one commit; later snapshots go into the same one."""
-    from dataclasses import asdict
-
-    from lic_dist.cache.icechunk_export import export as run
-
-    storage, _ = _the_store(target, overrides, "a repository")
-    done = run(storage, icechunk, snapshot)
-    typer.echo(
-        f"{icechunk}: snapshot {done.snapshot}, commit {done.commit}, groups: {', '.join(done.groups) or 'none'}; "
-        f"{done.written} of {counted(done.objects, 'object')} written now"
-    )
-    write_json(out, asdict(done))
+app.command("export")(exports.export)
 
 
 @app.command("diff")
@@ -473,7 +384,7 @@ def diff(
     """Tell what a snapshot has that an earlier one has not: photos, masked samples, groups."""
     from lic_dist.cache.history import describe_difference, difference
 
-    reports = [difference(storage, first, second) for storage, _ in _stores(target, overrides)]
+    reports = [difference(storage, first, second) for storage, _ in stores_of(target, overrides)]
     for report in reports:
         typer.echo("\n".join(describe_difference(report, NAMED_PHOTOS)))
     write_json(out, reports[0] if len(reports) == 1 else reports)

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lic_dist.errors import UsageError
+
 if TYPE_CHECKING:
+    from lic_dist.cache.storage import Storage
     from lic_dist.config import Experiment
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
@@ -37,6 +40,37 @@ def experiments(
 def with_engine(overrides: list[str] | None, engine: str | None) -> list[str]:
     """Return the overrides, and after them that of --engine where it is given."""
     return [*(overrides or []), *([f"engine.name={engine}"] if engine else [])]
+
+
+def stores_of(target: str, overrides: list[str] | None) -> list[tuple[Storage, Experiment | None]]:
+    """Return the store at a path or URL, or each store of a YAML file with its first experiment."""
+    from lic_dist.building.storage import experiment_storage
+    from lic_dist.cache.storages import open_storage
+
+    if Path(target).suffix in (".yaml", ".yml"):
+        return [
+            (experiment_storage(experiment), experiment)
+            for experiment in first_of_each_store(experiments(Path(target), overrides, section="cache"))
+        ]
+    return [(open_storage(target), None)]
+
+
+def the_store(target: str, overrides: list[str] | None, what: str) -> tuple[Storage, Experiment | None]:
+    """Return the only store of a target, as `stores_of` does. UsageError: it has several, and `what` is of one."""
+    stores = stores_of(target, overrides)
+    if len(stores) > 1:
+        raise UsageError(f"{target} has {len(stores)} stores, {what} is of one", hint="give the store's path")
+    return stores[0]
+
+
+def first_of_each_store(chosen: list[Experiment]) -> list[Experiment]:
+    """Return the first experiment of each store."""
+    from lic_dist.building.storage import experiment_storage
+
+    found: dict[str, Experiment] = {}
+    for experiment in chosen:
+        found.setdefault(str(experiment_storage(experiment)), experiment)
+    return list(found.values())
 
 
 def write_json(path: Path | None, figures: Any) -> None:
