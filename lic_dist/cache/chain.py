@@ -24,6 +24,7 @@ from lic_dist.cache.storage import Storage
 from lic_dist.errors import LicError
 
 FOLDER = "_chain"
+NAMES = f"{FOLDER}/names"  # of snapshots, an object each
 MOST_SAMPLES = 2**40  # most samples in a store
 Count = Annotated[int, Field(ge=0, le=MOST_SAMPLES)]
 

@@ -35,7 +35,6 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.text import counted
 
 ROOT_COPY = f"{FOLDER}/root.json"  # of a store that has grown: its chain cannot be made anew from a plan
-NAMES = f"{FOLDER}/names"
 _INSTALMENT = TypeAdapter(Instalment)
 
 
@@ -192,7 +191,7 @@ def name_snapshot(storage: Storage, name: str, snapshot: int | str | None = None
         raise UsageError(f"'{name}' cannot name a snapshot", hint="letters, digits, and . _ @ - after the first")
     header = header_at(storage, snapshot)
     document = json.dumps({"snapshot": header.snapshot, "digest": header.digest}, indent=1).encode()
-    storage.put_new(f"{NAMES}/{name}", document)
+    storage.put_new(f"{chain.NAMES}/{name}", document)
     found = snapshot_names(storage).get(name)
     if found != header.snapshot:
         raise LicError(f"snapshot {found} of {storage} is '{name}' already", hint="give another name")
@@ -202,8 +201,8 @@ def name_snapshot(storage: Storage, name: str, snapshot: int | str | None = None
 def snapshot_names(storage: Storage) -> dict[str, int]:
     """Return the names of snapshots, sorted, each with its number; those of another store's chain are left out."""
     header, found = layout.read_header(storage), {}
-    for name in storage.names(NAMES):
-        said = storage.get_json(f"{NAMES}/{name}")
+    for name in storage.names(chain.NAMES):
+        said = storage.get_json(f"{chain.NAMES}/{name}")
         number = said.get("snapshot") if isinstance(said, dict) else None
         if isinstance(number, int) and 0 <= number <= header.snapshot and header.at(number).digest == said["digest"]:
             found[name] = number

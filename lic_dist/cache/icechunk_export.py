@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,9 +26,10 @@ from zarr.core.buffer import default_buffer_prototype
 from lic_dist.cache import growth, layout, store
 from lic_dist.cache.layout import ArraySpec, Header
 from lic_dist.cache.reader import LatentCache
+from lic_dist.cache.repository import BRANCH, NUMBERED, open_repository
 from lic_dist.cache.shard_reader import MASKED
 from lic_dist.cache.storage import Storage
-from lic_dist.errors import LicError, UsageError
+from lic_dist.errors import LicError
 from lic_dist.progress import Progress
 from lic_dist.text import counted
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import icechunk
 
 AT_ONCE = 8  # objects that are copied side by side
-BRANCH = "main"
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,6 @@ def export(storage: Storage, path: Path | str, snapshot: int | str | None = None
         LicError: no such snapshot, or not all of its latents are written; a folder of something else, a repository of
             another store, or of a later snapshot; somebody else has committed meanwhile.
     """
-    try:
-        import icechunk
-    except ModuleNotFoundError:
-        raise UsageError("export needs icechunk", hint="pip install icechunk") from None
     cache = LatentCache(storage, header=growth.header_at(storage, snapshot))
     header = cache.header
     if missing := header.num_shards - len(cache.written()):
@@ -74,56 +69,23 @@ def export(storage: Storage, path: Path | str, snapshot: int | str | None = None
             hint="`lic-dist cache build` goes on where it stopped",
         )
     groups = tuple(group for group in cache.groups if len(cache.written(group)) == header.num_shards)
-    repository = _repository(path)
+    repository = open_repository(str(path), create=True)
     session = repository.writable_session(BRANCH)
     _require_earlier(session.store, header, path)
     written, objects = asyncio.run(_copy(cache, groups, session.store))
     at = repository.lookup_branch(BRANCH)
     if session.has_uncommitted_changes:
+        import icechunk
+
         named = {"store": str(storage), "snapshot": header.snapshot, "digest": header.digest}
         try:
             at = session.commit(f"snapshot {header.snapshot} of {storage}", metadata=named)
         except icechunk.ConflictError as error:
             raise LicError(f"another job has committed to {path}", hint="give the command again") from error
     names = [name for name, number in growth.snapshot_names(storage).items() if number == header.snapshot]
-    for tag in {f"snapshot-{header.snapshot}", *names} - repository.list_tags():
+    for tag in {f"{NUMBERED}{header.snapshot}", *names} - repository.list_tags():
         repository.create_tag(tag, snapshot_id=at)
     return Exported(header.snapshot, at, groups, written, objects)
-
-
-def _repository(path: Path | str) -> icechunk.Repository:
-    import icechunk
-
-    if str(path).startswith("s3://"):
-        where, folder = _in_a_bucket(str(path)), None
-    else:
-        where, folder = icechunk.local_filesystem_storage(str(path)), Path(path)
-    try:
-        if icechunk.Repository.exists(where):
-            return icechunk.Repository.open(where)
-        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise LicError(f"{path} is there, and no Icechunk repository", hint="give a path of its own")
-        return icechunk.Repository.create(where)
-    except icechunk.IcechunkError as error:
-        raise LicError(
-            f"no repository at {path}: {' '.join(str(error).split())[:200]}", hint="may it be written?"
-        ) from error
-
-
-def _in_a_bucket(url: str) -> icechunk.Storage:
-    import icechunk
-
-    bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    return icechunk.s3_storage(
-        bucket=bucket,
-        prefix=prefix,
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-        endpoint_url=endpoint,
-        allow_http=bool(endpoint and endpoint.startswith("http://")),
-        force_path_style=endpoint is not None,
-        from_env=True,
-    )
 
 
 def _require_earlier(target: icechunk.IcechunkStore, header: Header, path: Path | str) -> None:

@@ -58,8 +58,17 @@ class ShardReader:
         """
         if pipeline == "zarrs" and find_spec("zarrs") is None:
             raise UsageError("pipeline zarrs needs the package zarrs", hint="pip install zarrs")
-        storage = open_storage(path, options).absolute()
+        storage = open_storage(path, options).absolute().at(snapshot)
         return cls(storage, pipeline, growth.header_at(storage, snapshot))
+
+    def at(self, snapshot: int | str | None = None) -> Self:
+        """Return the store at another snapshot, by its number or name; by default at the newest that is complete.
+
+        Raises:
+            LicError: no such snapshot.
+        """
+        storage = self.storage.at(snapshot)
+        return type(self)(storage, self.pipeline, growth.header_at(storage, snapshot))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -98,6 +107,8 @@ class ShardReader:
     @cached_property
     def masked(self) -> NDArray[np.int64]:
         """Numbers of the samples that the snapshot masks, ascending: read as they are, and not usable."""
+        if self.storage.sealed:
+            return np.flatnonzero(self._whole_column("samples/status") == MASKED)
         masked = [chain.masked_by(self.storage, one) for one in self.header.chain]
         return np.unique(np.concatenate(masked, dtype=np.int64))
 
@@ -142,6 +153,8 @@ class ShardReader:
 
     def written(self, group: str | None = None) -> list[int]:
         """Return the finished shards, of the base arrays or of a group."""
+        if self.storage.sealed:
+            return sorted(self._known_written(group))
         done = list(store.finished_markers(self.storage, self.header, group))
         self.take_as_written(done, group)
         return done
@@ -240,9 +253,15 @@ class ShardReader:
             self._fingerprints[group] = store.fingerprint_of(self.storage, self.header, group)
         return self._fingerprints[group]
 
+    def _known_written(self, group: str | None) -> set[int]:
+        """Return the shards known to be finished, of the base or of a group, to which others are added."""
+        return self._done.setdefault(
+            self._fingerprint_of(group), set(range(self.num_shards)) if self.storage.sealed else set()
+        )
+
     def _require_written(self, shard: int, arrays: Iterable[str]) -> None:
         for group in set(map(layout.group_of, arrays)):
-            known = self._done.setdefault(self._fingerprint_of(group), set())
+            known = self._known_written(group)
             if shard not in known:
                 if store.finished_marker(self.storage, self.header, shard, group) is None:
                     what = f"shard {shard} of {self.storage}" + (f", group '{group}'," if group else "")
@@ -272,7 +291,7 @@ class ShardReader:
             LicError: no such array, a shard that is not written, or one that does not decode.
         """
         group = layout.group_of(name)
-        unknown = set(shards) - self._done.get(self._fingerprint_of(group), set())
+        unknown = set(shards) - self._known_written(group)
         if 2 * len(unknown) > self.num_shards:
             self.written(group)  # one listing, in place of a look at each marker
         for shard in shards:
@@ -324,7 +343,10 @@ class ShardReader:
                 values[shard * self.header.shard :][: len(rows)] = rows
         else:
             values = self._decode_rows(name, slice(0, len(self)))
-        for shard in markers.marked_shards(self.storage, self.fingerprint):
+        marked = (
+            range(self.num_shards) if self.storage.sealed else markers.marked_shards(self.storage, self.fingerprint)
+        )
+        for shard in marked:
             entry = there.get(f"{name}/{layout.chunk_key(shard, array.ndim)}")
             if shard < self.num_shards and (entry is None or not entry.bytes):
                 raise LicError(f"shard {shard} of {self.storage}, array {name}, has lost its object", hint=REPAIR_HINT)

@@ -28,7 +28,10 @@ class Storage(ABC):
     """A folder, or a prefix in a bucket, as a map from keys to bytes. Picklable; equal if the location is equal.
 
     Every method raises LicError where the storage refuses or fails, and FileNotFoundError only where it says so.
+    `sealed`: it is an export, which holds whole shards alone and no markers, and refuses to be written.
     """
+
+    sealed = False
 
     @abstractmethod
     def get(self, key: str) -> bytes:
@@ -77,6 +80,10 @@ class Storage(ABC):
     @abstractmethod
     def zarr_store(self) -> Any:
         """Return a read-only Zarr store of this storage."""
+
+    def at(self, snapshot: int | str | None = None) -> Storage:
+        """Return the storage as of a snapshot, by default the newest, where it keeps each apart; else itself."""
+        return self
 
     def make(self) -> None:
         """Create the folder itself, where there is one. No other method does."""

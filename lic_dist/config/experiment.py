@@ -208,7 +208,8 @@ class Cache(Section):
     """The Zarr store."""
 
     path: PathText = Field(
-        description="A folder, or a URL of an object store: s3://bucket/name.zarr, gs://..., az://..."
+        description="A folder, or a URL of an object store: s3://bucket/name.zarr, gs://..., az://...; to be read, an "
+        "export: icechunk://FOLDER."
     )
     options: dict[str, str] = Field(
         default_factory=dict, description="Of the object store: endpoint, region and so on (obstore's names)."

@@ -52,6 +52,8 @@ def finetune(experiment: config.Experiment, launched: AbstractContextManager[Ran
             return retrain(source, section, section.out, ranks)
         if not cache.store_y:
             raise UsageError("rounds need y, which this cache does not keep", hint="build it with cache.store_y: true")
+        if sealed := [str(one.storage) for one in cache.stores if one.storage.sealed]:
+            raise UsageError(f"rounds add groups, and {sealed[0]} is an export", hint="name the store that it is of")
         workers = workers_of(experiment)
         if ranks.world > 1:  # the ranks hold the machines that an engine would use
             workers = replace(workers, engine=config.Engine(name="local"))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lic_dist import config
-from lic_dist.cache import growth, layout
 from lic_dist.cache.layout import Header
 from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.reader import LatentCache
@@ -49,10 +48,9 @@ def read_snapshots(caches: Sequence[LatentCache], section: config.Finetune, rank
             part.replace(section.out / FILE)
     opened = []
     for cache, number in zip(caches, ranks.gather(numbers)[0], strict=True):
-        header = layout.read_header(cache.storage).at(number)
-        if ranks.first and header.snapshot:
-            print(f"{cache.storage}: snapshot {header.snapshot}, {header.digest[:12]}")
-        opened.append(LatentCache(cache.storage, cache.pipeline, header))
+        opened.append(cache.at(number))
+        if ranks.first and number:
+            print(f"{cache.storage}: snapshot {number}, {opened[-1].header.digest[:12]}")
     return Mixture(opened, [one.weight for one in section.cache] or [1.0])
 
 
@@ -67,7 +65,7 @@ def _document(paths: Sequence[str], headers: Sequence[Header], section: config.F
 def _chosen(cache: LatentCache, asked: int | str | None, began_with: str | None) -> Header:
     """Return the header of the snapshot that is asked for, or that the job began with, or the newest."""
     if asked is not None:
-        return growth.header_at(cache.storage, asked)
+        return cache.at(asked).header
     for number, one in enumerate(cache.header.chain):
         if one.digest == began_with:
             return cache.header.at(number)

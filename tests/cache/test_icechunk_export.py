@@ -109,7 +109,7 @@ def test_what_cannot_be_exported_is_said(grown: Path, tmp_path: Path, monkeypatc
     store.invalidate_shard(grown, 4, "tcq8")
     assert export(Folder(grown), tmp_path / "repository").groups == ()
     monkeypatch.setitem(sys.modules, "icechunk", None)
-    with pytest.raises(UsageError, match="export needs icechunk"):
+    with pytest.raises(UsageError, match="this needs the package icechunk"):
         export(Folder(grown), tmp_path / "repository")
 
 
@@ -154,5 +154,7 @@ def test_a_repository_in_a_bucket(built: Path, monkeypatch: pytest.MonkeyPatch) 
         where = icechunk.s3_storage(bucket="bucket", prefix="x/y", from_env=True, **how)
         session = icechunk.Repository.open(where).readonly_session(branch="main")
         require_same(LatentCache.open(built), zarr.open_group(session.store, mode="r"))
+        read, cache = LatentCache.open("icechunk://s3://bucket/x/y"), LatentCache.open(built)
+        assert np.array_equal(read.load(["pixels"])["pixels"], cache.load(["pixels"])["pixels"])
     finally:
         server.stop()

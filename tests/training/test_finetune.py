@@ -17,6 +17,7 @@ from PIL import Image
 from lic_dist import config
 from lic_dist.building.build import build
 from lic_dist.building.job import check_cache
+from lic_dist.cache.folder import Folder
 from lic_dist.cache.mixing import Shares, shuffled
 from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.order import permutation
@@ -448,6 +449,29 @@ def test_a_job_that_goes_on_after_an_append_reads_the_snapshot_it_began_with(
         run(base, photos, mine, tmp_path / "asked", **changes, snapshot=2)
     with pytest.raises(LicError, match="has no snapshot release"):
         run(base, photos, mine, tmp_path / "named", **changes, snapshot="release")
+
+
+@pytest.mark.slow
+def test_a_store_read_from_its_icechunk_repository_gives_the_same_weights(
+    base: Path, photos: Path, store: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("icechunk")
+    from lic_dist.cache.icechunk_export import export
+
+    export(Folder(store), tmp_path / "repository")
+    url = f"icechunk://{tmp_path / 'repository'}"
+    assert LatentCache.open(url).record_json("tcq8") == LatentCache.open(store).record_json("tcq8")
+    for number, where in enumerate((str(store), url)):
+        # streamed, and named as one that is mixed
+        trained = run(base, photos, store, tmp_path / str(number), streams=1, cache=[{"path": where, "snapshot": 0}])
+        if not number:
+            whole = checkpoint.digest(trained.model.state_dict())
+    assert checkpoint.digest(trained.model.state_dict()) == whole
+    with pytest.raises(UsageError, match="rounds add groups, and icechunk://.* is an export"):
+        run(base, photos, store, tmp_path / "rounds", rounds=2, cache=[{"path": url}])
+    for change in ({}, {"append": True}, {"rebuild": True}):
+        with pytest.raises(LicError, match="is an export, which is read and nothing else"):
+            build(config.Experiment.model_validate(document(base, photos, url, tmp_path)), **change)  # type: ignore[arg-type]
 
 
 def test_a_job_begun_before_there_were_snapshots_reads_the_first(store: Path, tmp_path: Path) -> None:
