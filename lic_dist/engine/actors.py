@@ -17,6 +17,7 @@ from lic_dist.errors import LicError
 RETRIES = 3  # of one unit after its worker was lost, and of each worker that does not start
 SAME_VERSION_HINT = "is the same lic_dist installed on every node?"
 PLACEMENT_SECONDS = 60.0  # seconds that a stage without workers waits for a CPU of its own
+NODE = "ray.io/node-id"  # the label that every node has
 RECENT = 16  # calls that a stage's seconds are the median of
 
 
@@ -65,6 +66,7 @@ class Pool:
         self.sharing: set[Any] = set()  # those placed without a CPU of their own
         self.going: set[Any] = set()  # those at work for the last time
         self.waiting: deque[tuple[int, Any]] = deque()  # (position of the unit, argument or reference to it)
+        self.avoided: frozenset[str] = frozenset()  # nodes that are gone, of which Ray does not know yet
         self.failed_starts = 0  # actors that died before they ran, since the last that did or the last change of nodes
         self._staying: set[str] = set()
         self._begun: dict[Any, float] = {}  # when an actor's call began, after its first, in which it makes its work
@@ -97,6 +99,13 @@ class Pool:
             self.let_go(actor)
         while self.size + len(self.asked) < asked:
             self._ask(cpus)
+
+    def avoid(self, nodes: frozenset[str]) -> None:
+        """Ask for no actor on these nodes, which are gone; those that were asked for before are asked for again."""
+        if nodes - self.avoided:
+            for token in list(self.asked):
+                self._drop(token)
+        self.avoided = nodes
 
     def leave(self, staying: dict[str, Any]) -> None:
         """Let go the actors on other nodes than those that stay."""
@@ -186,7 +195,10 @@ class Pool:
             ray.kill(actor, no_restart=True)
 
     def _ask(self, cpus: float) -> None:
-        asked: Any = ray.remote(num_cpus=cpus, num_gpus=self.stage.gpus, max_restarts=0)
+        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": self.stage.gpus, "max_restarts": 0}
+        if self.avoided:  # with a byte of memory asked for, the driver's own node does the placing, and not any node
+            options |= {"label_selector": {NODE: f"!in({','.join(sorted(self.avoided))})"}, "memory": 1}
+        asked: Any = ray.remote(**options)
         actor: Any = asked(_Worker).remote(self.stage)
         self.asked[actor.placed.remote()] = _Asked(actor, cpus, time.monotonic())
 

@@ -11,24 +11,26 @@ fewer than all pools want, workers of one make way for another's. Once they fill
 which is what an autoscaler sees. A node that drains gets no new unit. If there is no CPU for each stage, workers
 share one: fewer machines are slower, but work goes on.
 
-When a worker or node dies, its units start again at the first stage. If the driver dies, so do its actors. Ray gets
-only pickles of `Stage.make` and the units; the workers import the `lic_dist` that is installed.
+When a worker or node dies, its units start again at the first stage. Ray takes ten seconds and more to say that a node
+has gone without notice: where a worker does not answer, the driver tries the nodes itself, and goes on without those it
+cannot reach. If the driver dies, so do its actors. Ray gets only pickles of `Stage.make` and the units; the workers
+import the `lic_dist` that is installed.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import ObjectLostError, RayError, RaySystemError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError, RaySystemError, RayTaskError
 
 from lic_dist.engine import actors
 from lic_dist.engine.actors import Pool
 from lic_dist.engine.allotment import allot, rate
-from lic_dist.engine.ray_cluster import connected, cpu_share, ray, require_gpus, room, staying_nodes
+from lic_dist.engine.ray_cluster import connected, cpu_share, ray, require_gpus, room, staying_nodes, unreachable
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError
 
@@ -55,6 +57,9 @@ class _Run:
         self.counts = [1] * len(stages)  # of workers that there is room for
         self.limits: list[Any] = []  # what the counts were made for
         self.looked = float("-inf")
+        self.lost: set[str] = set()  # nodes that are gone, until Ray has noticed too
+        self.probed = float("-inf")
+        self.made_on: dict[int, str | None] = {}  # of each unit that is handed on, the node that its result lies on
         self.calls: dict[Any, _Call] = {}
         self.failures: Counter[int] = Counter()
         self.admitted = self.finished = 0
@@ -99,6 +104,7 @@ class _Run:
         except RayError as error:
             self._handle_failure(call, error)
             return
+        self.made_on[call.position] = self.pools[call.stage].nodes.get(call.actor)
         self.pools[call.stage].end(call.actor)
         if last:
             yield call.position, result
@@ -108,8 +114,9 @@ class _Run:
     def _follow_cluster(self) -> None:
         """Let the pools be as large as the nodes that stay have room for."""
         self.looked = time.monotonic()
-        nodes = staying_nodes()
+        nodes = self._present()
         for pool in self.pools:
+            pool.avoid(frozenset(self.lost))
             pool.leave(nodes)
             pool.share_cpu(self.share)
         seconds = self._seconds()
@@ -128,6 +135,23 @@ class _Run:
         for pool, count, asked in zip(self.pools, self.counts, ahead, strict=True):
             pool.resize(count, max(count, asked), cpus)
 
+    def _present(self) -> dict[str, dict[str, float]]:
+        """Return the resources of the nodes that stay, but for those that are lost; all where that leaves none."""
+        nodes = staying_nodes()
+        self.lost &= nodes.keys()
+        if self.lost and time.monotonic() > self.probed + LOOK_SECONDS:
+            self.lost, self.probed = unreachable(self.lost), time.monotonic()
+        return {node: resources for node, resources in nodes.items() if node not in self.lost} or nodes
+
+    def _look_for_lost(self) -> None:
+        """Find the nodes that are gone without Ray's knowing, and start the units again whose results lay there."""
+        self.lost |= unreachable(staying_nodes().keys() - self.lost)
+        self.probed = time.monotonic()
+        for pool in self.pools[1:]:
+            gone = {position for position, _ in pool.waiting if self.made_on[position] in self.lost}
+            pool.waiting = deque(one for one in pool.waiting if one[0] not in gone)
+            self.pools[0].waiting.extend((position, self.units[position]) for position in gone)
+
     def _seconds(self) -> list[float] | None:
         """Return what a unit takes in each stage, as soon as all were measured."""
         found = [pool.seconds for pool in self.pools]
@@ -145,7 +169,10 @@ class _Run:
         if type(cause) is RayError:  # what Ray makes of an exception that does not pickle
             raise error
         pool = self.pools[call.stage]
-        if pool.nodes.get(call.actor) in staying_nodes():  # else its node has left, which is not the unit's fault
+        node = pool.nodes.get(call.actor)
+        if isinstance(cause, ActorUnavailableError) and node not in self.lost:
+            self._look_for_lost()
+        if node in staying_nodes() and node not in self.lost:  # else its node has left, which is not the unit's fault
             self.failures[call.position] += 1
         if self.failures[call.position] > actors.RETRIES:
             raise LicError(

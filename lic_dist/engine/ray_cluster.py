@@ -10,7 +10,8 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lic_dist.errors import LicError
 from lic_dist.temporary import can_write
 
 ANSWER_SECONDS = 10.0  # seconds in which a cluster's address has to answer
+PROBES, PROBE_SECONDS = 32, 0.5  # nodes that are connected to at once, and seconds in which one has to answer
 
 
 def staying_nodes() -> dict[str, dict[str, float]]:
@@ -33,6 +35,29 @@ def staying_nodes() -> dict[str, dict[str, float]]:
 
     draining: Any = {} if client.is_connected() else ray._private.state.state.get_draining_nodes()  # none by a client
     return {node: resources for node, resources in alive.items() if node not in draining}
+
+
+def unreachable(nodes: Collection[str]) -> set[str]:
+    """Return those of the nodes to whose Ray no connection can be made: they are gone, which Ray itself says after some
+    ten seconds of missed answers. None by a client, which has no way to them.
+    """
+    from ray.util.client import ray as client
+
+    if not nodes or client.is_connected():
+        return set()
+    asked = [(node["NodeID"], (node["NodeManagerAddress"], node["NodeManagerPort"])) for node in ray.nodes()]
+    asked = [(node, address) for node, address in asked if node in nodes]
+    with ThreadPoolExecutor(PROBES) as pool:
+        answers = pool.map(_answers, [address for _, address in asked])
+        return {node for (node, _), answer in zip(asked, answers, strict=True) if not answer}
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def room(nodes: dict[str, dict[str, float]], cpus: float, gpus: float = 0.0) -> int:

@@ -16,6 +16,8 @@ import pytest
 from lic_dist import config
 from lic_dist.cluster import elastic
 from lic_dist.cluster.train import finetune_on_ray
+from lic_dist.engine import on_ray
+from lic_dist.engine.ray_cluster import unreachable
 from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
 from lic_dist.training.finetune import finetune
@@ -73,6 +75,8 @@ def test_pools_grow_onto_a_node_that_joins_and_go_on_without_it(
         Stage("where", partial(make_where, log, 0.1), 1, 4),
         Stage("last", partial(make_add, ""), 1, 2),
     ]
+    found: set[str] = set()
+    monkeypatch.setattr(on_ray, "unreachable", lambda nodes: found.update(lost := unreachable(nodes)) or lost)
     nodes: list[str] = []
     joined: Any = None
     left_at = 0
@@ -87,6 +91,7 @@ def test_pools_grow_onto_a_node_that_joins_and_go_on_without_it(
     assert len(nodes) == UNITS and len(begun) == UNITS
     assert len(set(nodes[:8])) == 1 and 0 < left_at < UNITS
     assert set(nodes[-8:]) == set(nodes[:8])  # the node that stays
+    assert found == (set() if leave is drain else {joined.node_id})  # before Ray said so
     if leave is drain:  # what it had begun it finished
         assert set(begun.values()) == {1}
         cluster.remove_node(joined)

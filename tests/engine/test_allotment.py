@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import socket
 
 import pytest
 
+from lic_dist.engine import ray_cluster
 from lic_dist.engine.allotment import allot, rate
 from lic_dist.engine.ray_cluster import room
 from lic_dist.engine.stages import Stage
@@ -42,6 +44,19 @@ def test_room_counts_whole_workers_on_each_node() -> None:
     assert room(nodes, 1.0) == 4
     assert room(nodes, 1 / 3) == 9 + 4
     assert room(nodes, 1.0, 0.5) == 2
+
+
+def test_a_node_that_nothing_connects_to_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as there, socket.create_server(("127.0.0.1", 0)) as gone:
+        ports = {"there": there.getsockname()[1], "gone": gone.getsockname()[1]}
+        told = [
+            {"NodeID": node, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port} for node, port in ports.items()
+        ]
+        monkeypatch.setattr(ray_cluster.ray, "nodes", lambda: told)
+        assert ray_cluster.unreachable({"there", "gone"}) == set()
+        gone.close()
+        assert ray_cluster.unreachable({"there", "gone"}) == {"gone"}
+        assert ray_cluster.unreachable({"there"}) == ray_cluster.unreachable(set()) == set()
 
 
 def test_a_range_on_one_machine_is_what_its_cores_hold(monkeypatch: pytest.MonkeyPatch) -> None:
