@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ class Manifest:
         """Usable photos whose bytes an earlier photo has, which is used instead: {path: path of the earlier photo}."""
         table = self.table.filter(self.usable)
         copies = table["digest"].combine_chunks().dictionary_encode().indices.to_numpy()
+        if not len(copies) or copies.max() == len(copies) - 1:
+            return {}
         _, firsts, which = np.unique(copies, return_index=True, return_inverse=True)
         rows = np.flatnonzero(firsts[which] != np.arange(len(copies)))
         paths, originals = (table["path"].take(pa.array(one)).to_pylist() for one in (rows, firsts[which[rows]]))
@@ -302,7 +305,8 @@ def _stamps(pool: ThreadPoolExecutor, source: PhotoSource, names: Sequence[str])
         started, most = time.monotonic(), STAMPED
         some = [source.stamp(name) for name in names[:STAMPED]]
         if time.monotonic() - started < NEAR * len(some):
-            return np.array(some + [source.stamp(name) for name in names[STAMPED:]], np.int64).reshape(-1, 2)
+            rest = map(source.stamp, names[STAMPED:])
+            return np.fromiter(chain.from_iterable(chain(some, rest)), np.int64, 2 * len(names)).reshape(-1, 2)
     parts = (names[first : first + most] for first in range(0, len(names), most))
     done = 0
     with Progress("looking for changed photos", len(names), "file") as bar:
