@@ -197,7 +197,7 @@ def _follow(job: Job, group: str, shards: list[int]) -> None:
     storage = job.storage
     cache = LatentCache(storage, header=layout.read_header(storage))
     try:
-        check_group(cache, job.parent, group)
+        check_group(cache, job.parent, group, grows=True)
     except LicError as error:
         print(f"{error.message}: it does not follow; `lic-dist cache requantize` with its model and record does")
         return
@@ -297,7 +297,7 @@ def repair(experiment: config.Experiment, findings: Sequence[Finding]) -> int:
             if finding.shard >= 0:
                 _invalidate(storage, header, finding)
         if pending := store.pending(storage, group):
-            check_group(LatentCache(storage), job.parent, group)
+            check_group(LatentCache(storage), job.parent, group, grows=True)
             stages = requantize_stages(storage, job.parent, workers, group, record.to_json())
             written += run_units(storage, workers, stages, Units(pending)).shards
     return written

@@ -289,13 +289,15 @@ def check_encoder(cache: LatentCache, parent: Checkpoint) -> None:
         raise LicError(f"{cache.storage} holds latents of another model: {'; '.join(found)}", hint="build a new cache")
 
 
-def check_group(cache: LatentCache, parent: Checkpoint, group: str) -> None:
-    """Refuse a group of another quantizer record or entropy model. Raises LicError, which names each differing
-    field.
+def check_group(cache: LatentCache, parent: Checkpoint, group: str, grows: bool = False) -> None:
+    """Refuse a group of another quantizer record or entropy model, or one that `grows` of another version of
+    refinement. Raises LicError, which names each differing field.
     """
     record = QuantizerRecord.from_json(cache.record_json(group))
     expected = group_identity(parent, record, cache.header.geometry)
     identity = cache.group_attributes(group)["identity"]
+    if not grows:
+        expected.pop("refinement", None)
     known = (*expected, "layout_sha256")
     found = differences({key: identity[key] for key in known if key in identity}, expected)
     if found:

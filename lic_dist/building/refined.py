@@ -13,6 +13,7 @@ import numpy as np
 from lic_dist import config
 from lic_dist.building.latents import Inputs, Latents, inputs_of, refined
 from lic_dist.cache.reader import LatentCache
+from lic_dist.codec.refine import VERSION
 from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.parts import decoder_digest, entropy_digest
@@ -50,7 +51,7 @@ def refined_identity(parent: Checkpoint, z_steps: int) -> dict[str, Any]:
 
 def refined_group_identity(parent: Checkpoint, record: QuantizerRecord) -> dict[str, Any]:
     """Return what the indices of a group whose y was refined depend on in addition; empty where it was not."""
-    return {"decoder_sha256": decoder_digest(parent.model)} if record.refine else {}
+    return {"decoder_sha256": decoder_digest(parent.model), "refinement": VERSION} if record.refine else {}
 
 
 def check_refined(cache: LatentCache, asked: Refinement) -> None:

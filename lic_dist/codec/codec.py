@@ -38,7 +38,7 @@ from lic_dist.models.parts import decoder_digest, entropy_digest
 from lic_dist.models.protocol import TRANSFORMS, Run, Sides
 from lic_dist.models.refine import refine_z
 from lic_dist.models.retired import remedy, retired
-from lic_dist.models.stages import only_side
+from lic_dist.models.stages import known_stage, only_side
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.trellis import SCALAR
@@ -158,16 +158,19 @@ class ImageCodec:
             _require_finite(y, z)
         z_lanes = z[0].flatten(1).cpu().numpy().astype(np.int16)
         sides_hat, run = self._sides_hat(z_lanes, grid, self.integer), self._run(grid, self.integer, pool)
+        again = refinement.steps or record.scale_offsets
+        known = known_stage(self._codec, sides_hat, grid.latents, run) if again else None
+        search = partial(walk.search, self._codec, sides_hat, run=run, threads=pool.threads, errors=False, known=known)
         if refinement.steps:
             left, _, top, _ = self._padding(height, width)
             inside = slice(top, top + height), slice(left, left + width)
             decoder = partial(answer, self._codec, grid, pixels, inside, refinement)
-            y = refine(self._codec, sides_hat, y, self.quantizer, decoder, refinement, run, pool.threads)
-        coded = walk.search(self._codec, sides_hat, y, self.quantizer, run, None, pool.threads, errors=False)
+            y = refine(self._codec, sides_hat, y, self.quantizer, decoder, refinement, run, pool.threads, known)
+        coded = search(y, self.quantizer)
         offsets = b""
         if record.scale_offsets and (chosen := walk.best_offsets(self._codec, self.quantizer, coded)).any():
             offsets = pack_offsets(chosen)
-            coded = walk.search(self._codec, sides_hat, y, self.quantizer, run, chosen, pool.threads, errors=False)
+            coded = search(y, self.quantizer, offsets=chosen)
         planes = coded.planes()
         z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables) if z_lanes.size else b""
         rows = [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]

@@ -8,11 +8,13 @@ The search prices an error of y by one weight a channel, as if errors of neighbo
 decoder knows better: about y_hat, lmbda D is G v + H v^2 for a further change v, least at v = -G / (2 H). A step moves
 the target a part of the way from where it is to that point, and the parts fall, so that fewer and fewer indices change;
 where a step raised L of an image, its further ones are half as long.
-H is the curvature of each channel of a picture, as the errors of the first search show it: their slope over their
-size. Each step has real indices and real rates, nothing is relaxed, and a picture never ends with more L than it had.
+H is the curvature of each channel of a picture, as the errors of the searches show it: their slope over their size,
+where the last search counts half. Each step has real indices and real rates, nothing is relaxed, and a picture never
+ends with more L than it had.
 
 Analysis by synthesis, in the terms of speech coding; beside the annealed rounding of Yang, Bamler and Mandt 2020 it
-needs few steps and serves a trellis (`lic-dist bench refine`). A step costs a search and a pass of g_s there and back.
+needs few steps and serves a trellis (`lic-dist bench refine`). A step costs a search and a pass of g_s there and back,
+in bfloat16 where the device has units for it (`fast_bfloat16`), which costs no gain.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ import torch
 from torch import Tensor
 
 from lic_dist.codec import walk
-from lic_dist.models.protocol import CodecModel, Run, Sides
-from lic_dist.models.refine import Refinement, costs_and_gradient, require_refinement
+from lic_dist.models.protocol import CodecModel, Run, Sides, Stage
+from lic_dist.models.refine import Refinement, costs_and_gradient, decoded, require_refinement
+from lic_dist.models.stages import known_stage
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 
-FIRST = 0.4  # part of the way of the first step; the last one's is FIRST / steps^2, between them geometric
+VERSION = 2  # of what the steps make of y; 1 had the first search's curvature, parts that fell faster, and float32
+FIRST, LAST = 0.4, 1.2  # parts of the way: of the first step, and of the last one, LAST / steps^2; geometric between
 FLATTEST = 0.1  # of a picture's curvature: the least that a channel has
 FURTHEST = 4.0  # steps of the quantizer between target and y_hat
+CLEAR = 1e-3  # of L: what a target gains at least; bfloat16 leaves 3e-4 unclear
 
 
 class Answer(Protocol):
@@ -53,7 +58,7 @@ def answer_of(codec: CodecModel, x: Tensor, refinement: Refinement) -> Answer:
     """
 
     def errors(y_hat: Tensor) -> Tensor:
-        return refinement.errors(codec.synthesise(y_hat), x)
+        return refinement.errors(decoded(codec, y_hat), x)
 
     def answer(y_hat: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
         return costs_and_gradient(y_hat, errors) if gradient else (errors(y_hat), None)
@@ -71,28 +76,34 @@ def refine(
     refinement: Refinement,
     run: Run | None = None,
     threads: int = 1,
+    known: Stage | None = None,
 ) -> Tensor:
     """Return what a search should aim at in place of y, float16 [B, M, h, w] like y; each image for itself.
 
-    `run` is that of `CodecModel.walk`; the searches of a CPU take `threads`.
+    `run` is that of `CodecModel.walk`; the searches of a CPU take `threads`. `known` is the `known_stage`, which is
+    asked for where it is not given.
 
     Raises:
         LicError: the family does not support it, or as `walk.search` does.
     """
     require_refinement(codec)
+    known = known or known_stage(codec, sides_hat, y.shape[2:], run)
     target = y.detach().float()
     best, curvature, length = target, None, torch.ones(len(y), 1, 1, 1, device=y.device)
     least = last = torch.full((len(y),), torch.inf, dtype=torch.float64, device=y.device)
     for part in (*_parts(refinement.steps), 0.0):
-        coded = walk.search(codec, sides_hat, target, quantizer, run, None, threads, errors=False, apart=part > 0)
+        coded = walk.search(
+            codec, sides_hat, target, quantizer, run, None, threads, errors=False, apart=part > 0, known=known
+        )
         errors, slope = answer(coded.y_hat, part > 0)
         bits = torch.from_numpy(walk.channel_bits(codec, quantizer, coded.k, coded.level).sum(axis=1)).to(y.device)
         loss = refinement.error_weight * errors.double() + bits
-        best, least = torch.where(_of_images(loss < least), target, best), torch.minimum(loss, least)
+        best = torch.where(_of_images(loss < least), target, best)
+        least = torch.minimum(loss, least) if curvature is not None else loss * (1 - CLEAR)
         if slope is None or coded.apart is None:
             break
-        if curvature is None:
-            curvature = _curvature(slope, coded.apart)
+        seen = _curvature(slope, coded.apart)
+        curvature = seen if curvature is None else (curvature + seen) / 2
         reach = FURTHEST * quantizer.record.step
         aim = (-slope / curvature).nan_to_num(0, 0, 0).clamp(-reach, reach)  # from y_hat
         length, last = torch.where(_of_images(loss > last), length / 2, length), loss
@@ -105,7 +116,7 @@ def _of_images(values: Tensor) -> Tensor:
 
 
 def _parts(steps: int) -> list[float]:
-    return [float(part) for part in np.geomspace(FIRST, FIRST / max(steps, 1) ** 2, steps)]
+    return [float(part) for part in np.geomspace(FIRST, LAST / max(steps, 1) ** 2, steps)]
 
 
 def _curvature(slope: Tensor, apart: Tensor) -> Tensor:

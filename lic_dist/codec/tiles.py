@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lic_dist.codec.fields import is_pointwise, receptive_field
 from lic_dist.codec.strips import Pool, first_rows, in_strips
 from lic_dist.models.protocol import CodecModel, Run, Strides, one_layout
-from lic_dist.models.refine import Refinement, costs_and_gradient
+from lic_dist.models.refine import Refinement, costs_and_gradient, decoded
 from lic_dist.models.stages import rounded_z
 
 TILE = 1024  # pixels a side
@@ -227,11 +227,11 @@ def answer(
         visible = (..., _intersection(rows.target, inside[0]), _intersection(columns.target, inside[1]))
 
         def of_tile(part: Tensor, rows: Span = rows, columns: Span = columns, visible: Any = visible) -> Tensor:
-            x_hat = codec.synthesise(part)[..., rows.kept, columns.kept]
+            x_hat = decoded(codec, part)[..., rows.kept, columns.kept]
             return refinement.errors(x_hat[visible], pixels(rows.target, columns.target)[visible])
 
         source = (..., rows.source, columns.source)
-        part = y_hat[source].contiguous()
+        part = y_hat[source]
         if slope is None:
             total += of_tile(part)
         else:

@@ -66,10 +66,12 @@ def search(
     threads: int = 1,
     errors: bool = True,
     apart: bool = False,
+    known: Stage | None = None,
 ) -> Coded:
     """Quantize y, float16 or float32 [B, M, h, w], stage by stage, on the device of y; `run` is that of
     `CodecModel.walk`, `offsets` are those of the levels of each channel, int8 [M]. A CPU's search shares out the lanes
-    to `threads`. Without `errors` those of the result are 0; `apart` asks for that field of `Coded`.
+    to `threads`. Without `errors` those of the result are 0; `apart` asks for that field of `Coded`. The networks need
+    not run where the model has a `known_stage`, and it is given.
 
     Raises:
         LicError: a latent is not finite, or does not fit 16-bit indices.
@@ -90,7 +92,7 @@ def search(
         parts.append((elements, [elements.from_lanes(one, part) for one in kept]))
         return stage.means + elements.from_lanes(value, part)
 
-    _, y_hat = codec.drive(sides_hat, quantize, run)
+    y_hat = codec.drive(sides_hat, quantize, run)[1] if known is None else quantize(known)
     if len(parts) == 1 and not (errors or apart) and parts[0][1][0].shape == y.shape:
         k, level = parts[0][1]
         return Coded(k, level, y_hat, error, stages)

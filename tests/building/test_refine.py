@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from lic_dist.building.build import build, requantize
-from lic_dist.building.job import prepare
+from lic_dist.building.job import check_group, group_identity, prepare
 from lic_dist.building.latents import encode, quantizer_input, refined
+from lic_dist.cache.plan import Geometry
 from lic_dist.cache.reader import LatentCache
+from lic_dist.codec.refine import VERSION
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint
 from lic_dist.quantization.quantize import Quantizer
@@ -76,6 +81,25 @@ def test_latents_that_are_not_finite_are_reported_and_spoil_no_neighbour() -> No
         aims.append(refined(broken.model, pixels, latents.y, latents.z, quantizer, 2))
     assert list(encode(broken.model, np.concatenate([cold, hot]), 2)[1]) == [False, True]
     assert np.isfinite(aims[0]).all() and aims[0][0].tobytes() == aims[1][0].tobytes()
+
+
+def test_a_group_refined_by_an_older_version_is_read_and_not_gone_on_with() -> None:
+    loaded = checkpoint.load("base-0.0035")
+    record = replace(QuantizerRecord.from_json(loaded.quantizers["tcq8"]), refine=2)
+    geometry = Geometry(crop=64, y_channels=loaded.spec.M, y_size=4, z_channels=loaded.spec.N, z_size=1)
+    identity = group_identity(loaded, record, geometry)
+    assert identity["refinement"] == VERSION
+    cache: Any = SimpleNamespace(
+        storage="a.zarr",
+        record_json=lambda group: record.to_json(),
+        header=SimpleNamespace(geometry=geometry),
+        group_attributes=lambda group: {"identity": identity},
+    )
+    check_group(cache, loaded, "tcq8", grows=True)
+    del identity["refinement"]
+    check_group(cache, loaded, "tcq8")
+    with pytest.raises(LicError, match="refinement: store has nothing, this job has 2"):
+        check_group(cache, loaded, "tcq8", grows=True)
 
 
 def test_a_repair_needs_no_quantizer(base: Path, photos: Path, tmp_path: Path) -> None:

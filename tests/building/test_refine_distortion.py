@@ -18,7 +18,7 @@ from lic_dist.codec import tiles
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.errors import LicError
 from lic_dist.evaluation.metrics import ms_ssim8
-from lic_dist.models import checkpoint
+from lic_dist.models import checkpoint, refine
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.distortion import mirrored
 from lic_dist.models.refine import BALANCED, Refinement
@@ -106,6 +106,7 @@ def test_pictures_of_any_size_are_refined_and_decode(
 
 def test_tiles_are_measured_each_for_itself(loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sum of the tiles' errors, of what the picture covers of them; the smaller tile is below 161 pixels."""
+    monkeypatch.setattr(refine, "fast_bfloat16", lambda device: False)
     x = to_input(torch.from_numpy(picture(5, 192, 320).transpose(2, 0, 1)[None].copy()), torch.device("cpu"))
     inside, refinement = (slice(0, 180), slice(0, 310)), Refinement(1, 0.01, MIXED)
     y = torch.randn((1, loaded.spec.M, 12, 20), generator=torch.Generator().manual_seed(0))

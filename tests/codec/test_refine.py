@@ -13,11 +13,12 @@ from torch import Tensor
 from lic_dist.building.latents import encode, refined
 from lic_dist.codec import tiles, walk
 from lic_dist.codec.codec import ImageCodec, padding
-from lic_dist.codec.refine import FIRST, FLATTEST, FURTHEST, answer_of, refine
+from lic_dist.codec.refine import CLEAR, FIRST, FLATTEST, FURTHEST, LAST, answer_of, refine
 from lic_dist.models import checkpoint
+from lic_dist.models import refine as precision
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.refine import Refinement
-from lic_dist.models.stages import analyse, dequantize_z, to_input
+from lic_dist.models.refine import Refinement, costs_and_gradient, decoded, fast_bfloat16
+from lic_dist.models.stages import analyse, dequantize_z, known_stage, to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from tests.conftest import picture
@@ -36,6 +37,12 @@ def record(loaded: Checkpoint) -> QuantizerRecord:
     return QuantizerRecord.from_json(loaded.quantizers["tcq8"])
 
 
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode in float32 on every machine."""
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: False)
+
+
 def windows(count: int, size: int = 64) -> np.ndarray:
     return np.stack([picture(seed, size, size).transpose(2, 0, 1) for seed in range(count)])
 
@@ -45,7 +52,7 @@ def by_the_book(loaded: Checkpoint, quantizer: Quantizer, x: Tensor, y: Tensor, 
     """The module's text for one image of a model of one stage, with loops over channels: the target of the least L."""
     model, step, weight = loaded.model, quantizer.record.step, quantizer.record.lmbda * 255**2 / 3
     target, curvature, length, tried = y.float(), None, 1.0, []
-    parts = [FIRST * (1 / steps**2) ** (one / max(steps - 1, 1)) for one in range(steps)] + [0.0]
+    parts = [FIRST * (LAST / FIRST / steps**2) ** (one / max(steps - 1, 1)) for one in range(steps)] + [0.0]
     for part in parts:
         coded = walk.search(loaded.codec, (z_hat,), target, quantizer)
         (plane,) = coded.planes()
@@ -59,19 +66,23 @@ def by_the_book(loaded: Checkpoint, quantizer: Quantizer, x: Tensor, y: Tensor, 
         if len(tried) > 1 and tried[-1][0] > tried[-2][0]:
             length /= 2
         errors = target - lattice
-        if curvature is None:
-            along = [-float((slope[0, c] * errors[0, c]).detach().sum()) for c in range(target.shape[1])]
-            size = [float(errors[0, c].square().sum()) for c in range(target.shape[1])]
-            least = FLATTEST * sum(along) / sum(size)
-            curvature = [max(one / other, least) if other else least for one, other in zip(along, size, strict=True)]
+        along = [-float((slope[0, c] * errors[0, c]).detach().sum()) for c in range(target.shape[1])]
+        size = [float(errors[0, c].square().sum()) for c in range(target.shape[1])]
+        least = FLATTEST * sum(along) / sum(size)
+        seen = [max(one / other, least) if other else least for one, other in zip(along, size, strict=True)]
+        curvature = (
+            seen if curvature is None else [(one + other) / 2 for one, other in zip(curvature, seen, strict=True)]
+        )
         aim = torch.stack(
             [(-slope[:, c] / curvature[c]).clamp(-FURTHEST * step, FURTHEST * step) for c in range(len(curvature))], 1
         )
         target = (target + part * length * (aim - errors)).half().float()
-    return min(tried, key=lambda one: one[0])[1].half()
+    loss, found = min(tried[1:], key=lambda one: one[0])
+    return (found if loss < tried[0][0] * (1 - CLEAR) else y).half()
 
 
 @pytest.mark.parametrize(("name", "steps"), [("tcq8", 1), ("tcq8", 5), ("rdoq", 3), ("sq-adapted", 3)])
+@pytest.mark.usefixtures("float32")
 def test_steps_are_those_of_the_book(loaded: Checkpoint, name: str, steps: int) -> None:
     quantizer = Quantizer(QuantizerRecord.from_json(loaded.quantizers[name]))
     x = to_input(torch.from_numpy(windows(1, 128)), CPU)
@@ -149,6 +160,7 @@ def test_a_decoder_that_does_not_care_moves_no_index(loaded: Checkpoint, record:
         assert bool(torch.isfinite(aim).all()) and bits[0] <= bits[1]
 
 
+@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("shape", [(300, 330), (65, 129)])
 def test_the_answer_in_tiles_is_the_whole_images_without_its_padding(
     loaded: Checkpoint, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -173,6 +185,53 @@ def test_the_answer_in_tiles_is_the_whole_images_without_its_padding(
         alone, nothing = answer(y, False)
     assert nothing is None and float(errors) == pytest.approx(float(error.detach()), rel=1e-5)
     assert float(alone) == pytest.approx(float(errors), rel=1e-6)
+
+
+def test_a_decoder_in_bfloat16_says_nearly_what_it_says_in_float32(
+    loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Differences of errors, by which targets are judged, within CLEAR of these; and the way to go."""
+    x = to_input(torch.from_numpy(windows(2, 128)), CPU)
+    y, _ = analyse(loaded.model, x)
+    generator = torch.Generator().manual_seed(0)
+    places = [torch.round(y.float() + width * torch.randn(y.shape, generator=generator)) for width in (0.0, 0.1)]
+    found: dict[bool, list[tuple[Tensor, Tensor]]] = {}
+    for fast in (False, True):
+        monkeypatch.setattr(precision, "fast_bfloat16", lambda device, fast=fast: fast)
+        found[fast] = [
+            costs_and_gradient(one, lambda part: (decoded(loaded.codec, part) - x).square().sum((1, 2, 3)))
+            for one in places
+        ]
+    (first, slope), (second, _) = found[False]
+    (other_first, other_slope), (other_second, _) = found[True]
+    assert slope.dtype == other_slope.dtype == torch.float32 and not torch.equal(slope, other_slope)
+    assert float(((second - first) - (other_second - other_first)).abs().max()) < CLEAR * float(first.min())
+    assert float((slope - other_slope).norm() / slope.norm()) < 0.05
+
+
+def test_bfloat16_is_for_cpus_that_multiply_its_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, expected in (({"amx_bf16": True}, True), ({"amx_bf16": False, "avx512_bf16": True}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert fast_bfloat16(CPU) is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not fast_bfloat16(CPU) and not fast_bfloat16(torch.device("meta"))
+
+
+def test_the_networks_of_z_run_once(loaded: Checkpoint, record: QuantizerRecord) -> None:
+    x = to_input(torch.from_numpy(windows(1)), CPU)
+    y, z = analyse(loaded.model, x)
+    sides_hat, quantizer, asked = (dequantize_z(loaded.model, z),), Quantizer(record), []
+
+    def run(name: str, values: Tensor) -> Tensor:
+        asked.append(name)
+        return loaded.codec.run(name, values)
+
+    refinement = Refinement(2, record.lmbda)
+    given = loaded.codec, sides_hat, y, quantizer, answer_of(loaded.codec, x, refinement), refinement, run
+    found = refine(*given)
+    assert asked == ["h_s"]
+    assert torch.equal(refine(*given, known=known_stage(loaded.codec, sides_hat, y.shape[2:])), found)
+    assert asked == ["h_s"]
 
 
 def test_a_record_keeps_its_steps_and_its_digest_names_them(record: QuantizerRecord) -> None:
