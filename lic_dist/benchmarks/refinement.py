@@ -6,6 +6,9 @@
 A pass is one pass of g_s, forward and back. The centre of each picture is taken, CROP pixels a side; z stays. L is
 lmbda 255^2 MSE + bpp of 8-bit pictures, rates are those of the coder's tables. The quantizers are those that the model
 carries, and not calibrated for what they are given. Milliseconds are CPU time, refinement and search.
+
+Then whole pictures of Kodak's size, mirrored or cut (whole.py), are encoded by TCQ-8 with every number of passes up to
+MOST_PASSES and with none in turn, from pixels to bytes, one thread: ratios of CPU time within a round, medians.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +26,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lic_dist.benchmarks import whole
 from lic_dist.benchmarks.data import BASE, pictures
 from lic_dist.benchmarks.relaxations import annealed, descended
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.building.calibrate import one_thread, z_bits
 from lic_dist.building.latents import inputs_of
+from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import local_record
 from lic_dist.codec.refine import answer_of, refine
 from lic_dist.data import images
@@ -42,6 +48,7 @@ from lic_dist.quantization.record import QuantizerRecord
 
 PASSES = (0, 4, 8, 32, 128)
 CROP = 256
+MOST_PASSES, PICTURES, ROUNDS = 16, 2, 3  # of whole pictures
 
 Refines = Callable[[Refinement], Tensor]
 
@@ -54,16 +61,44 @@ def bench(name: str | None, folder: Path | None, passes: Sequence[int], distorti
     enough.
     """
     loaded = checkpoints.load(name or BASE)
-    taken = crops(pictures(folder))[: 2 if quick else None]
+    found = pictures(folder)
+    taken = crops(found)[: 2 if quick else None]
     figures: dict[str, Any] = {"machine": machine(), "quick": quick, "model": loaded.source, "pictures": len(taken)}
     figures["distortion"] = weights_of(distortion, loaded.spec.lmbda)
-    figures["curves"] = curves(loaded, taken, (passes or PASSES) if not quick else (0, 4), figures["distortion"])
+    passes = (passes or PASSES) if not quick else (0, 4)
+    figures["curves"] = curves(loaded, taken, passes, figures["distortion"])
+    largest = [whole.mirrored(images.read(path), *whole.KODAK) for path in found[: 1 if quick else PICTURES]]
+    figures["encode"] = timed(loaded, largest, passes, figures["distortion"], 1 if quick else ROUNDS)
     console = Console()
     for shown in _tables(figures):
         console.print(shown)
     figures["load"] = os.getloadavg()
     console.print(f"machine: {figures['machine']}; load averages {', '.join(f'{one:.1f}' for one in figures['load'])}")
     return figures
+
+
+@one_thread()
+def timed(
+    loaded: Checkpoint, taken: Sequence[np.ndarray], passes: Sequence[int], distortion: dict[str, float], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Return by passes, without and with z: seconds to encode one of the pictures, uint8 [H, W, 3], and their ratio to
+    those without passes.
+    """
+    plain = local_record(loaded, "tcq8")
+    arms = {"0": plain}
+    for steps in sorted({one for one in passes if 0 < one <= MOST_PASSES}):
+        arms[str(steps)] = replace(plain, refine=steps, refine_distortion=distortion)
+        arms[f"{steps}, z too"] = replace(arms[str(steps)], refine_z=True)
+    codecs = {arm: ImageCodec(loaded.model, record) for arm, record in arms.items()}
+    codecs["0"].encode(taken[0])  # compiles
+    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    for picture in (one for _ in range(rounds) for one in taken):
+        for arm, codec in codecs.items():
+            started = time.process_time()
+            codec.encode(picture)
+            seconds[arm].append(time.process_time() - started)
+    ratios = {arm: np.divide(values, seconds["0"]) for arm, values in seconds.items()}
+    return {arm: {"s": float(np.median(seconds[arm])), "ratio": float(np.median(ratios[arm]))} for arm in arms}
 
 
 def crops(paths: Sequence[Path]) -> np.ndarray:
@@ -149,3 +184,5 @@ def _tables(figures: dict[str, Any]) -> Iterator[Table]:
             rows.append((arm, steps, f"{one['L']:.4f}", change, *values))
     title = f"{figures['model']}: refining y of {figures['pictures']} crops of {CROP} pixels; dB, ms a crop"
     yield table(title, ("", "passes", "L", "change", "bpp", "PSNR", "MS-SSIM", "ms"), rows)
+    rows = [(arm, f"{one['s']:.3f}", f"{one['ratio']:.1f}") for arm, one in figures["encode"].items()]
+    yield table("encoding a picture of 768x512, TCQ-8", ("passes", "CPU s", "times as long"), rows)

@@ -102,6 +102,8 @@ def test_the_command_measures_every_arm(tmp_path: Path) -> None:
     assert list(sq) == ["0", "4"]
     assert sq["0"]["L"] == sga["0"]["L"] > sq["4"]["L"] and tcq["0"]["L"] > tcq["4"]["L"]
     assert all(one["ms"] > 0 and one["bpp"] > 0 for arm in (sq, tcq, sga) for one in arm.values())
+    assert list(figures["encode"]) == ["0", "4", "4, z too"] and figures["encode"]["0"]["ratio"] == 1
+    assert figures["encode"]["4"]["ratio"] > 1
     with pytest.raises(LicError, match="no picture is as large as 256x256"):
         crops([tmp_path / "small.png"])
     assert np.array_equal(crops([tmp_path / "0.png"])[0], picture(0, 260, 300)[2:258, 22:278].transpose(2, 0, 1))
