@@ -100,7 +100,8 @@ def decoded(codec: CodecModel, y_hat: Tensor) -> Tensor:
     """
     y_hat = y_hat.contiguous(memory_format=torch.channels_last)
     with torch.autocast(y_hat.device.type, torch.bfloat16, enabled=fast_bfloat16(y_hat.device)):
-        return codec.synthesise(y_hat).float()
+        x_hat = codec.synthesise(y_hat)
+    return x_hat.float()
 
 
 @torch.no_grad()
