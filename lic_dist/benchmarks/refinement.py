@@ -184,5 +184,5 @@ def _tables(figures: dict[str, Any]) -> Iterator[Table]:
             rows.append((arm, steps, f"{one['L']:.4f}", change, *values))
     title = f"{figures['model']}: refining y of {figures['pictures']} crops of {CROP} pixels; dB, ms a crop"
     yield table(title, ("", "passes", "L", "change", "bpp", "PSNR", "MS-SSIM", "ms"), rows)
-    rows = [(arm, f"{one['s']:.3f}", f"{one['ratio']:.1f}") for arm, one in figures["encode"].items()]
-    yield table("encoding a picture of 768x512, TCQ-8", ("passes", "CPU s", "times as long"), rows)
+    whole = [(arm, f"{one['s']:.3f}", f"{one['ratio']:.1f}") for arm, one in figures["encode"].items()]
+    yield table("encoding a picture of 768x512, TCQ-8", ("passes", "CPU s", "times as long"), whole)

@@ -90,7 +90,8 @@ def fast_bfloat16(device: torch.device) -> bool:
     alone, its BF16 included, a pass of g_s there and back takes 1.2 times as long.
     """
     if device.type == "cpu":
-        return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))  # older torch does not say
+        capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # not in older ones
+        return bool(capabilities().get("amx_bf16", False))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
