@@ -55,23 +55,23 @@ class Memory(Storage):
     def __str__(self) -> str:
         return self.url
 
-    def at(self, key: str) -> str:
+    def url_of(self, key: str) -> str:
         return f"{self.url}/{key}"
 
     def get(self, key: str) -> bytes:
         try:
-            return WORLD.objects[self.at(key)]
+            return WORLD.objects[self.url_of(key)]
         except KeyError:
-            raise FileNotFoundError(self.at(key)) from None
+            raise FileNotFoundError(self.url_of(key)) from None
 
     def put(self, key: str, data: bytes) -> None:
         WORLD.spend()
-        WORLD.objects[self.at(key)] = data
+        WORLD.objects[self.url_of(key)] = data
         if "/c/" in key and data not in (contents := WORLD.written.setdefault(key, [])):
             contents.append(data)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        if self.at(key) in WORLD.objects:
+        if self.url_of(key) in WORLD.objects:
             return self.get(key) == data
         self.put(key, data)
         return True
@@ -81,21 +81,21 @@ class Memory(Storage):
             self.put(key, objects[key])
 
     def delete(self, key: str) -> None:
-        if self.at(key) in WORLD.objects:
+        if self.url_of(key) in WORLD.objects:
             WORLD.spend()
-            del WORLD.objects[self.at(key)]
+            del WORLD.objects[self.url_of(key)]
 
     def entry(self, key: str) -> Entry | None:
-        found = WORLD.objects.get(self.at(key))
+        found = WORLD.objects.get(self.url_of(key))
         return None if found is None else Entry(len(found), time.time())
 
     def listing(self, prefix: str = "") -> dict[str, Entry]:
-        below, skip = f"{self.at(prefix)}/" if prefix else f"{self.url}/", len(self.url) + 1
+        below, skip = f"{self.url_of(prefix)}/" if prefix else f"{self.url}/", len(self.url) + 1
         found = {url[skip:]: Entry(len(data), 0.0) for url, data in WORLD.objects.items() if url.startswith(below)}
         return dict(sorted(found.items()))
 
     def names(self, prefix: str = "") -> list[str]:
-        below = f"{self.at(prefix)}/" if prefix else f"{self.url}/"
+        below = f"{self.url_of(prefix)}/" if prefix else f"{self.url}/"
         return sorted({url[len(below) :].split("/")[0] for url in WORLD.objects if url.startswith(below)})
 
     def clear(self) -> None:
