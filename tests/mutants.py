@@ -30,6 +30,7 @@ RANS = ("tests/codec/test_rans.py",)
 STORE = ("tests/cache/test_cache.py", "tests/cache/test_writing.py", "-k", "not planners_at_once")
 PROGRESS = ("tests/cache/test_progress.py", "-k", "not every_way")
 THERE = "self.root.stat()  # fails where the store was removed: writers do not create it again\n            "
+TURN = "len(states) == 1)\n            states = "
 MAKE = "path.parent.mkdir(parents=True, exist_ok=True)\n            "
 DISK = ("tests/building/test_kill.py", "-k", "disk or vanishes")
 
@@ -85,11 +86,12 @@ MUTANTS = (
     mutant("codec/kernels.py", "range(nibbles, -1, -1)", "range(nibbles + 1)", RANS),
     mutant("codec/kernels.py", "x += _U(1)", "x += _U(0)", RANS),
     mutant("codec/kernels.py", "(np.int64(x),) + states[:-1]", "states[:-1] + (np.int64(x),)", RANS),
-    mutant("codec/kernels.py", "states[1:] + (x,)", "(x,) + states[1:]", RANS),
+    mutant("codec/kernels.py", TURN + "states[1:] + (x,)", TURN + "(x,) + states[1:]", RANS),
     mutant("codec/kernels.py", "if nibbles > 0 and nibble == 0:", "if False:", RANS),
     mutant("codec/kernels.py", "& (index <= 32767)", "", RANS),
     mutant("codec/kernels.py", "escape + (coded >> 1)", "escape + coded", RANS),
-    mutant("codec/kernels.py", "state[lane] << 1 | indices[step, lane] & 1", "state[lane] << 1", RANS),
+    mutant("codec/kernels.py", "state[lane] << 1 | found[lane] & 1", "state[lane] << 1", RANS),
+    mutant("codec/kernels.py", "_W(next_state[2 * state + 1])", "_W(next_state[2 * state])", RANS),
     mutant("codec/rans.py", "if set(self._states) != {LOWEST_STATE}", "if False", RANS),
     mutant("codec/rans.py", "if self._position != len(self._words)", "if False", RANS),
     mutant("codec/rans.py", "self._position, self._states = position", "_, self._states = position", RANS),

@@ -194,6 +194,11 @@ class Made:
             self.files |= {f"{words[1]}/experiment.yaml", f"{words[1]}/evaluation.json"}
             self.checkpoints.add(f"{words[1]}/finetuned")
             self.has(words[words.index("--checkpoint") + 1])
+        if "--icechunk" in words:  # the repository has the groups of the store
+            store, made = words[words.index("export") + 1], words[words.index("--icechunk") + 1]
+            self.groups |= {
+                f"icechunk://{made}{one.removeprefix(store)}" for one in self.groups if one.startswith(store)
+            }
         if name == "report":
             results = [word for word in words if word.endswith(".json")]
             assert all(result in self.files or Path(result).exists() for result in results), results
