@@ -154,6 +154,7 @@ def built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_cache_is_measured_on_disk_and_as_it_is_read(built_once: None) -> None:
     found = reading.size(None, 28)
     assert 1 < found["group_to_entropy_coded"] < 1.8 and 1 < found["z_to_entropy_coded"] < 1.6

@@ -92,6 +92,7 @@ def test_photos_are_read_by_processes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_photos_are_read_from_a_folder_and_a_bucket_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("moto.server")
     monkeypatch.setattr("os.cpu_count", lambda: 1)

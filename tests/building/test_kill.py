@@ -72,7 +72,7 @@ def test_killed_again_and_again_the_store_is_the_same_and_no_shard_is_built_twic
     rng = random.Random(5)
     done: dict[Path, tuple[int, bytes]] = {}
     killed_in_the_middle = 0
-    for _ in range(12):
+    for _ in range(6):
         process = spawner.Process(target=build_quietly, args=(document,))
         process.start()
         deadline = time.monotonic() + 60

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -258,9 +259,11 @@ def test_half_precision_keeps_the_entropy_model_in_float32(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.nightly)])
 def test_a_compiled_decoder_trains_and_is_saved_as_any(
-    base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, photos: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend=backend))  # inductor's C++ takes half a minute
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", False)  # to try each takes longer than all the rest
     plain = run(base, photos, store, tmp_path / "plain", steps=2)
