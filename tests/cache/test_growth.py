@@ -78,6 +78,7 @@ def old_files(path: Path) -> dict[Path, tuple[int, bytes]]:
     return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
+@pytest.mark.slow
 def test_growing_touches_nothing_old_and_gives_rows_like_a_store_of_the_added_alone(
     built: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_plain_zarr_reads_a_grown_store_by_its_status(grown: Path) -> None:
     assert root.attrs["format"] == 2 and root.attrs["num_samples"] == 10
 
 
+@pytest.mark.slow
 def test_snapshots_read_what_they_read_before(built: Path) -> None:
     before = LatentCache.open(built)
     names, columns, part = before.names, before.samples, before.indices(held_out=False)

@@ -74,6 +74,7 @@ def test_each_snapshot_is_a_commit_that_reads_as_it_does(grown: Path, tmp_path: 
         export(Folder(grown), path, 1)
 
 
+@pytest.mark.slow
 def test_a_killed_export_has_committed_nothing_and_goes_on(
     grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_killed_export_has_committed_nothing_and_goes_on(
     require_same(LatentCache.open(grown), opened(path))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_said(grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "x").touch()

@@ -214,6 +214,7 @@ def test_a_key_that_is_not_there_may_be_deleted_where_the_store_minds(monkeypatc
     open_storage("s3://photos/places/b").delete("x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["drop", "reset", "lost", "lost reset"])
 def test_deletions_and_puts_of_new_objects_survive_lost_connections(s3, how):
     """obstore sends these once."""

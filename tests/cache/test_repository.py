@@ -60,6 +60,7 @@ def test_it_reads_as_the_store_does(exported: tuple[Path, str], snapshot: int | 
     assert batches(Mixture([read, read.at(0)], [2, 1])) == batches(Mixture([cache, cache.at(0)], [2, 1]))
 
 
+@pytest.mark.slow
 def test_an_open_one_stays_at_its_commit(built: Path, tmp_path: Path) -> None:
     export(Folder(built), tmp_path / "repository")
     read = LatentCache.open(f"icechunk://{tmp_path / 'repository'}")
@@ -77,6 +78,7 @@ def test_a_lost_chunk_is_an_error_and_never_zeros(exported: tuple[Path, str]) ->
         read.shard(0, ["pixels"])
 
 
+@pytest.mark.slow
 def test_nothing_is_written_into_it_and_what_it_has_not_is_said(
     exported: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

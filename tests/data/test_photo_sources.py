@@ -130,6 +130,7 @@ def test_photos_in_a_bucket_are_those_of_a_folder(
         same_photos(open_source(url, options), folder)
 
 
+@pytest.mark.slow
 def test_photos_that_a_web_server_lists_are_those_of_a_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "with space").symlink_to(folder)
     packing.tar(tmp_path / "photos.tar", packing.files_of(folder))
@@ -188,6 +189,7 @@ class Meeting(Web):
         super().do_GET()
 
 
+@pytest.mark.slow
 def test_photos_behind_a_network_are_read_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with web(folder, Meeting) as url:
         source = open_source(url)

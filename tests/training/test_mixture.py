@@ -141,6 +141,7 @@ def test_each_store_has_sources_of_its_own(two: list[Path]) -> None:
     assert trained_elsewhere(mixed) == 4 and trained_elsewhere(Mixture(mixed.stores[:1])) == 0
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_fit_is_named(base: Path, two: list[Path], tmp_path: Path) -> None:
     parent = checkpoint.load(str(base))
     record = tmp_path / "altered.zarr/quantized/g/record.json"
@@ -171,6 +172,7 @@ def test_a_store_that_does_not_fit_is_named(base: Path, two: list[Path], tmp_pat
     assert "step.g.json before `lic-dist cache build`" in refused.value.hint
 
 
+@pytest.mark.slow
 def test_each_store_is_read_at_the_snapshot_that_the_job_began_with(built: Path, tmp_path: Path) -> None:
     shutil.copytree(built, tmp_path / "b.zarr")  # of one beginning: either digest is in either chain
     grow(Folder(tmp_path / "b.zarr"))
