@@ -42,8 +42,9 @@ HEAVIEST = (
     *("building/test_kill", "house/test_printed", "app/test_study", "engine/test_on_ray", "training/test_ranks"),
     *("house/test_startup", "building/test_stages", "quantization/test_search", "cache/test_remote"),
     *("app/test_foreign", "app/test_families", "training/test_stages_jobs", "app/test_quickstart"),
-    *("training/test_base_training", "building/test_walked", "training/test_families", "training/test_course"),
-    *("training/test_stages", "training/test_variable_rate", "training/test_factorized", "house/test_examples"),
+    *("training/test_base_training", "building/test_walked", "training/test_families", "training/test_snapshots"),
+    *("training/test_course", "training/test_stages", "training/test_variable_rate", "training/test_factorized"),
+    "house/test_examples",
     *("house/test_docs", "reporting/test_report", "codec/test_codec", "codec/test_families", "codec/test_slices"),
     *("cache/test_stream", "evaluation/test_resuming", "app/test_cli", "reporting/test_page"),
 )

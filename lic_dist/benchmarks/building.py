@@ -24,9 +24,9 @@ from lic_dist import config
 from lic_dist.benchmarks.data import photographs
 from lic_dist.benchmarks.growth import peak, reset_peak
 from lic_dist.building.build import build
-from lic_dist.building.calibrate import one_thread
 from lic_dist.building.job import prepare
 from lic_dist.building.latents import encode, quantizer_input
+from lic_dist.building.threads import one_thread
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.storages import open_storage
 from lic_dist.cache.store import finished_markers

@@ -19,9 +19,10 @@ from lic_dist.benchmarks.data import BASE, pictures
 from lic_dist.benchmarks.refinement import crops
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.building import surface
-from lic_dist.building.calibrate import calibrate, measure, one_thread
+from lic_dist.building.calibrate import calibrate, measure
 from lic_dist.building.latents import encode, inputs_of
 from lic_dist.building.surface import Fixed, Measured, Point, SearchSpace
+from lic_dist.building.threads import one_thread
 from lic_dist.models import checkpoint as checkpoints
 
 QUANTIZERS = {

@@ -32,8 +32,8 @@ from lic_dist.benchmarks.data import BASE, pictures
 from lic_dist.benchmarks.quantization import REAL_PRICE, REAL_STEP
 from lic_dist.benchmarks.tables import machine, table
 from lic_dist.benchmarks.untrained import untrained
-from lic_dist.building.calibrate import one_thread
 from lic_dist.building.records import analytic_record
+from lic_dist.building.threads import one_thread
 from lic_dist.codec.codec import ImageCodec, padding
 from lic_dist.codec.container import Container
 from lic_dist.codec.records import compressai_record, local_record

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from lic_dist.benchmarks.tables import table
-from lic_dist.building.calibrate import one_thread
+from lic_dist.building.threads import one_thread
 from lic_dist.codec import rans
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.models.compat import import_compressai

@@ -19,7 +19,7 @@ from lic_dist.benchmarks import on_device, photo_reading
 from lic_dist.benchmarks.codec import tcq8_record
 from lic_dist.benchmarks.data import BASE
 from lic_dist.benchmarks.tables import machine, table
-from lic_dist.building.calibrate import one_thread
+from lic_dist.building.threads import one_thread
 from lic_dist.errors import UsageError
 from lic_dist.models import checkpoint as checkpoints
 

@@ -23,7 +23,8 @@ from lic_dist import config
 from lic_dist.benchmarks.building import BATCH, FIXED, variations_for
 from lic_dist.benchmarks.data import BASE, photographs
 from lic_dist.building.build import build
-from lic_dist.building.calibrate import one_thread, z_bits
+from lic_dist.building.calibrate import z_bits
+from lic_dist.building.threads import one_thread
 from lic_dist.cache.inspect import inspect
 from lic_dist.cache.layout import inner_chunk
 from lic_dist.cache.order import Order

@@ -30,8 +30,9 @@ from lic_dist.benchmarks import whole
 from lic_dist.benchmarks.data import BASE, pictures
 from lic_dist.benchmarks.relaxations import annealed, descended
 from lic_dist.benchmarks.tables import machine, table
-from lic_dist.building.calibrate import one_thread, z_bits
+from lic_dist.building.calibrate import z_bits
 from lic_dist.building.latents import inputs_of
+from lic_dist.building.threads import one_thread
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import local_record
 from lic_dist.codec.refine import answer_of, refine

@@ -29,7 +29,7 @@ from lic_dist.benchmarks import data, planned
 from lic_dist.benchmarks.growth import STEP, Cost, cost, exponent
 from lic_dist.benchmarks.speed import record
 from lic_dist.benchmarks.tables import machine
-from lic_dist.building.calibrate import one_thread
+from lic_dist.building.threads import one_thread
 from lic_dist.cache import store
 from lic_dist.cache.inspect import inspect
 from lic_dist.cache.mixing import Shares, shuffled

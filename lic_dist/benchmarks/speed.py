@@ -18,6 +18,7 @@ import torch
 
 from lic_dist.benchmarks import exhaustive
 from lic_dist.benchmarks.data import LatentSamples, label, record_at_price
+from lic_dist.building.threads import one_thread
 from lic_dist.progress import Progress
 from lic_dist.quantization import tensors
 from lic_dist.quantization.adaptation import adaptation_rounds
@@ -104,25 +105,21 @@ def _nncodec(r: np.ndarray, step: float) -> Callable[[], Any]:
     return run
 
 
+@one_thread()
 def timed(made: list[Arm], rounds: int, title: str) -> dict[str, dict[str, float]]:
     """Return by arm ns a latent and M latents a second (medians), and the median ratio of its time to tcq8's in a
     round.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     seconds: dict[str, list[float]] = {arm.name: [] for arm in made}
-    try:
-        for arm in made:  # compiles and warms up
-            arm.run()
-        with Progress(title, rounds, "round") as bar:
-            for _ in range(rounds):
-                for arm in made:
-                    started = time.perf_counter()
-                    arm.run()
-                    seconds[arm.name].append((time.perf_counter() - started) / arm.latents)
-                bar.advance()
-    finally:
-        torch.set_num_threads(threads)
+    for arm in made:  # compiles and warms up
+        arm.run()
+    with Progress(title, rounds, "round") as bar:
+        for _ in range(rounds):
+            for arm in made:
+                started = time.perf_counter()
+                arm.run()
+                seconds[arm.name].append((time.perf_counter() - started) / arm.latents)
+            bar.advance()
     by_arm = {name: np.array(values) for name, values in seconds.items()}
     return {
         name: {

@@ -27,8 +27,8 @@ from lic_dist.benchmarks import building
 from lic_dist.benchmarks.data import BASE
 from lic_dist.benchmarks.reading import build_cache
 from lic_dist.benchmarks.tables import machine, table
-from lic_dist.building.calibrate import one_thread
 from lic_dist.building.latents import encode, quantizer_input
+from lic_dist.building.threads import one_thread
 from lic_dist.cache.order import Order
 from lic_dist.cache.reader import LatentCache
 from lic_dist.errors import UsageError

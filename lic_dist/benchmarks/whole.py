@@ -21,7 +21,7 @@ from rich.table import Table
 
 from lic_dist.benchmarks.data import sides
 from lic_dist.benchmarks.tables import table
-from lic_dist.building.calibrate import one_thread
+from lic_dist.building.threads import one_thread
 from lic_dist.codec.codec import ImageCodec, padding
 from lic_dist.data import images
 from lic_dist.models.protocol import CodecModel

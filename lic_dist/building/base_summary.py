@@ -11,10 +11,11 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from lic_dist.building.calibrate import measure, one_thread
+from lic_dist.building.calibrate import measure
 from lic_dist.building.job import Job
 from lic_dist.building.latents import encode, inputs_of
 from lic_dist.building.records import analytic_record
+from lic_dist.building.threads import one_thread
 from lic_dist.data import images
 from lic_dist.data.photo import PhotoError
 from lic_dist.data.source import PhotoSource

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
 from typing import Any
@@ -34,6 +32,7 @@ from lic_dist.building.levels import NO_SHIFTS, LevelFit, fit_level_shifts
 from lic_dist.building.records import analytic_record
 from lic_dist.building.refined import aimed_inputs, asked_refinement, record_fields
 from lic_dist.building.surface import Fixed, Point, Search, SearchSpace, expected_trials
+from lic_dist.building.threads import one_thread
 from lic_dist.cache.trials import Row, Trials
 from lic_dist.errors import UsageError
 from lic_dist.models.checkpoint import Checkpoint
@@ -123,19 +122,6 @@ def channel_weights(
         probes = PROBES if KINDS[section.name].searched else 1  # then nothing but a prediction depends on them
         mean, error = sensitivities(g_s, y_hat, probes, torch.Generator().manual_seed(0))
     return mean.astype(np.float32), {"weights_standard_error": [float(value) for value in error]}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one torch thread: sums over several would not give the same bytes each time, and to wake them takes
-    longer than little work.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def settings_of(section: config.Quantizer) -> dict[str, Any]:

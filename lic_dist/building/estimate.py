@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lic_dist import config
-from lic_dist.building.calibrate import SEARCH_SPACES, one_thread
+from lic_dist.building.calibrate import SEARCH_SPACES
 from lic_dist.building.job import Job
 from lic_dist.building.latents import WalkedInput, encode, inputs_of
 from lic_dist.building.records import analytic_record
 from lic_dist.building.shards import group_arrays
+from lic_dist.building.threads import one_thread
 from lic_dist.cache import layout
 from lic_dist.data import images
 from lic_dist.errors import LicError

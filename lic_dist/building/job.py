@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from lic_dist import config
-from lic_dist.building.calibrate import one_thread
 from lic_dist.building.grown import Changes, Known, changes_of, known_photos
 from lic_dist.building.refined import asked_refinement, refined_group_identity, refined_identity
 from lic_dist.building.storage import experiment_photos, experiment_storage
+from lic_dist.building.threads import one_thread
 from lic_dist.cache import growth, layout
 from lic_dist.cache.layout import Header
 from lic_dist.cache.markers import Marker, fault_counts

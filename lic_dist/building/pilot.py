@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from lic_dist import config
-from lic_dist.building.calibrate import calibrate, one_thread, settings_of
+from lic_dist.building.calibrate import calibrate, settings_of
 from lic_dist.building.job import Job
 from lic_dist.building.latents import Latents, encode
 from lic_dist.building.refined import asked_refinement, record_fields
+from lic_dist.building.threads import one_thread
 from lic_dist.cache.mixture import Mixture
 from lic_dist.cache.plan import differences
 from lic_dist.cache.storage import Storage

@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
-from lic_dist.building.calibrate import one_thread
 from lic_dist.building.job import Job, Workers
 from lic_dist.building.latents import in_one_stage
 from lic_dist.building.metrics import BuildMetrics
@@ -20,6 +19,7 @@ from lic_dist.building.shards import (
     make_stored_coder,
     restore_torch_settings,
 )
+from lic_dist.building.threads import one_thread
 from lic_dist.cache import layout
 from lic_dist.cache.plan import Geometry, Plan
 from lic_dist.cache.storage import Storage
