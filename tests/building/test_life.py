@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import settings, stateful
+from hypothesis.internal.conjecture import engine
 
 from lic_dist.building import build as building
 from lic_dist.cache.reader import LatentCache
@@ -18,6 +19,8 @@ from tests.memory import WORLD, Killed
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 LIVES, STEPS = (1000, 500) if NIGHTLY else (5, 40)
+if NIGHTLY:  # else a life ends after some 300 steps, and the simplest one is refused as too long
+    engine.BUFFER_SIZE = stateful.BUFFER_SIZE = 64 * 1024
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
