@@ -83,9 +83,12 @@ def shard_of(key: str) -> int:
 
 
 def names(finding: Finding, key: str) -> bool:
-    """Whether a finding is on the damage to this object."""
+    """Whether a finding is on the damage to this object, or on what a killed repair of it leaves: a shard to write."""
     if "/c/" in key:
-        return (finding.shard, finding.array) == (shard_of(key), key.split("/c/")[0])
+        unmarked = finding.what == "missing" and finding.array.startswith(markers.FOLDER)
+        return finding.shard == shard_of(key) and (
+            finding.array == key.split("/c/")[0] or (unmarked and finding.group == (layout.group_of(key) or ""))
+        )
     if key.startswith(markers.FOLDER):
         return finding.shard == int(key.split("/")[-1][:-5])
     return (finding.shard, finding.array) == (-1, key)
@@ -197,6 +200,11 @@ class Life(RuleBasedStateMachine):
     @property
     def rows(self) -> Rows:
         return Rows(self.chain)
+
+    @property
+    def unmarked(self) -> set[int]:
+        """Shards that a killed repair may have left to write."""
+        return {shard_of(key) for key in self.dirty if "/c/" in key and not self.calm}
 
     @property
     def known(self) -> Rows:
@@ -403,7 +411,9 @@ class Life(RuleBasedStateMachine):
         for key, held in self.dirty.items():
             if key != "zarr.json" or layout.read_attributes(Memory(URL)) is None:
                 WORLD.objects[f"{URL}/{key}"] = held
-        self.dirty = {}
+        findings = self.findings() or []
+        self.dirty = {key: held for key, held in self.dirty.items() if any(names(one, key) for one in findings)}
+        assert all(one.what == "missing" for one in findings if any(names(one, key) for key in self.dirty)), findings
 
     # Snapshots and readers
 
@@ -445,7 +455,7 @@ class Life(RuleBasedStateMachine):
             for row in range(len(cache)):
                 status, crop = samples["status"][row], rows.crops.get(row)
                 if crop is None or status == layout.UNWRITTEN:
-                    assert crop is None and status == layout.UNWRITTEN
+                    assert status == layout.UNWRITTEN and (crop is None or row // SHARD in self.unmarked), row
                     continue
                 told = Crop(
                     *(samples[name][row] for name in ("source", "digest", "crop_y", "crop_x", "flip", "held_out"))
