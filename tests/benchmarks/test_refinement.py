@@ -45,6 +45,7 @@ def test_draws_lie_in_their_cell_and_prefer_the_nearer_end(tau: float) -> None:
         assert bool(torch.isfinite(gradient).all())
 
 
+@pytest.mark.slow
 def test_annealing_lowers_the_loss_of_what_is_rounded() -> None:
     loaded = checkpoint.load("base-0.013")
     codec, lmbda = loaded.codec, 0.013

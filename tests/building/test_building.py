@@ -43,6 +43,7 @@ def store(base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
+@pytest.mark.slow
 def test_the_store_holds_what_the_model_says(store: Path, base: Path, photos: Path) -> None:
     cache = LatentCache.open(store)
     loaded = checkpoint.load(str(base))

@@ -80,6 +80,7 @@ def test_pictures_without_likeness_move_nothing_by_ms_ssim() -> None:
     assert torch.equal(gradient, 2 * (opposite.detach() - x))
 
 
+@pytest.mark.slow
 def test_steps_for_both_lower_the_loss_and_raise_ms_ssim(loaded: Checkpoint, record: QuantizerRecord) -> None:
     image, found = picture(3, 192, 192), []
     plain = ImageCodec(loaded.model, record)

@@ -35,6 +35,7 @@ def loads(checkpoints: dict[str, Path]) -> Loads:
 
 
 @pytest.mark.parametrize("name", [*SEVERAL, SLICED])
+@pytest.mark.slow
 def test_no_picture_ends_with_more_loss_than_it_had(name: str, loads: Loads) -> None:
     loaded = loads(name)
     codec, pixels = loaded.codec, np.stack([picture(seed, 64, 64).transpose(2, 0, 1) for seed in range(2)])

@@ -30,6 +30,7 @@ def job(base: Path, photos: Path, made: Path, tmp_path_factory: pytest.TempPathF
     return folder, sections
 
 
+@pytest.mark.slow
 def test_a_job_that_loses_a_trainer_again_and_again_ends_with_one_error(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

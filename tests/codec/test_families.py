@@ -185,6 +185,7 @@ def test_a_picture_of_many_tiles_goes_there_and_back(name: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", ["cheng2020-attn", "elic2022-official"])
 @pytest.mark.parametrize("net", ["g_a", "g_s"])
+@pytest.mark.slow
 def test_fields_of_branches_are_those_that_gradients_reach(name: str, net: str) -> None:
     network = made(name).codec.nets[net]
     size, channels = (1024, 3) if net == "g_a" else (48, made(name).codec.channels)

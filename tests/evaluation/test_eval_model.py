@@ -42,6 +42,7 @@ def test_a_tiny_model(base: Path, photos: Path) -> None:
 
 
 @pytest.mark.parametrize("picture", ["kodim04.png", pytest.param("kodim23.png", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_trained_model_on_kodak(shared: Path, picture: str) -> None:
     (path,) = (shared / "checkpoints").glob("*lmbda0.013.pth.tar")
     assert_equal(path, shared / "data" / "kodak" / picture)

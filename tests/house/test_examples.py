@@ -134,6 +134,7 @@ def test_an_architecture_of_ones_own_goes_through_the_whole_job(own: Path, tmp_p
     assert "y 8, z 32" in said and "decoder: 3,264 parameters" in said and "quantizers: sq, tcq8" in said
 
 
+@pytest.mark.slow
 def test_a_file_that_names_a_class_does_not_import_it(own: Path, tmp_path: Path) -> None:
     with pytest.raises(LicError, match="own_architecture:Linear, which is not imported because a file names it"):
         lic_dist.load_checkpoint(str(tmp_path / "base"))

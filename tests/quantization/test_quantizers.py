@@ -187,7 +187,11 @@ def channel_samples(images: int, steps: int, seed: int = 0) -> tuple[np.ndarray,
     return drawn.astype(np.float32), level
 
 
-@pytest.mark.parametrize("record", BY_CHANNEL, ids=lambda record: f"{record.name}{record.states}")
+@pytest.mark.parametrize(
+    "record",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one.states > 8)) for one in BY_CHANNEL],
+    ids=lambda record: f"{record.name}{record.states}",
+)
 def test_tables_by_channel(record: QuantizerRecord) -> None:
     quantizer = Quantizer(QuantizerRecord.from_json(record.to_json()))
     r, level = channel_samples(30, 40)
@@ -266,6 +270,7 @@ def test_a_part_of_the_channels(record: QuantizerRecord) -> None:
 @pytest.mark.parametrize(
     ("name", "machine", "least", "most"), [("tcq", ECM8, -0.155, -0.115), ("rdoq", SCALAR, -0.10, -0.055)]
 )
+@pytest.mark.slow
 def test_adapted_searches_save_at_equal_error(name: str, machine: Trellis, least: float, most: float) -> None:
     """Published for Gaussians: -13 to -14 % rate for 8 states, RDOQ -8; here few latents, nine (D, c), lower hull."""
     rng = np.random.default_rng(0)

@@ -57,7 +57,13 @@ def test_reference_is_the_best_of_all_sequences(machine: Trellis, tables: CdfTab
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("shape", [(0, 7), (3, 0), (1, 1), (5, 63), (3, 64), (2, 65), (2, 131), (300, 3), (143, 67)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *[(0, 7), (3, 0), (1, 1), (5, 63), (3, 64), (2, 65), (2, 131), (300, 3)],
+        pytest.param((143, 67), marks=pytest.mark.slow),
+    ],
+)
 def test_kernel_is_the_reference(machine: Trellis, shape: tuple[int, int]) -> None:
     r, level, weight = latents(*shape, seed=sum(shape))
     k, cost = search(r, level, weight, STEP, TABLES, machine)

@@ -291,6 +291,7 @@ def test_compressais_own_evaluation_loads_the_result(base: Path, photos: Path, s
     assert theirs["bpp"][0] == pytest.approx(ours.bpp, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_rate_agrees_with_the_coders_tables_at_the_levels(store: Path) -> None:
     record = QuantizerRecord.from_json(LatentCache.open(store).record_json("tcq8"))
     rate = IndexRate(record)

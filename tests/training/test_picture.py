@@ -18,6 +18,7 @@ def logged(folder: Path, *values: float) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_each_training_is_a_curve_of_its_folders_name(tmp_path: Path) -> None:
     one, two = logged(tmp_path / "a" / "slow", 9.0, 3.0), logged(tmp_path / "b" / "fast", 8.0, 2.0, 1.0)
     lines = learning_curves([one, two], tmp_path / "new" / "curves.svg")
