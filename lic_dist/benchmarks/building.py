@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -47,13 +47,13 @@ MIB = 2**20
 POLL = 0.1  # seconds between two looks at the workers' memory
 
 
-def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
+def throughput(folder: Path | None, crops: int, rounds: int) -> dict[str, Any]:
     """Measure crops a second of the bare loop (encode, search; crops in RAM), of a local build and of a build on Ray.
 
     The model is an untrained mbt2018-mean of N = 128, M = 192; batches of 8 crops of 256x256, one thread a worker, one
-    encoder. The bare loop runs after each build, since machines drift. A build's steady rate is that of its shards'
-    markers, without start and end. `ratio_apart` also leaves out reading and writing: it is the rate of encoding and
-    searching within the build.
+    encoder. The bare loop runs after each build, since machines drift; the `ratio` of a build is to the mean of those
+    before and after it. A build's steady rate is that of its shards' markers, without start and end. `ratio_apart` is
+    the rate of encoding and searching within the build, as if nothing had to be waited for.
     """
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
         work = Path(name)
@@ -68,31 +68,24 @@ def throughput(folder: Path | None, crops: int) -> dict[str, Any]:
                     "images": {"path": str(source), "crop": CROP, "variations": variations, "tolerate": 1.0,
                                "held_out": 0.2},
                     "quantizer": {**FIXED, "group": "tcq8"},
-                    "cache": {"path": str(work / f"{engine}.zarr"), "shard": SHARD, "batch": BATCH},
+                    "cache": {"path": str(work / "a.zarr"), "shard": SHARD, "batch": BATCH},
                     "engine": {"name": engine, "num_cpus": 3},
                 }
             )  # fmt: skip
 
         pixels = _some_crops(asked("local"), SHARD)
-        bare: list[float] = []
-        figures: dict[str, Any] = {"bare": bare}
-        record: QuantizerRecord | None = None
-        for engine in ("local", "ray"):
+        figures: dict[str, Any] = {"bare": [], "local": [], "ray": []}
+        for engine in ("local", "ray") * rounds:
             started = time.monotonic()
-            build(asked(engine))
-            wall, steady = time.monotonic() - started, _steady_rate(work / f"{engine}.zarr")
-            figures["crops"] = steady["crops"]
-            start = wall - steady["crops"] / steady["crops_per_second"]
-            figures[engine] = {"wall": wall, "start_and_end": start, **steady}
-            if engine == "local":  # one process: the time outside its stages is writing
-                work_seconds = steady["seconds_a_crop"]
-                work_seconds["write"] = 1 / steady["crops_per_second"] - sum(work_seconds.values())
-            record = QuantizerRecord.from_json(LatentCache.open(work / f"{engine}.zarr").record_json("tcq8"))
-            bare.append(_bare_loop_rate(checkpoints.load(str(model)), record, pixels))
-        for engine, around in (("local", bare[0]), ("ray", bare[1])):
-            figures[engine]["ratio"] = figures[engine]["crops_per_second"] / around
-            work_seconds = figures[engine]["seconds_a_crop"]
-            figures[engine]["ratio_apart"] = 1 / (work_seconds["encode"] + work_seconds["search"]) / around
+            build(asked(engine), rebuild=True)
+            wall, found = time.monotonic() - started, _steady_rate(work / "a.zarr")
+            record = QuantizerRecord.from_json(LatentCache.open(work / "a.zarr").record_json("tcq8"))
+            figures["bare"].append(_bare_loop_rate(checkpoints.load(str(model)), record, pixels))
+            around = mean(figures["bare"][-2:])
+            found["wall"], found["start_and_end"] = wall, wall - found["crops"] / found["crops_per_second"]
+            found["ratio"] = found["crops_per_second"] / around
+            found["ratio_apart"] = 1 / (found["seconds_a_crop"]["encode"] + found["seconds_a_crop"]["search"]) / around
+            figures[engine].append(found)
     return figures
 
 
