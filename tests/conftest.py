@@ -57,6 +57,13 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if os.environ.get("PYTEST_XDIST_WORKER_COUNT") == "2":
+        from tests.ahead import compile_half
+
+        compile_half(int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if settings.get_current_profile_name() != "nightly":
         by_night = [item for item in items if item.get_closest_marker("nightly")]
