@@ -40,7 +40,9 @@ def sensitivities(
         squares = []
         for probe in range(probes):
             v = torch.randn(x_hat.shape, generator=generator, device=x_hat.device, dtype=x_hat.dtype)
-            (gradient,) = torch.autograd.grad(x_hat, latent, v, retain_graph=probe + 1 < probes)
+            with torch.enable_grad():
+                along = (x_hat * v).sum()  # for the gradient of more than a number torch imports sympy, a second
+            (gradient,) = torch.autograd.grad(along, latent, retain_graph=probe + 1 < probes)
             squares.append(gradient.double().square().mean(dim=(2, 3)).cpu())
         draws.append(torch.stack(squares, dim=1))
     by_draw = torch.cat(draws).numpy()
