@@ -377,9 +377,11 @@ class Life(RuleBasedStateMachine):
             assert ours or self.may_miss(one) or one.group in lost, one
 
     def may_miss(self, one: Finding) -> bool:
-        """Whether a finding is of a group that has not followed, or of what a job that stopped has left undone."""
+        """Whether a finding is of a group that has not followed, of what a job that stopped has left undone, or of
+        latents that were written again without a photo that is gone.
+        """
         if one.what == "altered" and one.group and one.array.startswith(markers.FOLDER):  # made of other latents
-            return not self.calm and bool(self.unread & {*range(one.shard * SHARD, one.shard * SHARD + SHARD)})
+            return bool(self.unread & {*range(one.shard * SHARD, one.shard * SHARD + SHARD)})
         if one.what != "missing":
             return False
         if one.group:
