@@ -171,12 +171,18 @@ def report(
             "{file}. Default: {arm} {quantizer}."
         ),
     ] = None,
+    study: Annotated[
+        bool, typer.Option("--study", help="Write study.html too: a blind comparison of kept pictures in pairs.")
+    ] = False,
+    answers: Annotated[
+        list[Path] | None, typer.Option(help="A viewer's answers to the study in --out; may be repeated.")
+    ] = None,
 ) -> None:
     """BD-rates between curves, gains at each lambda, charts, and a page to compare the pictures on."""
     from lic_dist.reporting.curves import LABEL
     from lic_dist.reporting.report import report as run
 
-    run(files, anchor or (), out, curve or (), label or LABEL)
+    run(files, anchor or (), out, curve or (), label or LABEL, study=study, answers=answers or ())
 
 
 @app.command()

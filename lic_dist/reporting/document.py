@@ -19,6 +19,7 @@ from lic_dist.reporting.comparison import AnchorTable, Comparison, has_rates, ti
 from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.grid import Grid, Grids
+from lic_dist.reporting.preference import Preference
 from lic_dist.reporting.sets import SetRow, SetsApart
 from lic_dist.text import counted
 
@@ -53,6 +54,11 @@ POINTS_SAY = (
     "Means over images. bpp counts the entropy-coded streams, `z bpp` the estimated part of z; `container` is what is "
     "around the streams, `estimated` the gap from the tables' own rate to the written bytes, `likelihood` the gap from "
     "the continuous model's rate."
+)
+PREFERENCE_SAYS = (
+    "Each compared two pictures of one image, of rates within 15 %, without knowing whose they were. Scores are those "
+    "of Bradley and Terry, natural logarithms of odds; `chosen over` is the part of answers that they give against the "
+    "anchor, with its 95 % bootstrap interval over "
 )
 TIMES_SAY = "Medians over images and lambdas of the seconds that an image took, on the machine that measured."
 
@@ -129,6 +135,19 @@ def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
         Section("All points", POINTS_SAY, (_points(found.curves),), detail=True),
     ]
     return [part for part in parts if part.tables or part.charts or part.notes]
+
+
+def preferences(found: Preference) -> Section:
+    """What viewers preferred in a study."""
+    drawn = "sessions" if found.by_session else "answers, since there are few sessions"
+    says = f"{counted(found.answers, 'answer')} in {counted(found.sessions, 'session')}. {PREFERENCE_SAYS}{drawn}."
+    columns = ("curve", "score", f"chosen over {found.anchor} [95 %]", "chosen", "even", "not chosen")
+    rows = []
+    for row in found.rows:
+        middle, low, high = row.chosen
+        part = "anchor" if row.curve == found.anchor else f"{middle:.0f} % [{low:.0f}, {high:.0f}]"
+        rows.append((row.curve, f"{row.score:+.2f}", part, str(row.won), str(row.even), str(row.lost)))
+    return Section("What viewers preferred", says, (_table("", columns, rows),))
 
 
 def letter(number: int) -> str:

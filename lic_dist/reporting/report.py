@@ -15,14 +15,17 @@ from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import write_whole
 from lic_dist.reporting.charts import charts, write_chart
 from lic_dist.reporting.curves import LABEL, collect
-from lic_dist.reporting.document import sections
+from lic_dist.reporting.document import preferences, sections
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.gains import SQ_ADAPTED
 from lic_dist.reporting.markdown import markdown
 from lic_dist.reporting.page import page
+from lic_dist.reporting.pairs import KEY, PAGE, write_study
+from lic_dist.reporting.preference import preference
 from lic_dist.reporting.shown import collect_pictures, write_sheets
 from lic_dist.reporting.styles import styles
 from lic_dist.reporting.terminal import show
+from lic_dist.text import counted
 from lic_dist.version import __version__
 
 ANCHORS = (*Report.model_fields["anchors"].default, f"{BASE} {SQ_ADAPTED}")  # the first that there is
@@ -35,6 +38,8 @@ def report(
     only: Sequence[str] = (),
     label: str = LABEL,
     console: Console | None = None,
+    study: bool = False,
+    answers: Sequence[Path] = (),
 ) -> Findings:
     """Compare all curves of result files with each anchor: tables on the terminal, report.html, results.md and charts.
 
@@ -43,11 +48,12 @@ def report(
     `label` groups points into curves and names them, see `curves`. `anchors` are names of curves; without any, the base
     with SQ ("base sq"), or else with SQ's adapted tables ("base sq-adapted"). The first is black in the charts. `only`
     are patterns of names: curves that match none are left out, unless they are anchors. `console` is the terminal's, or
-    a quiet one.
+    a quiet one. `study` writes a page for viewers who compare the kept pictures in pairs, and `answers` are the files
+    that they sent back: see `pairs`, `preference`.
 
     Raises:
         LicError: a file that is no result file, or a folder that cannot be written.
-        UsageError: no curve of that name or pattern, or a label of unknown fields.
+        UsageError: no curve of that name or pattern, a label of unknown fields, or no pictures for a study.
     """
     collection = collect(files, label)
     if not anchors:
@@ -60,6 +66,8 @@ def report(
     looks = styles(found.curves, chosen[0])
     drawn = charts(found, looks)
     parts = sections(found, drawn)
+    if answers:
+        parts.insert(len(found.leads), preferences(preference(answers, out, chosen[0])))
     leading = [chosen[0], *found.best]
     shown = collect_pictures(collection, looks, leading)
     show(parts, console := console or Console())
@@ -73,6 +81,9 @@ def report(
     write_whole(out / "results.md", markdown(parts).encode())
     text = page(parts, found, looks, shown, collection.runs, _made()).encode()
     write_whole(out / "report.html", text)
+    if study:
+        trials = write_study(collection, [one for one in found.curves if one.points], out)
+        console.print(f"{out / PAGE}: {counted(trials, 'pair')}; {KEY} names them", markup=False, highlight=False)
     if shown and shown.note:
         console.print(shown.note, markup=False, highlight=False)
     console.print(f"{out / 'report.html'}: {len(text) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ class ShownPictures:
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class Decoded:
     """One decoded picture by a point of a curve, and its figures."""
 
     curve: str
@@ -55,7 +55,7 @@ def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]
     `first` names the curves to begin with, beside the original. Only files under the folder of their result file are
     read. A picture that is absent, or of another size, is left out.
     """
-    by_image = _by_image([collection.named(name) for name in looks])
+    by_image = decoded_by_image([collection.named(name) for name in looks])
     if not by_image:
         return None
     arms = list(dict.fromkeys(one.curve for found in by_image.values() for one in found))
@@ -69,7 +69,7 @@ def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]
         cost = min(whole, (len(found) + 1) * LONG_SIDE * SHORT_SIDE) if cut else whole
         if entries and spent + cost > PAGE_PIXELS:
             break
-        entry, lost = _entry(name, found, _original(name, found, collection), arms, middle, cut)
+        entry, lost = _entry(name, found, original_of(name, found, collection), arms, middle, cut)
         missing += lost
         if entry:
             entries.append(entry)
@@ -87,10 +87,10 @@ def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]
 def write_sheets(collection: Collection, names: Sequence[str], out: Path) -> None:
     """pictures-<image>.png in `out` for each image with kept pictures: the original, and these curves at one lambda."""
     middle = detailed_lambda(collection.curves, "shown")
-    for (image, _), kept in _by_image([collection.named(name) for name in dict.fromkeys(names)]).items():
+    for (image, _), kept in decoded_by_image([collection.named(name) for name in dict.fromkeys(names)]).items():
         found = [one for one in kept if one.point.lmbda == middle]
-        original = _original(image, found, collection)
-        read = [(one, _read(one.path)) for one in found]
+        original = original_of(image, found, collection)
+        read = [(one, read_kept(one.path)) for one in found]
         sheet = [Picture(one.curve, _figures(one), pixels) for one, pixels in read if pixels is not None]
         if sheet and original is not None and all(one.pixels.shape == original.shape for one in sheet):
             first = Picture("original", plain(image), original)
@@ -108,24 +108,24 @@ def _note(shown: int, images_: int, missing: int, entries: Sequence[dict[str, An
     return "; ".join(said)
 
 
-def _by_image(curves: Sequence[Curve]) -> dict[tuple[str, str], list[_Decoded]]:
+def decoded_by_image(curves: Sequence[Curve]) -> dict[tuple[str, str], list[Decoded]]:
     """Decoded pictures by image and set of pictures: pictures of one name may be of several sets."""
-    found: dict[tuple[str, str], list[_Decoded]] = {}
+    found: dict[tuple[str, str], list[Decoded]] = {}
     for curve in curves:
         for point, folder in zip(curve.points, curve.folders, strict=True):
             rows = {row.image: row for row in point.images}
             for name, relative in point.shown.items():
                 path = _under(folder, relative)
                 if name in rows and path is not None:
-                    decoded = _Decoded(curve.name, point, rows[name], folder, path)
+                    decoded = Decoded(curve.name, point, rows[name], folder, path)
                     found.setdefault((name, point.pictures), []).append(decoded)
     return found
 
 
-def _original(name: str, found: Sequence[_Decoded], collection: Collection) -> Pixels | None:
+def original_of(name: str, found: Sequence[Decoded], collection: Collection) -> Pixels | None:
     for folder in dict.fromkeys(one.folder for one in found):
         path = _under(folder, collection.originals.get((folder, name), ""))
-        pixels = _read(path) if path is not None else None
+        pixels = read_kept(path) if path is not None else None
         if pixels is not None:
             return pixels
     return None
@@ -139,7 +139,7 @@ def _under(folder: Path, relative: str) -> Path | None:
     return path if path.is_relative_to(folder.resolve()) else None
 
 
-def _read(path: Path) -> Pixels | None:
+def read_kept(path: Path) -> Pixels | None:
     try:
         return images.read(path)
     except LicError:  # absent or no picture: counted by the caller
@@ -147,10 +147,10 @@ def _read(path: Path) -> Pixels | None:
 
 
 def _entry(
-    name: str, found: Sequence[_Decoded], original: Pixels | None, arms: Sequence[str], middle: float | None, cut: bool
+    name: str, found: Sequence[Decoded], original: Pixels | None, arms: Sequence[str], middle: float | None, cut: bool
 ) -> tuple[dict[str, Any] | None, int]:
     """One image as the viewer's script has it, and how many of its pictures are left out."""
-    read = [(one, _read(one.path)) for one in found]
+    read = [(one, read_kept(one.path)) for one in found]
     shape = next((p.shape for p in (original, *(p for _, p in read)) if p is not None), None)
     kept = [(one, pixels) for one, pixels in read if pixels is not None and pixels.shape == shape]
     if not kept or shape is None:
@@ -165,7 +165,7 @@ def _entry(
     for lmbda in lambdas:
         here = {one.curve: (one, pixels[window]) for one, pixels in kept if one.point.lmbda == lmbda}
         pictures = {
-            1 + arms.index(curve): {"src": _uri(pixels), "figures": _figures(one)}
+            1 + arms.index(curve): {"src": data_uri(pixels), "figures": _figures(one)}
             for curve, (one, pixels) in here.items()
         }
         compared = [pixels for _, pixels in here.values()]
@@ -180,17 +180,17 @@ def _entry(
         "height": height,
         "cut": (height, width) != (high, wide),
         "first": lambdas.index(middle) if middle in lambdas else 0,
-        "original": {"src": _uri(original[window]), "figures": ""} if original is not None else None,
+        "original": {"src": data_uri(original[window]), "figures": ""} if original is not None else None,
         "sets": sets,
     }
     return entry, len(read) - len(kept)
 
 
-def _figures(one: _Decoded) -> str:
+def _figures(one: Decoded) -> str:
     return f"{one.row.bpp:.3f} bpp, {one.row.psnr:.2f} dB"
 
 
-def _uri(pixels: Pixels) -> str:
+def data_uri(pixels: Pixels) -> str:
     """The picture without loss, as the address of itself."""
     written = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(written, "WEBP", lossless=True, quality=25, method=1)

@@ -1,0 +1,151 @@
+"""A blind comparison of kept pictures in pairs: the page that a viewer answers on, and the key that names its pictures.
+
+A trial is one image by two curves at about one rate, beside the original. The page has no names: a trial is called by
+its pictures' digests, whose order decides which of the two is its first, and the key alone says of what they are. The
+page chooses anew, for each session, which trials are shown and on which side.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import combinations
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from lic_dist.errors import UsageError
+from lic_dist.evaluation.results import write_whole
+from lic_dist.reporting.curves import Collection, Curve
+from lic_dist.reporting.sheets import busiest_window
+from lic_dist.reporting.shown import Decoded, Pixels, data_uri, decoded_by_image, original_of, read_kept
+
+PAGE, KEY = "study.html", "study-key.json"
+RATIO = 1.15  # of the rates of two pictures that are compared, at most
+SIDE = 640  # of what is shown of a picture: two of them lie side by side on most screens
+TRIALS = 60  # of a session, at most: some ten minutes
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Two pictures of one image, uint8 [H, W, 3] of one window; `first` and `second` say whose they are.
+
+    `original` is the same window of the original, None where it was not kept.
+    """
+
+    id: str
+    pixels: tuple[Pixels, Pixels]
+    original: Pixels | None
+    first: Decoded
+    second: Decoded
+
+
+def write_study(collection: Collection, curves: Sequence[Curve], out: Path) -> int:
+    """Write study.html and study-key.json into `out`; return the number of trials.
+
+    Raises:
+        UsageError: there is no image of which two of the curves kept a picture at about one rate.
+        LicError: the folder cannot be written.
+    """
+    trials = find_trials(collection, curves)
+    if not trials:
+        raise UsageError(
+            "no two curves kept a picture of one image at about one rate",
+            hint="`evaluate.show` names the images whose decoded pictures are kept",
+        )
+    key = {
+        "study": study_of([one.id for one in trials]),
+        "curves": [curve.name for curve in curves],
+        "trials": {one.id: {"first": _told(one.first), "second": _told(one.second)} for one in trials},
+    }
+    write_whole(out / KEY, (json.dumps(key, indent=1) + "\n").encode())
+    write_whole(out / PAGE, study_page(trials).encode())
+    return len(trials)
+
+
+def find_trials(collection: Collection, curves: Sequence[Curve]) -> list[Trial]:
+    """All pairs of pictures to compare, by their ids: of two curves those that are each other's nearest in rate."""
+    found: dict[str, Trial] = {}
+    for (image, _), kept in decoded_by_image(curves).items():
+        original = original_of(image, kept, collection)
+        by_curve = {curve.name: [one for one in kept if one.curve == curve.name] for curve in curves}
+        for first, second in combinations(by_curve.values(), 2):
+            for one in first:
+                other = _nearest(one, second)
+                if other is None or _nearest(other, first) is not one:
+                    continue
+                if abs(math.log(one.row.bpp / other.row.bpp)) > math.log(RATIO):
+                    continue
+                if (trial := _trial(one, other, original)) is not None:
+                    found[trial.id] = trial
+    return [found[name] for name in sorted(found)]
+
+
+def study_of(trials: Sequence[str]) -> str:
+    """The name of a study: a digest of its trials'."""
+    return hashlib.sha256(" ".join(sorted(trials)).encode()).hexdigest()[:12]
+
+
+def study_page(trials: Sequence[Trial]) -> str:
+    """The text of study.html: every picture once, in the order of digests, without a word of whose it is."""
+    pool: dict[str, Pixels] = {}
+    entries = []
+    for one in trials:
+        shown = [*one.pixels, *([one.original] if one.original is not None else [])]
+        names = [_digest(pixels) for pixels in shown]
+        pool |= dict(zip(names, shown, strict=True))
+        entries.append({"id": one.id, "names": names})
+    order = sorted(pool)
+    data: dict[str, Any] = {
+        "study": study_of([one.id for one in trials]),
+        "session": TRIALS,
+        "pictures": [data_uri(pool[name]) for name in order],
+        "trials": [{"id": one["id"], "shown": [order.index(name) for name in one["names"]]} for one in entries],
+    }
+    script = _asset("study.js")
+    return Template(_asset("study.html.in")).substitute(
+        script_hash=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
+        style=_asset("style.css"),
+        data=json.dumps(data, separators=(",", ":")),
+        script=script,
+    )
+
+
+def _trial(one: Decoded, other: Decoded, original: Pixels | None) -> Trial | None:
+    """None where a picture is absent or of another size, or where both are the same."""
+    first, second = read_kept(one.path), read_kept(other.path)
+    if first is None or second is None or first.shape != second.shape:
+        return None
+    height, width = min(first.shape[0], SIDE), min(first.shape[1], SIDE)
+    top, left = busiest_window([first, second], height, width)
+    window = (slice(top, top + height), slice(left, left + width))
+    cut = [(np.ascontiguousarray(p[window]), whose) for p, whose in ((first, one), (second, other))]
+    if np.array_equal(cut[0][0], cut[1][0]):
+        return None
+    (a, whose_a), (b, whose_b) = sorted(cut, key=lambda pair: _digest(pair[0]))
+    reference = original[window] if original is not None and original.shape == first.shape else None
+    name = hashlib.sha256(f"{_digest(a)} {_digest(b)}".encode()).hexdigest()[:16]
+    return Trial(name, (a, b), reference, whose_a, whose_b)
+
+
+def _nearest(one: Decoded, others: Sequence[Decoded]) -> Decoded | None:
+    return min(others, key=lambda other: abs(math.log(other.row.bpp / one.row.bpp)), default=None)
+
+
+def _digest(pixels: Pixels) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def _told(one: Decoded) -> dict[str, Any]:
+    return {"curve": one.curve, "image": one.row.image, "lmbda": one.point.lmbda, "bpp": one.row.bpp}
+
+
+def _asset(name: str) -> str:
+    return (resources.files("lic_dist.reporting") / "page" / name).read_text("utf-8")
