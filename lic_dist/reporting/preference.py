@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from lic_dist.errors import LicError
 from lic_dist.reporting.pairs import KEY
@@ -22,7 +22,6 @@ from lic_dist.reporting.pairs import KEY
 DRAWS = 1000  # of the bootstrap
 PRIOR = 0.5  # of an answer for each pair of curves, even: what was always chosen has a finite score
 FEW = 5  # below so many sessions answers are drawn anew, and not sessions
-Side = Literal["first", "second"]
 
 
 class _Picture(BaseModel):
@@ -32,15 +31,26 @@ class _Picture(BaseModel):
     bpp: float
 
 
+class _Trial(BaseModel):
+    first: _Picture
+    second: _Picture
+
+
 class _Key(BaseModel):
     study: str
-    curves: Annotated[list[str], Field(min_length=2)]
-    trials: dict[str, dict[Side, _Picture]]
+    curves: list[str]
+    trials: dict[str, _Trial]
+
+    @model_validator(mode="after")
+    def _names_its_curves(self) -> _Key:
+        if any(one.curve not in self.curves for trial in self.trials.values() for one in (trial.first, trial.second)):
+            raise ValueError("a curve that is not listed")
+        return self
 
 
 class _Answer(BaseModel):
     trial: str
-    left: Side
+    left: Literal["first", "second"]
     choice: Literal["left", "right", "same"]
     seconds: float
 
@@ -85,41 +95,34 @@ def preference(files: Sequence[Path], folder: Path, anchor: str) -> Preference:
     Raises:
         LicError: a file that is none of answers to this study, or no key of a study in the folder.
     """
-    try:
-        key = _Key.model_validate_json(_text(folder / KEY, "no study was written here (`report --study`)"))
-    except ValidationError:
-        raise LicError(f"{folder / KEY} is no key of a study") from None
+    key = _key(folder / KEY)
     sessions = {one.session: one for one in (_session(path, key) for path in files)}
-    names = key.curves
-    won = np.zeros((len(sessions), len(names), len(names)))  # by session, who over whom; half for an even one
-    counts = np.zeros((3, len(names)), int)
-    flat: list[tuple[int, int, float]] = []
-    for number, one in enumerate(sessions.values()):
-        for answer in one.answers:
-            pictures = key.trials[answer.trial]
-            left = pictures[answer.left]
-            right = pictures["second" if answer.left == "first" else "first"]
-            a, b = names.index(left.curve), names.index(right.curve)
-            part = {"left": 1.0, "right": 0.0, "same": 0.5}[answer.choice]
-            won[number, a, b] += part
-            won[number, b, a] += 1 - part
-            flat.append((a, b, part))
-            for who, mine in ((a, part), (b, 1 - part)):
-                counts[{1.0: 0, 0.5: 1, 0.0: 2}[mine], who] += 1
-    if not flat:
+    answers = [(number, one) for number, session in enumerate(sessions.values()) for one in session.answers]
+    if not answers:
         raise LicError(f"no answers in {', '.join(map(str, files))}")
+    names = key.curves
+    won = np.zeros((len(answers), len(names), len(names)))  # by answer, who over whom; half for an even one
+    for one, (_, answer) in zip(won, answers, strict=True):
+        trial = key.trials[answer.trial]
+        left, right = (trial.first, trial.second) if answer.left == "first" else (trial.second, trial.first)
+        a, b = names.index(left.curve), names.index(right.curve)
+        one[a, b] = {"left": 1.0, "right": 0.0, "same": 0.5}[answer.choice]
+        one[b, a] = 1 - one[a, b]
     by_session = len(sessions) >= FEW
-    drawn = _drawn(won if by_session else _of_answers(flat, len(names)))
+    of = np.array([number for number, _ in answers])
+    units = np.stack([won[of == number].sum(axis=0) for number in range(len(sessions))]) if by_session else won
     base = names.index(anchor) if anchor in names else 0
-    scores, spread = scores_of(won.sum(axis=0)[None])[0], scores_of(drawn)
-    scores, spread = scores - scores[base], spread - spread[:, [base]]
-    chosen = [100 / (1 + np.exp(-one)) for one in (scores, *np.quantile(spread, [0.025, 0.975], axis=0))]
-    rows = [
-        Preferred(name, *map(int, counts[:, n]), float(scores[n]), (chosen[0][n], chosen[1][n], chosen[2][n]))
-        for n, name in enumerate(names)
-    ]
+    scores, drawn = scores_of(won.sum(axis=0)[None])[0], scores_of(_drawn(units))
+    scores, drawn = scores - scores[base], drawn - drawn[:, [base]]
+    chosen = [100 / (1 + np.exp(-one)) for one in (scores, *np.quantile(drawn, [0.025, 0.975], axis=0))]
+    counts = (won == 1).sum(axis=(0, 2)), (won == 0.5).sum(axis=(0, 2)), (won == 1).sum(axis=(0, 1))
+    rows = []
+    for n, name in enumerate(names):
+        victories, even, defeats = (int(one[n]) for one in counts)
+        middle, low, high = (float(one[n]) for one in chosen)
+        rows.append(Preferred(name, victories, even, defeats, float(scores[n]), (middle, low, high)))
     rows.sort(key=lambda row: -row.score)
-    return Preference(names[base], tuple(rows), len(sessions), len(flat), by_session)
+    return Preference(names[base], tuple(rows), len(sessions), len(answers), by_session)
 
 
 def scores_of(won: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -143,11 +146,12 @@ def _drawn(won: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.tensordot(drawn.astype(np.float64), won, 1))
 
 
-def _of_answers(flat: Sequence[tuple[int, int, float]], curves: int) -> NDArray[np.float64]:
-    won = np.zeros((len(flat), curves, curves))
-    for number, (a, b, part) in enumerate(flat):
-        won[number, a, b], won[number, b, a] = part, 1 - part
-    return won
+def _key(path: Path) -> _Key:
+    text = _text(path, "no study was written here (`report --study`)")
+    try:
+        return _Key.model_validate_json(text)
+    except ValidationError:
+        raise LicError(f"{path} is no key of a study") from None
 
 
 def _session(path: Path, key: _Key) -> _Session:

@@ -174,6 +174,9 @@ def test_other_files_are_one_line(study: Path, tmp_path: Path, content: str | No
     assert "\n" not in caught.value.message
     with pytest.raises(LicError, match="no study was written here"):
         preference([answered(study, "same")], tmp_path, NAMES[0])
+    (tmp_path / KEY).write_text(json.dumps(key_of(study) | {"curves": [NAMES[0], "another"]}))
+    with pytest.raises(LicError, match="is no key of a study"):
+        preference([answered(study, "same")], tmp_path, NAMES[0])
 
 
 @pytest.mark.slow
