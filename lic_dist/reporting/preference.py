@@ -50,8 +50,8 @@ class _Key(BaseModel):
 
 class _Answer(BaseModel):
     trial: str
-    left: Literal["first", "second"]
-    choice: Literal["left", "right", "same"]
+    a: Literal["first", "second"]
+    choice: Literal["a", "b", "same"]
     seconds: float
 
 
@@ -104,9 +104,9 @@ def preference(files: Sequence[Path], folder: Path, anchor: str) -> Preference:
     won = np.zeros((len(answers), len(names), len(names)))  # by answer, who over whom; half for an even one
     for one, (_, answer) in zip(won, answers, strict=True):
         trial = key.trials[answer.trial]
-        left, right = (trial.first, trial.second) if answer.left == "first" else (trial.second, trial.first)
-        a, b = names.index(left.curve), names.index(right.curve)
-        one[a, b] = {"left": 1.0, "right": 0.0, "same": 0.5}[answer.choice]
+        pair = (trial.first, trial.second) if answer.a == "first" else (trial.second, trial.first)
+        a, b = (names.index(picture.curve) for picture in pair)
+        one[a, b] = {"a": 1.0, "b": 0.0, "same": 0.5}[answer.choice]
         one[b, a] = 1 - one[a, b]
     by_session = len(sessions) >= FEW
     of = np.array([number for number, _ in answers])

@@ -63,13 +63,13 @@ def key_of(folder: Path) -> dict[str, Any]:
 
 
 def answered(folder: Path, choose: dict[str, str] | str, session: str = "a", study: str | None = None) -> Path:
-    """A file of answers to all trials, the first picture at left: which curve was chosen, or "same"."""
+    """A file of answers to all trials, the first picture as A: which curve was chosen, or "same"."""
     key = key_of(folder)
     answers = []
     for name, trial in key["trials"].items():
         wanted = choose if isinstance(choose, str) else choose[trial["first"]["image"]]
-        choice = "same" if wanted == "same" else "left" if trial["first"]["curve"] == wanted else "right"
-        answers.append({"trial": name, "left": "first", "choice": choice, "seconds": 1.5})
+        choice = "same" if wanted == "same" else "a" if trial["first"]["curve"] == wanted else "b"
+        answers.append({"trial": name, "a": "first", "choice": choice, "seconds": 1.5})
     path = folder / f"answers-{session}.json"
     path.write_text(json.dumps({"study": study or key["study"], "session": session, "who": "", "answers": answers}))
     return path
@@ -192,16 +192,16 @@ def test_a_viewer_answers_by_keys_and_buttons(study: Path, tmp_path: Path) -> No
         browser.value("document.getElementById('begin').click()")
         for number in range(LAMBDAS * IMAGES):
             browser.wait(asked % number)
-            left, right = browser.value(red % "left"), browser.value(red % "right")
-            assert {left, right} == {40, 140}
+            a, b = browser.value(red % "a"), browser.value(red % "b")
+            assert {a, b} == {40, 140}
             if number == 0:
                 browser.key(" ", held=0.1)  # a look at the original, and back
-                browser.wait(f"{red % 'left'} === {left}")
+                browser.wait(f"{red % 'a'} === {a}")
                 browser.key("ArrowDown")
                 browser.wait(asked % 1)
                 browser.key("Backspace")  # another answer to the first
                 browser.wait(asked % 0)
-            browser.key("ArrowLeft" if left == 140 else "ArrowRight")
+            browser.key("ArrowLeft" if a == 140 else "ArrowRight")
         browser.wait("document.body.dataset.ended === '1'")
         assert browser.said == [] and all(one.startswith(("data:", "file:")) for one in browser.asked)
         saved = unquote(browser.value("document.getElementById('save').href").partition(",")[2])
@@ -209,4 +209,4 @@ def test_a_viewer_answers_by_keys_and_buttons(study: Path, tmp_path: Path) -> No
     (tmp_path / "answers.json").write_text(saved)
     found = preference([tmp_path / "answers.json"], study, NAMES[0])
     assert [(row.curve, row.won) for row in found.rows] == [(NAMES[1], LAMBDAS * IMAGES), (NAMES[0], 0)]
-    assert {one["left"] for one in json.loads(saved)["answers"]} <= {"first", "second"}
+    assert {one["a"] for one in json.loads(saved)["answers"]} <= {"first", "second"}

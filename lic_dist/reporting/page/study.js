@@ -7,7 +7,7 @@
     for (;;) { const [drawn] = crypto.getRandomValues(new Uint32Array(1)); if (drawn < most) return drawn % n; }
   };
   const session = [...crypto.getRandomValues(new Uint8Array(8))].map((b) => b.toString(16).padStart(2, "0")).join("");
-  const trials = study.trials.map((trial) => ({ ...trial, left: below(2) }));
+  const trials = study.trials.map((trial) => ({ ...trial, swapped: below(2) }));
   for (let n = trials.length - 1; n > 0; n--) { const m = below(n + 1); [trials[n], trials[m]] = [trials[m], trials[n]]; }
   trials.length = Math.min(trials.length, study.session);
   const answers = [];
@@ -21,8 +21,8 @@
   const show = (original) => {
     const trial = trials[answers.length], [first, second, reference] = trial.shown;
     const kept = original && reference !== undefined;
-    picture("left", kept ? reference : trial.left ? second : first);
-    picture("right", kept ? reference : trial.left ? first : second);
+    picture("a", kept ? reference : trial.swapped ? second : first);
+    picture("b", kept ? reference : trial.swapped ? first : second);
   };
   const ask = () => {
     if (answers.length === trials.length) return end();
@@ -35,7 +35,8 @@
   };
   const choose = (choice) => {
     const trial = trials[answers.length];
-    answers.push({ trial: trial.id, left: trial.left ? "second" : "first", choice, seconds: Math.round(performance.now() - since) / 1000 });
+    const seconds = Math.round(performance.now() - since) / 1000;
+    answers.push({ trial: trial.id, a: trial.swapped ? "second" : "first", choice, seconds });
     saved = false;
     ask();
   };
@@ -60,7 +61,7 @@
   part("save").onclick = () => { saved = true; };
   part("original").onpointerdown = () => show(true);
   for (const event of ["pointerup", "pointerleave", "pointercancel"]) part("original").addEventListener(event, () => { if (asking()) show(false); });
-  const keys = { ArrowLeft: () => choose("left"), ArrowRight: () => choose("right"), ArrowDown: () => choose("same"), Backspace: back };
+  const keys = { ArrowLeft: () => choose("a"), ArrowRight: () => choose("b"), ArrowDown: () => choose("same"), Backspace: back };
   addEventListener("keydown", (event) => {
     if (!asking() || event.ctrlKey || event.metaKey || event.altKey) return;
     const act = event.key === " " ? () => show(true) : keys[event.key];
