@@ -52,8 +52,8 @@ def throughput(folder: Path | None, crops: int, rounds: int) -> dict[str, Any]:
 
     The model is an untrained mbt2018-mean of N = 128, M = 192; batches of 8 crops of 256x256, one thread a worker, one
     encoder. The bare loop runs after each build, since machines drift; the `ratio` of a build is to the mean of those
-    before and after it. A build's steady rate is that of its shards' markers, without start and end. `ratio_apart` is
-    the rate of encoding and searching within the build, as if nothing had to be waited for.
+    before and after it. A build's steady rate is that of its shards' markers, without start and end. `busy` is the part
+    of the steady time in which its encoder encodes, which waits for photos, or for what is written, in the rest.
     """
     with tempfile.TemporaryDirectory(prefix="lic_dist-bench-") as name:
         work = Path(name)
@@ -84,7 +84,7 @@ def throughput(folder: Path | None, crops: int, rounds: int) -> dict[str, Any]:
             around = mean(figures["bare"][-2:])
             found["wall"], found["start_and_end"] = wall, wall - found["crops"] / found["crops_per_second"]
             found["ratio"] = found["crops_per_second"] / around
-            found["ratio_apart"] = 1 / (found["seconds_a_crop"]["encode"] + found["seconds_a_crop"]["search"]) / around
+            found["busy"] = found["crops_per_second"] * found["seconds_a_crop"]["encode"]
             figures[engine].append(found)
     return figures
 

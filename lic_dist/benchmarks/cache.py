@@ -51,9 +51,8 @@ def _build_tables(figures: dict[str, Any]) -> list[Table]:
     rows = [("bare loop: encode, search", f"{median(figures['bare']):.2f}", "", "", "", "")]
     for engine in ("local", "ray"):
         rounds = figures[engine]
-        rate, ratio, apart, idle = (
-            median(one[name] for one in rounds)
-            for name in ("crops_per_second", "ratio", "ratio_apart", "start_and_end")
+        rate, ratio, busy, idle = (
+            median(one[name] for one in rounds) for name in ("crops_per_second", "ratio", "busy", "start_and_end")
         )
         stages = {name: median(one["seconds_a_crop"][name] for one in rounds) for name in rounds[0]["seconds_a_crop"]}
         work = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in stages.items())
@@ -62,12 +61,12 @@ def _build_tables(figures: dict[str, Any]) -> list[Table]:
                 f"cache build, {engine}",
                 f"{rate:.2f}",
                 f"{100 * ratio:.1f} %",
-                f"{100 * apart:.1f} %",
+                f"{100 * busy:.1f} %",
                 f"{idle:.0f}",
                 work,
             )
         )
-    headings = ("", "crops/s, steady", "of bare", "encoding, searching alone", "s to start and end", "ms a crop")
+    headings = ("", "crops/s, steady", "of bare", "encoder busy", "s to start and end", "ms a crop")
     return [table(title, headings, rows)]
 
 
