@@ -284,6 +284,12 @@ class Evaluate(Section):
         description="The arms of checkpoints, by name, path or pattern, where they do not tell them themselves: "
         "{runs/continued-*: base training control}.",
     )
+    anchors: tuple[str, ...] | dict[str, tuple[float, ...]] = Field(
+        (),
+        description="Classic codecs over the same pictures: jpeg, jpeg 4:4:4, webp, avif, avif 4:4:4, avif iq, jxl, "
+        "jpeg2000, at qualities that cover the points' PSNR; a mapping: each with qualities of its own, {webp: [20, "
+        "50, 80]}.",
+    )
     show: tuple[str, ...] = Field(
         (), description="Pictures that are kept decoded for the report, by their names in the results."
     )

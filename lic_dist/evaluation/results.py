@@ -30,6 +30,12 @@ _TUPLES = ("channel_bits", "k_counts")  # fields of a point that are lists in JS
 _HINT = "give a result file, ours or CompressAI's"
 
 
+def _check_rate(value: float) -> float:
+    if not (0 <= value <= 1e4 or math.isnan(value)):
+        raise ValueError("no rate")
+    return value
+
+
 def _check_decibels(value: float) -> float:
     if not (-1000 <= value <= 1000 or value == math.inf):
         raise ValueError("no PSNR")
@@ -37,6 +43,7 @@ def _check_decibels(value: float) -> float:
 
 
 Rate = Annotated[float, Field(ge=0, le=1e4)]  # bits per pixel
+Estimate = Annotated[float, AfterValidator(_check_rate)]  # bits per pixel; nan for none
 Decibels = Annotated[float, AfterValidator(_check_decibels)]  # inf for equal pictures
 Similarity = Annotated[float, Field(ge=-1, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
@@ -46,8 +53,9 @@ Seconds = Annotated[float, Field(ge=0, le=1e9)]
 class ImageResult:
     """One image coded and decoded: rates in bits per pixel, PSNR in dB on 8-bit RGB, times in seconds.
 
-    `bpp` counts the entropy-coded streams and `container_bpp` what is around them. `estimated_bpp` is the estimate of
-    the integer tables, `likelihood_bpp` that of the continuous model (nan where the quantizer has none).
+    `bpp` counts the entropy-coded streams and `container_bpp` what is around them; of a classic codec `bpp` counts the
+    whole file. `estimated_bpp` is the estimate of the integer tables (nan for a classic codec), `likelihood_bpp` that
+    of the continuous model (nan where the quantizer has none).
     """
 
     image: str
@@ -56,7 +64,7 @@ class ImageResult:
     bpp: Rate
     psnr: Decibels
     ms_ssim: Similarity | None
-    estimated_bpp: Rate
+    estimated_bpp: Estimate
     likelihood_bpp: float
     container_bpp: Rate
     encode_seconds: Seconds
@@ -85,11 +93,15 @@ class Point:
     `channel_bits` are the estimated bits per pixel of each of the M channels of y, and `z_bpp` those of z, means over
     images. `k_counts` says how often the index k was <= -8, -7, .., 7, >= 8 in all images. `shown` maps images to
     decoded pictures that are kept, `set_aside` maps images that could not be coded to the reason.
+
+    The point of a classic codec at one quality has no lambda, no arm and nothing of latents: `quantizer` names the
+    codec, `checkpoint` says the quality, `settings` what the library was given, `versions` which library it was;
+    `record` and `model` are the digests of these two.
     """
 
     checkpoint: str
     quantizer: str
-    lmbda: Annotated[float, Field(gt=0, le=1e6)]
+    lmbda: Annotated[float, Field(gt=0, le=1e6)] | None
     images: tuple[ImageResult, ...]
     record: str = ""
     model: str = ""
@@ -103,10 +115,17 @@ class Point:
     cache: str = ""
     shown: Mapping[str, str] = field(default_factory=dict)
     set_aside: Mapping[str, str] = field(default_factory=dict)
+    settings: str = ""
+    versions: str = ""
 
     def __post_init__(self) -> None:
         if not self.images:
             raise ValueError("a point needs an image")
+
+    @property
+    def place(self) -> float | str:
+        """What tells it from the other points of its curve: its lambda, or the quality of a classic codec."""
+        return self.checkpoint if self.lmbda is None else self.lmbda
 
     @property
     def figures(self) -> Figures:
@@ -173,8 +192,8 @@ def plain_row(row: ImageResult) -> dict[str, Any]:
 def image_row(row: Mapping[str, Any]) -> ImageResult:
     """Return the row of `plain_row`'s dictionary. Raises TypeError or KeyError for another dictionary."""
     psnr = math.inf if row["psnr"] is None else row["psnr"]
-    likelihood = math.nan if row["likelihood_bpp"] is None else row["likelihood_bpp"]
-    return ImageResult(**{**row, "psnr": psnr, "likelihood_bpp": likelihood})
+    estimates = {name: math.nan if row[name] is None else row[name] for name in ("estimated_bpp", "likelihood_bpp")}
+    return ImageResult(**{**row, "psnr": psnr, **estimates})
 
 
 def read_points(path: Path) -> tuple[Point, ...]:

@@ -54,7 +54,7 @@ def means(point: Point) -> dict[str, Any]:
 def summary(path: Path) -> dict[str, Any]:
     """Print a short table of a result file's points, and its path; return the points' means.
 
-    The column `gap` is the excess of the written bits over the estimated ones.
+    The column `gap` is the excess of the written bits over the estimated ones; an anchor has its quality as lambda.
     """
     points = [means(point) for point in read_points(path)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -63,12 +63,13 @@ def summary(path: Path) -> dict[str, Any]:
         numeric = number > 1
         table.add_column(head, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for one in points:
+        gap = "" if one["estimated_bpp"] is None else f"{100 * (one['bpp'] / one['estimated_bpp'] - 1):+.2f} %"
         figures = (
-            f"{one['lmbda']:g}",
+            one["checkpoint"].replace("quality ", "q") if one["lmbda"] is None else f"{one['lmbda']:g}",
             f"{one['bpp']:.4f}",
             "" if one["psnr"] is None else f"{one['psnr']:.3f}",
             "" if one["ms_ssim"] is None else f"{one['ms_ssim']:.4f}",
-            f"{100 * (one['bpp'] / one['estimated_bpp'] - 1):+.2f} %",
+            gap,
             *(f"{one[name]:.2f}" for name in SECONDS),
         )
         quantizer, arm = escape(one["quantizer"]), escape(one["arm"])
@@ -77,7 +78,7 @@ def summary(path: Path) -> dict[str, Any]:
     if any(one["set_aside"] for one in points):
         print("* without images that could not be coded: not to be compared with the others")
     for one in points:
-        if one["psnr"] is not None and one["psnr"] < LEAST_PSNR:
+        if one["lmbda"] is not None and one["psnr"] is not None and one["psnr"] < LEAST_PSNR:
             bad = f"{one['checkpoint']}, {one['quantizer']}: {one['psnr']:.1f} dB"
             print(f"warning: {bad}: is this the checkpoint of a trained model?", file=sys.stderr)
     print(path)

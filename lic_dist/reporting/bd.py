@@ -67,10 +67,15 @@ def rate_change(anchor: Curve, test: Curve, samples: int = 101) -> tuple[np.ndar
 
 
 def overlap(anchor: Curve, test: Curve, quality: Quality = "psnr") -> float:
-    """The share of both curves' range of quality that they have in common, 0..1: below .75 distrust the BD-rate."""
+    """The share of both curves' range of quality that they have in common, 0..1: below .75 distrust the BD-rate.
+
+    Of a classic codec and another curve the other's range counts, since a classic codec has any.
+    """
     one, other = ([decibels(figures, quality) for figures in curve.figures] for curve in (anchor, test))
     shared = min(max(one), max(other)) - max(min(one), min(other))
-    whole = max(*one, *other) - min(*one, *other)
+    classic = {curve.classic for curve in (anchor, test)}
+    counted = [*one, *other] if len(classic) == 1 else other if anchor.classic else one
+    whole = max(counted) - min(counted)
     return max(0.0, shared) / whole if whole > 0 else 0.0
 
 
@@ -97,7 +102,7 @@ def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip", quality: Q
 
 def _means(curve: Curve) -> Sequence[Figures]:
     """The averaged curve, if it is one: two checkpoints at one lambda lie on two."""
-    if len({point.lmbda for point in curve.points}) < len(curve.points):
+    if len({point.place for point in curve.points}) < len(curve.points):
         hint = "evaluate its checkpoints into files of their own"
         raise LicError(f"{curve.name} has several points at one lambda: {hint}")
     return curve.figures

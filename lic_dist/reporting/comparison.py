@@ -181,6 +181,7 @@ def point_at(curve: Curve, lmbda: float) -> Point | None:
 
 def detailed_lambda(curves: Sequence[Curve], field: str) -> float | None:
     """The lambda at which most curves have this field of `Point`; of several the middle one."""
-    having = [point.lmbda for curve in curves for point in curve.points if getattr(point, field)]
+    points = [point for curve in curves for point in curve.points if getattr(point, field)]
+    having = [point.lmbda for point in points if point.lmbda is not None]
     most = sorted({one for one in having if having.count(one) == max(map(having.count, having))})
     return most[len(most) // 2] if most else None

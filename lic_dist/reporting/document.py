@@ -16,7 +16,7 @@ from lic_dist.reporting import lead as leading
 from lic_dist.reporting.bd import QUALITIES, Quality
 from lic_dist.reporting.charts import Chart
 from lic_dist.reporting.comparison import AnchorTable, Comparison, has_rates, times
-from lic_dist.reporting.curves import Curve
+from lic_dist.reporting.curves import Curve, place_of
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.grid import Grid, Grids
 from lic_dist.reporting.sets import SetRow, SetsApart
@@ -53,6 +53,10 @@ POINTS_SAY = (
     "Means over images. bpp counts the entropy-coded streams, `z bpp` the estimated part of z; `container` is what is "
     "around the streams, `estimated` the gap from the tables' own rate to the written bytes, `likelihood` the gap from "
     "the continuous model's rate."
+)
+CLASSIC_SAY = (
+    "Codecs that were coded in place, with what each library was given. Their bpp counts the whole file, as is usual "
+    "for them; that of a learned codec counts the entropy-coded streams, and `container` what is around them."
 )
 TIMES_SAY = "Medians over images and lambdas of the seconds that an image took, on the machine that measured."
 
@@ -127,6 +131,7 @@ def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
         Section("Gains at each lambda", changes.GAINS_SAY, tuple(map(_gains, found.gains)), detail=led),
         Section("Times", TIMES_SAY, _times(found.curves), detail=True),
         Section("All points", POINTS_SAY, (_points(found.curves),), detail=True),
+        Section("Classic codecs", CLASSIC_SAY, _classic(found.curves), detail=True),
     ]
     return [part for part in parts if part.tables or part.charts or part.notes]
 
@@ -280,10 +285,17 @@ def _points(curves: Sequence[Curve]) -> Table:
     for curve in curves:
         for number, one in enumerate(curve.figures):
             point = curve.points[number] if curve.points else None
-            known = (f"{point.lmbda:g}", str(len(point.images))) if point else ("", "")
+            known = (place_of(point), str(len(point.images))) if point else ("", "")
             figures = f"{one.bpp:.4f}", f"{one.psnr:.3f}", "" if one.ms_ssim is None else f"{one.ms_ssim:.4f}"
             rows.append((curve.name, *known, *figures, *(_gaps(point) if point else ("",) * 4)))
     return _table("", columns, rows)
+
+
+def _classic(curves: Sequence[Curve]) -> tuple[Table, ...]:
+    """The settings of every classic codec's points, and the versions of its library."""
+    classic = [(curve, point) for curve in curves for point in curve.points if point.lmbda is None]
+    rows = [(curve.name, point.checkpoint, point.settings, point.versions) for curve, point in classic]
+    return (_table("", ("curve", "quality", "settings", "versions"), rows),) if rows else ()
 
 
 def _gaps(point: Point) -> tuple[str, ...]:
