@@ -36,8 +36,8 @@ FEWEST = 4  # points of a BD-rate
 class AnchorJob:
     """One point to measure: a classic codec at a quality, by the library of these versions.
 
-    It is named and keyed as a `Job` is: `quantizer` is the codec, `checkpoint` says the quality, the digests are those
-    of settings (`record`) and versions (`model`).
+    It is named and keyed as a `Job` is: `quantizer` is the codec, `checkpoint` says the quality; `record` is the digest
+    of all settings, `model` that of what the points of a curve have in common.
     """
 
     quantizer: str
@@ -63,13 +63,14 @@ class AnchorJob:
 
     @property
     def record(self) -> str:
-        """The digest of the settings."""
+        """The digest of the settings, the quality among them."""
         return hashlib.sha256(self.settings.encode()).hexdigest()
 
     @property
     def model(self) -> str:
-        """The digest of the versions."""
-        return hashlib.sha256(self.versions.encode()).hexdigest()
+        """The digest of the versions and of the settings but the quality."""
+        options = CODECS[self.quantizer].options
+        return hashlib.sha256(f"{self.versions}; {options}".encode()).hexdigest()
 
     def codec(self) -> ClassicCodec:
         """Load the codec. Raises UsageError where it is absent or has other versions than where the run began."""

@@ -117,12 +117,18 @@ CODECS = {
 
 
 def require_present(name: str) -> None:
-    """Load what a codec needs. Raises UsageError, with the pip command, where this Pillow cannot."""
+    """Load what a codec needs, for one thread. Raises UsageError, with the pip command, where this Pillow cannot."""
     form = CODECS[name].format
     if not form.present():
         raise UsageError(f"evaluate.anchors: this Pillow has no {form.name}", hint=form.install)
+    if form is AVIF:
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # of the decoder
     if form is JXL:
-        import pillow_jxl  # noqa: F401  # registers itself
+        from pillow_jxl import JpegXLImagePlugin  # registers itself
+
+        JpegXLImagePlugin.DECODE_THREADS = 0  # none besides this one
 
 
 class ClassicCodec:

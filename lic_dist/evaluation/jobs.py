@@ -136,7 +136,7 @@ class Task(Generic[J]):
     def others(self, points: Sequence[P]) -> list[P]:
         """Return the points of a result file that match no job, neither by names and lambda nor by keys and arms.
 
-        Those of an anchor by other versions of its library are left out: they would be on its curve.
+        Those of an anchor by other versions or settings are left out: they would be on its curve.
         """
         keys = {(self.key(job), job.arm) for job in self.jobs}
         named = {(job.checkpoint, job.quantizer, job.lmbda) for job in self.jobs}

@@ -95,8 +95,8 @@ class Point:
     decoded pictures that are kept, `set_aside` maps images that could not be coded to the reason.
 
     The point of a classic codec at one quality has no lambda, no arm and nothing of latents: `quantizer` names the
-    codec, `checkpoint` says the quality, `settings` what the library was given, `versions` which library it was;
-    `record` and `model` are the digests of these two.
+    codec, `checkpoint` says the quality, `settings` what the library was given, `versions` which library it was. Its
+    `record` is the digest of the settings, its `model` that of versions and settings but the quality.
     """
 
     checkpoint: str

@@ -193,7 +193,7 @@ def _entry(
 
 def _used(kept: Sequence[_Decoded]) -> list[_Decoded]:
     """The pictures without those of classic codecs that are beside none of a learned codec."""
-    steps = lambdas([one.point for one in kept]) or [None]
+    steps: list[float | None] = [*lambdas([one.point for one in kept])] or [None]
     used = {id(one) for lmbda in steps for one in _together(kept, lmbda)}
     return [one for one in kept if id(one) in used]
 
