@@ -37,7 +37,7 @@ from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.jobs import BASE, Job, Task, file_safe
 from lic_dist.evaluation.journal import Journal, Key, beside
-from lic_dist.evaluation.metrics import ms_ssim8, psnr8
+from lic_dist.evaluation.metrics import METRICS, measure, psnr8, require
 from lic_dist.evaluation.results import (
     LARGEST_COUNTED,
     ImageResult,
@@ -55,6 +55,7 @@ from lic_dist.progress import Progress
 
 Row = Mapping[str, Any]  # of the journal: figures, or a "fault"
 _FIGURES = tuple(field.name for field in fields(ImageResult))
+STANDARD = ("psnr", "ms-ssim")  # what an evaluation measures that is not asked for others
 _STATISTICS = ("channel_bits", "k_counts", "z_bpp")
 
 
@@ -92,15 +93,16 @@ def evaluate(experiment: Experiment) -> Path:
             can code no image, or another run that writes the file.
         UsageError: an unknown checkpoint, quantizer or image, or a quantizer made for another model.
     """
-    task = Task.of(experiment)
     section = need(experiment.evaluate, "evaluate")
+    require(section.metrics)
+    task = Task.of(experiment)
     _require_known(section.show, task.names)
     if section.show:
         task.require_outside(section.out)
     with Journal.of(section.out) as journal:
         stored = read_points(section.out)
         originals = read_originals(section.out) | _keep_originals(section.out, section.show, task)
-        known = {Key.of(point): point for point in stored}
+        known = {Key.of(point): point for point in stored if _has_all(point, section.metrics)}
         others = task.others(stored)
         found: dict[Job, Point | None] = {
             job: replace(point, checkpoint=job.checkpoint, **_retraining(job))
@@ -109,7 +111,11 @@ def evaluate(experiment: Experiment) -> Path:
             for job in task.jobs
         }
         pictures = {job: _picture_paths(section.out, job, task, section.show) for job in task.jobs}
-        units = [unit for job in task.jobs for unit in _units_left(job, task, found[job], journal, pictures[job])]
+        units = [
+            unit
+            for job in task.jobs
+            for unit in _units_left(job, task, found[job], journal, pictures[job], section.metrics)
+        ]
 
         def finish(jobs: Sequence[Job]) -> None:
             for job in jobs:
@@ -117,14 +123,16 @@ def evaluate(experiment: Experiment) -> Path:
                 point = found[job] or _point(job, task, rows)
                 shown = {name: _relative(path, section.out) for name, path in pictures[job].items()}
                 found[job] = point and replace(point, shown=_existing({**point.shown, **shown}, section.out))
-            points = [*(point for point in found.values() if point), *others]
+            left = {task.key(job) for job, point in found.items() if not point}
+            unfinished = [point for point in stored if Key.of(point) in left]  # of fewer metrics
+            points = [*(point for point in found.values() if point), *unfinished, *others]
             used = {name for point in points for name in point.shown}
             kept_originals = {name: path for name, path in originals.items() if name in used}
             write_points(section.out, experiment.name, points, originals=kept_originals)
             write_csv(beside(section.out, ".csv"), points)
 
         _print_base_lines(task, units)
-        code(task, units, journal, _measured_row, finish)
+        code(task, units, journal, partial(_measured_row, section.metrics), finish)
         for job, point in found.items():
             if point is None:
                 first = journal.rows[task.key(job), task.names[0]]
@@ -205,13 +213,17 @@ def _warm_up(codec: ImageCodec) -> None:
         codec.decode(codec.encode(np.zeros((1, 1, 3), np.uint8)).data)
 
 
-def _measured_row(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> tuple[Row, NDArray[np.uint8]]:
-    measured = measure_image(codec, image, name)
+def _measured_row(
+    metrics: Sequence[str], codec: ImageCodec, image: NDArray[np.uint8], name: str
+) -> tuple[Row, NDArray[np.uint8]]:
+    measured = measure_image(codec, image, name, metrics)
     return {**plain_row(measured.result), **statistics(codec, measured)}, measured.picture
 
 
-def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Measured:
-    """Encode, decode and measure one image, uint8 [H, W, 3].
+def measure_image(
+    codec: ImageCodec, image: NDArray[np.uint8], name: str, metrics: Sequence[str] = STANDARD
+) -> Measured:
+    """Encode, decode and measure one image, uint8 [H, W, 3]; PSNR always, and these metrics.
 
     The latents are compared bit for bit, because the picture is a function of y_hat alone.
 
@@ -229,18 +241,20 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
     if not (np.array_equal(latents.k, encoded.k) and torch.equal(latents.y_hat, encoded.y_hat)):
         raise BitstreamError(f"{name}: the decoder's picture differs from the encoder's")
     pixels, bits = height * width, codec.channel_bits(encoded)
+    found = measure([metric for metric in metrics if metric != "psnr"], image, decoded)
     result = ImageResult(
         image=name,
         height=height,
         width=width,
         bpp=encoded.coded_bits / pixels,
         psnr=psnr8(image, decoded),
-        ms_ssim=ms_ssim8(image, decoded),
+        ms_ssim=found.pop("ms-ssim", None),
         estimated_bpp=(codec.side_bits(encoded) + float(bits.sum())) / pixels,
         likelihood_bpp=codec.likelihood_bits(encoded) / pixels,
         container_bpp=encoded.container_bits / pixels,
         encode_seconds=middle - started,
         decode_seconds=ended - middle,
+        metrics=found,
     )
     return Measured(result, decoded, encoded.k, bits)
 
@@ -271,7 +285,7 @@ def _point(job: Job, task: Task, rows: Sequence[Row]) -> Point | None:
         checkpoint=job.checkpoint,
         quantizer=job.quantizer,
         lmbda=job.lmbda,
-        images=tuple(image_row({name: row[name] for name in _FIGURES}) for row in coded),
+        images=tuple(image_row({name: row[name] for name in _FIGURES if name in row}) for row in coded),
         record=job.record,
         model=job.model,
         **_retraining(job),
@@ -283,14 +297,30 @@ def _point(job: Job, task: Task, rows: Sequence[Row]) -> Point | None:
     )
 
 
-def _units_left(job: Job, task: Task, point: Point | None, journal: Journal, paths: Mapping[str, Path]) -> list[Unit]:
+def _has_all(point: Point, metrics: Sequence[str]) -> bool:
+    """Return whether every image of a point has these metrics, or is too small for them."""
+    return all(_has(plain_row(row), metrics) for row in point.images)
+
+
+def _has(row: Row, metrics: Sequence[str]) -> bool:
+    """Return whether a row with figures has these metrics; MS-SSIM is None of a picture too small, or not asked for."""
+    known = {"psnr", *row.get("metrics", ())}
+    if row["ms_ssim"] is not None or min(row["height"], row["width"]) < METRICS["ms-ssim"].least:
+        known.add("ms-ssim")
+    return known.issuperset(metrics)
+
+
+def _units_left(
+    job: Job, task: Task, point: Point | None, journal: Journal, paths: Mapping[str, Path], metrics: Sequence[str]
+) -> list[Unit]:
     """Return the units that a job still needs: images without a row, and shown images without their picture."""
     units = []
     for name in task.names:
         row = journal.rows.get((task.key(job), name), {})
         picture = str(paths[name].resolve()) if name in paths else ""
         faulty = "fault" in row or (point is not None and name in point.set_aside)
-        measured = point is not None or faulty or {*_FIGURES, *_STATISTICS} <= row.keys()
+        whole = {*_FIGURES, *_STATISTICS} - {"metrics"} <= row.keys() and _has(row, metrics)
+        measured = point is not None or faulty or whole
         if not measured or (picture and not faulty and not paths[name].exists()):
             units.append(Unit(job, name, picture))
     return units
