@@ -181,9 +181,9 @@ class _Sample:
 
 
 def measured_anchor_row(
-    codec: ClassicCodec, image: NDArray[np.uint8], name: str
+    metrics: Sequence[str], codec: ClassicCodec, image: NDArray[np.uint8], name: str
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """Code, decode and measure one image, uint8 [H, W, 3]; return its row and the decoded picture.
+    """Code, decode and measure one image, uint8 [H, W, 3], by these metrics; return its row and the decoded picture.
 
     Raises:
         LicError: the codec does not take the image, or returns another size.
@@ -201,7 +201,7 @@ def measured_anchor_row(
         height=height,
         width=width,
         bpp=8 * len(data) / (height * width),
-        **distortion(image, decoded),
+        **distortion(metrics, image, decoded),
         estimated_bpp=math.nan,
         likelihood_bpp=math.nan,
         container_bpp=0.0,

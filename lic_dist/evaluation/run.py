@@ -40,7 +40,7 @@ from lic_dist.evaluation.anchors import anchor_jobs, asked, measured_anchor_row
 from lic_dist.evaluation.classic import ClassicCodec
 from lic_dist.evaluation.jobs import BASE, AnyJob, J, Job, Task, file_safe
 from lic_dist.evaluation.journal import Journal, Key, beside
-from lic_dist.evaluation.metrics import distortion
+from lic_dist.evaluation.metrics import METRICS, distortion, require
 from lic_dist.evaluation.results import (
     LARGEST_COUNTED,
     ImageResult,
@@ -59,6 +59,7 @@ from lic_dist.progress import Progress
 Row = Mapping[str, Any]  # of the journal: figures, or a "fault"
 Work = Callable[[Any, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]]  # on a codec, an image and its name
 _FIGURES = tuple(field.name for field in fields(ImageResult))
+STANDARD = ("psnr", "ms-ssim")  # what an evaluation measures that is not asked for others
 _STATISTICS = ("channel_bits", "k_counts", "z_bpp")
 
 
@@ -97,19 +98,20 @@ def evaluate(experiment: Experiment) -> Path:
         UsageError: an unknown checkpoint, quantizer, image or anchor, a quantizer made for another model, or an anchor
             that is not installed.
     """
-    task = Task.of(experiment)
     section = need(experiment.evaluate, "evaluate")
+    require(section.metrics)
     wanted = asked(section.anchors)
+    task = Task.of(experiment)
     _require_known(section.show, task.names)
     if section.show:
         task.require_outside(section.out)
     with Journal.of(section.out) as journal:
         if task.jobs:
-            _measure(experiment, task, journal, _measured_row)
+            _measure(experiment, task, journal, partial(_measured_row, section.metrics))
         if wanted:
             jobs = anchor_jobs(wanted, task.source, task.names, task.pictures, read_points(section.out))
             anchors = Task(task.engine, jobs, task.source, task.names, task.pictures)
-            _measure(experiment, anchors, journal, measured_anchor_row)
+            _measure(experiment, anchors, journal, partial(measured_anchor_row, section.metrics))
     return section.out
 
 
@@ -118,14 +120,18 @@ def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work
     section = need(experiment.evaluate, "evaluate")
     stored = read_points(section.out)
     originals = read_originals(section.out) | _keep_originals(section.out, section.show, task)
-    known = {Key.of(point): point for point in stored}
+    known = {Key.of(point): point for point in stored if _has_all(point, section.metrics)}
     others = task.others(stored)
     found: dict[J, Point | None] = {
         job: replace(point, checkpoint=job.checkpoint, **_said(job)) if (point := known.get(task.key(job))) else None
         for job in task.jobs
     }
     pictures = {job: _picture_paths(section.out, job, task, section.show) for job in task.jobs}
-    units = [unit for job in task.jobs for unit in _units_left(job, task, found[job], journal, pictures[job])]
+    units = [
+        unit
+        for job in task.jobs
+        for unit in _units_left(job, task, found[job], journal, pictures[job], section.metrics)
+    ]
 
     def finish(jobs: Sequence[J]) -> None:
         for job in jobs:
@@ -133,7 +139,9 @@ def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work
             point = found[job] or _point(job, task, rows)
             shown = {name: _relative(path, section.out) for name, path in pictures[job].items()}
             found[job] = point and replace(point, shown=_existing({**point.shown, **shown}, section.out))
-        points = [*(point for point in found.values() if point), *others]
+        left = {task.key(job) for job, point in found.items() if not point}
+        unfinished = [point for point in stored if Key.of(point) in left]  # of fewer metrics
+        points = [*(point for point in found.values() if point), *unfinished, *others]
         points.sort(key=lambda point: point.lmbda is None)  # anchors last
         used = {name for point in points for name in point.shown}
         kept_originals = {name: path for name, path in originals.items() if name in used}
@@ -220,13 +228,17 @@ def _warm_up(codec: ImageCodec) -> None:
         codec.decode(codec.encode(np.zeros((1, 1, 3), np.uint8)).data)
 
 
-def _measured_row(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> tuple[Row, NDArray[np.uint8]]:
-    measured = measure_image(codec, image, name)
+def _measured_row(
+    metrics: Sequence[str], codec: ImageCodec, image: NDArray[np.uint8], name: str
+) -> tuple[Row, NDArray[np.uint8]]:
+    measured = measure_image(codec, image, name, metrics)
     return {**plain_row(measured.result), **statistics(codec, measured)}, measured.picture
 
 
-def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Measured:
-    """Encode, decode and measure one image, uint8 [H, W, 3].
+def measure_image(
+    codec: ImageCodec, image: NDArray[np.uint8], name: str, metrics: Sequence[str] = STANDARD
+) -> Measured:
+    """Encode, decode and measure one image, uint8 [H, W, 3]; PSNR always, and these metrics.
 
     The latents are compared bit for bit, because the picture is a function of y_hat alone.
 
@@ -249,7 +261,7 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
         height=height,
         width=width,
         bpp=encoded.coded_bits / pixels,
-        **distortion(image, decoded),
+        **distortion(metrics, image, decoded),
         estimated_bpp=(codec.side_bits(encoded) + float(bits.sum())) / pixels,
         likelihood_bpp=codec.likelihood_bits(encoded) / pixels,
         container_bpp=encoded.container_bits / pixels,
@@ -286,7 +298,7 @@ def _point(job: J, task: Task[J], rows: Sequence[Row]) -> Point | None:
         checkpoint=job.checkpoint,
         quantizer=job.quantizer,
         lmbda=job.lmbda,
-        images=tuple(image_row({name: row[name] for name in _FIGURES}) for row in coded),
+        images=tuple(image_row({name: row[name] for name in _FIGURES if name in row}) for row in coded),
         record=job.record,
         model=job.model,
         **_said(job),
@@ -305,17 +317,30 @@ def _means_of_statistics(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _has_all(point: Point, metrics: Sequence[str]) -> bool:
+    """Return whether every image of a point has these metrics, or is too small for them."""
+    return all(_has(plain_row(row), metrics) for row in point.images)
+
+
+def _has(row: Row, metrics: Sequence[str]) -> bool:
+    """Return whether a row with figures has these metrics; MS-SSIM is None of a picture too small, or not asked for."""
+    known = {"psnr", *row.get("metrics", ())}
+    if row["ms_ssim"] is not None or min(row["height"], row["width"]) < METRICS["ms-ssim"].least:
+        known.add("ms-ssim")
+    return known.issuperset(metrics)
+
+
 def _units_left(
-    job: J, task: Task[J], point: Point | None, journal: Journal, paths: Mapping[str, Path]
+    job: J, task: Task[J], point: Point | None, journal: Journal, paths: Mapping[str, Path], metrics: Sequence[str]
 ) -> list[Unit[J]]:
     """Return the units that a job still needs: images without a row, and shown images without their picture."""
     units = []
-    needed = {*_FIGURES, *(_STATISTICS if isinstance(job, Job) else ())}
+    needed = {*_FIGURES, *(_STATISTICS if isinstance(job, Job) else ())} - {"metrics"}
     for name in task.names:
         row = journal.rows.get((task.key(job), name), {})
         picture = str(paths[name].resolve()) if name in paths else ""
         faulty = "fault" in row or (point is not None and name in point.set_aside)
-        measured = point is not None or faulty or needed <= row.keys()
+        measured = point is not None or faulty or (needed <= row.keys() and _has(row, metrics))
         if not measured or (picture and not faulty and not paths[name].exists()):
             units.append(Unit(job, name, picture))
     return units

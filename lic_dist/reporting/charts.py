@@ -19,10 +19,11 @@ import pandas as pd
 
 from lic_dist import drawing
 from lic_dist.drawing import GRID, INK
+from lic_dist.evaluation.metrics import METRICS
 from lic_dist.evaluation.results import LARGEST_COUNTED as LARGEST
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval
-from lic_dist.reporting.bd import Quality, decibels, known, rate_change
+from lic_dist.reporting.bd import known, rate_change, rising
 from lic_dist.reporting.comparison import AnchorTable, Comparison, detailed_lambda, point_at
 from lic_dist.reporting.curves import Curve, place_of
 from lic_dist.reporting.findings import Findings
@@ -161,19 +162,18 @@ def _number(value: float) -> float | None:
 
 
 def _rd(curves: Sequence[Curve], anchor: Curve, looks: Styles) -> Chart:
-    panels = [_rd_panel("PSNR [dB]", curves, anchor, looks, "psnr")]
-    if similar := [curve for curve in curves if known(curve, "ms-ssim")]:
-        panels.append(_rd_panel("MS-SSIM [dB] = -10 log10(1 - MS-SSIM)", similar, anchor, looks, "ms-ssim"))
+    having = {name: [curve for curve in curves if known(curve, name)] for name in METRICS}
+    panels = [_rd_panel(METRICS[name].axis, found, anchor, looks, name) for name, found in having.items() if found]
     says = "Means over the images: quality over rate. Up and to the left is better."
     return Chart("rd", "Rate and distortion", says, tuple(panels))
 
 
-def _rd_panel(title: str, curves: Sequence[Curve], anchor: Curve, looks: Styles, quality: Quality) -> Panel:
+def _rd_panel(title: str, curves: Sequence[Curve], anchor: Curve, looks: Styles, quality: str) -> Panel:
     limit = _rate_limit(curves, anchor)
     rows: Rows = []
     shown: list[float] = []
     for curve in curves:
-        bpp, values = [one.bpp for one in curve.figures], [decibels(one, quality) for one in curve.figures]
+        bpp, values = [one.bpp for one in curve.figures], [rising(one, quality) for one in curve.figures]
         places = [place_of(point) for point in curve.points] or [""] * len(bpp)
         figures = zip(bpp, values, places, strict=True)
         rows += [{"curve": curve.name, "bpp": a, "quality": _number(b), "lambda": c} for a, b, c in figures]

@@ -9,11 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from lic_dist.evaluation.jobs import BASE
+from lic_dist.evaluation.metrics import METRICS
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval
 from lic_dist.reporting import gains as changes
 from lic_dist.reporting import lead as leading
-from lic_dist.reporting.bd import QUALITIES, Quality
 from lic_dist.reporting.charts import Chart
 from lic_dist.reporting.comparison import AnchorTable, Comparison, has_rates, times
 from lic_dist.reporting.curves import Curve, place_of
@@ -26,7 +26,6 @@ BD_SAYS = (
     "Change of rate at equal PSNR, in percent: negative is less rate. PCHIP and Akima interpolate the curves averaged "
     "over images; the mean of the images' own BD-rates (PCHIP) has a 95 % bootstrap interval over images."
 )
-BY_MS_SSIM_SAYS = " `MS-SSIM`: the same at equal MS-SSIM in dB, -10 log10(1 - MS-SSIM)."
 OF_ALL_SETS_SAYS = (
     " All of it averages all pictures as one, those of every set: `Sets apart` has each kind, and the mean of the sets."
 )
@@ -48,7 +47,7 @@ GRID_SAYS = (
     "own with its 95 % bootstrap interval. A curve's own base is the same quantizer without retraining. Empty where a "
     "curve or its anchor is not there."
 )
-GRID_BY_MS_SSIM_SAYS = "The same figures at equal MS-SSIM in dB, -10 log10(1 - MS-SSIM)."
+GRID_BY_ANOTHER_SAYS = "The same figures at equal {}."
 POINTS_SAY = (
     "Means over images. bpp counts the entropy-coded streams, `z bpp` the estimated part of z; `container` is what is "
     "around the streams, `estimated` the gap from the tables' own rate to the written bytes, `likelihood` the gap from "
@@ -124,7 +123,7 @@ def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
         Section(
             "Quantizers and arms", GRID_SAYS + _of_seeds(found), _grids(found.grids, "psnr"), notes=found.grids.notes
         ),
-        Section("Quantizers and arms by MS-SSIM", GRID_BY_MS_SSIM_SAYS, _grids(found.grids, "ms-ssim"), detail=True),
+        *_grids_by_others(found.grids),
         *_sets(found.sets, led, _of_seeds(found)),
         *(Section(chart.title, chart.says, charts=(chart,), detail=True) for chart in charts),
         Section("Picture by picture: change of L", tables=tuple(map(_by_picture, found.leads)), detail=True),
@@ -178,8 +177,18 @@ def _by_picture(found: leading.Lead) -> Table:
 
 
 def _bd_says(found: Findings) -> str:
-    more = BY_MS_SSIM_SAYS if any(table.similar for table in found.tables) else ""
-    return BD_SAYS + more + _of_all_sets(found)
+    others = [name for name in METRICS if any(name in table.others for table in found.tables)]
+    return (
+        BD_SAYS
+        + "".join(f" `{METRICS[name].title}`: the same at equal {_scaled(name)}." for name in others)
+        + _of_all_sets(found)
+    )
+
+
+def _scaled(metric: str) -> str:
+    """A metric as BD-rates read it, in words."""
+    named = METRICS[metric]
+    return f"{named.title} in dB, {named.formula}" if named.formula else named.title
 
 
 def _of_seeds(found: Findings) -> str:
@@ -191,24 +200,37 @@ def _of_all_sets(found: Findings) -> str:
 
 
 def _comparisons(found: AnchorTable) -> Table:
-    by_ms_ssim = ("MS-SSIM: PCHIP", "MS-SSIM: mean of images [95 %]") if found.similar else ()
-    columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", *by_ms_ssim, "note")
+    titles = [METRICS[name].title for name in found.others]
+    by_others = [head for title in titles for head in (f"{title}: PCHIP", f"{title}: mean of images [95 %]")]
+    columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", *by_others, "note")
     rows = []
     for one in found.comparisons:
-        similar = one.by["ms-ssim"]
         rates = percent(one.pchip), percent(one.akima), one.images
-        more = (percent(similar.pchip), similar.images) if found.similar else ()
+        more = [cell for name in found.others for cell in (percent(one.by[name].pchip), one.by[name].images)]
         rows.append((one.name, str(one.points), *rates, *more, _letters(one.notes, found.notes)))
     title = f"BD-rate against {found.anchor.name} ({counted(len(found.anchor.figures), 'point')})"
     return _table(title, columns, rows, notes=tuple(found.notes))
 
 
-def _grids(found: Grids, quality: Quality) -> tuple[Table, ...]:
+def _grids_by_others(found: Grids) -> list[Section]:
+    return [
+        Section(
+            f"Quantizers and arms{_by(name)}",
+            GRID_BY_ANOTHER_SAYS.format(_scaled(name)),
+            _grids(found, name),
+            detail=True,
+        )
+        for name in METRICS
+        if name != "psnr"
+    ]
+
+
+def _grids(found: Grids, quality: str) -> tuple[Table, ...]:
     grids = [grid for grid in found.grids if quality == "psnr" or has_rates(grid.cells.values(), quality)]
     return tuple(_grid(grid, quality) for grid in grids)
 
 
-def _grid(grid: Grid, quality: Quality) -> Table:
+def _grid(grid: Grid, quality: str) -> Table:
     columns = "quantizer", *("no retraining" if arm == BASE else arm for arm in grid.arms)
     rows = [
         (quantizer, *(_grid_cell(grid, arm, quantizer, quality) for arm in grid.arms)) for quantizer in grid.quantizers
@@ -217,7 +239,7 @@ def _grid(grid: Grid, quality: Quality) -> Table:
     return _table(f"BD-rate against {against}{_by(quality)} [%]", columns, rows, notes=tuple(grid.notes))
 
 
-def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: Quality) -> Value:
+def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: str) -> Value:
     """PCHIP with the letters of its notes; under it the mean over images and its interval."""
     if arm == BASE and quantizer == grid.anchor:
         return "anchor"
@@ -233,7 +255,7 @@ def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: Quality) -> Value:
 def _sets(found: SetsApart | None, led: bool, more: str) -> tuple[Section, ...]:
     if found is None:
         return ()
-    by_quality = [(table, quality) for table in found.tables for quality in QUALITIES if table.rates[quality]]
+    by_quality = [(table, quality) for table in found.tables for quality in METRICS if table.rates[quality]]
     rates = tuple(
         _set_table(
             f"BD-rate against {table.against}{_by(quality)}, set by set [%]", table.heads, table.rates[quality], found
@@ -258,8 +280,8 @@ def _set_table(title: str, heads: tuple[str, ...], rows: Sequence[SetRow], found
     return _table(title, (*heads, *found.sets.heads), cells, names=len(heads))
 
 
-def _by(quality: Quality) -> str:
-    return "" if quality == "psnr" else f" by {QUALITIES[quality]}"
+def _by(quality: str) -> str:
+    return "" if quality == "psnr" else f" by {METRICS[quality].title}"
 
 
 def _gains(found: changes.Gains) -> Table:
@@ -280,14 +302,17 @@ def _times(curves: Sequence[Curve]) -> tuple[Table, ...]:
 
 def _points(curves: Sequence[Curve]) -> Table:
     """Every point; a published one has its figures only."""
-    columns = ("curve", "lmbda", "images", "bpp", "PSNR dB", "MS-SSIM", "container", "estimated", "likelihood", "z bpp")
+    beside = [name for name in METRICS if any(name in one.metrics for curve in curves for one in curve.figures)]
+    metrics = ("psnr", "ms-ssim", *beside)
+    heads = [METRICS[name].head for name in metrics]
+    columns = ("curve", "lmbda", "images", "bpp", *heads, "container", "estimated", "likelihood", "z bpp")
     rows = []
     for curve in curves:
         for number, one in enumerate(curve.figures):
             point = curve.points[number] if curve.points else None
-            known = (place_of(point), str(len(point.images))) if point else ("", "")
-            figures = f"{one.bpp:.4f}", f"{one.psnr:.3f}", "" if one.ms_ssim is None else f"{one.ms_ssim:.4f}"
-            rows.append((curve.name, *known, *figures, *(_gaps(point) if point else ("",) * 4)))
+            of = (place_of(point), str(len(point.images))) if point else ("", "")
+            values = [METRICS[name].text(one.quality.get(name)) for name in metrics]
+            rows.append((curve.name, *of, f"{one.bpp:.4f}", *values, *(_gaps(point) if point else ("",) * 4)))
     return _table("", columns, rows)
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from lic_dist.data.folders import folder_names, with_others
 from lic_dist.evaluation.jobs import BASE, CONTROL, CONTROLS, is_control
+from lic_dist.evaluation.metrics import METRICS
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval, changes_interval, mean_interval
-from lic_dist.reporting.bd import QUALITIES, Quality
 from lic_dist.reporting.comparison import Compare, Rates
 from lic_dist.reporting.curves import Curve, plain
 from lic_dist.reporting.gains import image_losses, shared_points
@@ -100,7 +100,7 @@ class SetTable:
 
     against: str
     heads: tuple[str, ...]
-    rates: Mapping[Quality, tuple[SetRow, ...]]
+    rates: Mapping[str, tuple[SetRow, ...]]
     changes: tuple[SetRow, ...]
 
     @property
@@ -147,7 +147,7 @@ def _anchored(anchor: Curve, curves: Sequence[Curve]) -> list[_Match]:
 
 
 def _table(against: str, heads: tuple[str, ...], matches: Sequence[_Match], sets: Sets, of: Compare) -> SetTable:
-    rates: dict[Quality, list[SetRow]] = {quality: [] for quality in QUALITIES}
+    rates: dict[str, list[SetRow]] = {quality: [] for quality in METRICS}
     changes = []
     for names, pairs in matches:
         found = compare_seeds(pairs, of)
