@@ -2,9 +2,9 @@
 
 An anchor's points are of one codec, a quality each; they have no lambda. Where the experiment names no qualities they
 are chosen from the codec's ladder (`classic.CODECS`) by PSNR, since a BD-rate is taken at equal quality: from the last
-that is no better than the worst of the measured points to the first that is no worse than the best of them, four at
-least; all, where nothing was measured. The PSNR of a quality is that of a few pictures, spread over the set, against
-the points' PSNR on the same pictures.
+that is no better than the worst of the measured points to the first that is better than the best of them, and one more
+at each end, for single pictures and other metrics; four at least; all, where nothing was measured. The PSNR of a
+quality is that of a few pictures, spread over the set, against the points' PSNR on the same pictures.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ class _Sample:
         stored = {(point.quantizer, point.record, point.model): psnr for point, psnr in self.measured}
         known = {number: stored[key] for number, key in enumerate(keys) if key in stored}
         try:
-            first = max(0, self._last_up_to(min(learned), name, known))
-            last = min(len(ladder) - 1, self._last_up_to(max(learned), name, known) + 1)
+            first = max(0, self._last_up_to(min(learned), name, known) - 1)
+            last = min(len(ladder) - 1, self._last_up_to(max(learned), name, known) + 2)
         except LicError:  # a picture that the codec does not take
             return ladder
         while last - first + 1 < FEWEST:
