@@ -132,8 +132,10 @@ def _check(a: Picture, b: Picture) -> None:
 
 def _ms_ssim(a: Picture, b: Picture) -> float:
     import pytorch_msssim
+    import torch
 
-    return float(pytorch_msssim.ms_ssim(_tensor(a), _tensor(b), data_range=255))
+    with torch.inference_mode():
+        return float(pytorch_msssim.ms_ssim(_tensor(a), _tensor(b), data_range=255))
 
 
 def _psnr_yuv(a: Picture, b: Picture) -> float:
