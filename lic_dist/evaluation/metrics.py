@@ -153,9 +153,10 @@ def _of_piq(name: str) -> Callable[[Picture, Picture], float]:
     def measured(a: Picture, b: Picture) -> float:
         import torch
 
+        from lic_dist.evaluation.separable import Separably
         from lic_dist.models.compat import import_piq
 
-        with torch.inference_mode():
+        with torch.inference_mode(), Separably():
             return float(getattr(import_piq(), name)(_tensor(b), _tensor(a), data_range=255))
 
     return measured

@@ -208,7 +208,9 @@ def _comparisons(found: AnchorTable) -> list[Table]:
     tables = [_table(title, columns, rows, notes=tuple(found.notes))]
     if others := [name for name in found.others if name != "ms-ssim"]:
         heads = ("curve", *(METRICS[name].title for name in others))
-        cells = [(one.name, *(_rates_cell(one.by[name]) for name in others)) for one in found.comparisons]
+        cells: list[list[Value]] = [
+            [one.name, *(_rates_cell(one.by[name]) for name in others)] for one in found.comparisons
+        ]
         tables.append(_table(f"BD-rate against {found.anchor.name} by other metrics [%]", heads, cells))
     return tables
 
