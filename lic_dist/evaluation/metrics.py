@@ -138,8 +138,10 @@ def _check(a: Picture, b: Picture) -> None:
 
 def _ms_ssim(a: Picture, b: Picture) -> float:
     import pytorch_msssim
+    import torch
 
-    return float(pytorch_msssim.ms_ssim(_tensor(a), _tensor(b), data_range=255))
+    with torch.inference_mode():
+        return float(pytorch_msssim.ms_ssim(_tensor(a), _tensor(b), data_range=255))
 
 
 def _psnr_yuv(a: Picture, b: Picture) -> float:
@@ -157,9 +159,10 @@ def _of_piq(name: str) -> Callable[[Picture, Picture], float]:
     def measured(a: Picture, b: Picture) -> float:
         import torch
 
+        from lic_dist.evaluation.separable import Separably
         from lic_dist.models.compat import import_piq
 
-        with torch.inference_mode():
+        with torch.inference_mode(), Separably():
             return float(getattr(import_piq(), name)(_tensor(b), _tensor(a), data_range=255))
 
     return measured

@@ -25,6 +25,7 @@ from lic_dist.text import counted
 RATES = ("bpp", "estimated_bpp", "likelihood_bpp", "container_bpp")
 SECONDS = ("encode_seconds", "decode_seconds")
 OF_POINT = ("checkpoint", "arm", "quantizer", "lmbda")
+BESIDE = 4  # metrics of a table, which fit beside each other in 80 characters
 OF_IMAGE = ("image", "height", "width", "bpp", "psnr", "ms_ssim", *RATES[1:], *SECONDS)
 
 
@@ -82,7 +83,8 @@ def summary(path: Path) -> dict[str, Any]:
         table.add_row(f"{quantizer} *" if one["set_aside"] else quantizer, arm, *figures)
     Console().print(table)
     if metrics := [name for name in METRICS if any(name in one["metrics"] for one in points)]:
-        Console().print(_metrics_table(points, metrics))
+        for first in range(0, len(metrics), BESIDE):
+            Console().print(_metrics_table(points, metrics[first : first + BESIDE]))
     if any(one["set_aside"] for one in points):
         print("* without images that could not be coded: not to be compared with the others")
     for one in points:
@@ -101,7 +103,8 @@ def _place(one: dict[str, Any]) -> str:
 def _metrics_table(points: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, head in enumerate(("quantizer", "arm", "lmbda", *(METRICS[name].head for name in metrics))):
-        table.add_column(head, justify="right" if number > 1 else "left", overflow="fold")
+        numeric = number > 1
+        table.add_column(head, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for one in points:
         values = (METRICS[name].text(one["metrics"].get(name)) for name in metrics)
         table.add_row(escape(one["quantizer"]), escape(one["arm"]), _place(one), *values)

@@ -15,7 +15,7 @@ from lic_dist.intervals import Interval
 from lic_dist.reporting import gains as changes
 from lic_dist.reporting import lead as leading
 from lic_dist.reporting.charts import Chart
-from lic_dist.reporting.comparison import AnchorTable, Comparison, has_rates, times
+from lic_dist.reporting.comparison import AnchorTable, Comparison, Rates, has_rates, times
 from lic_dist.reporting.curves import Curve, place_of
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.grid import Grid, Grids
@@ -26,6 +26,7 @@ BD_SAYS = (
     "Change of rate at equal PSNR, in percent: negative is less rate. PCHIP and Akima interpolate the curves averaged "
     "over images; the mean of the images' own BD-rates (PCHIP) has a 95 % bootstrap interval over images."
 )
+OTHER_METRICS_SAY = " Of other metrics: PCHIP, and under it the mean of images."
 OF_ALL_SETS_SAYS = (
     " All of it averages all pictures as one, those of every set: `Sets apart` has each kind, and the mean of the sets."
 )
@@ -119,7 +120,7 @@ def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
     led = bool(found.leads)
     parts = [
         *(Section(leading.lead_title(one), tables=(_lead(one, _of_all_sets(found)),)) for one in found.leads),
-        Section("BD-rates", _bd_says(found), tuple(map(_comparisons, found.tables))),
+        Section("BD-rates", _bd_says(found), tuple(table for one in found.tables for table in _comparisons(one))),
         Section(
             "Quantizers and arms", GRID_SAYS + _of_seeds(found), _grids(found.grids, "psnr"), notes=found.grids.notes
         ),
@@ -178,11 +179,10 @@ def _by_picture(found: leading.Lead) -> Table:
 
 def _bd_says(found: Findings) -> str:
     others = [name for name in METRICS if any(name in table.others for table in found.tables)]
-    return (
-        BD_SAYS
-        + "".join(f" `{METRICS[name].title}`: the same at equal {_scaled(name)}." for name in others)
-        + _of_all_sets(found)
-    )
+    says = [f" `{METRICS[name].title}`: the same at equal {_scaled(name)}." for name in others]
+    if set(others) - {"ms-ssim"}:
+        says.append(OTHER_METRICS_SAY)
+    return "".join((BD_SAYS, *says, _of_all_sets(found)))
 
 
 def _scaled(metric: str) -> str:
@@ -199,17 +199,32 @@ def _of_all_sets(found: Findings) -> str:
     return OF_ALL_SETS_SAYS if found.sets else ""
 
 
-def _comparisons(found: AnchorTable) -> Table:
-    titles = [METRICS[name].title for name in found.others]
-    by_others = [head for title in titles for head in (f"{title}: PCHIP", f"{title}: mean of images [95 %]")]
-    columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", *by_others, "note")
+def _comparisons(found: AnchorTable) -> list[Table]:
+    """BD-rates by PSNR and MS-SSIM, and a table of those by other metrics."""
+    by_ms_ssim = ("MS-SSIM: PCHIP", "MS-SSIM: mean of images [95 %]") if "ms-ssim" in found.others else ()
+    columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", *by_ms_ssim, "note")
     rows = []
     for one in found.comparisons:
+        similar = one.by["ms-ssim"]
         rates = percent(one.pchip), percent(one.akima), one.images
-        more = [cell for name in found.others for cell in (percent(one.by[name].pchip), one.by[name].images)]
+        more = (percent(similar.pchip), similar.images) if by_ms_ssim else ()
         rows.append((one.name, str(one.points), *rates, *more, _letters(one.notes, found.notes)))
     title = f"BD-rate against {found.anchor.name} ({counted(len(found.anchor.figures), 'point')})"
-    return _table(title, columns, rows, notes=tuple(found.notes))
+    tables = [_table(title, columns, rows, notes=tuple(found.notes))]
+    if others := [name for name in found.others if name != "ms-ssim"]:
+        heads = ("curve", *(METRICS[name].title for name in others))
+        cells: list[list[Value]] = [
+            [one.name, *(_rates_cell(one.by[name]) for name in others)] for one in found.comparisons
+        ]
+        tables.append(_table(f"BD-rate against {found.anchor.name} by other metrics [%]", heads, cells))
+    return tables
+
+
+def _rates_cell(rates: Rates, notes: str = "") -> Cell:
+    """PCHIP with the letters of its notes; under it the mean over images and its interval."""
+    lines = [f"{percent(rates.pchip).removesuffix(' %')} {notes}".strip()]
+    lines += [str(rates.images).replace(" %", "")] if rates.images else []
+    return Cell("\n".join(line for line in lines if line), rates.images)
 
 
 def _grids_by_others(found: Grids) -> list[Section]:
@@ -240,16 +255,12 @@ def _grid(grid: Grid, quality: str) -> Table:
 
 
 def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: str) -> Value:
-    """PCHIP with the letters of its notes; under it the mean over images and its interval."""
     if arm == BASE and quantizer == grid.anchor:
         return "anchor"
     cell: Comparison | None = grid.cells.get((arm, quantizer))
     if cell is None:
         return None
-    rates = cell.by[quality]
-    lines = [f"{percent(rates.pchip).removesuffix(' %')} {_letters(cell.notes, grid.notes)}".strip()]
-    lines += [str(rates.images).replace(" %", "")] if rates.images else []
-    return Cell("\n".join(line for line in lines if line), rates.images)
+    return _rates_cell(cell.by[quality], _letters(cell.notes, grid.notes))
 
 
 def _sets(found: SetsApart | None, led: bool, more: str) -> tuple[Section, ...]:
