@@ -43,9 +43,9 @@ class NamedSet:
     def known_by(self) -> str:
         """What a check looks at."""
         if self.digests:
-            return "the digests of their pixels"
-        parts = ["number", *(["names"] if self.names else []), *(["sizes"] if self.sizes else [])]
-        return f"their {' and '.join(', '.join(parts).rsplit(', ', 1))} alone: no digests are known"
+            return "digests of pixels"
+        known = ["number"] + ["names"] * bool(self.names) + ["sizes"] * bool(self.sizes)
+        return f"{', '.join(known)} alone: no digests are known"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def named_sets() -> Mapping[str, NamedSet]:
             one["about"],
             tuple(one["where"]),
             one["count"],
-            tuple(one["names"]),
+            tuple(one["names"].format(one["first"] + number) for number in range(one["count"] if one["names"] else 0)),
             frozenset((width, height) for width, height in one["sizes"]),
             one["digests"],
         )

@@ -96,7 +96,7 @@ def test_the_command_tells_and_checks(small: NamedSet, tmp_path: Path) -> None:
         told.returncode == 0 and "small: a test; 3 pictures" in told.stdout and "https://example.org/s" in told.stdout
     )
     told = lic_dist("data", "sm", tmp_path / "set")
-    assert told.returncode == 0 and told.stdout.endswith("all 3 pictures of small, by the digests of their pixels\n")
+    assert told.returncode == 0 and told.stdout.endswith("all 3 pictures of small, by digests of pixels\n")
     (tmp_path / "set" / "s1.png").unlink()
     told = lic_dist("data", "small", tmp_path / "set", "--json", tmp_path / "a.json")
     refused(told, 1, "is not small: 1 missing", "https://example.org/s")
