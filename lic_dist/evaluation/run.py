@@ -30,7 +30,7 @@ from lic_dist.building.base_summary import base_summary_of_pictures
 from lic_dist.building.shards import restore_torch_settings
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.rans import BitstreamError
-from lic_dist.config import Experiment, bounds, need
+from lic_dist.config import Evaluate, Experiment, bounds, need
 from lic_dist.data import images
 from lic_dist.data.source import PhotoSource
 from lic_dist.engine.run import run
@@ -59,7 +59,7 @@ from lic_dist.progress import Progress
 Row = Mapping[str, Any]  # of the journal: figures, or a "fault"
 Work = Callable[[Any, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]]  # on a codec, an image and its name
 _FIGURES = tuple(field.name for field in fields(ImageResult))
-STANDARD = ("psnr", "ms-ssim")  # what an evaluation measures that is not asked for others
+STANDARD: tuple[str, ...] = Evaluate.model_fields["metrics"].default
 _STATISTICS = ("channel_bits", "k_counts", "z_bpp")
 
 
@@ -139,8 +139,8 @@ def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work
             point = found[job] or _point(job, task, rows)
             shown = {name: _relative(path, section.out) for name, path in pictures[job].items()}
             found[job] = point and replace(point, shown=_existing({**point.shown, **shown}, section.out))
-        left = {task.key(job) for job, point in found.items() if not point}
-        unfinished = [point for point in stored if Key.of(point) in left]  # of fewer metrics
+        left = {(task.key(job), job.arm) for job, point in found.items() if not point}
+        unfinished = [point for point in stored if (Key.of(point), point.arm) in left]  # of fewer metrics
         points = [*(point for point in found.values() if point), *unfinished, *others]
         points.sort(key=lambda point: point.lmbda is None)  # anchors last
         used = {name for point in points for name in point.shown}
