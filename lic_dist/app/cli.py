@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lic_dist.app.commands import cache, codec, models, push, submit
+from lic_dist.app.commands import cache, codec, data, models, push, submit
 from lic_dist.app.commands import config as config_commands
 from lic_dist.app.commands.options import (
     Architecture,
@@ -213,6 +213,7 @@ def run_study(
 
 
 app.command()(config_commands.init)
+app.command()(data.data)
 app.command()(codec.encode)
 app.command()(codec.decode)
 app.command()(push.push)

@@ -264,6 +264,11 @@ class Engine(Section):
     num_cpus: int | None = Field(None, description="CPUs of a cluster started here; null: all.")
 
 
+MetricName = Literal[
+    "psnr", "ms-ssim", "psnr-yuv", "ssim", "iw-ssim", "vif", "fsim", "gmsd", "ssimulacra2", "vmaf", "cvvdp", "flip"
+]
+
+
 class Evaluate(Section):
     """A rate-distortion run with real bitstreams (`lic-dist evaluate`)."""
 
@@ -283,6 +288,18 @@ class Evaluate(Section):
         default_factory=dict,
         description="The arms of checkpoints, by name, path or pattern, where they do not tell them themselves: "
         "{runs/continued-*: base training control}.",
+    )
+    anchors: tuple[str, ...] | dict[str, tuple[float, ...]] = Field(
+        (),
+        description="Classic codecs over the same pictures: jpeg, jpeg 4:4:4, webp, avif, avif 4:4:4, avif iq, jxl, "
+        "jpeg2000, at qualities that cover the points' PSNR; a mapping: each with qualities of its own, {webp: [20, "
+        "50, 80]}.",
+    )
+    metrics: tuple[MetricName, ...] = Field(
+        ("psnr", "ms-ssim"),
+        min_length=1,
+        description="What is measured of each decoded picture; psnr always. Most need a package, of the extras "
+        "`metrics` and `cvvdp`.",
     )
     show: tuple[str, ...] = Field(
         (), description="Pictures that are kept decoded for the report, by their names in the results."

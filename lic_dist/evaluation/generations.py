@@ -27,7 +27,7 @@ from rich.table import Table
 
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.config import Experiment, need
-from lic_dist.errors import LicError
+from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.jobs import Job, Task
 from lic_dist.evaluation.journal import Journal, Key, beside
 from lic_dist.evaluation.metrics import psnr8
@@ -64,6 +64,8 @@ def evaluate_generations(experiment: Experiment, count: int) -> Path:
     A run is resumed as by `evaluate` and raises the same errors. Stored rows of more than `count` generations are cut.
     """
     task = Task.of(experiment)
+    if not task.jobs:
+        raise UsageError("nothing to code again: anchors are not", hint="name evaluate.checkpoints, or a model")
     out = beside(need(experiment.evaluate, "evaluate").out, ".generations.json")
     task.require_outside(out)
     with Journal.of(out) as journal:
@@ -150,7 +152,7 @@ def _code_again(count: int, codec: ImageCodec, image: NDArray[np.uint8], name: s
     return row, picture
 
 
-def _point(job: Job, task: Task, rows: Sequence[Row]) -> Generations:
+def _point(job: Job, task: Task[Job], rows: Sequence[Row]) -> Generations:
     return Generations(
         checkpoint=job.checkpoint,
         quantizer=job.quantizer,

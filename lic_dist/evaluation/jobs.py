@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lic_dist.building.records import named_record
 from lic_dist.codec.codec import ImageCodec
@@ -18,6 +18,7 @@ from lic_dist.data import images, photo_files
 from lic_dist.data.source import PhotoSource
 from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import UsageError
+from lic_dist.evaluation.anchors import AnchorJob
 from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
@@ -71,18 +72,22 @@ class Job:
         return ImageCodec(loaded.model, record)
 
 
+AnyJob = Job | AnchorJob
+J = TypeVar("J", bound=AnyJob)
+
+
 @dataclass(frozen=True)
-class Task:
+class Task(Generic[J]):
     """The jobs of an experiment, the engine that runs them, and the images: source, names and a digest of all files."""
 
     engine: Engine
-    jobs: tuple[Job, ...]
+    jobs: tuple[J, ...]
     source: PhotoSource
     names: tuple[str, ...]
     pictures: str
 
     @classmethod
-    def of(cls, experiment: Experiment) -> Task:
+    def of(cls, experiment: Experiment) -> Task[Job]:
         """Load and check everything once, so that every mistake is reported before the first image is coded.
 
         Raises:
@@ -90,7 +95,7 @@ class Task:
             UsageError: an unknown checkpoint or quantizer, or one made for another model.
         """
         section = need(experiment.evaluate, "evaluate")
-        if not section.checkpoints and experiment.model is None:
+        if not section.checkpoints and experiment.model is None and not section.anchors:
             raise UsageError("nothing to evaluate", hint="name evaluate.checkpoints, or a model")
         source = open_source(section.images, section.options).absolute()
         if source.packed:
@@ -99,7 +104,7 @@ class Task:
         found.tell()
         names = [photo_files.readable(name) for name in found.names]
         pictures = images.files_digest(source, names)
-        chosen = section.checkpoints or (need(experiment.model, "model").checkpoint,)
+        chosen = section.checkpoints or ((experiment.model.checkpoint,) if experiment.model else ())
         by_pattern = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, section.quantizers)
         by_checkpoint: dict[str, tuple[str, ...]] = {}
         for pattern, quantizers in by_pattern.items():
@@ -115,27 +120,33 @@ class Task:
         ]
         # `arm` counts: a retraining that improved nothing has the tensors of its base, but is a point of its own
         jobs = list({(job.quantizer, job.record, job.model, job.arm): job for job in named}.values())
-        if not jobs:
+        if not jobs and not section.anchors:
             raise UsageError("nothing to evaluate: no checkpoint carries a quantizer", hint="name evaluate.quantizers")
-        return cls(experiment.engine, tuple(jobs), source, tuple(names), pictures)
+        return Task(experiment.engine, tuple(jobs), source, tuple(names), pictures)
 
     def require_outside(self, out: Path) -> None:
         """Raise UsageError where pictures written beside `out` would be images of the next evaluation."""
         if out.resolve().is_relative_to(self.source.where):
             raise UsageError(f"{out} lies in the folder of images", hint="give evaluate.out another folder")
 
-    def key(self, job: Job) -> Key:
+    def key(self, job: J) -> Key:
         """Return the key of a job's rows and point."""
         return Key(job.quantizer, job.record, job.model, self.pictures)
 
     def others(self, points: Sequence[P]) -> list[P]:
-        """Return the points of a result file that match no job, neither by names and lambda nor by keys and arms."""
+        """Return the points of a result file that match no job, neither by names and lambda nor by keys and arms.
+
+        Those of an anchor by other versions or settings are left out: they would be on its curve.
+        """
         keys = {(self.key(job), job.arm) for job in self.jobs}
         named = {(job.checkpoint, job.quantizer, job.lmbda) for job in self.jobs}
+        versions = {job.quantizer: job.model for job in self.jobs if isinstance(job, AnchorJob)}
         return [
             point
             for point in points
-            if (point.checkpoint, point.quantizer, point.lmbda) not in named and (Key.of(point), point.arm) not in keys
+            if (point.checkpoint, point.quantizer, point.lmbda) not in named
+            and (Key.of(point), point.arm) not in keys
+            and (point.lmbda is not None or versions.get(point.quantizer, point.model) == point.model)
         ]
 
     @property

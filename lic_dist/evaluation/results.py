@@ -7,7 +7,7 @@
 `results` holds the means over the images of each point, in the order of `points`, which only our files have. A file
 with several arms or quantizers holds several curves. Paths are relative to the file's folder. A number that is not
 finite is null: the PSNR of equal pictures, a likelihood that the quantizer does not have. So is the MS-SSIM of a
-picture that is too small.
+picture that is too small, and any other metric's value, by its name in `evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -24,10 +24,17 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lic_dist.errors import LicError
+from lic_dist.evaluation.metrics import METRICS
 
 LARGEST_COUNTED = 8  # largest |k| in `k_counts`; larger ones are counted as this one
 _TUPLES = ("channel_bits", "k_counts")  # fields of a point that are lists in JSON
 _HINT = "give a result file, ours or CompressAI's"
+
+
+def _check_rate(value: float) -> float:
+    if not (0 <= value <= 1e4 or math.isnan(value)):
+        raise ValueError("no rate")
+    return value
 
 
 def _check_decibels(value: float) -> float:
@@ -37,17 +44,20 @@ def _check_decibels(value: float) -> float:
 
 
 Rate = Annotated[float, Field(ge=0, le=1e4)]  # bits per pixel
+Estimate = Annotated[float, AfterValidator(_check_rate)]  # bits per pixel; nan for none
 Decibels = Annotated[float, AfterValidator(_check_decibels)]  # inf for equal pictures
 Similarity = Annotated[float, Field(ge=-1, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Metrics = Mapping[str, Annotated[float, Field(ge=-1e4, le=1e4)] | None]  # of a name; None where there is no value
 
 
 @dataclass(frozen=True)
 class ImageResult:
     """One image coded and decoded: rates in bits per pixel, PSNR in dB on 8-bit RGB, times in seconds.
 
-    `bpp` counts the entropy-coded streams and `container_bpp` what is around them. `estimated_bpp` is the estimate of
-    the integer tables, `likelihood_bpp` that of the continuous model (nan where the quantizer has none).
+    `bpp` counts the entropy-coded streams and `container_bpp` what is around them; of a classic codec `bpp` counts the
+    whole file. `estimated_bpp` is the estimate of the integer tables (nan for a classic codec), `likelihood_bpp` that
+    of the continuous model (nan where the quantizer has none). `metrics` has what was measured beside PSNR and MS-SSIM.
     """
 
     image: str
@@ -56,20 +66,32 @@ class ImageResult:
     bpp: Rate
     psnr: Decibels
     ms_ssim: Similarity | None
-    estimated_bpp: Rate
+    estimated_bpp: Estimate
     likelihood_bpp: float
     container_bpp: Rate
     encode_seconds: Seconds
     decode_seconds: Seconds
+    metrics: Metrics = field(default_factory=dict)
+
+    @property
+    def quality(self) -> dict[str, float | None]:
+        """Every metric by name."""
+        return {"psnr": self.psnr, "ms-ssim": self.ms_ssim, **self.metrics}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A point of a curve: means over images at one lambda, in bits per pixel and dB."""
+    """A point of a curve: means over images at one lambda, in bits per pixel and dB; `metrics` as of an image."""
 
     bpp: Rate
     psnr: Decibels
     ms_ssim: Similarity | None
+    metrics: Metrics = field(default_factory=dict)
+
+    @property
+    def quality(self) -> dict[str, float | None]:
+        """Every metric by name."""
+        return {"psnr": self.psnr, "ms-ssim": self.ms_ssim, **self.metrics}
 
 
 @dataclass(frozen=True)
@@ -85,11 +107,15 @@ class Point:
     `channel_bits` are the estimated bits per pixel of each of the M channels of y, and `z_bpp` those of z, means over
     images. `k_counts` says how often the index k was <= -8, -7, .., 7, >= 8 in all images. `shown` maps images to
     decoded pictures that are kept, `set_aside` maps images that could not be coded to the reason.
+
+    The point of a classic codec at one quality has no lambda, no arm and nothing of latents: `quantizer` names the
+    codec, `checkpoint` says the quality, `settings` what the library was given, `versions` which library it was. Its
+    `record` is the digest of the settings, its `model` that of versions and settings but the quality.
     """
 
     checkpoint: str
     quantizer: str
-    lmbda: Annotated[float, Field(gt=0, le=1e6)]
+    lmbda: Annotated[float, Field(gt=0, le=1e6)] | None
     images: tuple[ImageResult, ...]
     record: str = ""
     model: str = ""
@@ -103,20 +129,33 @@ class Point:
     cache: str = ""
     shown: Mapping[str, str] = field(default_factory=dict)
     set_aside: Mapping[str, str] = field(default_factory=dict)
+    settings: str = ""
+    versions: str = ""
 
     def __post_init__(self) -> None:
         if not self.images:
             raise ValueError("a point needs an image")
 
     @property
+    def place(self) -> float | str:
+        """What tells it from the other points of its curve: its lambda, or the quality of a classic codec."""
+        return self.checkpoint if self.lmbda is None else self.lmbda
+
+    @property
     def figures(self) -> Figures:
-        """The means over the images; MS-SSIM only where every image has one."""
-        ms_ssim = [row.ms_ssim for row in self.images if row.ms_ssim is not None]
+        """The means over the images; but for PSNR only of what every image has."""
         return Figures(
             bpp=fmean(row.bpp for row in self.images),
             psnr=fmean(row.psnr for row in self.images),
-            ms_ssim=fmean(ms_ssim) if len(ms_ssim) == len(self.images) else None,
+            ms_ssim=_mean(row.ms_ssim for row in self.images),
+            metrics={name: _mean(row.metrics.get(name) for row in self.images) for name in self.images[0].metrics},
         )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return fmean(known) if len(known) == len(found) else None
 
 
 _ALWAYS = ConfigDict(revalidate_instances="always")
@@ -143,10 +182,16 @@ def write_points(
         "lmbda": [point.lmbda for point in points],
         "quantizer": [point.quantizer for point in points],
     }
+    results |= {name: [mean.metrics.get(name) for mean in means] for name in metrics_of(means)}
     rows = [asdict(point) | {"images": [plain_row(row) for row in point.images]} for point in points]
     content = {"name": name, "description": description, "results": results, "points": rows}
     written = content | {"originals": dict(originals or {})}
     write_whole(path, (json.dumps(written, indent=1, allow_nan=False) + "\n").encode())
+
+
+def metrics_of(figures: Iterable[Figures | ImageResult]) -> list[str]:
+    """Return the names of what is known beside PSNR and MS-SSIM."""
+    return list(dict.fromkeys(name for one in figures for name in one.metrics))
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -166,15 +211,26 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def plain_row(row: ImageResult) -> dict[str, Any]:
-    """Return a row for JSON, with None for a figure that is not finite."""
-    return {name: _plain(value) for name, value in asdict(row).items()}
+    """Return a row for JSON, with None for a figure that is not finite, and `metrics` where there are any."""
+    return {name: _plain(value) for name, value in asdict(row).items() if name != "metrics" or value}
+
+
+def flat_row(row: ImageResult) -> dict[str, Any]:
+    """Return `plain_row` with a column for each metric, named as in Python: iw_ssim."""
+    plain = plain_row(row)
+    return plain | {column_of(name): value for name, value in plain.pop("metrics", {}).items()}
+
+
+def column_of(metric: str) -> str:
+    """Return the name of a metric's column."""
+    return metric.replace("-", "_")
 
 
 def image_row(row: Mapping[str, Any]) -> ImageResult:
     """Return the row of `plain_row`'s dictionary. Raises TypeError or KeyError for another dictionary."""
     psnr = math.inf if row["psnr"] is None else row["psnr"]
-    likelihood = math.nan if row["likelihood_bpp"] is None else row["likelihood_bpp"]
-    return ImageResult(**{**row, "psnr": psnr, "likelihood_bpp": likelihood})
+    estimates = {name: math.nan if row[name] is None else row[name] for name in ("estimated_bpp", "likelihood_bpp")}
+    return ImageResult(**{**row, "psnr": psnr, **estimates})
 
 
 def read_points(path: Path) -> tuple[Point, ...]:
@@ -261,11 +317,21 @@ def _published_figures(path: Path, content: dict[str, Any]) -> tuple[Figures, ..
     ms_ssim = results.get("ms-ssim-rgb", results.get("ms-ssim", [None] * len(bpp)))
     if not isinstance(ms_ssim, list) or len(ms_ssim) != len(bpp):
         raise LicError(f"{path} has {len(bpp)} rates and not as many MS-SSIM figures")
-    rows = [{"bpp": a, "psnr": b, "ms_ssim": c} for a, b, c in zip(bpp, psnr, ms_ssim, strict=True)]
+    others = [
+        name for name in METRICS if name not in ("psnr", "ms-ssim") and len(_listed(results.get(name))) == len(bpp)
+    ]
+    rows = [
+        {"bpp": a, "psnr": b, "ms_ssim": c, "metrics": {name: results[name][number] for name in others}}
+        for number, (a, b, c) in enumerate(zip(bpp, psnr, ms_ssim, strict=True))
+    ]
     figures = _checked(path, _FIGURES, rows)
     if not all(math.isfinite(figure.psnr) for figure in figures):
         raise LicError(f"{path} has PSNR that is not finite")
     return tuple(sorted(figures, key=lambda figure: figure.bpp))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _checked(path: Path, kind: TypeAdapter[Any], content: Any) -> Any:

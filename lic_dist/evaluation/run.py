@@ -1,8 +1,9 @@
 """Rate-distortion runs: code each image to real bytes, decode it, compare it bit for bit, and measure.
 
 Every image of every job is one unit of a single run of the engine, job after job, so that workers start once and keep a
-codec until the next job begins. A row is put into the journal at once, and a point into the result file as soon as all
-its rows exist. Both have the key of what was measured, and what is still valid is not measured again.
+codec until the next job begins; anchors are coded in a second run, at qualities that cover what the first measured. A
+row is put into the journal at once, and a point into the result file as soon as all its rows exist. Both have the key
+of what was measured, and what is still valid is not measured again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -29,15 +30,17 @@ from lic_dist.building.base_summary import base_summary_of_pictures
 from lic_dist.building.shards import restore_torch_settings
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.rans import BitstreamError
-from lic_dist.config import Experiment, bounds, need
+from lic_dist.config import Evaluate, Experiment, bounds, need
 from lic_dist.data import images
 from lic_dist.data.source import PhotoSource
 from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
-from lic_dist.evaluation.jobs import BASE, Job, Task, file_safe
+from lic_dist.evaluation.anchors import anchor_jobs, asked, measured_anchor_row
+from lic_dist.evaluation.classic import ClassicCodec
+from lic_dist.evaluation.jobs import BASE, AnyJob, J, Job, Task, file_safe
 from lic_dist.evaluation.journal import Journal, Key, beside
-from lic_dist.evaluation.metrics import ms_ssim8, psnr8
+from lic_dist.evaluation.metrics import METRICS, distortion, require
 from lic_dist.evaluation.results import (
     LARGEST_COUNTED,
     ImageResult,
@@ -54,15 +57,17 @@ from lic_dist.models.names import label
 from lic_dist.progress import Progress
 
 Row = Mapping[str, Any]  # of the journal: figures, or a "fault"
+Work = Callable[[Any, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]]  # on a codec, an image and its name
 _FIGURES = tuple(field.name for field in fields(ImageResult))
+STANDARD: tuple[str, ...] = Evaluate.model_fields["metrics"].default
 _STATISTICS = ("channel_bits", "k_counts", "z_bpp")
 
 
 @dataclass(frozen=True)
-class Unit:
+class Unit(Generic[J]):
     """An image to code for a job; `picture` is the path at which the decoded picture is kept, or empty."""
 
-    job: Job
+    job: J
     image: str
     picture: str = ""
 
@@ -90,67 +95,86 @@ def evaluate(experiment: Experiment) -> Path:
     Raises:
         LicError: no images, one that cannot be read, a decoder that does not give the encoder's picture, a job that
             can code no image, or another run that writes the file.
-        UsageError: an unknown checkpoint, quantizer or image, or a quantizer made for another model.
+        UsageError: an unknown checkpoint, quantizer, image or anchor, a quantizer made for another model, or an anchor
+            that is not installed.
     """
-    task = Task.of(experiment)
     section = need(experiment.evaluate, "evaluate")
+    require(section.metrics)
+    wanted = asked(section.anchors)
+    task = Task.of(experiment)
     _require_known(section.show, task.names)
     if section.show:
         task.require_outside(section.out)
     with Journal.of(section.out) as journal:
-        stored = read_points(section.out)
-        originals = read_originals(section.out) | _keep_originals(section.out, section.show, task)
-        known = {Key.of(point): point for point in stored}
-        others = task.others(stored)
-        found: dict[Job, Point | None] = {
-            job: replace(point, checkpoint=job.checkpoint, **_retraining(job))
-            if (point := known.get(task.key(job)))
-            else None
-            for job in task.jobs
-        }
-        pictures = {job: _picture_paths(section.out, job, task, section.show) for job in task.jobs}
-        units = [unit for job in task.jobs for unit in _units_left(job, task, found[job], journal, pictures[job])]
-
-        def finish(jobs: Sequence[Job]) -> None:
-            for job in jobs:
-                rows = [row for name in task.names if (row := journal.rows.get((task.key(job), name))) is not None]
-                point = found[job] or _point(job, task, rows)
-                shown = {name: _relative(path, section.out) for name, path in pictures[job].items()}
-                found[job] = point and replace(point, shown=_existing({**point.shown, **shown}, section.out))
-            points = [*(point for point in found.values() if point), *others]
-            used = {name for point in points for name in point.shown}
-            kept_originals = {name: path for name, path in originals.items() if name in used}
-            write_points(section.out, experiment.name, points, originals=kept_originals)
-            write_csv(beside(section.out, ".csv"), points)
-
-        _print_base_lines(task, units)
-        code(task, units, journal, _measured_row, finish)
-        for job, point in found.items():
-            if point is None:
-                first = journal.rows[task.key(job), task.names[0]]
-                raise LicError(f"no image can be coded with {job}: {first['image']}: {first['fault']}")
-        journal.settle(task.named)
+        if task.jobs:
+            _measure(experiment, task, journal, partial(_measured_row, section.metrics))
+        if wanted:
+            jobs = anchor_jobs(wanted, task.source, task.names, task.pictures, read_points(section.out))
+            anchors = Task(task.engine, jobs, task.source, task.names, task.pictures)
+            _measure(experiment, anchors, journal, partial(measured_anchor_row, section.metrics))
     return section.out
 
 
-def _print_base_lines(task: Task, units: Sequence[Unit]) -> None:
+def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work) -> None:
+    """Do `work` on all pictures of the task's jobs, and write the points into the result file: see `evaluate`."""
+    section = need(experiment.evaluate, "evaluate")
+    stored = read_points(section.out)
+    originals = read_originals(section.out) | _keep_originals(section.out, section.show, task)
+    known = {Key.of(point): point for point in stored if _has_all(point, section.metrics)}
+    others = task.others(stored)
+    found: dict[J, Point | None] = {
+        job: replace(point, checkpoint=job.checkpoint, **_said(job)) if (point := known.get(task.key(job))) else None
+        for job in task.jobs
+    }
+    pictures = {job: _picture_paths(section.out, job, task, section.show) for job in task.jobs}
+    units = [
+        unit
+        for job in task.jobs
+        for unit in _units_left(job, task, found[job], journal, pictures[job], section.metrics)
+    ]
+
+    def finish(jobs: Sequence[J]) -> None:
+        for job in jobs:
+            rows = [row for name in task.names if (row := journal.rows.get((task.key(job), name))) is not None]
+            point = found[job] or _point(job, task, rows)
+            shown = {name: _relative(path, section.out) for name, path in pictures[job].items()}
+            found[job] = point and replace(point, shown=_existing({**point.shown, **shown}, section.out))
+        left = {(task.key(job), job.arm) for job, point in found.items() if not point}
+        unfinished = [point for point in stored if (Key.of(point), point.arm) in left]  # of fewer metrics
+        points = [*(point for point in found.values() if point), *unfinished, *others]
+        points.sort(key=lambda point: point.lmbda is None)  # anchors last
+        used = {name for point in points for name in point.shown}
+        kept_originals = {name: path for name, path in originals.items() if name in used}
+        write_points(section.out, experiment.name, points, originals=kept_originals)
+        write_csv(beside(section.out, ".csv"), points)
+
+    _print_base_lines(task, units)
+    code(task, units, journal, work, finish)
+    for job, point in found.items():
+        if point is None:
+            first = journal.rows[task.key(job), task.names[0]]
+            raise LicError(f"no image can be coded with {job}: {first['image']}: {first['fault']}")
+    journal.settle(task.named)
+
+
+def _print_base_lines(task: Task[Any], units: Sequence[Unit[Any]]) -> None:
     """Print a line on each base model that is about to code: see `base_summary_of_pictures`."""
-    bases = {unit.job.checkpoint: unit.job for unit in units if unit.job.arm == BASE}
+    bases: dict[str, Job] = {unit.job.checkpoint: unit.job for unit in units if unit.job.arm == BASE}
     for job in bases.values():
         if line := base_summary_of_pictures(job.load(), task.source, task.names):
             print(line, flush=True)
 
 
 def code(
-    task: Task,
-    units: Sequence[Unit],
+    task: Task[J],
+    units: Sequence[Unit[J]],
     journal: Journal,
-    work: Callable[[ImageCodec, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]],
-    finish: Callable[[Sequence[Job]], None],
+    work: Work,
+    finish: Callable[[Sequence[J]], None],
 ) -> None:
     """Do `work` on every unit, put the rows into the journal, and call `finish` with jobs whose units are all done.
 
-    `finish` is called first with the jobs that have no units. `work` takes a codec, an image and its name, and
+    `finish` is called first with the jobs that have no units. `work` takes a job's codec, an image and its name, and
     returns a row and a picture; it must be picklable.
     """
     left = Counter(unit.job for unit in units)
@@ -172,19 +196,18 @@ def code(
                 finish([job])
 
 
-def _make_coder(
-    source: PhotoSource, work: Callable[[ImageCodec, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]]
-) -> Callable[[Unit], Row]:
+def _make_coder(source: PhotoSource, work: Work) -> Callable[[Unit[Any]], Row]:
     """Set up a worker process; return the function that codes a unit and keeps the codec for the next one."""
     torch.set_num_threads(1)
-    loaded: tuple[Job, ImageCodec] | None = None
+    loaded: tuple[AnyJob, ImageCodec | ClassicCodec] | None = None
 
-    def code(unit: Unit) -> Row:
+    def code(unit: Unit[Any]) -> Row:
         nonlocal loaded
         if loaded is None or loaded[0] != unit.job:
             loaded = None  # free it first: two models may not fit into memory
             loaded = unit.job, unit.job.codec()
-            _warm_up(loaded[1])
+            if isinstance(loaded[1], ImageCodec):
+                _warm_up(loaded[1])
         image = images.picture(source, unit.image)
         try:
             row, picture = work(loaded[1], image, unit.image)
@@ -205,13 +228,17 @@ def _warm_up(codec: ImageCodec) -> None:
         codec.decode(codec.encode(np.zeros((1, 1, 3), np.uint8)).data)
 
 
-def _measured_row(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> tuple[Row, NDArray[np.uint8]]:
-    measured = measure_image(codec, image, name)
+def _measured_row(
+    metrics: Sequence[str], codec: ImageCodec, image: NDArray[np.uint8], name: str
+) -> tuple[Row, NDArray[np.uint8]]:
+    measured = measure_image(codec, image, name, metrics)
     return {**plain_row(measured.result), **statistics(codec, measured)}, measured.picture
 
 
-def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Measured:
-    """Encode, decode and measure one image, uint8 [H, W, 3].
+def measure_image(
+    codec: ImageCodec, image: NDArray[np.uint8], name: str, metrics: Sequence[str] = STANDARD
+) -> Measured:
+    """Encode, decode and measure one image, uint8 [H, W, 3]; PSNR always, and these metrics.
 
     The latents are compared bit for bit, because the picture is a function of y_hat alone.
 
@@ -234,8 +261,7 @@ def measure_image(codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Mea
         height=height,
         width=width,
         bpp=encoded.coded_bits / pixels,
-        psnr=psnr8(image, decoded),
-        ms_ssim=ms_ssim8(image, decoded),
+        **distortion(metrics, image, decoded),
         estimated_bpp=(codec.side_bits(encoded) + float(bits.sum())) / pixels,
         likelihood_bpp=codec.likelihood_bits(encoded) / pixels,
         container_bpp=encoded.container_bits / pixels,
@@ -257,12 +283,13 @@ def statistics(codec: ImageCodec, measured: Measured) -> dict[str, Any]:
     }
 
 
-def _retraining(job: Job) -> dict[str, Any]:
-    """Return what a point says of how its model was made."""
-    return {name: getattr(job, name) for name in ("arm", "seed", "snapshot", "cache")}
+def _said(job: AnyJob) -> dict[str, Any]:
+    """Return what a point says of how its model was made, or of which library coded."""
+    names = ("arm", "seed", "snapshot", "cache") if isinstance(job, Job) else ("settings", "versions")
+    return {name: getattr(job, name) for name in names}
 
 
-def _point(job: Job, task: Task, rows: Sequence[Row]) -> Point | None:
+def _point(job: J, task: Task[J], rows: Sequence[Row]) -> Point | None:
     """Return a job's point from the rows of all its images; None where no image could be coded."""
     coded = [row for row in rows if "fault" not in row]
     if not coded:
@@ -271,26 +298,49 @@ def _point(job: Job, task: Task, rows: Sequence[Row]) -> Point | None:
         checkpoint=job.checkpoint,
         quantizer=job.quantizer,
         lmbda=job.lmbda,
-        images=tuple(image_row({name: row[name] for name in _FIGURES}) for row in coded),
+        images=tuple(image_row({name: row[name] for name in _FIGURES if name in row}) for row in coded),
         record=job.record,
         model=job.model,
-        **_retraining(job),
+        **_said(job),
         pictures=task.pictures,
-        channel_bits=tuple(fmean(column) for column in zip(*(row["channel_bits"] for row in coded), strict=True)),
-        k_counts=tuple(sum(column) for column in zip(*(row["k_counts"] for row in coded), strict=True)),
-        z_bpp=fmean(row["z_bpp"] for row in coded),
         set_aside={row["image"]: row["fault"] for row in rows if "fault" in row},
+        **(_means_of_statistics(coded) if isinstance(job, Job) else {}),
     )
 
 
-def _units_left(job: Job, task: Task, point: Point | None, journal: Journal, paths: Mapping[str, Path]) -> list[Unit]:
+def _means_of_statistics(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the `statistics` of a point from those of its images."""
+    return {
+        "channel_bits": tuple(fmean(column) for column in zip(*(row["channel_bits"] for row in rows), strict=True)),
+        "k_counts": tuple(sum(column) for column in zip(*(row["k_counts"] for row in rows), strict=True)),
+        "z_bpp": fmean(row["z_bpp"] for row in rows),
+    }
+
+
+def _has_all(point: Point, metrics: Sequence[str]) -> bool:
+    """Return whether every image of a point has these metrics, or is too small for them."""
+    return all(_has(plain_row(row), metrics) for row in point.images)
+
+
+def _has(row: Row, metrics: Sequence[str]) -> bool:
+    """Return whether a row with figures has these metrics; MS-SSIM is None of a picture too small, or not asked for."""
+    known = {"psnr", *row.get("metrics", ())}
+    if row["ms_ssim"] is not None or min(row["height"], row["width"]) < METRICS["ms-ssim"].least:
+        known.add("ms-ssim")
+    return known.issuperset(metrics)
+
+
+def _units_left(
+    job: J, task: Task[J], point: Point | None, journal: Journal, paths: Mapping[str, Path], metrics: Sequence[str]
+) -> list[Unit[J]]:
     """Return the units that a job still needs: images without a row, and shown images without their picture."""
     units = []
+    needed = {*_FIGURES, *(_STATISTICS if isinstance(job, Job) else ())} - {"metrics"}
     for name in task.names:
         row = journal.rows.get((task.key(job), name), {})
         picture = str(paths[name].resolve()) if name in paths else ""
         faulty = "fault" in row or (point is not None and name in point.set_aside)
-        measured = point is not None or faulty or {*_FIGURES, *_STATISTICS} <= row.keys()
+        measured = point is not None or faulty or (needed <= row.keys() and _has(row, metrics))
         if not measured or (picture and not faulty and not paths[name].exists()):
             units.append(Unit(job, name, picture))
     return units
@@ -304,7 +354,7 @@ def _require_known(show: Sequence[str], names: Sequence[str]) -> None:
             raise UsageError(f"evaluate.show names no image: '{name}'", hint=f"there is '{near[0]}'")
 
 
-def _keep_originals(out: Path, show: Sequence[str], task: Task) -> dict[str, str]:
+def _keep_originals(out: Path, show: Sequence[str], task: Task[Any]) -> dict[str, str]:
     """Write the originals of the shown images as PNG; return their relative paths by name."""
     folder = beside(out, ".pictures") / f"original-{task.pictures[:8]}"
     paths = {name: _png_path(folder, name) for name in show}
@@ -314,7 +364,7 @@ def _keep_originals(out: Path, show: Sequence[str], task: Task) -> dict[str, str
     return {name: _relative(path, out) for name, path in paths.items()}
 
 
-def _picture_paths(out: Path, job: Job, task: Task, show: Sequence[str]) -> dict[str, Path]:
+def _picture_paths(out: Path, job: AnyJob, task: Task[Any], show: Sequence[str]) -> dict[str, Path]:
     """Return the paths at which the decoded pictures of a job are kept, by image."""
     digest = hashlib.sha256(f"{job.model} {job.record} {task.pictures}".encode()).hexdigest()
     folder = file_safe(f"{label(job.checkpoint)}-{job.quantizer}-{digest[:8]}")

@@ -1,4 +1,4 @@
-"""Import compressai without its slow imports, and torchvision beside a CPU build of torch."""
+"""Import compressai and piq without their slow imports, and torchvision beside a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ _DEFERRED: dict[
     "compressai.models": ("pointcloud",),  # torch_geometric
 }
 
+_PIQ_NETWORKS = ("msid", "fid", "kid", "pr", "gs", "isc", "brisque", "perceptual", "pieapp", "clip_iqa")
+
 
 def import_compressai() -> ModuleType:
     """Import and return `compressai` with its submodules `ans`, `models` and `entropy_models`.
@@ -50,6 +52,13 @@ def import_compressai() -> ModuleType:
     for name in ("ans", "entropy_models", "models"):
         importlib.import_module(f"compressai.{name}")
     return sys.modules["compressai"]
+
+
+def import_piq() -> ModuleType:
+    """Import and return `piq`; what it has of networks, and torchvision with it, is imported when it is first used."""
+    if "piq" not in sys.modules:
+        _import_without("piq", _PIQ_NETWORKS)
+    return sys.modules["piq"]
 
 
 def standardized_quantile(probability: float) -> float:

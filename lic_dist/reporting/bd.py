@@ -1,7 +1,8 @@
 """Bjøntegaard-Delta rate: how much less rate a curve needs than an anchor at equal quality, in percent.
 
-The quality is PSNR, or MS-SSIM in dB, -10 log10(1 - MS-SSIM); of an averaged curve that of the mean MS-SSIM. The
-package `bjontegaard` (Herglotz et al. 2022) integrates; PCHIP as JVET does (JVET-H0030), Akima as a check.
+The quality is PSNR, or another metric on its scale (`evaluation.metrics`), such as MS-SSIM in dB, -10 log10(1 -
+MS-SSIM); of an averaged curve that of the mean MS-SSIM. The package `bjontegaard` (Herglotz et al. 2022) integrates;
+PCHIP as JVET does (JVET-H0030), Akima as a check.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from lic_dist.errors import LicError
+from lic_dist.evaluation.metrics import METRICS
 from lic_dist.evaluation.results import Figures
 from lic_dist.reporting.curves import Curve
 
@@ -23,26 +24,24 @@ import bjontegaard  # noqa: E402
 
 FEWEST_POINTS = 4
 METHODS = ("pchip", "akima")
-Quality = Literal["psnr", "ms-ssim"]
-QUALITIES: dict[Quality, str] = {"psnr": "PSNR", "ms-ssim": "MS-SSIM"}
-_Samples = tuple[np.ndarray, np.ndarray]  # bpp and quality in dB, both rising
+_Samples = tuple[np.ndarray, np.ndarray]  # bpp and quality, both rising
 
 
-def decibels(figures: Figures, quality: Quality = "psnr") -> float:
-    """PSNR or MS-SSIM in dB; inf for a picture that equals its original, nan where there is no MS-SSIM."""
-    if quality == "psnr":
-        return figures.psnr
-    if figures.ms_ssim is None:
-        return math.nan
-    return -10 * math.log10(1 - figures.ms_ssim) if figures.ms_ssim < 1 else math.inf
+def rising(figures: Figures, quality: str = "psnr") -> float:
+    """A metric on its scale, which grows with quality: dB of PSNR and MS-SSIM; nan where there is none.
+
+    It is inf for a picture that equals its original.
+    """
+    value = figures.quality.get(quality)
+    return math.nan if value is None else METRICS[quality].rising(value)
 
 
-def known(curve: Curve, quality: Quality) -> bool:
+def known(curve: Curve, quality: str) -> bool:
     """Whether all points of the averaged curve have this quality."""
-    return not any(math.isnan(decibels(figures, quality)) for figures in curve.figures)
+    return not any(math.isnan(rising(figures, quality)) for figures in curve.figures)
 
 
-def bd_rate(anchor: Curve, test: Curve, method: str = "pchip", quality: Quality = "psnr") -> float:
+def bd_rate(anchor: Curve, test: Curve, method: str = "pchip", quality: str = "psnr") -> float:
     """BD-rate of the averaged curves in percent; negative: `test` needs less rate.
 
     Raises:
@@ -66,15 +65,20 @@ def rate_change(anchor: Curve, test: Curve, samples: int = 101) -> tuple[np.ndar
     return psnr, 100 * np.expm1(after - before)
 
 
-def overlap(anchor: Curve, test: Curve, quality: Quality = "psnr") -> float:
-    """The share of both curves' range of quality that they have in common, 0..1: below .75 distrust the BD-rate."""
-    one, other = ([decibels(figures, quality) for figures in curve.figures] for curve in (anchor, test))
+def overlap(anchor: Curve, test: Curve, quality: str = "psnr") -> float:
+    """The share of both curves' range of quality that they have in common, 0..1: below .75 distrust the BD-rate.
+
+    Of a classic codec and another curve the other's range counts, since a classic codec has any.
+    """
+    one, other = ([rising(figures, quality) for figures in curve.figures] for curve in (anchor, test))
     shared = min(max(one), max(other)) - max(min(one), min(other))
-    whole = max(*one, *other) - min(*one, *other)
+    classic = {curve.classic for curve in (anchor, test)}
+    counted = [*one, *other] if len(classic) == 1 else other if anchor.classic else one
+    whole = max(counted) - min(counted)
     return max(0.0, shared) / whole if whole > 0 else 0.0
 
 
-def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip", quality: Quality = "psnr") -> dict[str, float]:
+def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip", quality: str = "psnr") -> dict[str, float]:
     """BD-rate in percent of each image that has this quality, by name.
 
     Raises:
@@ -86,7 +90,7 @@ def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip", quality: Q
         raise LicError(f"{anchor.name} and {test.name} were measured on different images")
     rates = {}
     for image, figures in tests.items():
-        if any(math.isnan(decibels(one, quality)) for one in (*anchors[image], *figures)):
+        if any(math.isnan(rising(one, quality)) for one in (*anchors[image], *figures)):
             continue
         try:
             rates[image] = _bd_rate(anchors[image], figures, method, quality)
@@ -97,7 +101,7 @@ def image_bd_rates(anchor: Curve, test: Curve, method: str = "pchip", quality: Q
 
 def _means(curve: Curve) -> Sequence[Figures]:
     """The averaged curve, if it is one: two checkpoints at one lambda lie on two."""
-    if len({point.lmbda for point in curve.points}) < len(curve.points):
+    if len({point.place for point in curve.points}) < len(curve.points):
         hint = "evaluate its checkpoints into files of their own"
         raise LicError(f"{curve.name} has several points at one lambda: {hint}")
     return curve.figures
@@ -109,13 +113,13 @@ def _image_figures(curve: Curve) -> dict[str, list[Figures]]:
     by_image: dict[str, list[Figures]] = {}
     for point in curve.points:
         for row in point.images:
-            by_image.setdefault(row.image, []).append(Figures(row.bpp, row.psnr, row.ms_ssim))
+            by_image.setdefault(row.image, []).append(Figures(row.bpp, row.psnr, row.ms_ssim, row.metrics))
     if any(len(figures) != len(curve.points) for figures in by_image.values()):
         raise LicError(f"the points of {curve.name} were measured on different images")
     return by_image
 
 
-def _bd_rate(anchor: Sequence[Figures], test: Sequence[Figures], method: str, quality: Quality) -> float:
+def _bd_rate(anchor: Sequence[Figures], test: Sequence[Figures], method: str, quality: str) -> float:
     if method not in METHODS:
         raise ValueError(f"no method {method!r}: there are {', '.join(METHODS)}")
     of_anchor, of_test = _in_common(anchor, test, quality)
@@ -123,20 +127,20 @@ def _bd_rate(anchor: Sequence[Figures], test: Sequence[Figures], method: str, qu
     return float(rate)
 
 
-def _in_common(anchor: Sequence[Figures], test: Sequence[Figures], quality: Quality) -> tuple[_Samples, _Samples]:
+def _in_common(anchor: Sequence[Figures], test: Sequence[Figures], quality: str) -> tuple[_Samples, _Samples]:
     of_anchor, of_test = _rising(anchor, "the anchor", quality), _rising(test, "the curve", quality)
     if min(of_anchor[1][-1], of_test[1][-1]) <= max(of_anchor[1][0], of_test[1][0]):
-        raise LicError(f"the curve has no {QUALITIES[quality]} in common with the anchor")
+        raise LicError(f"the curve has no {METRICS[quality].title} in common with the anchor")
     return of_anchor, of_test
 
 
-def _rising(figures: Sequence[Figures], who: str, quality: Quality) -> _Samples:
+def _rising(figures: Sequence[Figures], who: str, quality: str) -> _Samples:
     if len(figures) < FEWEST_POINTS:
         raise LicError(f"{who} has {len(figures)} points, a BD-rate needs {FEWEST_POINTS}")
     ordered = sorted(figures, key=lambda one: one.bpp)
-    bpp, values = np.array([one.bpp for one in ordered]), np.array([decibels(one, quality) for one in ordered])
+    bpp, values = np.array([one.bpp for one in ordered]), np.array([rising(one, quality) for one in ordered])
     if np.isnan(values).any():
-        raise LicError(f"{who} has points without {QUALITIES[quality]}")
+        raise LicError(f"{who} has points without {METRICS[quality].title}")
     if not (np.isfinite(values).all() and bpp[0] > 0 and (np.diff(bpp) > 0).all() and (np.diff(values) > 0).all()):
-        raise LicError(f"the {QUALITIES[quality]} of {who} does not rise with its rate")
+        raise LicError(f"the {METRICS[quality].title} of {who} does not rise with its rate")
     return bpp, values

@@ -19,12 +19,13 @@ import pandas as pd
 
 from lic_dist import drawing
 from lic_dist.drawing import GRID, INK
+from lic_dist.evaluation.metrics import METRICS
 from lic_dist.evaluation.results import LARGEST_COUNTED as LARGEST
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval
-from lic_dist.reporting.bd import Quality, decibels, known, rate_change
+from lic_dist.reporting.bd import known, rate_change, rising
 from lic_dist.reporting.comparison import AnchorTable, Comparison, detailed_lambda, point_at
-from lic_dist.reporting.curves import Curve
+from lic_dist.reporting.curves import Curve, place_of
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.gains import Gains, lambda_changes
 from lic_dist.reporting.styles import Styles
@@ -57,10 +58,11 @@ class Chart:
 def charts(found: Findings, looks: Styles) -> list[Chart]:
     """All that these results can show."""
     curves, anchors = found.curves, found.anchors
+    learned = {curve.name for curve in curves if curve.learned}
     drawn = (
         _rd(curves, anchors[0], looks),
         _saving(curves, found.tables, looks),
-        _images(found.tables, looks),
+        _images(found.tables, learned, looks),
         _gains(curves, anchors, found.gains, looks),
         _latents(curves, anchors[0], looks),
     )
@@ -112,12 +114,14 @@ def _plot(
     return [line, point.encode(shape=_by_curve(alt.Shape, looks, "shape"))]
 
 
-def _intervals(rows: Rows, looks: Styles, x: Mapping[str, Any], tooltip: Sequence[alt.Tooltip]) -> list[alt.Chart]:
+def _intervals(
+    rows: Rows, looks: Styles, x: Mapping[str, Any], tooltip: Sequence[alt.Tooltip], clip: bool = False
+) -> list[alt.Chart]:
     """Means over the lines of their intervals: rows with curve, mean, low and high at places `x`."""
     shown = [alt.Tooltip(f"{name}:Q", format="+.2f") for name in ("mean", "low", "high")]
     base = _marks(rows, looks, [*tooltip, *shown]).encode(**x)
-    bar = base.mark_rule(strokeWidth=1.6).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
-    point = base.mark_point(filled=True, size=55, opacity=1).encode(y=alt.Y("mean:Q", title=None))
+    bar = base.mark_rule(clip=clip, strokeWidth=1.6).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+    point = base.mark_point(clip=clip, filled=True, size=55, opacity=1).encode(y=alt.Y("mean:Q", title=None))
     return [bar, point.encode(shape=_by_curve(alt.Shape, looks, "shape"))]
 
 
@@ -158,21 +162,20 @@ def _number(value: float) -> float | None:
 
 
 def _rd(curves: Sequence[Curve], anchor: Curve, looks: Styles) -> Chart:
-    panels = [_rd_panel("PSNR [dB]", curves, anchor, looks, "psnr")]
-    if similar := [curve for curve in curves if known(curve, "ms-ssim")]:
-        panels.append(_rd_panel("MS-SSIM [dB] = -10 log10(1 - MS-SSIM)", similar, anchor, looks, "ms-ssim"))
+    having = {name: [curve for curve in curves if known(curve, name)] for name in METRICS}
+    panels = [_rd_panel(METRICS[name].axis, found, anchor, looks, name) for name, found in having.items() if found]
     says = "Means over the images: quality over rate. Up and to the left is better."
     return Chart("rd", "Rate and distortion", says, tuple(panels))
 
 
-def _rd_panel(title: str, curves: Sequence[Curve], anchor: Curve, looks: Styles, quality: Quality) -> Panel:
+def _rd_panel(title: str, curves: Sequence[Curve], anchor: Curve, looks: Styles, quality: str) -> Panel:
     limit = _rate_limit(curves, anchor)
     rows: Rows = []
     shown: list[float] = []
     for curve in curves:
-        bpp, values = [one.bpp for one in curve.figures], [decibels(one, quality) for one in curve.figures]
-        lambdas = [f"{point.lmbda:g}" for point in curve.points] or [""] * len(bpp)
-        figures = zip(bpp, values, lambdas, strict=True)
+        bpp, values = [one.bpp for one in curve.figures], [rising(one, quality) for one in curve.figures]
+        places = [place_of(point) for point in curve.points] or [""] * len(bpp)
+        figures = zip(bpp, values, places, strict=True)
         rows += [{"curve": curve.name, "bpp": a, "quality": _number(b), "lambda": c} for a, b, c in figures]
         within = [b for a, b in zip(bpp, values, strict=True) if a <= limit]
         shown += [one for one in (*within, float(np.interp(limit, bpp, values))) if math.isfinite(one)]
@@ -204,30 +207,30 @@ def _rate_limit(curves: Sequence[Curve], anchor: Curve) -> float:
 
 def _saving(curves: Sequence[Curve], tables: Sequence[AnchorTable], looks: Styles) -> Chart:
     named = {curve.name: curve for curve in curves}
-    measured = {name for name, curve in named.items() if curve.points}
+    learned = {name for name, curve in named.items() if curve.learned}
     panels = []
     for table in tables:
         rated = [one.name for one in table.comparisons if one.pchip is not None]
         if rated:
             lines = {name: rate_change(table.anchor, named[name]) for name in rated}
-            panels.append(_saving_panel(f"against {table.anchor.name} [%]", lines, measured, looks))
+            panels.append(_saving_panel(f"against {table.anchor.name} [%]", lines, learned, looks))
     says = (
         "The change of rate at equal PSNR, in percent, over PSNR (averaged curves, PCHIP): below zero is less rate. "
-        "The BD-rate is its mean. Published curves do not widen the axes."
+        "The BD-rate is its mean. Published curves and classic codecs do not widen the axes."
     )
     return Chart("saving", "Rate saved at equal PSNR", says, tuple(panels))
 
 
 def _saving_panel(
-    title: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], measured: set[str], looks: Styles
+    title: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], learned: set[str], looks: Styles
 ) -> Panel:
-    """Axes as the measured curves need them, so that fractions of a percent show beside a far published curve."""
+    """Axes as the learned curves need them, so that fractions of a percent show beside a far published curve."""
     rows = [
         {"curve": name, "psnr": float(a), "change": float(b)}
         for name, (psnr, change) in lines.items()
         for a, b in zip(psnr, change, strict=True)
     ]
-    own = [line for name, line in lines.items() if name in measured] or list(lines.values())
+    own = [line for name, line in lines.items() if name in learned] or list(lines.values())
     low, high = min(0.0, *(one.min() for _, one in own)), max(0.0, *(one.max() for _, one in own))
     margin = 0.05 * (high - low) or 1.0
     reach = [min(psnr[0] for psnr, _ in own), max(psnr[-1] for psnr, _ in own)]
@@ -239,17 +242,20 @@ def _saving_panel(
     return _panel(title, *_plot(rows, looks, x, y, tooltip, points=False, clip=len(own) < len(lines)), _zero())
 
 
-def _images(tables: Sequence[AnchorTable], looks: Styles) -> Chart:
+def _images(tables: Sequence[AnchorTable], learned: set[str], looks: Styles) -> Chart:
     panels = []
     for table in tables:
         known = [one for one in table.comparisons if len(one.rates) > 1]
         if known:
-            panels.append(_images_panel(f"against {table.anchor.name} [%]", known, looks))
-    says = "The BD-rate of each image, sorted; at the right the mean over images with its 95 % bootstrap interval."
+            panels.append(_images_panel(f"against {table.anchor.name} [%]", known, learned, looks))
+    says = (
+        "The BD-rate of each image, sorted; at the right the mean over images with its 95 % bootstrap interval. "
+        "Classic codecs do not widen the axes."
+    )
     return Chart("images", "BD-rate image by image", says, tuple(panels))
 
 
-def _images_panel(title: str, comparisons: Sequence[Comparison], looks: Styles) -> Panel:
+def _images_panel(title: str, comparisons: Sequence[Comparison], learned: set[str], looks: Styles) -> Panel:
     count = max(len(one.rates) for one in comparisons)
     rows: Rows = []
     means: Rows = []
@@ -266,8 +272,15 @@ def _images_panel(title: str, comparisons: Sequence[Comparison], looks: Styles) 
     x = x.scale(domain=[1 - 0.02 * count, end], nice=False)
     border = alt.Chart(_NOTHING).mark_rule(color=GRID).encode(x=alt.datum(count * 1.03 + 0.05))
     tooltip = [alt.Tooltip("image:N"), alt.Tooltip("rate:Q", title="BD-rate", format="+.2f")]
-    lines = _plot(rows, looks, x, alt.Y("rate:Q", title=None), tooltip, width=0.6)
-    return _panel(title, *lines, *_intervals(means, looks, {"x": x}, []), border, _zero())
+    y = alt.Y("rate:Q", title=None)
+    own = [row["rate"] for row in rows if row["curve"] in learned]
+    clip = 0 < len(own) < len(rows)
+    if clip:
+        low, high = min(0.0, *own), max(0.0, *own)
+        margin = 0.05 * (high - low) or 1.0
+        y = y.scale(domain=[low - margin, high + margin], nice=False)
+    lines = _plot(rows, looks, x, y, tooltip, width=0.6, clip=clip)
+    return _panel(title, *lines, *_intervals(means, looks, {"x": x}, [], clip), border, _zero())
 
 
 def _ticks(count: int) -> list[int]:
@@ -284,7 +297,7 @@ def _gains(curves: Sequence[Curve], anchors: Sequence[Curve], tables: Sequence[G
     }
     own = {id(row.point): row.own for table in tables for row in table.rows}
     found["L against the same quantizer on the base [%]"] = [
-        (curve.name, {point.lmbda: change for point in curve.points if (change := own.get(id(point)))})
+        (curve.name, {point.lmbda: change for point in curve.points if point.lmbda and (change := own.get(id(point)))})
         for curve in curves
     ]
     panels = []

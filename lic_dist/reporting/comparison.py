@@ -9,9 +9,10 @@ from statistics import fmean, median
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.jobs import is_control
+from lic_dist.evaluation.metrics import METRICS
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval, mean_interval
-from lic_dist.reporting.bd import QUALITIES, Quality, bd_rate, image_bd_rates, known, overlap
+from lic_dist.reporting.bd import bd_rate, image_bd_rates, known, overlap
 from lic_dist.reporting.curves import Curve
 
 LEAST_OVERLAP = 0.75  # of the ranges of quality; the package `bjontegaard` warns below it
@@ -33,14 +34,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A curve against the anchor: BD-rates by PSNR and by MS-SSIM, and in `notes` why there are none.
+    """A curve against the anchor: BD-rates by each metric, and in `notes` why there are none.
 
-    There are none by MS-SSIM, and no note of it, where points or images have no MS-SSIM. `akima` is by PSNR.
+    There are none by MS-SSIM, and no note of it, where points or images have no MS-SSIM; so with the others. `akima` is
+    by PSNR.
     """
 
     name: str
     points: int
-    by: Mapping[Quality, Rates]
+    by: Mapping[str, Rates]
     akima: float | None = None
     notes: tuple[str, ...] = ()
     trusted: bool = True  # enough of the PSNR ranges in common
@@ -79,9 +81,9 @@ class AnchorTable:
         return any(one.pchip is not None for one in self.comparisons)
 
     @property
-    def similar(self) -> bool:
-        """Whether any curve has a BD-rate by MS-SSIM."""
-        return has_rates(self.comparisons, "ms-ssim")
+    def others(self) -> list[str]:
+        """The metrics beside PSNR by which any curve has a BD-rate."""
+        return [name for name in METRICS if name != "psnr" and has_rates(self.comparisons, name)]
 
     @property
     def notes(self) -> list[str]:
@@ -101,28 +103,37 @@ class Times:
 
 def compare(anchor: Curve, test: Curve) -> Comparison:
     """BD-rate of the averaged curve (PCHIP, Akima) and the mean over images with its 95 % interval (PCHIP)."""
-    by, notes = _rates(anchor, test, "psnr")
-    found = Comparison(test.name, len(test.figures), {"psnr": by, "ms-ssim": Rates()}, notes=notes)
-    if by.pchip is None:
+    by = {name: Rates() for name in METRICS}
+    by["psnr"], notes = _rates(anchor, test, "psnr")
+    found = Comparison(test.name, len(test.figures), by, notes=notes)
+    if found.pchip is None:
         return found
-    similar, more = _rates(anchor, test, "ms-ssim")
+    for name in METRICS:
+        if name != "psnr" and _has(anchor, name) and _has(test, name):
+            by[name], more = _rates(anchor, test, name)
+            notes = *notes, *more
     return replace(
         found,
-        by={"psnr": by, "ms-ssim": similar},
         akima=bd_rate(anchor, test, "akima"),
-        notes=tuple(dict.fromkeys((*notes, *more))),
+        notes=tuple(dict.fromkeys(notes)),
         trusted=overlap(anchor, test) >= LEAST_OVERLAP,
     )
 
 
-def _rates(anchor: Curve, test: Curve, quality: Quality) -> tuple[Rates, tuple[str, ...]]:
+def _has(curve: Curve, quality: str) -> bool:
+    """Whether any point or image has this metric."""
+    known = [one.quality for one in curve.figures] + [row.quality for point in curve.points for row in point.images]
+    return any(one.get(quality) is not None for one in known)
+
+
+def _rates(anchor: Curve, test: Curve, quality: str) -> tuple[Rates, tuple[str, ...]]:
     """The BD-rates by one quality, and notes."""
     pchip, rates, notes = None, {}, []
     try:
         if known(anchor, quality) and known(test, quality):
             pchip = bd_rate(anchor, test, quality=quality)
             if overlap(anchor, test, quality) < LEAST_OVERLAP:
-                what = f"{LEAST_OVERLAP:.0%} of the {QUALITIES[quality]} ranges in common"
+                what = f"{LEAST_OVERLAP:.0%} of the {METRICS[quality].title} ranges in common"
                 notes.append(f"less than {what}: distrust the figure")
         rates = image_bd_rates(anchor, test, quality=quality)
     except LicError as error:
@@ -144,7 +155,7 @@ def distinct_notes(comparisons: Sequence[Comparison]) -> list[str]:
     return list(dict.fromkeys(note for one in comparisons for note in one.notes))
 
 
-def has_rates(comparisons: Iterable[Comparison], quality: Quality) -> bool:
+def has_rates(comparisons: Iterable[Comparison], quality: str) -> bool:
     """Whether there is any BD-rate by this quality."""
     return any(one.by[quality].pchip is not None or one.by[quality].images for one in comparisons)
 
@@ -181,6 +192,7 @@ def point_at(curve: Curve, lmbda: float) -> Point | None:
 
 def detailed_lambda(curves: Sequence[Curve], field: str) -> float | None:
     """The lambda at which most curves have this field of `Point`; of several the middle one."""
-    having = [point.lmbda for curve in curves for point in curve.points if getattr(point, field)]
+    points = [point for curve in curves for point in curve.points if getattr(point, field)]
+    having = [point.lmbda for point in points if point.lmbda is not None]
     most = sorted({one for one in having if having.count(one) == max(map(having.count, having))})
     return most[len(most) // 2] if most else None

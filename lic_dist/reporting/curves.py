@@ -41,6 +41,16 @@ class Curve:
     file: str = ""
     folders: tuple[Path, ...] = ()
 
+    @property
+    def learned(self) -> bool:
+        """Whether it was measured of a learned codec: neither a classic codec's nor a published curve."""
+        return bool(self.points) and not self.classic
+
+    @property
+    def classic(self) -> bool:
+        """Whether it was measured of a classic codec."""
+        return any(point.lmbda is None for point in self.points)
+
 
 @dataclass(frozen=True)
 class _Read:
@@ -138,6 +148,11 @@ def curve_of(name: str, points: Sequence[Point], description: str = "") -> Curve
     return Curve(name, tuple(point.figures for point in ordered), ordered, description, name)
 
 
+def place_of(point: Point) -> str:
+    """What a point is on its curve, as text: its lambda, or a classic codec's quality."""
+    return point.checkpoint if point.lmbda is None else f"{point.lmbda:g}"
+
+
 def _labelled(one: _Read, label: str) -> str:
     """The label of a point; raises UsageError where the template names no field."""
     try:
@@ -156,7 +171,12 @@ def plain(text: str) -> str:
 
 def _plain_point(point: Point) -> Point:
     return replace(
-        point, arm=plain(point.arm), quantizer=plain(point.quantizer), checkpoint=plain(point.checkpoint or "?")
+        point,
+        arm=plain(point.arm),
+        quantizer=plain(point.quantizer),
+        checkpoint=plain(point.checkpoint or "?"),
+        settings=plain(point.settings),
+        versions=plain(point.versions),
     )
 
 
@@ -169,8 +189,8 @@ def _grouped(items: Iterable[_Read], key: Callable[[_Read], T]) -> dict[T, list[
 
 def _pieces(group: list[_Read], fields: Sequence[str]) -> list[tuple[list[str], list[_Read]]]:
     """The group, or where a lambda repeats its parts by the first fields that differ, with their values."""
-    lambdas = {one.point.lmbda for one in group}
-    if len(lambdas) == len(group) or not fields:
+    places = {one.point.place for one in group}
+    if len(places) == len(group) or not fields:
         return [([], group)]
     parts = _grouped(group, FIELDS[fields[0]])
     values = [[value] if value and len(parts) > 1 else [] for value in parts]

@@ -9,14 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from lic_dist.evaluation.jobs import BASE
+from lic_dist.evaluation.metrics import METRICS
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval
 from lic_dist.reporting import gains as changes
 from lic_dist.reporting import lead as leading
-from lic_dist.reporting.bd import QUALITIES, Quality
 from lic_dist.reporting.charts import Chart
-from lic_dist.reporting.comparison import AnchorTable, Comparison, has_rates, times
-from lic_dist.reporting.curves import Curve
+from lic_dist.reporting.comparison import AnchorTable, Comparison, Rates, has_rates, times
+from lic_dist.reporting.curves import Curve, place_of
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.grid import Grid, Grids
 from lic_dist.reporting.preference import Preference
@@ -27,7 +27,7 @@ BD_SAYS = (
     "Change of rate at equal PSNR, in percent: negative is less rate. PCHIP and Akima interpolate the curves averaged "
     "over images; the mean of the images' own BD-rates (PCHIP) has a 95 % bootstrap interval over images."
 )
-BY_MS_SSIM_SAYS = " `MS-SSIM`: the same at equal MS-SSIM in dB, -10 log10(1 - MS-SSIM)."
+OTHER_METRICS_SAY = " Of other metrics: PCHIP, and under it the mean of images."
 OF_ALL_SETS_SAYS = (
     " All of it averages all pictures as one, those of every set: `Sets apart` has each kind, and the mean of the sets."
 )
@@ -49,7 +49,7 @@ GRID_SAYS = (
     "own with its 95 % bootstrap interval. A curve's own base is the same quantizer without retraining. Empty where a "
     "curve or its anchor is not there."
 )
-GRID_BY_MS_SSIM_SAYS = "The same figures at equal MS-SSIM in dB, -10 log10(1 - MS-SSIM)."
+GRID_BY_ANOTHER_SAYS = "The same figures at equal {}."
 POINTS_SAY = (
     "Means over images. bpp counts the entropy-coded streams, `z bpp` the estimated part of z; `container` is what is "
     "around the streams, `estimated` the gap from the tables' own rate to the written bytes, `likelihood` the gap from "
@@ -59,6 +59,10 @@ PREFERENCE_SAYS = (
     "Each compared two pictures of one image, of rates within 15 %, without knowing whose they were. Scores are those "
     "of Bradley and Terry, natural logarithms of odds; `chosen over` is the part of answers that they give against the "
     "anchor, with its 95 % bootstrap interval over "
+)
+CLASSIC_SAY = (
+    "Codecs that were coded in place, with what each library was given. Their bpp counts the whole file, as is usual "
+    "for them; that of a learned codec counts the entropy-coded streams, and `container` what is around them."
 )
 TIMES_SAY = "Medians over images and lambdas of the seconds that an image took, on the machine that measured."
 
@@ -122,17 +126,18 @@ def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
     led = bool(found.leads)
     parts = [
         *(Section(leading.lead_title(one), tables=(_lead(one, _of_all_sets(found)),)) for one in found.leads),
-        Section("BD-rates", _bd_says(found), tuple(map(_comparisons, found.tables))),
+        Section("BD-rates", _bd_says(found), tuple(table for one in found.tables for table in _comparisons(one))),
         Section(
             "Quantizers and arms", GRID_SAYS + _of_seeds(found), _grids(found.grids, "psnr"), notes=found.grids.notes
         ),
-        Section("Quantizers and arms by MS-SSIM", GRID_BY_MS_SSIM_SAYS, _grids(found.grids, "ms-ssim"), detail=True),
+        *_grids_by_others(found.grids),
         *_sets(found.sets, led, _of_seeds(found)),
         *(Section(chart.title, chart.says, charts=(chart,), detail=True) for chart in charts),
         Section("Picture by picture: change of L", tables=tuple(map(_by_picture, found.leads)), detail=True),
         Section("Gains at each lambda", changes.GAINS_SAY, tuple(map(_gains, found.gains)), detail=led),
         Section("Times", TIMES_SAY, _times(found.curves), detail=True),
         Section("All points", POINTS_SAY, (_points(found.curves),), detail=True),
+        Section("Classic codecs", CLASSIC_SAY, _classic(found.curves), detail=True),
     ]
     return [part for part in parts if part.tables or part.charts or part.notes]
 
@@ -192,8 +197,17 @@ def _by_picture(found: leading.Lead) -> Table:
 
 
 def _bd_says(found: Findings) -> str:
-    more = BY_MS_SSIM_SAYS if any(table.similar for table in found.tables) else ""
-    return BD_SAYS + more + _of_all_sets(found)
+    others = [name for name in METRICS if any(name in table.others for table in found.tables)]
+    says = [f" `{METRICS[name].title}`: the same at equal {_scaled(name)}." for name in others]
+    if set(others) - {"ms-ssim"}:
+        says.append(OTHER_METRICS_SAY)
+    return "".join((BD_SAYS, *says, _of_all_sets(found)))
+
+
+def _scaled(metric: str) -> str:
+    """A metric as BD-rates read it, in words."""
+    named = METRICS[metric]
+    return f"{named.title} in dB, {named.formula}" if named.formula else named.title
 
 
 def _of_seeds(found: Findings) -> str:
@@ -204,25 +218,53 @@ def _of_all_sets(found: Findings) -> str:
     return OF_ALL_SETS_SAYS if found.sets else ""
 
 
-def _comparisons(found: AnchorTable) -> Table:
-    by_ms_ssim = ("MS-SSIM: PCHIP", "MS-SSIM: mean of images [95 %]") if found.similar else ()
+def _comparisons(found: AnchorTable) -> list[Table]:
+    """BD-rates by PSNR and MS-SSIM, and a table of those by other metrics."""
+    by_ms_ssim = ("MS-SSIM: PCHIP", "MS-SSIM: mean of images [95 %]") if "ms-ssim" in found.others else ()
     columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", *by_ms_ssim, "note")
     rows = []
     for one in found.comparisons:
         similar = one.by["ms-ssim"]
         rates = percent(one.pchip), percent(one.akima), one.images
-        more = (percent(similar.pchip), similar.images) if found.similar else ()
+        more = (percent(similar.pchip), similar.images) if by_ms_ssim else ()
         rows.append((one.name, str(one.points), *rates, *more, _letters(one.notes, found.notes)))
     title = f"BD-rate against {found.anchor.name} ({counted(len(found.anchor.figures), 'point')})"
-    return _table(title, columns, rows, notes=tuple(found.notes))
+    tables = [_table(title, columns, rows, notes=tuple(found.notes))]
+    if others := [name for name in found.others if name != "ms-ssim"]:
+        heads = ("curve", *(METRICS[name].title for name in others))
+        cells: list[list[Value]] = [
+            [one.name, *(_rates_cell(one.by[name]) for name in others)] for one in found.comparisons
+        ]
+        tables.append(_table(f"BD-rate against {found.anchor.name} by other metrics [%]", heads, cells))
+    return tables
 
 
-def _grids(found: Grids, quality: Quality) -> tuple[Table, ...]:
+def _rates_cell(rates: Rates, notes: str = "") -> Cell:
+    """PCHIP with the letters of its notes; under it the mean over images and its interval."""
+    lines = [f"{percent(rates.pchip).removesuffix(' %')} {notes}".strip()]
+    lines += [str(rates.images).replace(" %", "")] if rates.images else []
+    return Cell("\n".join(line for line in lines if line), rates.images)
+
+
+def _grids_by_others(found: Grids) -> list[Section]:
+    return [
+        Section(
+            f"Quantizers and arms{_by(name)}",
+            GRID_BY_ANOTHER_SAYS.format(_scaled(name)),
+            _grids(found, name),
+            detail=True,
+        )
+        for name in METRICS
+        if name != "psnr"
+    ]
+
+
+def _grids(found: Grids, quality: str) -> tuple[Table, ...]:
     grids = [grid for grid in found.grids if quality == "psnr" or has_rates(grid.cells.values(), quality)]
     return tuple(_grid(grid, quality) for grid in grids)
 
 
-def _grid(grid: Grid, quality: Quality) -> Table:
+def _grid(grid: Grid, quality: str) -> Table:
     columns = "quantizer", *("no retraining" if arm == BASE else arm for arm in grid.arms)
     rows = [
         (quantizer, *(_grid_cell(grid, arm, quantizer, quality) for arm in grid.arms)) for quantizer in grid.quantizers
@@ -231,23 +273,19 @@ def _grid(grid: Grid, quality: Quality) -> Table:
     return _table(f"BD-rate against {against}{_by(quality)} [%]", columns, rows, notes=tuple(grid.notes))
 
 
-def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: Quality) -> Value:
-    """PCHIP with the letters of its notes; under it the mean over images and its interval."""
+def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: str) -> Value:
     if arm == BASE and quantizer == grid.anchor:
         return "anchor"
     cell: Comparison | None = grid.cells.get((arm, quantizer))
     if cell is None:
         return None
-    rates = cell.by[quality]
-    lines = [f"{percent(rates.pchip).removesuffix(' %')} {_letters(cell.notes, grid.notes)}".strip()]
-    lines += [str(rates.images).replace(" %", "")] if rates.images else []
-    return Cell("\n".join(line for line in lines if line), rates.images)
+    return _rates_cell(cell.by[quality], _letters(cell.notes, grid.notes))
 
 
 def _sets(found: SetsApart | None, led: bool, more: str) -> tuple[Section, ...]:
     if found is None:
         return ()
-    by_quality = [(table, quality) for table in found.tables for quality in QUALITIES if table.rates[quality]]
+    by_quality = [(table, quality) for table in found.tables for quality in METRICS if table.rates[quality]]
     rates = tuple(
         _set_table(
             f"BD-rate against {table.against}{_by(quality)}, set by set [%]", table.heads, table.rates[quality], found
@@ -272,8 +310,8 @@ def _set_table(title: str, heads: tuple[str, ...], rows: Sequence[SetRow], found
     return _table(title, (*heads, *found.sets.heads), cells, names=len(heads))
 
 
-def _by(quality: Quality) -> str:
-    return "" if quality == "psnr" else f" by {QUALITIES[quality]}"
+def _by(quality: str) -> str:
+    return "" if quality == "psnr" else f" by {METRICS[quality].title}"
 
 
 def _gains(found: changes.Gains) -> Table:
@@ -294,15 +332,25 @@ def _times(curves: Sequence[Curve]) -> tuple[Table, ...]:
 
 def _points(curves: Sequence[Curve]) -> Table:
     """Every point; a published one has its figures only."""
-    columns = ("curve", "lmbda", "images", "bpp", "PSNR dB", "MS-SSIM", "container", "estimated", "likelihood", "z bpp")
+    beside = [name for name in METRICS if any(name in one.metrics for curve in curves for one in curve.figures)]
+    metrics = ("psnr", "ms-ssim", *beside)
+    heads = [METRICS[name].head for name in metrics]
+    columns = ("curve", "lmbda", "images", "bpp", *heads, "container", "estimated", "likelihood", "z bpp")
     rows = []
     for curve in curves:
         for number, one in enumerate(curve.figures):
             point = curve.points[number] if curve.points else None
-            known = (f"{point.lmbda:g}", str(len(point.images))) if point else ("", "")
-            figures = f"{one.bpp:.4f}", f"{one.psnr:.3f}", "" if one.ms_ssim is None else f"{one.ms_ssim:.4f}"
-            rows.append((curve.name, *known, *figures, *(_gaps(point) if point else ("",) * 4)))
+            of = (place_of(point), str(len(point.images))) if point else ("", "")
+            values = [METRICS[name].text(one.quality.get(name)) for name in metrics]
+            rows.append((curve.name, *of, f"{one.bpp:.4f}", *values, *(_gaps(point) if point else ("",) * 4)))
     return _table("", columns, rows)
+
+
+def _classic(curves: Sequence[Curve]) -> tuple[Table, ...]:
+    """The settings of every classic codec's points, and the versions of its library."""
+    classic = [(curve, point) for curve in curves for point in curve.points if point.lmbda is None]
+    rows = [(curve.name, point.checkpoint, point.settings, point.versions) for curve, point in classic]
+    return (_table("", ("curve", "quality", "settings", "versions"), rows),) if rows else ()
 
 
 def _gaps(point: Point) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from functools import cache
 from lic_dist.reporting import comparison
 from lic_dist.reporting.comparison import AnchorTable, against, best
 from lic_dist.reporting.curves import Curve
-from lic_dist.reporting.gains import Gains, gains
+from lic_dist.reporting.gains import Gains, gains, lambdas
 from lic_dist.reporting.grid import Grids, grids_of
 from lic_dist.reporting.lead import Lead, lead
 from lic_dist.reporting.sets import SetsApart, sets_apart
@@ -51,7 +51,7 @@ class Findings:
     @property
     def best(self) -> list[str]:
         """Names of the best curves: of each comparison's, and where L leads those of the least."""
-        measured = [curve.name for curve in self.curves if curve.points]
+        measured = [curve.name for curve in self.curves if curve.learned]
         names = [one.name for one in (best(table, measured) for table in self.tables) if one]
         least = [one.best.gain.point for one in self.leads if one.best]
         return names + [curve.name for curve in self.curves for point in least if point in curve.points]
@@ -59,7 +59,7 @@ class Findings:
 
 def _leads(curves: Sequence[Curve], anchors: Sequence[Curve]) -> tuple[Lead, ...]:
     """Of each anchor, where all measured points are of one lambda; none where they are of several."""
-    points = [point for curve in curves for point in curve.points]
-    if len({point.lmbda for point in points}) != 1:
+    points = [point for curve in curves for point in curve.points if point.lmbda is not None]
+    if len(lambdas(points)) != 1:
         return ()
-    return tuple(lead(points, anchor.points[0]) for anchor in anchors if anchor.points)
+    return tuple(lead(points, anchor.points[0]) for anchor in anchors if anchor.learned)

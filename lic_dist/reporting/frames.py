@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lic_dist.evaluation.results import plain_row
+from lic_dist.evaluation.results import flat_row
 from lic_dist.reporting.curves import LABEL, read_curves
 
 OF_POINT = ("checkpoint", "arm", "quantizer", "seed", "lmbda", "pictures")
@@ -17,15 +17,15 @@ def read_results(files: Sequence[Path], label: str = LABEL) -> pd.DataFrame:
     """The rows of our result files as a pandas data frame: one an image and point.
 
     Columns: the name of its `curve`, the point's checkpoint, arm, quantizer, seed, lmbda and pictures, and those of
-    `ImageResult`, bpp in bits a pixel, psnr in dB. Figures that are not finite are missing. Published files have no
-    rows.
+    `ImageResult`, bpp in bits a pixel, psnr in dB, and one for each other metric (`iw_ssim`). Figures that are not
+    finite are missing. Published files have no rows.
 
     Raises:
         LicError: a file that is no result file.
     """
     return pd.DataFrame.from_records(
         [
-            {"curve": curve.name, **{name: getattr(point, name) for name in OF_POINT}, **plain_row(row)}
+            {"curve": curve.name, **{name: getattr(point, name) for name in OF_POINT}, **flat_row(row)}
             for curve in read_curves(files, label)
             for point in curve.points
             for row in point.images

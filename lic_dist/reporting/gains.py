@@ -10,7 +10,7 @@ fits, the base's point with the same record does: `tcq8-cached`, the bits that a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -49,7 +49,9 @@ class Gains:
 
 
 def image_losses(point: Point) -> dict[str, float]:
-    """L of each image, by name."""
+    """L of each image, by name. Raises ValueError for a point without lambda."""
+    if point.lmbda is None:
+        raise ValueError(f"{point.quantizer} has no lambda")
     return {row.image: point.lmbda * 255**2 * 10 ** (-row.psnr / 10) + row.bpp for row in point.images}
 
 
@@ -64,7 +66,8 @@ def gains(points: Sequence[Point]) -> tuple[Gains, ...]:
     tables: dict[tuple[float, str, tuple[str, ...]], list[Point]] = {}
     for point in points:
         names = tuple(sorted(row.image for row in point.images))
-        tables.setdefault((point.lmbda, point.pictures, names), []).append(point)
+        if point.lmbda is not None:
+            tables.setdefault((point.lmbda, point.pictures, names), []).append(point)
     return tuple(
         Gains(lmbda, len(names), _rows(found))
         for (lmbda, _, names), found in sorted(tables.items(), key=lambda table: table[0][0])
@@ -79,13 +82,18 @@ def lambda_changes(anchor: Curve, test: Curve) -> dict[float, Interval]:
 def shared_points(anchor: Curve, test: Curve) -> dict[float, tuple[Point, Point]]:
     """The points of test and anchor at each lambda that both have once, on the same images."""
     found = {}
-    for lmbda in sorted({point.lmbda for point in test.points}):
+    for lmbda in lambdas(test.points):
         ours, theirs = point_at(test, lmbda), point_at(anchor, lmbda)
         if not ours or not theirs or ours.pictures != theirs.pictures:
             continue
         if image_losses(ours).keys() == image_losses(theirs).keys() and ours is not theirs:
             found[lmbda] = ours, theirs
     return found
+
+
+def lambdas(points: Iterable[Point]) -> list[float]:
+    """The lambdas of points, rising; classic codecs have none."""
+    return sorted({point.lmbda for point in points if point.lmbda is not None})
 
 
 def _rows(points: Sequence[Point]) -> tuple[Gain, ...]:

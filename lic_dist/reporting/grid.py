@@ -103,9 +103,9 @@ def _figures(curve: Curve) -> list[object]:
 
 
 def _several_models(bases: Sequence[Curve]) -> bool:
-    models: dict[tuple[float, str], set[str]] = {}
+    models: dict[tuple[float | str, str], set[str]] = {}
     for point in (point for curve in bases for point in curve.points):
-        models.setdefault((point.lmbda, point.pictures), set()).add(point.model)
+        models.setdefault((point.place, point.pictures), set()).add(point.model)
     return any(len(found) > 1 for found in models.values())
 
 
@@ -123,8 +123,8 @@ def _base_of(curve: Curve, quantizer: str, bases: Mapping[str, Curve]) -> Curve 
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _records(curve: Curve) -> set[tuple[float, str]]:
-    return {(point.lmbda, point.record) for point in curve.points}
+def _records(curve: Curve) -> set[tuple[float | str, str]]:
+    return {(point.place, point.record) for point in curve.points}
 
 
 def _grid(anchor: str | None, placed: Mapping[Place, object], pairs: Mapping[Place, Pairs], of: Compare) -> Grid:

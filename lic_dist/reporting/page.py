@@ -25,6 +25,7 @@ from lic_dist.reporting.comparison import AnchorTable, best
 from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.document import Cell, Section, Table, letter
 from lic_dist.reporting.findings import Findings
+from lic_dist.reporting.gains import lambdas
 from lic_dist.reporting.lead import FEW, Lead, LeadRow
 from lic_dist.reporting.sets import Sets, SetTable
 from lic_dist.reporting.shown import ShownPictures
@@ -112,10 +113,10 @@ def _json(data: object) -> str:
 def _subtitle(curves: Sequence[Curve]) -> str:
     points = [point for curve in curves for point in curve.points]
     images = {row.image for point in points for row in point.images}
-    lambdas = [f"{lmbda:g}" for lmbda in sorted({point.lmbda for point in points})]
+    lambdas_ = [f"{lmbda:g}" for lmbda in lambdas(points)]
     parts = [counted(len(curves), "curve")]
     if points:
-        parts += [counted(len(images), "image"), f"lambda {', '.join(lambdas)}"]
+        parts += [counted(len(images), "image"), *([f"lambda {', '.join(lambdas_)}"] if lambdas_ else [])]
     return " · ".join(parts)
 
 
@@ -151,7 +152,7 @@ def _of_sets(sets: Sets, change: Interval) -> str:
 
 def _card(table: AnchorTable, curves: Sequence[Curve]) -> str:
     """The best curve against an anchor."""
-    one = best(table, [curve.name for curve in curves if curve.points])
+    one = best(table, [curve.name for curve in curves if curve.learned])
     if one is None or one.rate is None:
         return ""
     said = "one image" if one.images else "averaged curves"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from statistics import fmean
 
+from lic_dist.evaluation.metrics import METRICS
 from lic_dist.intervals import mean_interval
-from lic_dist.reporting.bd import QUALITIES
 from lic_dist.reporting.comparison import Compare, Comparison, Rates, distinct_notes
 from lic_dist.reporting.curves import Curve
 
@@ -51,7 +51,7 @@ def compare_seeds(pairs: Pairs, of: Compare) -> Comparison:
     return Comparison(
         name_of([curve for _, curve in pairs]),
         found[0].points,
-        {quality: _mean([one.by[quality] for one in found]) for quality in QUALITIES},
+        {quality: _mean([one.by[quality] for one in found]) for quality in METRICS},
         _mean_of([one.akima for one in found]),
         tuple(distinct_notes(found)),
         all(one.trusted for one in found),

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from lic_dist.data.folders import folder_names, with_others
 from lic_dist.evaluation.jobs import BASE, CONTROL, CONTROLS, is_control
+from lic_dist.evaluation.metrics import METRICS
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval, changes_interval, mean_interval
-from lic_dist.reporting.bd import QUALITIES, Quality
 from lic_dist.reporting.comparison import Compare, Rates
 from lic_dist.reporting.curves import Curve, plain
 from lic_dist.reporting.gains import image_losses, shared_points
@@ -83,11 +83,12 @@ def _picked(seeds: Sequence[Mapping[str, float]], images: Sequence[str]) -> list
 
 @dataclass(frozen=True)
 class SetRow:
-    """A curve against what the table is of; `trusted` as in its comparison."""
+    """A curve against what the table is of; `trusted` as in its comparison, `learned` as the curve."""
 
     names: tuple[str, ...]
     cells: Cells
     trusted: bool = True
+    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,17 @@ class SetTable:
 
     against: str
     heads: tuple[str, ...]
-    rates: Mapping[Quality, tuple[SetRow, ...]]
+    rates: Mapping[str, tuple[SetRow, ...]]
     changes: tuple[SetRow, ...]
 
     @property
     def best(self) -> SetRow | None:
-        """The row of the least mean of sets by PSNR, of the figures to trust, without controls; None where none is."""
-        rows = [row for row in self.rates["psnr"] if row.trusted and not any(map(is_control, row.names[:2]))]
+        """The row of the least mean of sets by PSNR, of the figures to trust of learned codecs, without controls; None
+        where none is.
+        """
+        rows = [
+            row for row in self.rates["psnr"] if row.trusted and row.learned and not any(map(is_control, row.names[:2]))
+        ]
         found = [(row.cells[-1].mean, row) for row in rows if row.cells[-1]]
         return min(found, key=lambda one: one[0], default=(0.0, None))[1]
 
@@ -142,12 +147,13 @@ def _anchored(anchor: Curve, curves: Sequence[Curve]) -> list[_Match]:
 
 
 def _table(against: str, heads: tuple[str, ...], matches: Sequence[_Match], sets: Sets, of: Compare) -> SetTable:
-    rates: dict[Quality, list[SetRow]] = {quality: [] for quality in QUALITIES}
+    rates: dict[str, list[SetRow]] = {quality: [] for quality in METRICS}
     changes = []
     for names, pairs in matches:
         found = compare_seeds(pairs, of)
         for quality, rows in rates.items():
-            rows.append(SetRow(names, sets.rates(found.by[quality]), found.trusted))
+            learned = all(curve.learned for _, curve in pairs)
+            rows.append(SetRow(names, sets.rates(found.by[quality]), found.trusted, learned))
         shared = [shared_points(*pair) for pair in pairs]
         for lmbda in shared[0]:
             if all(lmbda in one for one in shared):

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median_low
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lic_dist.evaluation.jobs import file_safe
 from lic_dist.evaluation.results import ImageResult, Point
 from lic_dist.reporting.comparison import detailed_lambda
 from lic_dist.reporting.curves import Collection, Curve, plain
+from lic_dist.reporting.gains import lambdas
 from lic_dist.reporting.sheets import Picture, busiest_window, comparison_sheet
 from lic_dist.reporting.styles import Styles
 
@@ -55,7 +57,8 @@ def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]
     `first` names the curves to begin with, beside the original. Only files under the folder of their result file are
     read. A picture that is absent, or of another size, is left out.
     """
-    by_image = decoded_by_image([collection.named(name) for name in looks])
+    kept = decoded_by_image([collection.named(name) for name in looks])
+    by_image = {key: _used(found) for key, found in kept.items()}
     if not by_image:
         return None
     arms = list(dict.fromkeys(one.curve for found in by_image.values() for one in found))
@@ -88,7 +91,7 @@ def write_sheets(collection: Collection, names: Sequence[str], out: Path) -> Non
     """pictures-<image>.png in `out` for each image with kept pictures: the original, and these curves at one lambda."""
     middle = detailed_lambda(collection.curves, "shown")
     for (image, _), kept in decoded_by_image([collection.named(name) for name in dict.fromkeys(names)]).items():
-        found = [one for one in kept if one.point.lmbda == middle]
+        found = _together(kept, middle)
         original = original_of(image, found, collection)
         read = [(one, read_kept(one.path)) for one in found]
         sheet = [Picture(one.curve, _figures(one), pixels) for one, pixels in read if pixels is not None]
@@ -160,10 +163,12 @@ def _entry(
     height, width = (min(high, sides[0]), min(wide, sides[1])) if cut else (high, wide)
     top, left = busiest_window([kept[0][1], *(pixels for _, pixels in kept[1:])], height, width)
     window = (slice(top, top + height), slice(left, left + width))
-    lambdas = sorted({one.point.lmbda for one, _ in kept})
+    everything = {id(one): pixels for one, pixels in kept}
+    shown = [one for one, _ in kept]
+    steps: list[float | None] = [*lambdas([one.point for one in shown])] or [None]
     sets = []
-    for lmbda in lambdas:
-        here = {one.curve: (one, pixels[window]) for one, pixels in kept if one.point.lmbda == lmbda}
+    for lmbda in steps:
+        here = {one.curve: (one, everything[id(one)][window]) for one in _together(shown, lmbda)}
         pictures = {
             1 + arms.index(curve): {"src": data_uri(pixels), "figures": _figures(one)}
             for curve, (one, pixels) in here.items()
@@ -173,17 +178,35 @@ def _entry(
             compared = [original[window], *compared]
         side = min(START_SIDE, height, width)
         y, x = busiest_window(compared, side, side)
-        sets.append({"lambda": f"{lmbda:g}", "pictures": pictures, "window": [x, y, side]})
+        sets.append({"lambda": "" if lmbda is None else f"{lmbda:g}", "pictures": pictures, "window": [x, y, side]})
     entry = {
         "name": plain(name) + (f" ({width}x{height} at {left}, {top})" if (height, width) != (high, wide) else ""),
         "width": width,
         "height": height,
         "cut": (height, width) != (high, wide),
-        "first": lambdas.index(middle) if middle in lambdas else 0,
+        "first": steps.index(middle) if middle in steps else 0,
         "original": {"src": data_uri(original[window]), "figures": ""} if original is not None else None,
         "sets": sets,
     }
     return entry, len(read) - len(kept)
+
+
+def _used(kept: Sequence[Decoded]) -> list[Decoded]:
+    """The pictures without those of classic codecs that are beside none of a learned codec."""
+    steps: list[float | None] = [*lambdas([one.point for one in kept])] or [None]
+    used = {id(one) for lmbda in steps for one in _together(kept, lmbda)}
+    return [one for one in kept if id(one) in used]
+
+
+def _together(kept: Sequence[Decoded], lmbda: float | None) -> list[Decoded]:
+    """The pictures of one lambda, and of each classic codec that of the nearest rate; without any, its middle one."""
+    found = [one for one in kept if one.point.lmbda == lmbda and lmbda is not None]
+    rates = [one.row.bpp for one in found] or [median_low(one.row.bpp for one in kept)]
+    by_curve: dict[str, list[Decoded]] = {}
+    for one in kept:
+        if one.point.lmbda is None:
+            by_curve.setdefault(one.curve, []).append(one)
+    return found + [min(own, key=lambda one: abs(one.row.bpp - fmean(rates))) for own in by_curve.values()]
 
 
 def _figures(one: Decoded) -> str:

@@ -14,6 +14,7 @@ from lic_dist.errors import LicError
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
 from lic_dist.evaluation.results import read_file, read_points, write_points
 from lic_dist.reporting.curves import read_curves
+from lic_dist.reporting.frames import read_results
 from tests.points import measured
 
 # metrics
@@ -75,6 +76,27 @@ def test_the_file_has_compressais_shape(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(content))
     (published,), (ours,) = (read_curves([tmp_path / name]) for name in ("b.json", "a.json"))
     assert published.figures == ours.figures
+
+
+def test_metrics_beside_the_standard_ones_are_in_the_file_and_a_published_one(tmp_path: Path) -> None:
+    points = measured("sq", lambdas=1)
+    write_points(tmp_path / "a.json", "run", points)
+    plain = (tmp_path / "a.json").read_text()
+    assert "metrics" not in plain and "vif" not in plain
+    rows = [
+        replace(row, metrics={"vif": 0.5 + n / 8, "iw-ssim": 0.9 if n else None})
+        for n, row in enumerate(points[0].images)
+    ]
+    points = [replace(points[0], images=tuple(rows))]
+    write_points(tmp_path / "a.json", "run", points)
+    assert read_points(tmp_path / "a.json") == tuple(points)
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["results"]["vif"] == [0.625] and content["results"]["iw-ssim"] == [None]
+    del content["points"]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    assert read_file(tmp_path / "b.json").figures == (points[0].figures,)
+    frame = read_results([tmp_path / "a.json"])
+    assert list(frame["vif"]) == [0.5, 0.625, 0.75] and frame["iw_ssim"].isna().tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize(

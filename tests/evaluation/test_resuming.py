@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from lic_dist.evaluation.journal import Journal
 from lic_dist.evaluation.metrics import psnr8
 from lic_dist.evaluation.results import Point, read_originals, read_points
 from lic_dist.evaluation.run import evaluate
+from lic_dist.evaluation.summary import summary
 from lic_dist.models import checkpoint
 from lic_dist.models.architectures import adapt
 from lic_dist.models.stages import analyse, dequantize_z, to_input
@@ -71,11 +72,11 @@ def counting(monkeypatch: pytest.MonkeyPatch, die_at: int = 0) -> list[str]:
     coded: list[str] = []
     measure = running.measure_image
 
-    def count(codec: ImageCodec, image: np.ndarray, name: str) -> running.Measured:
+    def count(codec: ImageCodec, image: np.ndarray, name: str, *metrics: Sequence[str]) -> running.Measured:
         if len(coded) + 1 == die_at:
             raise KeyboardInterrupt
         coded.append(name)
-        return measure(codec, image, name)
+        return measure(codec, image, name, *metrics)
 
     monkeypatch.setattr(running, "measure_image", count)
     monkeypatch.setattr("lic_dist.evaluation.generations.measure_image", count)
@@ -218,6 +219,31 @@ def test_two_runs_on_one_file_are_refused(base: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rows_and_points_count_only_with_all_metrics_asked_for(
+    base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = timeless(read_points(evaluate(experiment(base, folder))))
+    coded = counting(monkeypatch, die_at=2)
+    more = ["psnr", "ms-ssim", "psnr-yuv", "gmsd"]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(experiment(base, folder, metrics=more))
+    assert timeless(read_points(folder / "r.json")) == first  # stands until it is measured again
+    monkeypatch.undo()
+    coded = counting(monkeypatch)
+    out = evaluate(experiment(base, folder, metrics=more))
+    assert coded == ["sub/b.png", "a.png", "sub/b.png"]  # one was in the journal
+    found = timeless(read_points(out))
+    assert [replace(row, metrics={}) for row in found[0].images] == list(first[0].images)
+    assert all(list(row.metrics) == ["psnr-yuv", "gmsd"] for point in found for row in point.images)
+    for fewer in (more, ["gmsd"], ["psnr", "ms-ssim"]):  # of small pictures, which have no MS-SSIM
+        evaluate(experiment(base, folder, metrics=fewer))
+    assert len(coded) == 3 and timeless(read_points(out)) == found
+    (row, *_), mean = csv.DictReader((folder / "r.csv").open()), found[0].figures.metrics["gmsd"]
+    assert float(row["gmsd"]) == found[0].images[0].metrics["gmsd"] and list(row)[-2:] == ["psnr_yuv", "gmsd"]
+    assert json.loads(out.read_text())["results"]["gmsd"][0] == mean == summary(out)["points"][0]["metrics"]["gmsd"]
+
+
+@pytest.mark.slow
 def test_shown_pictures_are_kept_and_come_again_when_lost(
     base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +348,8 @@ def test_files_of_earlier_versions_load(base: Path, folder: Path) -> None:
         ("quantizer", 2, ("no quantizer 'none'",)),
         ("no JSON", 1, ("r.json", "not JSON")),
         ("published", 1, ("r.json", "published curve")),
+        ("metric", 2, ("evaluate.metrics", "iw-ssim")),
+        ("package", 2, ("vif needs the package piq", "pip install piq")),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_coded(
@@ -341,6 +369,11 @@ def test_what_is_wrong_is_told_before_anything_is_coded(
         changes["checkpoints"] = [str(base), "none"]
     elif wrong == "quantizer":
         changes["quantizers"] = ["sq", "none"]
+    elif wrong == "metric":
+        changes["metrics"] = ["psnr", "ssimm"]
+    elif wrong == "package":
+        changes["metrics"] = ["vif"]
+        monkeypatch.setattr("lic_dist.evaluation.metrics.find_spec", lambda name: None)
     else:
         published = {"name": "theirs", "results": {"bpp": [0.1], "psnr": [30.0]}}
         (folder / "r.json").write_text("{" if wrong == "no JSON" else json.dumps(published))

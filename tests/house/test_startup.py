@@ -94,6 +94,7 @@ report: {out: report}
 LINES = """
 models
 models describe base-small
+data kodak
 config explain quantizer.states
 train e.yaml
 init mine --images photos --checkpoint base-small

@@ -15,7 +15,7 @@ from lic_dist import intervals
 from lic_dist.errors import LicError
 from lic_dist.evaluation.results import Figures, ImageResult, Point
 from lic_dist.reporting import bd
-from lic_dist.reporting.comparison import compare
+from lic_dist.reporting.comparison import Rates, against, compare
 from lic_dist.reporting.curves import Curve, curve_of, read_curves
 from tests.points import measured
 
@@ -158,3 +158,33 @@ def test_without_ms_ssim_there_is_no_bd_rate_by_it_and_no_word_of_it() -> None:
     published = compare(*(Curve(name, curve_of(name, points).figures) for name, points in (("a", sq), ("b", tcq))))
     assert published.by["ms-ssim"].pchip == whole.by["ms-ssim"].pchip and published.by["ms-ssim"].images is None
     assert published.notes == ("a has no figures per image",)
+
+
+def test_every_metric_has_bd_rates_on_its_scale() -> None:
+    def with_metrics(points: list[Point], bend: float) -> list[Point]:
+        def image(row: ImageResult) -> ImageResult:
+            error = 10 ** -(row.psnr**bend / 30)
+            return replace(row, metrics={"vif": row.psnr**bend / 300, "gmsd": error, "fsim": 1 - error, "ssim": None})
+
+        return [replace(point, images=tuple(map(image, point.images))) for point in points]
+
+    curves = [
+        curve_of("a", with_metrics(measured("sq"), 1.5)),
+        curve_of("b", with_metrics(measured("tcq8", 0.9), 1.51)),
+    ]
+    found = compare(*curves)
+    scales = {
+        "vif": lambda vif: vif,
+        "gmsd": lambda gmsd: -10 * np.log10(gmsd),
+        "fsim": lambda x: -10 * np.log10(1 - x),
+    }
+    for name, scale in scales.items():
+        values = [
+            ([one.bpp for one in curve.figures], [scale(one.metrics[name]) for one in curve.figures])
+            for curve in curves
+        ]
+        expected = float(bjontegaard.bd_rate(*values[0], *values[1], "pchip", False, min_overlap=0))
+        assert found.by[name].pchip == pytest.approx(expected, abs=1e-9)
+        assert found.by[name].rates == pytest.approx(found.by["vif"].rates, abs=0.2)  # of one image all bend alike
+    assert found.by["ssim"] == found.by["vmaf"] == Rates() and found.notes == ()
+    assert against(curves[0], curves).others == ["ms-ssim", "vif", "fsim", "gmsd"]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lic_dist.evaluation.results import Point, write_points
+from lic_dist.evaluation.results import ImageResult, Point, write_points
 from lic_dist.reporting import comparison
+from lic_dist.reporting.charts import charts
 from lic_dist.reporting.comparison import compare
 from lic_dist.reporting.curves import Curve, curve_of
 from lic_dist.reporting.document import Section, Table, sections
@@ -99,6 +100,29 @@ def test_the_grid_by_ms_ssim_is_a_detail_of_its_own_where_there_is_any() -> None
     assert bare["Quantizers and arms"].tables == found["Quantizers and arms"].tables
     assert "MS-SSIM" not in repr(bare["BD-rates"])
     assert found["BD-rates"].tables[0].columns[5:7] == ("MS-SSIM: PCHIP", "MS-SSIM: mean of images [95 %]")
+
+
+def test_other_metrics_have_a_table_a_grid_a_panel_and_columns() -> None:
+    def with_vif(curve: Curve) -> Curve:
+        def rows(point: Point) -> tuple[ImageResult, ...]:
+            return tuple(replace(row, metrics={"vif": row.psnr / 60}) for row in point.images)
+
+        return curve_of(curve.name, [replace(one, images=rows(one)) for one in curve.points])
+
+    curves = [with_vif(one) for one in (SQ, TCQ, DECODER)]
+    found = Findings.of(curves, curves[:1])
+    drawn = charts(found, styles(curves, SQ.name))
+    assert [panel.title for panel in drawn[0].panels][-1] == "VIF"
+    parts = {part.title: part for part in sections(found, drawn)}
+    by_psnr, by_vif = parts["BD-rates"].tables
+    assert by_vif.title == "BD-rate against base sq by other metrics [%]" and by_vif.columns == ("curve", "VIF")
+    both = [f"{row[2].text}\n{row[4].text}".replace(" %", "") for row in by_psnr.rows]
+    assert [row[1].text for row in by_vif.rows] == both
+    own, by_vif = (parts[title].tables[0] for title in ("Quantizers and arms", "Quantizers and arms by VIF"))
+    texts = [[[cell.text for cell in row] for row in table.rows] for table in (own, by_vif)]
+    assert texts[0] == texts[1] and "at equal VIF" in parts["Quantizers and arms by VIF"].says
+    points = parts["All points"].tables[0]
+    assert points.columns[6] == "VIF" and points.rows[0][6].text == f"{SQ.figures[0].psnr / 60:.4f}"
 
 
 def test_a_missing_base_leaves_the_cell_blank() -> None:

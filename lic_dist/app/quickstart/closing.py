@@ -14,7 +14,7 @@ from rich.table import Table
 from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import Point, read_points
 from lic_dist.models import checkpoint as checkpoints
-from lic_dist.reporting.gains import SQ_ADAPTED
+from lic_dist.reporting.gains import SQ_ADAPTED, lambdas
 from lic_dist.reporting.lead import LeadRow, lead
 from lic_dist.text import counted
 
@@ -29,7 +29,7 @@ def closing(results: Path, retrained: Path, trained: int, console: Console) -> d
     points = read_points(results)
     rows = rows_of(points)
     tested = len(points[0].images)
-    _print_table(rows, tested, points[0].lmbda, console)
+    _print_table(rows, tested, lambdas(points)[0], console)
     content = checkpoints.read(retrained)
     best_step = content["history"][-1]["best_step"]
     for line in words(rows, tested, trained, best_step):
