@@ -11,12 +11,8 @@ lambdas=${LAMBDAS:-0.0018 0.0035 0.0067 0.013 0.025 0.0483}
 configs=$(dirname "$0")/../configs
 mkdir -p "$out"
 
-start() { # the weights that a lambda goes on from: its own, the shipped ones, or those of the nearest shipped lambda
-    if [ -f "$out/base-$1.pth.tar" ]; then
-        echo "$out/base-$1.pth.tar"
-    else
-        case $1 in 0.0018) echo base-0.0035 ;; 0.0483) echo base-0.025 ;; *) echo "base-$1" ;; esac
-    fi
+start() { # the weights that a lambda goes on from: its own, or the shipped ones
+    if [ -f "$out/base-$1.pth.tar" ]; then echo "$out/base-$1.pth.tar"; else echo "base-$1"; fi
 }
 
 age() { stat -c %Y "$out/base-$1.pth.tar" 2>/dev/null || echo 0; }

@@ -220,7 +220,7 @@ def test_the_zoo_goes_on_where_it_was_left(photos: Path, tmp_path: Path) -> None
 
     assert run(0, Path(sys.executable).parent) == [("0.0018", "took"), ("0.013", "is left")]
     found = checkpoint.read(tmp_path / "out/base-0.0018.pth.tar")
-    assert found["lmbda"] == 0.0018 and [entry["lmbda"] for entry in found["history"]] == [0.0035, 0.0018]
+    assert found["lmbda"] == 0.0018 and [entry["lmbda"] for entry in found["history"]] == [0.0035, 0.0018, 0.0018]
     (tmp_path / "lic-dist").write_text(f"#!/usr/bin/env bash\n{TRAINED}\n")
     (tmp_path / "lic-dist").chmod(0o755)
     assert run(600, tmp_path) == [("0.013", "took"), ("0.0018", "took")]

@@ -126,10 +126,12 @@ def test_digests_see_their_part_and_no_other() -> None:
 
 
 OF_THE_ZOO = {  # the first digits of the digests of encoder, entropy model and decoder
+    "base-0.0018": ("0f6197aaff7397cf", "4a015e3df5198aba", "f061a559bc0f387b"),
     "base-0.0035": ("0bab9f1955ee2398", "3d3d389a4ffd02f2", "53346787aa1f1661"),
     "base-0.0067": ("5d1e3fa25b11fdee", "88233d20e5834f0d", "7b3592dab54bb7ff"),
     "base-0.013": ("96032f589805d3e9", "2cde992c762954c1", "4b396aeccd51b4ca"),
     "base-0.025": ("ef1e5099afb2eb94", "6aad58767314a94f", "30daf634e4f37212"),
+    "base-0.0483": ("b8a9be56974af7ba", "6237bdf5bc05ba15", "e514b5990c5dd10c"),
     "base-small": ("c95e3d2cceaa293e", "9c73ee48c3e76f25", "be898e8d19b90716"),
 }
 
@@ -229,4 +231,4 @@ def test_the_zoo_loads_and_is_small() -> None:
     for name, path in checkpoint.zoo().items():
         loaded = checkpoint.load(name)
         assert path.stat().st_size <= 9_000_000 and loaded.history and loaded.spec.architecture in ARCHITECTURES
-    assert sum(path.stat().st_size for path in checkpoint.zoo().values()) < 50_000_000  # half of what PyPI takes
+    assert sum(path.stat().st_size for path in checkpoint.zoo().values()) < 60_000_000  # PyPI takes 100
