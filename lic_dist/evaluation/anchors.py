@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from lic_dist.data import images
 from lic_dist.data.source import PhotoSource
 from lic_dist.errors import LicError, UsageError
-from lic_dist.evaluation.classic import CODECS, ClassicCodec, require_present
+from lic_dist.evaluation.classic import CODECS, ClassicCodec
 from lic_dist.evaluation.metrics import distortion, psnr8
 from lic_dist.evaluation.results import ImageResult, Point, plain_row
 
@@ -88,7 +88,8 @@ def asked(anchors: Sequence[str] | Wanted) -> Wanted:
     """Return the codecs of `evaluate.anchors` with their qualities.
 
     Raises:
-        UsageError: a codec that there is not or that this Pillow lacks, or a quality that a codec does not have.
+        UsageError: a codec that there is not, that this Pillow lacks or that does not know its settings, or a quality
+            that a codec does not have.
     """
     wanted = anchors if isinstance(anchors, Mapping) else dict.fromkeys(anchors, ())
     for name, qualities in wanted.items():
@@ -96,7 +97,7 @@ def asked(anchors: Sequence[str] | Wanted) -> Wanted:
             near = difflib.get_close_matches(name.lower(), CODECS, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(CODECS)}"
             raise UsageError(f"evaluate.anchors: no codec '{name}'", hint=hint)
-        require_present(name)
+        ClassicCodec(name, CODECS[name].ladder[-1]).require_settings()
         for quality in qualities:
             try:
                 CODECS[name].require_quality(quality)

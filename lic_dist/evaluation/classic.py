@@ -140,6 +140,13 @@ class ClassicCodec:
         self.name, self.quality = name, quality
         self.classic = CODECS[name]
 
+    def require_settings(self) -> None:
+        """Raise UsageError where the library is too old for its settings: by a small picture."""
+        try:
+            self.encode(np.zeros((16, 16, 3), np.uint8))
+        except LicError as error:
+            raise UsageError(f"evaluate.anchors: {error}", hint=f"{self.classic.versions} is here") from None
+
     def encode(self, image: NDArray[np.uint8]) -> bytes:
         """Return the file of a picture, uint8 [H, W, 3]. Raises LicError where the codec does not take it."""
         file = io.BytesIO()

@@ -114,6 +114,14 @@ def test_a_codec_that_is_not_installed_is_one_line_with_the_command(
     assert command in refused.value.hint and not (folder / "r.json").exists()
 
 
+def test_a_library_that_does_not_know_a_setting_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = replace(CODECS["avif iq"], options={**CODECS["avif iq"].options, "advanced": {"tune": "of tomorrow"}})
+    monkeypatch.setitem(CODECS, "avif iq", older)
+    with pytest.raises(UsageError, match="evaluate.anchors: cannot be coded as avif iq") as caught:
+        evaluate(experiment(folder, ["avif iq"]))
+    assert "libavif" in str(caught.value.hint) and not (folder / "r.json").exists()
+
+
 def test_anchors_are_not_coded_again_and_again(folder: Path) -> None:
     with pytest.raises(UsageError, match="nothing to code again"):
         evaluate_generations(experiment(folder, ["jpeg"]), 2)
