@@ -19,9 +19,10 @@ from lic_dist.evaluation import anchors, classic
 from lic_dist.evaluation import run as running
 from lic_dist.evaluation.classic import CODECS, ClassicCodec
 from lic_dist.evaluation.generations import evaluate_generations
-from lic_dist.evaluation.metrics import psnr8
+from lic_dist.evaluation.metrics import measure, psnr8
 from lic_dist.evaluation.results import Point, read_file, read_points
 from lic_dist.evaluation.run import evaluate
+from lic_dist.evaluation.summary import summary
 from tests.conftest import picture
 from tests.points import image_result
 
@@ -203,6 +204,28 @@ def test_anchors_are_points_with_whole_files_and_go_on_where_they_stopped(
     assert read_file(out).points == points or repr(read_file(out).points) == repr(points)  # nan
     monkeypatch.setattr(running, "measured_anchor_row", lambda *_: pytest.fail("measured again"))
     assert repr(read_points(evaluate(experiment(folder, wanted)))) == repr(points)
+
+
+def test_anchors_have_the_metrics_that_are_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted, metrics = {"jpeg": [20, 80]}, ["psnr", "psnr-yuv"]
+    before = read_points(evaluate(experiment(folder, wanted)))
+    out = evaluate(experiment(folder, wanted, metrics=metrics))
+    points = read_points(out)
+    assert [point.checkpoint for point in points] == [point.checkpoint for point in before]
+    for point, plain in zip(points, before, strict=True):
+        codec = ClassicCodec("jpeg", float(point.checkpoint.split()[1]))
+        assert [row.psnr for row in point.images] == [row.psnr for row in plain.images] and not plain.images[0].metrics
+        for row in point.images:
+            original = images.read(folder / "pictures" / row.image)
+            decoded = codec.decode(codec.encode(original))
+            assert row.metrics == measure(["psnr-yuv"], original, decoded)
+    assert all(float(row["psnr_yuv"]) > 0 for row in csv.DictReader((folder / "r.csv").open()))
+    summary(out)
+    assert f" q80 {points[1].figures.metrics['psnr-yuv']:.3f}" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(running, "measured_anchor_row", lambda *_: pytest.fail("measured again"))
+    evaluate(experiment(folder, wanted, metrics=metrics))
 
 
 def test_points_of_another_version_leave_the_curve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

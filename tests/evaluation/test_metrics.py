@@ -125,7 +125,7 @@ def test_standard_figures_are_what_they_were(pair: Pair) -> None:
 
 
 def test_a_missing_package_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    require(METRICS)
+    require(WITHOUT_TORCHVISION)
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     require(["psnr", "ms-ssim", "psnr-yuv"])
     with pytest.raises(UsageError, match=r"vmaf needs the package vmaf-torch \(pip install vmaf-torch\)"):
