@@ -197,6 +197,12 @@ def picture(source: PhotoSource, name: str) -> NDArray[np.uint8]:
     return decode(source.read(name)[0], name)
 
 
+def pixel_digest(pixels: NDArray[np.uint8]) -> str:
+    """Return the sha256 in hex of a picture [H, W, 3]: of `WxH`, a line feed, and the RGB bytes row by row."""
+    height, width = pixels.shape[:2]
+    return hashlib.sha256(f"{width}x{height}\n".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
 def files_digest(source: PhotoSource, names: Sequence[str]) -> str:
     """Return the sha256 over names and contents of a source's images; name duplicates on standard error.
 

@@ -7,16 +7,12 @@ the same picture. Nothing is fetched.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import PurePosixPath
-
-import numpy as np
-from numpy.typing import NDArray
 
 from lic_dist.data import images
 from lic_dist.data.photo import PhotoError
@@ -103,12 +99,6 @@ def named_set(name: str) -> NamedSet:
     return known[alike[0]]
 
 
-def pixel_digest(pixels: NDArray[np.uint8]) -> str:
-    """Return the sha256 in hex of a picture [H, W, 3]: of `WxH`, a line feed, and the RGB bytes row by row."""
-    height, width = pixels.shape[:2]
-    return hashlib.sha256(f"{width}x{height}\n".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
 def check(wanted: NamedSet, source: PhotoSource) -> Check:
     """Compare a source's pictures with a set; files that are no pictures are passed over.
 
@@ -128,7 +118,7 @@ def _by_digest(wanted: NamedSet, source: PhotoSource, names: Sequence[str]) -> C
     for name in names:
         named = by_stem.get(_stem(name))
         try:
-            known = of_digest.get(pixel_digest(images.picture(source, name)))
+            known = of_digest.get(images.pixel_digest(images.picture(source, name)))
             fault = "other pixels"
         except PhotoError as error:
             known, fault = None, error.fault

@@ -161,7 +161,7 @@ class ClassicCodec:
         try:
             with Image.open(io.BytesIO(data), formats=[self.classic.format.name]) as image:
                 return np.array(image.convert("RGB"))
-        except Exception as error:
+        except Exception as error:  # as above
             raise self._refused("cannot be decoded", error) from None
 
     def _refused(self, what: str, error: Exception) -> LicError:

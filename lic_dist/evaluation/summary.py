@@ -64,11 +64,7 @@ def summary(path: Path) -> dict[str, Any]:
     Metrics beside PSNR and MS-SSIM have a table of their own.
     """
     points = [means(point) for point in read_points(path)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    heads = ("quantizer", "arm", "lmbda", "bpp", "PSNR dB", "MS-SSIM", "gap", "s encode", "s decode")
-    for number, head in enumerate(heads):
-        numeric = number > 1
-        table.add_column(head, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    table = _table_of(("bpp", "PSNR dB", "MS-SSIM", "gap", "s encode", "s decode"))
     for one in points:
         gap = "" if one["estimated_bpp"] is None else f"{100 * (one['bpp'] / one['estimated_bpp'] - 1):+.2f} %"
         figures = (
@@ -100,11 +96,17 @@ def _place(one: dict[str, Any]) -> str:
     return escape(one["checkpoint"].replace("quality ", "q")) if one["lmbda"] is None else f"{one['lmbda']:g}"
 
 
-def _metrics_table(points: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Table:
+def _table_of(figures: Sequence[str]) -> Table:
+    """Return a table without rows, of points with these figures."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, head in enumerate(("quantizer", "arm", "lmbda", *(METRICS[name].head for name in metrics))):
+    for number, head in enumerate(("quantizer", "arm", "lmbda", *figures)):
         numeric = number > 1
         table.add_column(head, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    return table
+
+
+def _metrics_table(points: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Table:
+    table = _table_of([METRICS[name].head for name in metrics])
     for one in points:
         values = (METRICS[name].text(one["metrics"].get(name)) for name in metrics)
         table.add_row(escape(one["quantizer"]), escape(one["arm"]), _place(one), *values)

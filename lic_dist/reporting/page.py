@@ -6,20 +6,17 @@ result files are escaped besides. Charts are drawn by Vega, whose expressions ar
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from functools import cache
 from html import escape
-from importlib import resources
 from string import Template
 
 import vl_convert
 
 from lic_dist.drawing import COLOURS, GRID, INK
 from lic_dist.intervals import Interval
+from lic_dist.reporting.assets import as_json, asset, script_source
 from lic_dist.reporting.charts import Chart, page_spec
 from lic_dist.reporting.comparison import AnchorTable, best
 from lic_dist.reporting.curves import Curve
@@ -54,9 +51,8 @@ def page(
     made: str = "",
 ) -> str:
     """The text of report.html; `names` are the experiments', `made` says when, how and by what it was made."""
-    scripts = (vega(), _asset("viewer.js"))
-    digests = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts)
-    viewer = Template(_asset("viewer.html")).substitute(note=escape(shown.note)) if shown else ""
+    scripts = (vega(), asset("viewer.js"))
+    viewer = Template(asset("viewer.html")).substitute(note=escape(shown.note)) if shown else ""
     led = len(found.leads)  # what leads, then the pictures
     drawn = next((number for number, part in enumerate(parts) if part.charts), len(parts))
     body = [*map(_section, parts)]
@@ -67,10 +63,10 @@ def page(
         _id(chart, n): page_spec(one) for part in parts for chart in part.charts for n, one in enumerate(chart.panels)
     }
     data = {"charts": {"palette": _PALETTE, "specs": specs}} | ({"pictures": shown.data} if shown else {})
-    return Template(_asset("report.html.in")).substitute(
+    return Template(asset("report.html.in")).substitute(
         title=escape(f"{', '.join(names)}: rate and distortion" if names else "Rate-distortion report"),
-        script_hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
-        style=_asset("style.css"),
+        script_sources=" ".join(map(script_source, scripts)),
+        style=asset("style.css"),
         vega=scripts[0],
         script=scripts[1],
         subtitle=escape(_subtitle(found.curves)),
@@ -78,7 +74,9 @@ def page(
         contents=contents,
         body=text,
         made=escape(made or f"lic-dist {__version__}"),
-        data="".join(f'<script type="application/json" id="{id_}">{_json(one)}</script>' for id_, one in data.items()),
+        data="".join(
+            f'<script type="application/json" id="{id_}">{as_json(one)}</script>' for id_, one in data.items()
+        ),
     )
 
 
@@ -99,15 +97,6 @@ def _contents(body: str) -> tuple[str, str]:
     body = re.sub(r"<h2>(.*?)</h2>", placed, body)
     links = "".join(f'<li><a href="#part-{number}">{title}</a></li>' for number, title in enumerate(titles, 1))
     return body, f'<nav aria-label="contents"><ul>{links}</ul></nav>'
-
-
-def _asset(name: str) -> str:
-    return (resources.files("lic_dist.reporting") / "page" / name).read_text("utf-8")
-
-
-def _json(data: object) -> str:
-    """As JSON that cannot end its element."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _subtitle(curves: Sequence[Curve]) -> str:

@@ -7,22 +7,20 @@ page chooses anew, for each session, which trials are shown and on which side.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import combinations
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
-
+from lic_dist.data import images
 from lic_dist.errors import UsageError
 from lic_dist.evaluation.results import write_whole
+from lic_dist.reporting.assets import as_json, asset, script_source
 from lic_dist.reporting.curves import Collection, Curve
 from lic_dist.reporting.sheets import busiest_window
 from lic_dist.reporting.shown import Decoded, Pixels, data_uri, decoded_by_image, original_of, read_kept
@@ -35,14 +33,13 @@ TRIALS = 60  # of a session, at most: some ten minutes
 
 @dataclass(frozen=True)
 class Trial:
-    """Two pictures of one image, uint8 [H, W, 3] of one window; `first` and `second` say whose they are.
+    """Two pictures of one image, and the original where it was kept: digests and pixels, uint8 [H, W, 3], of a window.
 
-    `original` is the same window of the original, None where it was not kept.
+    `first` and `second` say whose the two are.
     """
 
     id: str
-    pixels: tuple[Pixels, Pixels]
-    original: Pixels | None
+    shown: tuple[tuple[str, Pixels], ...]
     first: Decoded
     second: Decoded
 
@@ -95,26 +92,17 @@ def study_of(trials: Sequence[str]) -> str:
 
 def study_page(trials: Sequence[Trial]) -> str:
     """The text of study.html: every picture once, in the order of digests, without a word of whose it is."""
-    pool: dict[str, Pixels] = {}
-    entries = []
-    for one in trials:
-        shown = [*one.pixels, *([one.original] if one.original is not None else [])]
-        names = [_digest(pixels) for pixels in shown]
-        pool |= dict(zip(names, shown, strict=True))
-        entries.append({"id": one.id, "names": names})
-    order = sorted(pool)
+    pool = {digest: pixels for one in trials for digest, pixels in one.shown}
+    order = {digest: number for number, digest in enumerate(sorted(pool))}
     data: dict[str, Any] = {
         "study": study_of([one.id for one in trials]),
         "session": TRIALS,
-        "pictures": [data_uri(pool[name]) for name in order],
-        "trials": [{"id": one["id"], "shown": [order.index(name) for name in one["names"]]} for one in entries],
+        "pictures": [data_uri(pool[digest]) for digest in order],
+        "trials": [{"id": one.id, "shown": [order[digest] for digest, _ in one.shown]} for one in trials],
     }
-    script = _asset("study.js")
-    return Template(_asset("study.html.in")).substitute(
-        script_hash=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
-        style=_asset("style.css"),
-        data=json.dumps(data, separators=(",", ":")),
-        script=script,
+    script = asset("study.js")
+    return Template(asset("study.html.in")).substitute(
+        script_source=script_source(script), style=asset("style.css"), data=as_json(data), script=script
     )
 
 
@@ -126,26 +114,23 @@ def _trial(one: Decoded, other: Decoded, original: Pixels | None) -> Trial | Non
     height, width = min(first.shape[0], SIDE), min(first.shape[1], SIDE)
     top, left = busiest_window([first, second], height, width)
     window = (slice(top, top + height), slice(left, left + width))
-    cut = [(np.ascontiguousarray(p[window]), whose) for p, whose in ((first, one), (second, other))]
-    if np.array_equal(cut[0][0], cut[1][0]):
+    cut = [pixels[window].copy() for pixels in (first, second)]  # the whole ones are not kept
+    (a, whose_a), (b, whose_b) = sorted(zip(map(_named, cut), (one, other), strict=True), key=lambda pair: pair[0][0])
+    if a[0] == b[0]:
         return None
-    (a, whose_a), (b, whose_b) = sorted(cut, key=lambda pair: _digest(pair[0]))
-    reference = original[window] if original is not None and original.shape == first.shape else None
-    name = hashlib.sha256(f"{_digest(a)} {_digest(b)}".encode()).hexdigest()[:16]
-    return Trial(name, (a, b), reference, whose_a, whose_b)
+    shown = [a, b]
+    if original is not None and original.shape == first.shape:
+        shown.append(_named(original[window]))
+    return Trial(hashlib.sha256(f"{a[0]} {b[0]}".encode()).hexdigest()[:16], tuple(shown), whose_a, whose_b)
+
+
+def _named(pixels: Pixels) -> tuple[str, Pixels]:
+    return images.pixel_digest(pixels), pixels
 
 
 def _nearest(one: Decoded, others: Sequence[Decoded]) -> Decoded | None:
     return min(others, key=lambda other: abs(math.log(other.row.bpp / one.row.bpp)), default=None)
 
 
-def _digest(pixels: Pixels) -> str:
-    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
 def _told(one: Decoded) -> dict[str, Any]:
     return {"curve": one.curve, "image": one.row.image, "lmbda": one.point.lmbda, "bpp": one.row.bpp}
-
-
-def _asset(name: str) -> str:
-    return (resources.files("lic_dist.reporting") / "page" / name).read_text("utf-8")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,12 @@ from lic_dist.building import build as building
 from lic_dist.cache import chain, growth, layout, markers, store
 from lic_dist.cache.reader import LatentCache
 from lic_dist.cache.verify import Finding, verify
-from lic_dist.data.crops import plan_crops
 from lic_dist.data.manifest import Manifest
 from lic_dist.data.photo import Crop
 from lic_dist.errors import LicError
+from tests.building.instalments import Part, Rows, part_of
 from tests.building.jobs_in_memory import (
-    CROP,
     GROUPS,
-    HELD_OUT,
     PHOTOS,
     SHARD,
     URL,
@@ -42,40 +39,6 @@ from tests.memory import WORLD, Killed, Memory
 LONG = "a folder of a name so long that its paths take a block more/" * 2
 PATHS = [*(f"p{n}.png" for n in range(8)), *(f"{LONG}p{n}.png" for n in range(2))]
 WHERE = ("data", "marker", "document", "group", "chain", "root")
-
-
-@dataclass(frozen=True)
-class Part:
-    """An instalment as it must be: the digest of its photos, its samples in order, and the rows that it masks."""
-
-    photos: str
-    crops: tuple[Crop, ...]
-    masked: tuple[int, ...] = ()
-
-
-def part_of(photos: Manifest, masked: Sequence[int] = ()) -> Part:
-    return Part(photos.digest, tuple(plan_crops(photos, CROP, 1, 0, HELD_OUT)), tuple(masked))
-
-
-class Rows:
-    """The rows of a chain of instalments, by arithmetic of its own."""
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.crops: dict[int, Crop] = {}
-        self.masked: set[int] = set()
-        shard = 0
-        for part in parts:
-            self.crops |= {shard * SHARD + row: crop for row, crop in enumerate(part.crops)}
-            self.masked |= {*part.masked}
-            shard += -(-len(part.crops) // SHARD)
-        self.shards = shard
-
-    @property
-    def live(self) -> dict[int, Crop]:
-        return {row: crop for row, crop in self.crops.items() if row not in self.masked}
-
-    def of(self, shard: int) -> list[int]:
-        return [row for row in range(shard * SHARD, (shard + 1) * SHARD) if row in self.crops]
 
 
 def shard_of(key: str) -> int:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from lic_dist.data import named_sets as module
-from lic_dist.data.named_sets import NamedSet, check, named_set, named_sets, pixel_digest
+from lic_dist.data.images import pixel_digest
+from lic_dist.data.named_sets import NamedSet, check, named_set, named_sets
 from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import UsageError
 from tests.app.test_cli import lic_dist, refused

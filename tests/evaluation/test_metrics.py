@@ -31,7 +31,7 @@ def pair() -> Pair:
     y, x = np.mgrid[0:168, 0:200]
     waves = np.stack([128 + 60 * np.sin(x / 9 + c) + 40 * np.cos(y / 7 - c) + 20 * (x > y) for c in range(3)], axis=2)
     noise = np.random.default_rng(0).normal(0, 6, waves.shape)
-    return tuple(np.clip(one, 0, 255).astype(np.uint8) for one in (waves, 8 + 0.9 * waves + noise))  # type: ignore
+    return tuple(np.clip(one, 0, 255).astype(np.uint8) for one in (waves, 8 + 0.9 * waves + noise))
 
 
 def tensors(pair: Pair) -> list[torch.Tensor]:
