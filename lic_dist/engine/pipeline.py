@@ -57,7 +57,7 @@ def run_in_threads(stages: Sequence[Stage], units: Sequence[Any]) -> Generator[t
                 if stop.is_set():
                     break
                 handovers[0].give(_Item(unit, unit))
-        except BaseException as error:
+        except BaseException as error:  # raised again where the results are taken
             handovers[0].give(_Item(None, None, error))
         handovers[0].give(_Item(None, None, last=True))
 

@@ -91,7 +91,7 @@ def _call(unit: Any) -> Any:
         if _work is None:
             _work = _make()
         return _work(unit)
-    except Exception as error:
+    except Exception as error:  # raised again, as one that can be pickled
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:  # the pool would report it as a broken pool

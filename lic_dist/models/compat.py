@@ -131,7 +131,7 @@ def _import_without(name: str, deferred: Container[str] | None) -> None:
     sys.modules[name] = module
     try:
         exec(compile(tree, spec.origin, "exec"), module.__dict__)
-    except BaseException:
+    except BaseException:  # raised again: no half of a module stays
         del sys.modules[name]
         raise
     parent, _, child = name.rpartition(".")

@@ -212,7 +212,7 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         codec.take_gain(of_step)
         numbers = range(step * config.batch, (step + 1) * config.batch)[share]
         parts = next(batches).tensor_split(loop.parts)
-        loop.train_step(parts, loss, lambda: f"crops of {', '.join(map(crops.source, numbers))}")  # noqa: B023
+        loop.train_step(parts, loss, lambda: f"crops of {', '.join(map(crops.source, numbers))}")  # noqa: B023  # called in this step
         codec.take_gain(gain)
         if loop.evaluation_due:
             loop.evaluate(figures)

@@ -217,7 +217,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     with closing(training.batches(loop.first, ranks)) as batches:
         for step in loop:
             batch, now = next(batches).to(ranks.device), turn(section.seed, step, len(groups))
-            loop.train_step(batch.split(loop.parts), loss, lambda: f"samples {batch.sample.tolist()}")  # noqa: B023
+            loop.train_step(batch.split(loop.parts), loss, lambda: f"samples {batch.sample.tolist()}")  # noqa: B023  # called in this step
             if loop.evaluation_due:
                 loop.evaluate(figures)
     if ranks.first:

@@ -152,7 +152,7 @@ class Trackers:
         for name, one in list(self.trackers.items()):
             try:
                 call(one)
-            except Exception as error:
+            except Exception as error:  # of any kind, as above: the training goes on
                 print(f"warning: {name} is left out: it cannot {what}: {_one_line(error)}", file=sys.stderr)
                 del self.trackers[name]
 

@@ -120,7 +120,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with partial.open("wb") as file:
             yield file
         partial.replace(path)
-    except BaseException as error:
+    except BaseException as error:  # raised again: no half of a file stays
         with suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(path), str(partial)):

@@ -22,7 +22,7 @@ class TarPhotos(PackedPhotos):
     def _walk(self, name: str, passed_over: Counter[str]) -> Iterator[Packed]:
         with self.files.open(name) as file:
             try:
-                tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+                tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # `file` is closed
             except tarfile.TarError:
                 raise PhotoError(name, "not an archive") from None
             while (member := _next(tar, name)) is not None:
