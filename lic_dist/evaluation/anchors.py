@@ -25,6 +25,7 @@ from lic_dist.data import images
 from lic_dist.data.source import PhotoSource
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.classic import CODECS, ClassicCodec
+from lic_dist.evaluation.memory import Peak
 from lic_dist.evaluation.metrics import distortion, psnr8
 from lic_dist.evaluation.results import ImageResult, Point, plain_row
 
@@ -190,9 +191,10 @@ def measured_anchor_row(
         LicError: the codec does not take the image, or returns another size.
     """
     height, width = image.shape[:2]
-    started = time.perf_counter()
+    memory, started = Peak(), time.perf_counter()
     data = codec.encode(image)
-    middle = time.perf_counter()
+    middle, encode_bytes = time.perf_counter(), memory.bytes
+    memory, resumed = Peak(), time.perf_counter()
     decoded = codec.decode(data)
     ended = time.perf_counter()
     if decoded.shape != image.shape:
@@ -207,6 +209,8 @@ def measured_anchor_row(
         likelihood_bpp=math.nan,
         container_bpp=0.0,
         encode_seconds=middle - started,
-        decode_seconds=ended - middle,
+        decode_seconds=ended - resumed,
+        encode_bytes=encode_bytes,
+        decode_bytes=memory.bytes,
     )
     return plain_row(result), decoded

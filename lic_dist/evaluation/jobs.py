@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,6 +22,7 @@ from lic_dist.evaluation.anchors import AnchorJob
 from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.complexity import NetCost, complexity
 from lic_dist.models.names import label, split_gain, with_gain
 from lic_dist.models.parts import model_digest
 
@@ -53,6 +54,7 @@ class Job:
     snapshot: int | None = None
     cache: str = ""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    complexity: Mapping[str, NetCost] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         return f"{label(self.checkpoint)}, {self.quantizer}"
@@ -180,7 +182,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, 
     architecture, lmbda = (section.architecture, section.lmbda) if section else (None, None)
     options = section.options if section else {}
     loaded = checkpoints.load(checkpoint, architecture, lmbda, options)
-    model = model_digest(loaded.model)
+    model, cost = model_digest(loaded.model), complexity(loaded.model)
     jobs = []
     names = [name for text in quantizers for name in (carried(loaded) if text == CARRIED else (text,))]
     for name in dict.fromkeys(names):
@@ -203,6 +205,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, 
                 seed=seed_of(loaded),
                 **snapshot_of(loaded),
                 options=options,
+                complexity=cost,
             )
         )
     return jobs

@@ -25,6 +25,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.metrics import METRICS
+from lic_dist.models.complexity import NetCost
 
 LARGEST_COUNTED = 8  # largest |k| in `k_counts`; larger ones are counted as this one
 _TUPLES = ("channel_bits", "k_counts")  # fields of a point that are lists in JSON
@@ -48,6 +49,7 @@ Estimate = Annotated[float, AfterValidator(_check_rate)]  # bits per pixel; nan 
 Decibels = Annotated[float, AfterValidator(_check_decibels)]  # inf for equal pictures
 Similarity = Annotated[float, Field(ge=-1, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Bytes = Annotated[int | float, Field(ge=0, le=1e15)]  # a float where it is a mean
 Metrics = Mapping[str, Annotated[float, Field(ge=-1e4, le=1e4)] | None]  # of a name; None where there is no value
 
 
@@ -57,7 +59,9 @@ class ImageResult:
 
     `bpp` counts the entropy-coded streams and `container_bpp` what is around them; of a classic codec `bpp` counts the
     whole file. `estimated_bpp` is the estimate of the integer tables (nan for a classic codec), `likelihood_bpp` that
-    of the continuous model (nan where the quantizer has none). `metrics` has what was measured beside PSNR and MS-SSIM.
+    of the continuous model (nan where the quantizer has none). `encode_bytes` and `decode_bytes` say by how much memory
+    the process grew at most; None where the system does not tell. `metrics` has what was measured beside PSNR and
+    MS-SSIM.
     """
 
     image: str
@@ -71,6 +75,8 @@ class ImageResult:
     container_bpp: Rate
     encode_seconds: Seconds
     decode_seconds: Seconds
+    encode_bytes: Bytes | None = None
+    decode_bytes: Bytes | None = None
     metrics: Metrics = field(default_factory=dict)
 
     @property
@@ -105,8 +111,9 @@ class Point:
     Files of earlier versions lack the following. `seed` is that of the retraining, None for a base model; `snapshot`
     and `cache` are number and digest of the snapshot of the cache that it read.
     `channel_bits` are the estimated bits per pixel of each of the M channels of y, and `z_bpp` those of z, means over
-    images. `k_counts` says how often the index k was <= -8, -7, .., 7, >= 8 in all images. `shown` maps images to
-    decoded pictures that are kept, `set_aside` maps images that could not be coded to the reason.
+    images. `k_counts` says how often the index k was <= -8, -7, .., 7, >= 8 in all images. `complexity` is what each
+    network of the model costs. `shown` maps images to decoded pictures that are kept, `set_aside` maps images that
+    could not be coded to the reason.
 
     The point of a classic codec at one quality has no lambda, no arm and nothing of latents: `quantizer` names the
     codec, `checkpoint` says the quality, `settings` what the library was given, `versions` which library it was. Its
@@ -131,6 +138,7 @@ class Point:
     set_aside: Mapping[str, str] = field(default_factory=dict)
     settings: str = ""
     versions: str = ""
+    complexity: Mapping[str, NetCost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -297,10 +305,13 @@ def _content(path: Path) -> dict[str, Any]:
 def _points(path: Path, content: dict[str, Any]) -> tuple[Point, ...]:
     try:
         return tuple(
-            Point(**{**point, **{name: tuple(point.get(name, ())) for name in _TUPLES}, "images": _images(point)})
+            Point(
+                **{**point, **{name: tuple(point.get(name, ())) for name in _TUPLES}, "images": _images(point)}
+                | {"complexity": {name: NetCost(**cost) for name, cost in point.get("complexity", {}).items()}}
+            )
             for point in content.get("points", ())
         )
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise LicError(f"{path} has broken points: {error}", hint="evaluate again into another file") from None
 
 

@@ -40,6 +40,7 @@ from lic_dist.evaluation.anchors import anchor_jobs, asked, measured_anchor_row
 from lic_dist.evaluation.classic import ClassicCodec
 from lic_dist.evaluation.jobs import BASE, AnyJob, J, Job, Task, file_safe
 from lic_dist.evaluation.journal import Journal, Key, beside
+from lic_dist.evaluation.memory import Peak
 from lic_dist.evaluation.metrics import METRICS, distortion, require
 from lic_dist.evaluation.results import (
     LARGEST_COUNTED,
@@ -60,6 +61,7 @@ Row = Mapping[str, Any]  # of the journal: figures, or a "fault"
 Work = Callable[[Any, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]]  # on a codec, an image and its name
 _FIGURES = tuple(field.name for field in fields(ImageResult))
 STANDARD: tuple[str, ...] = Evaluate.model_fields["metrics"].default
+_OPTIONAL = {"metrics", "encode_bytes", "decode_bytes"}
 _STATISTICS = ("channel_bits", "k_counts", "z_bpp")
 
 
@@ -247,12 +249,13 @@ def measure_image(
         BitstreamError: the decoded indices or y_hat differ from the encoder's.
     """
     height, width = image.shape[:2]
-    started = time.perf_counter()
+    memory, started = Peak(), time.perf_counter()
     encoded = codec.encode(image)
-    middle = time.perf_counter()
+    middle, encode_bytes = time.perf_counter(), memory.bytes
+    memory, resumed = Peak(), time.perf_counter()
     latents = codec.decode_latents(encoded.data)
     decoded = codec.picture(latents)
-    ended = time.perf_counter()
+    ended, decode_bytes = time.perf_counter(), memory.bytes
     if not (np.array_equal(latents.k, encoded.k) and torch.equal(latents.y_hat, encoded.y_hat)):
         raise BitstreamError(f"{name}: the decoder's picture differs from the encoder's")
     pixels, bits = height * width, codec.channel_bits(encoded)
@@ -266,7 +269,9 @@ def measure_image(
         likelihood_bpp=codec.likelihood_bits(encoded) / pixels,
         container_bpp=encoded.container_bits / pixels,
         encode_seconds=middle - started,
-        decode_seconds=ended - middle,
+        decode_seconds=ended - resumed,
+        encode_bytes=encode_bytes,
+        decode_bytes=decode_bytes,
     )
     return Measured(result, decoded, encoded.k, bits)
 
@@ -285,7 +290,7 @@ def statistics(codec: ImageCodec, measured: Measured) -> dict[str, Any]:
 
 def _said(job: AnyJob) -> dict[str, Any]:
     """Return what a point says of how its model was made, or of which library coded."""
-    names = ("arm", "seed", "snapshot", "cache") if isinstance(job, Job) else ("settings", "versions")
+    names = ("arm", "seed", "snapshot", "cache", "complexity") if isinstance(job, Job) else ("settings", "versions")
     return {name: getattr(job, name) for name in names}
 
 
@@ -335,7 +340,7 @@ def _units_left(
 ) -> list[Unit[J]]:
     """Return the units that a job still needs: images without a row, and shown images without their picture."""
     units = []
-    needed = {*_FIGURES, *(_STATISTICS if isinstance(job, Job) else ())} - {"metrics"}
+    needed = {*_FIGURES, *(_STATISTICS if isinstance(job, Job) else ())} - _OPTIONAL
     for name in task.names:
         row = journal.rows.get((task.key(job), name), {})
         picture = str(paths[name].resolve()) if name in paths else ""

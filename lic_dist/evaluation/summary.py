@@ -26,7 +26,7 @@ RATES = ("bpp", "estimated_bpp", "likelihood_bpp", "container_bpp")
 SECONDS = ("encode_seconds", "decode_seconds")
 OF_POINT = ("checkpoint", "arm", "quantizer", "lmbda")
 BESIDE = 4  # metrics of a table, which fit beside each other in 80 characters
-OF_IMAGE = ("image", "height", "width", "bpp", "psnr", "ms_ssim", *RATES[1:], *SECONDS)
+OF_IMAGE = ("image", "height", "width", "bpp", "psnr", "ms_ssim", *RATES[1:], *SECONDS, "encode_bytes", "decode_bytes")
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:

@@ -1,58 +1,44 @@
-"""The charts of a report, as Vega-Lite by Vega-Altair: each has panels, alike in a page, a PNG and an SVG.
-
-A chart's parameter `picked`, names of curves, fades all others. Dragging moves a panel, shift and the wheel zoom.
-"""
+"""The charts of a report, as Vega-Lite by Vega-Altair: each has panels, alike in a page, a PNG and an SVG."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from pathlib import Path
-from typing import Any
-from zlib import crc32
+from statistics import fmean
 
 import altair as alt
 import numpy as np
-import pandas as pd
 
-from lic_dist import drawing
-from lic_dist.drawing import GRID, INK
+from lic_dist.drawing import GRID
 from lic_dist.evaluation.metrics import METRICS
 from lic_dist.evaluation.results import LARGEST_COUNTED as LARGEST
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval
 from lic_dist.reporting.bd import known, rate_change, rising
 from lic_dist.reporting.comparison import AnchorTable, Comparison, detailed_lambda, point_at
+from lic_dist.reporting.costs import decode_kmac
 from lic_dist.reporting.curves import Curve, place_of
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.gains import Gains, lambda_changes
+from lic_dist.reporting.panels import (
+    NOTHING,
+    Chart,
+    Panel,
+    Rows,
+    finite,
+    interval_row,
+    intervals,
+    marks,
+    panel,
+    plot,
+    zero,
+)
+from lic_dist.reporting.seeds import paired
 from lic_dist.reporting.styles import Styles
 
 FEWEST_BITS = 1e-6  # a pixel, of a channel on a logarithmic axis
-Rows = list[dict[str, Any]]
-_NOTHING = pd.DataFrame({"nothing": [0]})  # of marks at a fixed place
-_PICKED = "length(picked) == 0 || indexof(picked, datum.curve) >= 0"
-_DRAG = "[pointerdown[event.pointerType == 'mouse'], window:pointerup] > window:pointermove!"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A plot and its title."""
-
-    title: str
-    plot: drawing.Plot
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Panels that make one picture `name`.png; what they show, in a sentence or two."""
-
-    name: str
-    title: str
-    says: str
-    panels: tuple[Panel, ...]
+Band = tuple[np.ndarray, np.ndarray, np.ndarray]  # PSNR, the least and the most there
 
 
 def charts(found: Findings, looks: Styles) -> list[Chart]:
@@ -64,98 +50,10 @@ def charts(found: Findings, looks: Styles) -> list[Chart]:
         _saving(curves, found.tables, looks),
         _images(found.tables, learned, looks),
         _gains(curves, anchors, found.gains, looks),
+        _complexity(curves, found.tables, looks),
         _latents(curves, anchors[0], looks),
     )
     return [chart for chart in drawn if chart.panels]
-
-
-def write_chart(chart: Chart, folder: Path) -> None:
-    """The panels in rows of two with one legend, as `name`.png and `name`.svg."""
-    panels = drawing.beside(*(drawing.panel(one.plot, one.title) for one in chart.panels))
-    drawing.write(panels, folder / f"{chart.name}.png", folder / f"{chart.name}.svg")
-
-
-def page_spec(panel: Panel) -> dict[str, Any]:
-    """The panel for a page: as wide as its place, without title and legend, which the page has."""
-    spec = drawing.spec(panel.plot.properties(width="container", height=250, background="transparent"))
-    del spec["$schema"]  # an address, which a page without a network need not name
-    spec["config"]["legend"] = {"disable": True}
-    for layer in spec["layer"]:
-        layer["mark"]["clip"] = True  # when zoomed; in a picture it costs seconds
-    return spec
-
-
-# what panels are made of
-
-
-def _marks(rows: Rows, looks: Styles, tooltip: Sequence[alt.Tooltip]) -> alt.Chart:
-    """Rows of one `curve` each in its colour, faded where others are picked."""
-    return alt.Chart(pd.DataFrame(rows)).encode(
-        color=_by_curve(alt.Color, looks, "colour"),
-        opacity=alt.condition(_PICKED, alt.value(1.0), alt.value(0.13)),
-        tooltip=[alt.Tooltip("curve:N"), *tooltip],
-    )
-
-
-def _plot(
-    rows: Rows,
-    looks: Styles,
-    x: alt.X,
-    y: alt.Y,
-    tooltip: Sequence[alt.Tooltip],
-    points: bool = True,
-    width: float = 1.6,
-    clip: bool = False,
-) -> list[alt.Chart]:
-    """Lines through rows of one `curve` each, and their points; those without a figure break the line."""
-    base = _marks(rows, looks, tooltip).encode(x=x, y=y)
-    line = base.mark_line(clip=clip, strokeWidth=width).encode(strokeDash=_by_curve(alt.StrokeDash, looks, "dash"))
-    point = base.mark_point(clip=clip, filled=True, size=45 if points else 0, opacity=1)  # none: for the legend alone
-    return [line, point.encode(shape=_by_curve(alt.Shape, looks, "shape"))]
-
-
-def _intervals(
-    rows: Rows, looks: Styles, x: Mapping[str, Any], tooltip: Sequence[alt.Tooltip], clip: bool = False
-) -> list[alt.Chart]:
-    """Means over the lines of their intervals: rows with curve, mean, low and high at places `x`."""
-    shown = [alt.Tooltip(f"{name}:Q", format="+.2f") for name in ("mean", "low", "high")]
-    base = _marks(rows, looks, [*tooltip, *shown]).encode(**x)
-    bar = base.mark_rule(clip=clip, strokeWidth=1.6).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
-    point = base.mark_point(clip=clip, filled=True, size=55, opacity=1).encode(y=alt.Y("mean:Q", title=None))
-    return [bar, point.encode(shape=_by_curve(alt.Shape, looks, "shape"))]
-
-
-def _interval_row(curve: str, found: Interval, **more: Any) -> dict[str, Any]:
-    return {"curve": curve, "mean": found.mean, "low": found.low, "high": found.high, **more}
-
-
-def _zero() -> alt.Chart:
-    return alt.Chart(_NOTHING).mark_rule(color=INK, strokeWidth=1).encode(y=alt.datum(0))
-
-
-def _panel(title: str, *layers: alt.Chart, zooms: bool = True) -> Panel:
-    """Layers over each other, with the parameter `picked`; only a panel of numbers on both axes zooms."""
-    first, *others = layers
-    if zooms:
-        first = first.add_params(
-            alt.selection_interval(
-                name=f"zoom_{crc32(title.encode())}",  # distinct among the panels of a picture
-                bind="scales",
-                translate=_DRAG,
-                zoom="wheel![event.shiftKey]",
-            )
-        )
-    return Panel(title, alt.layer(first, *others).add_params(alt.param(name="picked", value=[])))
-
-
-def _by_curve(channel: Callable[..., Any], looks: Styles, part: str) -> Any:
-    """A channel that shows a part of the curves' styles: of all, so that the panels of a chart share one legend."""
-    values = [list(value) if isinstance(value := getattr(one, part), tuple) else value for one in looks.values()]
-    return channel("curve:N", title=None, scale=alt.Scale(domain=list(looks), range=values))
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 # rate and distortion
@@ -164,19 +62,23 @@ def _number(value: float) -> float | None:
 def _rd(curves: Sequence[Curve], anchor: Curve, looks: Styles) -> Chart:
     having = {name: [curve for curve in curves if known(curve, name)] for name in METRICS}
     panels = [_rd_panel(METRICS[name].axis, found, anchor, looks, name) for name, found in having.items() if found]
-    says = "Means over the images: quality over rate. Up and to the left is better."
+    says = "Means over the images: quality over rate. Up and to the left is better." + _seeds_say(
+        curves, "A bar reaches from the least to the most of the seeds."
+    )
     return Chart("rd", "Rate and distortion", says, tuple(panels))
 
 
 def _rd_panel(title: str, curves: Sequence[Curve], anchor: Curve, looks: Styles, quality: str) -> Panel:
     limit = _rate_limit(curves, anchor)
     rows: Rows = []
+    spread: Rows = []
     shown: list[float] = []
     for curve in curves:
         bpp, values = [one.bpp for one in curve.figures], [rising(one, quality) for one in curve.figures]
         places = [place_of(point) for point in curve.points] or [""] * len(bpp)
         figures = zip(bpp, values, places, strict=True)
-        rows += [{"curve": curve.name, "bpp": a, "quality": _number(b), "lambda": c} for a, b, c in figures]
+        rows += [{"curve": curve.name, "bpp": a, "quality": finite(b), "lambda": c} for a, b, c in figures]
+        spread += _spread_rows(curve, quality)
         within = [b for a, b in zip(bpp, values, strict=True) if a <= limit]
         shown += [one for one in (*within, float(np.interp(limit, bpp, values))) if math.isfinite(one)]
     rates = [one.bpp for curve in curves for one in curve.figures]
@@ -192,7 +94,20 @@ def _rd_panel(title: str, curves: Sequence[Curve], anchor: Curve, looks: Styles,
         alt.Tooltip("bpp:Q", format=".4f"),
         alt.Tooltip("quality:Q", title=title.split(" ")[0], format=".3f"),
     ]
-    return _panel(title, *_plot(rows, looks, x, y, tooltip, clip=max(rates) > limit))
+    clip = max(rates) > limit
+    bars = marks(spread, looks, []).mark_rule(clip=clip).encode(x=x, y="low:Q", y2="high:Q") if spread else None
+    return panel(title, *plot(rows, looks, x, y, tooltip, clip=clip), *([bars] if bars else []))
+
+
+def _spread_rows(curve: Curve, quality: str) -> Rows:
+    """The least and the most quality of a curve's seeds at each lambda, at the mean rate."""
+    of_seeds = [sorted(part.points, key=lambda point: point.lmbda or 0) for part in curve.seeds]
+    found = []
+    for points in zip(*of_seeds, strict=True):
+        values = [rising(point.figures, quality) for point in points]
+        bpp = fmean(point.figures.bpp for point in points)
+        found.append({"curve": curve.name, "bpp": bpp, "low": finite(min(values)), "high": finite(max(values))})
+    return found
 
 
 def _rate_limit(curves: Sequence[Curve], anchor: Curve) -> float:
@@ -213,16 +128,34 @@ def _saving(curves: Sequence[Curve], tables: Sequence[AnchorTable], looks: Style
         rated = [one.name for one in table.comparisons if one.pchip is not None]
         if rated:
             lines = {name: rate_change(table.anchor, named[name]) for name in rated}
-            panels.append(_saving_panel(f"against {table.anchor.name} [%]", lines, learned, looks))
+            bands = {name: band for name in rated if (band := _band(table.anchor, named[name], lines[name][0]))}
+            panels.append(_saving_panel(f"against {table.anchor.name} [%]", lines, bands, learned, looks))
     says = (
         "The change of rate at equal PSNR, in percent, over PSNR (averaged curves, PCHIP): below zero is less rate. "
         "The BD-rate is its mean. Published curves and classic codecs do not widen the axes."
-    )
+    ) + _seeds_say(curves, "A band reaches from the least to the most of the seeds.")
     return Chart("saving", "Rate saved at equal PSNR", says, tuple(panels))
 
 
+def _band(anchor: Curve, curve: Curve, psnr: np.ndarray) -> Band | None:
+    """The least and the most change of rate of the curve's seeds at these PSNRs; None of a single one."""
+    pairs = paired(anchor.parts, curve.parts)
+    if len(pairs) < 2:
+        return None
+    of_seeds = [np.interp(psnr, *rate_change(*pair), left=math.nan, right=math.nan) for pair in pairs]
+    return psnr, np.min(of_seeds, axis=0), np.max(of_seeds, axis=0)
+
+
+def _seeds_say(curves: Sequence[Curve], sentence: str) -> str:
+    return f" {sentence}" if any(curve.seeds for curve in curves) else ""
+
+
 def _saving_panel(
-    title: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], learned: set[str], looks: Styles
+    title: str,
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    bands: Mapping[str, Band],
+    learned: set[str],
+    looks: Styles,
 ) -> Panel:
     """Axes as the learned curves need them, so that fractions of a percent show beside a far published curve."""
     rows = [
@@ -239,7 +172,16 @@ def _saving_panel(
     )
     y = alt.Y("change:Q", title=None).scale(domain=[float(low - margin), float(high + margin)], nice=False)
     tooltip = [alt.Tooltip("psnr:Q", title="PSNR", format=".2f"), alt.Tooltip("change:Q", format="+.2f")]
-    return _panel(title, *_plot(rows, looks, x, y, tooltip, points=False, clip=len(own) < len(lines)), _zero())
+    clip = len(own) < len(lines)
+    areas = [
+        {"curve": name, "psnr": float(a), "low": finite(b), "high": finite(c)}
+        for name, band in bands.items()
+        for a, b, c in zip(*band, strict=True)
+    ]
+    layers = plot(rows, looks, x, y, tooltip, points=False, clip=clip)
+    if areas:
+        layers.append(marks(areas, looks, []).mark_area(clip=clip, fillOpacity=0.2).encode(x=x, y="low:Q", y2="high:Q"))
+    return panel(title, *layers, zero())
 
 
 def _images(tables: Sequence[AnchorTable], learned: set[str], looks: Styles) -> Chart:
@@ -266,11 +208,11 @@ def _images_panel(title: str, comparisons: Sequence[Comparison], learned: set[st
             for place, (image, rate) in zip(np.linspace(1, count, len(ordered)), ordered, strict=True)
         ]
         assert one.images is not None
-        means.append(_interval_row(one.name, one.images, place=count * 1.06 + 0.04 * count * number + 0.1))
+        means.append(interval_row(one.name, one.images, place=count * 1.06 + 0.04 * count * number + 0.1))
     end = means[-1]["place"] + 0.03 * count
     x = alt.X("place:Q", title="image, by its BD-rate", axis=alt.Axis(tickMinStep=1, values=_ticks(count)))
     x = x.scale(domain=[1 - 0.02 * count, end], nice=False)
-    border = alt.Chart(_NOTHING).mark_rule(color=GRID).encode(x=alt.datum(count * 1.03 + 0.05))
+    border = alt.Chart(NOTHING).mark_rule(color=GRID).encode(x=alt.datum(count * 1.03 + 0.05))
     tooltip = [alt.Tooltip("image:N"), alt.Tooltip("rate:Q", title="BD-rate", format="+.2f")]
     y = alt.Y("rate:Q", title=None)
     own = [row["rate"] for row in rows if row["curve"] in learned]
@@ -279,8 +221,8 @@ def _images_panel(title: str, comparisons: Sequence[Comparison], learned: set[st
         low, high = min(0.0, *own), max(0.0, *own)
         margin = 0.05 * (high - low) or 1.0
         y = y.scale(domain=[low - margin, high + margin], nice=False)
-    lines = _plot(rows, looks, x, y, tooltip, width=0.6, clip=clip)
-    return _panel(title, *lines, *_intervals(means, looks, {"x": x}, [], clip), border, _zero())
+    lines = plot(rows, looks, x, y, tooltip, width=0.6, clip=clip)
+    return panel(title, *lines, *intervals(means, looks, {"x": x}, [], clip), border, zero())
 
 
 def _ticks(count: int) -> list[int]:
@@ -295,27 +237,58 @@ def _gains(curves: Sequence[Curve], anchors: Sequence[Curve], tables: Sequence[G
         f"L against {anchor.name} [%]": [(one.name, lambda_changes(anchor, one)) for one in curves if one is not anchor]
         for anchor in anchors
     }
-    own = {id(row.point): row.own for table in tables for row in table.rows}
+    own = {id(point): row.own for table in tables for row in table.rows for point in row.points}
     found["L against the same quantizer on the base [%]"] = [
-        (curve.name, {point.lmbda: change for point in curve.points if point.lmbda and (change := own.get(id(point)))})
+        (
+            curve.name,
+            {point.lmbda: change for point in curve.parts[0].points if point.lmbda and (change := own.get(id(point)))},
+        )
         for curve in curves
     ]
     panels = []
     for title, changes in found.items():
         rows = [
-            _interval_row(name, change, lmbda=f"{lmbda:g}")
+            interval_row(name, change, lmbda=f"{lmbda:g}")
             for name, by_lambda in changes
             for lmbda, change in by_lambda.items()
         ]
         if rows:
             order = sorted({row["lmbda"] for row in rows}, key=float)
             x = {"x": alt.X("lmbda:N", title="lambda", sort=order, axis=alt.Axis(labelAngle=0)), "xOffset": "curve:N"}
-            panels.append(_panel(title, *_intervals(rows, looks, x, [alt.Tooltip("lmbda:N")]), _zero(), zooms=False))
+            panels.append(panel(title, *intervals(rows, looks, x, [alt.Tooltip("lmbda:N")]), zero(), zooms=False))
     says = (
         "The change of L = lambda 255² MSE + bpp at each lambda, with its 95 % bootstrap interval over images: below "
         "zero is better."
     )
     return Chart("gains", "Gain at each lambda", says, tuple(panels))
+
+
+# complexity
+
+
+def _complexity(curves: Sequence[Curve], tables: Sequence[AnchorTable], looks: Styles) -> Chart:
+    named = {curve.name: curve for curve in curves}
+    panels = []
+    for table in tables:
+        found = [(one.name, one.images) for one in table.comparisons]
+        rows = [
+            interval_row(name, own, kmac=kmac)
+            for name, own in [(table.anchor.name, Interval(0, 0, 0)), *found]
+            if own and name in named and (kmac := decode_kmac(named[name]))
+        ]
+        if len(rows) > 1:
+            known = [row["kmac"] for row in rows]
+            x = alt.X("kmac:Q", title="kMAC a pixel to decode").scale(
+                type="log", domain=[min(known) / 1.5, 1.5 * max(known)], nice=False
+            )
+            tooltip = [alt.Tooltip("kmac:Q", title="kMAC", format=".1f")]
+            title = f"BD-rate against {table.anchor.name} [%]"
+            panels.append(panel(title, *intervals(rows, looks, {"x": x}, tooltip), zero()))
+    says = (
+        "The BD-rate by PSNR, the mean of images with its interval, over the multiply-accumulates that it takes to "
+        "decode a pixel: down and to the left is better. What stands above one place costs the same."
+    )
+    return Chart("complexity", "Rate saved and complexity", says, tuple(panels))
 
 
 # inside the latents
@@ -345,7 +318,7 @@ def _channels(curves: Sequence[Curve], anchor: Curve, looks: Styles) -> list[Pan
     if anchor.name in bits and len(bits) > 1:
         sums = {name: np.cumsum(one - bits[anchor.name]) for name, one in bits.items() if name != anchor.name}
         title = f"change against {anchor.name}, summed up to that channel [bit per pixel]"
-        panels.append(_by_channel(title, sums, looks, alt.Y("value:Q", title=None), _zero()))
+        panels.append(_by_channel(title, sums, looks, alt.Y("value:Q", title=None), zero()))
     return panels
 
 
@@ -359,7 +332,7 @@ def _by_channel(title: str, values: Mapping[str, np.ndarray], looks: Styles, y: 
         domain=[1, max(map(len, values.values()))], nice=False
     )
     tooltip = [alt.Tooltip("channel:Q"), alt.Tooltip("value:Q", format=".4g")]
-    return _panel(title, *_plot(rows, looks, x, y, tooltip, points=False), *more)
+    return panel(title, *plot(rows, looks, x, y, tooltip, points=False), *more)
 
 
 def _indices(curves: Sequence[Curve], looks: Styles) -> list[Panel]:
@@ -374,9 +347,9 @@ def _indices(curves: Sequence[Curve], looks: Styles) -> list[Panel]:
     ends = f"datum.value == {-LARGEST} ? '≤ {-LARGEST}' : datum.value == {LARGEST} ? '≥ {LARGEST}' : datum.value"
     x = alt.X("k:Q", axis=alt.Axis(values=[*range(-LARGEST, LARGEST + 1, 2)], labelExpr=ends))
     tooltip = [alt.Tooltip("k:Q"), alt.Tooltip("share:Q", format=".3g")]
-    lines = _plot(rows, looks, x, alt.Y("share:Q", title=None).scale(type="log"), tooltip, width=1.1)
+    lines = plot(rows, looks, x, alt.Y("share:Q", title=None).scale(type="log"), tooltip, width=1.1)
     title = f"share of the elements of y with this k, at lambda {next(iter(points.values())).lmbda:g}"
-    return [_panel(title, *lines)]
+    return [panel(title, *lines)]
 
 
 def _points_with(curves: Sequence[Curve], field: str) -> dict[str, Point]:

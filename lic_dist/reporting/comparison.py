@@ -1,11 +1,10 @@
-"""What a report says of each curve against an anchor, and of times: figures, without form."""
+"""What a report says of each curve against an anchor: figures, without form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from statistics import fmean, median
 
 from lic_dist.errors import LicError
 from lic_dist.evaluation.jobs import is_control
@@ -14,6 +13,7 @@ from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval, mean_interval
 from lic_dist.reporting.bd import bd_rate, image_bd_rates, known, overlap
 from lic_dist.reporting.curves import Curve
+from lic_dist.reporting.signed_rank import signed_rank
 
 LEAST_OVERLAP = 0.75  # of the ranges of quality; the package `bjontegaard` warns below it
 
@@ -63,6 +63,11 @@ class Comparison:
         return self.by["psnr"].rates
 
     @property
+    def p(self) -> float | None:
+        """Of the paired test of the images' BD-rates by PSNR; None where not all have one."""
+        return signed_rank(list(self.rates.values())) if self.images else None
+
+    @property
     def rate(self) -> float | None:
         """The mean over images where there is one, else that of the averaged curves."""
         return self.images.mean if self.images else self.pchip
@@ -89,16 +94,6 @@ class AnchorTable:
     def notes(self) -> list[str]:
         """Every note once, in order."""
         return distinct_notes(self.comparisons)
-
-
-@dataclass(frozen=True)
-class Times:
-    """Medians over all images and points of a curve, seconds an image."""
-
-    name: str
-    encode: float
-    decode: float
-    megapixels: float  # of an image, the mean
 
 
 def compare(anchor: Curve, test: Curve) -> Comparison:
@@ -147,7 +142,8 @@ Compare = Callable[[Curve, Curve], Comparison]  # of an anchor and a curve
 
 def against(anchor: Curve, curves: Sequence[Curve], of: Compare = compare) -> AnchorTable:
     """All curves but the anchor, compared with it."""
-    return AnchorTable(anchor, tuple(of(anchor, curve) for curve in curves if curve is not anchor))
+    others = (curve for curve in curves if curve is not anchor and curve.parts != (anchor,))
+    return AnchorTable(anchor, tuple(of(anchor, curve) for curve in others))
 
 
 def distinct_notes(comparisons: Sequence[Comparison]) -> list[str]:
@@ -165,23 +161,6 @@ def best(found: AnchorTable, measured: Sequence[str]) -> Comparison | None:
     rated = [one for one in found.comparisons if one.pchip is not None and one.trusted]
     own = [one for one in rated if one.name in measured and not is_control(one.name)]
     return min(own or rated, key=attrgetter("rate"), default=None)
-
-
-def times(curves: Sequence[Curve]) -> tuple[Times, ...]:
-    """Of each measured curve."""
-    found = []
-    for curve in curves:
-        rows = [row for point in curve.points for row in point.images]
-        if rows:
-            found.append(
-                Times(
-                    curve.name,
-                    median(row.encode_seconds for row in rows),
-                    median(row.decode_seconds for row in rows),
-                    fmean(row.height * row.width for row in rows) / 1e6,
-                )
-            )
-    return tuple(found)
 
 
 def point_at(curve: Curve, lmbda: float) -> Point | None:

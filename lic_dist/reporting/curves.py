@@ -29,7 +29,8 @@ class Curve:
     """A named rate-distortion curve, figures by rising bpp; `points` in the same order, empty if published.
 
     `label` is its name without what it was split by; `run` and `file` name where its first point was read, `folders`
-    has the folder of each point's result file.
+    has the folder of each point's result file. Where it is the mean of retrainings that differ in their seed alone,
+    `seeds` has the curve of each, and its points are means: see `seeds`.
     """
 
     name: str
@@ -40,6 +41,12 @@ class Curve:
     run: str = ""
     file: str = ""
     folders: tuple[Path, ...] = ()
+    seeds: tuple[Curve, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Curve, ...]:
+        """The curves of its seeds, or itself: what was measured."""
+        return self.seeds or (self,)
 
     @property
     def learned(self) -> bool:
@@ -96,17 +103,18 @@ class Collection:
         raise UsageError(f"no curve is named {name!r}", hint=f"there are {known}")
 
     def only(self, patterns: Sequence[str], anchors: Sequence[str]) -> Collection:
-        """The curves whose names match one of the patterns, and those of these names.
+        """The curves whose names or labels match one of the patterns, and those of these names or labels.
 
         Raises:
             UsageError: a pattern matches none.
         """
         names = [curve.name for curve in self.curves]
+        known = [*names, *(curve.label for curve in self.curves)]
         for pattern in patterns:
-            if not filter_names(names, pattern):
+            if not filter_names(known, pattern):
                 raise UsageError(f"no curve matches {pattern!r}", hint=f"there are {', '.join(names)}")
-        kept = {*anchors, *(name for pattern in patterns for name in filter_names(names, pattern))}
-        return replace(self, curves=tuple(curve for curve in self.curves if curve.name in kept))
+        kept = {*anchors, *(name for pattern in patterns for name in filter_names(known, pattern))}
+        return replace(self, curves=tuple(one for one in self.curves if not kept.isdisjoint((one.name, one.label))))
 
 
 def collect(files: Sequence[Path], label: str = LABEL) -> Collection:

@@ -14,18 +14,21 @@ from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval
 from lic_dist.reporting import gains as changes
 from lic_dist.reporting import lead as leading
-from lic_dist.reporting.charts import Chart
-from lic_dist.reporting.comparison import AnchorTable, Comparison, Rates, has_rates, times
+from lic_dist.reporting import signed_rank
+from lic_dist.reporting.comparison import AnchorTable, Comparison, Rates, has_rates
+from lic_dist.reporting.costs import costs, networks
 from lic_dist.reporting.curves import Curve, place_of
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.grid import Grid, Grids
+from lic_dist.reporting.panels import Chart
 from lic_dist.reporting.preference import Preference
 from lic_dist.reporting.sets import SetRow, SetsApart
 from lic_dist.text import counted
 
 BD_SAYS = (
     "Change of rate at equal PSNR, in percent: negative is less rate. PCHIP and Akima interpolate the curves averaged "
-    "over images; the mean of the images' own BD-rates (PCHIP) has a 95 % bootstrap interval over images."
+    "over images; the mean of the images' own BD-rates (PCHIP) has a 95 % bootstrap interval over images. `p`: "
+    + signed_rank.SAYS
 )
 OTHER_METRICS_SAY = " Of other metrics: PCHIP, and under it the mean of images."
 OF_ALL_SETS_SAYS = (
@@ -64,7 +67,11 @@ CLASSIC_SAY = (
     "Codecs that were coded in place, with what each library was given. Their bpp counts the whole file, as is usual "
     "for them; that of a learned codec counts the entropy-coded streams, and `container` what is around them."
 )
-TIMES_SAY = "Medians over images and lambdas of the seconds that an image took, on the machine that measured."
+COSTS_SAY = (
+    "Thousands of multiply-accumulates of the networks for each pixel (kMAC) and their parameters, means over lambdas; "
+    "medians over images and lambdas of the seconds that an image took on one thread of the machine that measured; and "
+    "the memory that encoding and decoding took above the loaded program, of the image that took most."
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,11 @@ def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
     led = bool(found.leads)
     parts = [
         *(Section(leading.lead_title(one), tables=(_lead(one, _of_all_sets(found)),)) for one in found.leads),
-        Section("BD-rates", _bd_says(found), tuple(table for one in found.tables for table in _comparisons(one))),
+        Section(
+            "BD-rates",
+            _bd_says(found) + _of_seeds(found),
+            tuple(table for one in found.tables for table in _comparisons(one)),
+        ),
         Section(
             "Quantizers and arms", GRID_SAYS + _of_seeds(found), _grids(found.grids, "psnr"), notes=found.grids.notes
         ),
@@ -134,10 +145,12 @@ def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
         *_sets(found.sets, led, _of_seeds(found)),
         *(Section(chart.title, chart.says, charts=(chart,), detail=True) for chart in charts),
         Section("Picture by picture: change of L", tables=tuple(map(_by_picture, found.leads)), detail=True),
-        Section("Gains at each lambda", changes.GAINS_SAY, tuple(map(_gains, found.gains)), detail=led),
-        Section("Times", TIMES_SAY, _times(found.curves), detail=True),
-        Section("All points", POINTS_SAY, (_points(found.curves),), detail=True),
-        Section("Classic codecs", CLASSIC_SAY, _classic(found.curves), detail=True),
+        Section(
+            "Gains at each lambda", changes.GAINS_SAY + _of_seeds(found), tuple(map(_gains, found.gains)), detail=led
+        ),
+        Section("Complexity", COSTS_SAY, _costs(found.parts), detail=True),
+        Section("All points", POINTS_SAY, (_points(found.parts),), detail=True),
+        Section("Classic codecs", CLASSIC_SAY, _classic(found.parts), detail=True),
     ]
     return [part for part in parts if part.tables or part.charts or part.notes]
 
@@ -174,20 +187,19 @@ def _letters(notes: Sequence[str], known: Sequence[str]) -> str:
 
 
 def _lead(found: leading.Lead, more: str) -> Table:
-    columns = ("", "change of L [95 %]", "L", "bpp", "PSNR dB", "as rate [95 %]", "against own base [95 %]")
+    columns = ("", "change of L [95 %]", "p", "L", "bpp", "PSNR dB", "as rate [95 %]", "against own base [95 %]")
     rows = []
     for row in found.rows:
-        figures = row.gain.point.figures
-        numbers = f"{row.gain.loss:.4f}", f"{figures.bpp:.4f}", f"{figures.psnr:.3f}"
-        rows.append((row.name, row.change or "anchor", *numbers, row.rate, row.own))
-    return _table("", columns, rows, says=leading.LEAD_SAYS + more, brief=frozenset({5}))
+        numbers = f"{row.gain.loss:.4f}", f"{row.gain.bpp:.4f}", f"{row.gain.psnr:.3f}"
+        change = row.change or ("anchor" if row is found.anchor else "")
+        rows.append((row.name, change, signed_rank.shown(row.p), *numbers, row.rate, row.own))
+    return _table("", columns, rows, says=leading.LEAD_SAYS + more, brief=frozenset({6}))
 
 
 def _by_picture(found: leading.Lead) -> Table:
     """The anchor's L of each picture, and the change of L in percent of each other row."""
     others = [row for row in found.rows if row is not found.anchor]
-    base = changes.image_losses(found.anchor.gain.point)
-    losses = [changes.image_losses(row.gain.point) for row in others]
+    base, losses = found.anchor.gain.losses, [row.gain.losses for row in others]
     columns = "picture", f"L, {found.anchor.name}", *(f"{row.name} [%]" for row in others)
     rows = [
         (image, f"{base[image]:.4f}", *(f"{100 * (one[image] / base[image] - 1):+.2f}" for one in losses))
@@ -221,11 +233,11 @@ def _of_all_sets(found: Findings) -> str:
 def _comparisons(found: AnchorTable) -> list[Table]:
     """BD-rates by PSNR and MS-SSIM, and a table of those by other metrics."""
     by_ms_ssim = ("MS-SSIM: PCHIP", "MS-SSIM: mean of images [95 %]") if "ms-ssim" in found.others else ()
-    columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", *by_ms_ssim, "note")
+    columns = ("curve", "points", "PCHIP", "Akima", "mean of images [95 %]", "p", *by_ms_ssim, "note")
     rows = []
     for one in found.comparisons:
         similar = one.by["ms-ssim"]
-        rates = percent(one.pchip), percent(one.akima), one.images
+        rates = percent(one.pchip), percent(one.akima), one.images, signed_rank.shown(one.p)
         more = (percent(similar.pchip), similar.images) if by_ms_ssim else ()
         rows.append((one.name, str(one.points), *rates, *more, _letters(one.notes, found.notes)))
     title = f"BD-rate against {found.anchor.name} ({counted(len(found.anchor.figures), 'point')})"
@@ -315,19 +327,35 @@ def _by(quality: str) -> str:
 
 
 def _gains(found: changes.Gains) -> Table:
-    columns = ("quantizer", "arm", "bpp", "PSNR dB", "L", "L against base [95 %]", "L against sq-adapted [95 %]")
+    changed = "L against base [95 %]", "p", "L against sq-adapted [95 %]"
+    columns = ("quantizer", "arm", "bpp", "PSNR dB", "L", *changed)
     rows = []
     for row in found.rows:
-        figures = row.point.figures
-        numbers = f"{figures.bpp:.4f}", f"{figures.psnr:.3f}", f"{row.loss:.4f}"
-        rows.append((row.point.quantizer, row.arm, *numbers, row.own, row.sq_adapted))
+        numbers = f"{row.bpp:.4f}", f"{row.psnr:.3f}", f"{row.loss:.4f}"
+        rows.append((row.point.quantizer, row.arm, *numbers, row.own, signed_rank.shown(row.p), row.sq_adapted))
     return _table(f"L at lambda {found.lmbda:g}, {counted(found.images, 'image')}", columns, rows, names=2)
 
 
-def _times(curves: Sequence[Curve]) -> tuple[Table, ...]:
-    found = times(curves)
-    rows = [(one.name, f"{one.encode:.3f}", f"{one.decode:.3f}", f"{one.megapixels:.2f}") for one in found]
-    return (_table("", ("curve", "encode s", "decode s", "megapixels"), rows),) if rows else ()
+def _costs(curves: Sequence[Curve]) -> tuple[Table, ...]:
+    """Of each curve, and of each network of its models."""
+    found = costs(curves)
+    both = "encode", "decode"
+    columns = ("curve", *(f"{one} {of}" for of in ("kMAC", "s", "MB") for one in both), "parameters", "megapixels")
+    rows = []
+    for one in found:
+        kmac = (_number(value, ".1f") for value in (one.encode_kmac, one.decode_kmac))
+        seconds = (f"{value:.3f}" for value in (one.encode_seconds, one.decode_seconds))
+        memory = (_number(value and value / 1e6, ".0f") for value in (one.encode_bytes, one.decode_bytes))
+        rows.append((one.name, *kmac, *seconds, *memory, _number(one.parameters, ",.0f"), f"{one.megapixels:.2f}"))
+    tables = [_table("", columns, rows)] if rows else []
+    for names, nets in networks(curves):
+        cells = [(name, f"{cost.kmac:.2f}", f"{cost.parameters:,}") for name, cost in nets.items()]
+        tables.append(_table(f"Networks of {', '.join(names)}", ("network", "kMAC a pixel", "parameters"), cells))
+    return tuple(tables)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _points(curves: Sequence[Curve]) -> Table:

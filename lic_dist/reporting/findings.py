@@ -12,6 +12,7 @@ from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.gains import Gains, gains, lambdas
 from lic_dist.reporting.grid import Grids, grids_of
 from lic_dist.reporting.lead import Lead, lead
+from lic_dist.reporting.seeds import comparing, joined
 from lic_dist.reporting.sets import SetsApart, sets_apart
 
 
@@ -19,10 +20,12 @@ from lic_dist.reporting.sets import SetsApart, sets_apart
 class Findings:
     """Of several lambdas: BD-rates (`tables`), the grids of quantizers and arms, gains at each lambda. Of one: L leads.
 
-    `leads` and `tables` are against one anchor each, in the order that they were asked for.
+    `leads` and `tables` are against one anchor each, in the order that they were asked for. `curves` has those that
+    differ in the seed of their retraining alone as one, and `parts` each of them.
     """
 
     curves: tuple[Curve, ...]
+    parts: tuple[Curve, ...]
     anchors: tuple[Curve, ...]
     leads: tuple[Lead, ...]
     tables: tuple[AnchorTable, ...]
@@ -32,9 +35,10 @@ class Findings:
 
     @classmethod
     def of(cls, curves: Sequence[Curve], anchors: Sequence[Curve]) -> Findings:
-        """Compare all curves with each anchor."""
+        """Compare all curves with each anchor, which is one of them or of `joined` ones."""
         compare = cache(comparison.compare)
-        tables = tuple(against(anchor, curves, compare) for anchor in anchors)
+        whole = _with_anchors(curves, anchors)
+        tables = tuple(against(anchor, whole, comparing(compare)) for anchor in anchors)
         leads = _leads(curves, anchors)
         grids = grids_of(curves, compare)
         if not any(table.rated for table in tables):  # no grids of empty cells
@@ -45,7 +49,14 @@ class Findings:
         found = gains([point for curve in curves for point in curve.points])
         rated = tuple(table for table in tables if table.rated or not leads)
         return cls(
-            tuple(curves), tuple(anchors), leads, rated, grids, found, sets_apart(curves, anchors, grids, compare)
+            tuple(whole),
+            tuple(curves),
+            tuple(anchors),
+            leads,
+            rated,
+            grids,
+            found,
+            sets_apart(curves, anchors, grids, compare),
         )
 
     @property
@@ -54,7 +65,15 @@ class Findings:
         measured = [curve.name for curve in self.curves if curve.learned]
         names = [one.name for one in (best(table, measured) for table in self.tables) if one]
         least = [one.best.gain.point for one in self.leads if one.best]
-        return names + [curve.name for curve in self.curves for point in least if point in curve.points]
+        parts = [(curve.name, point) for curve in self.curves for part in curve.parts for point in part.points]
+        return names + [name for name, point in parts if any(point is one for one in least)]
+
+
+def _with_anchors(curves: Sequence[Curve], anchors: Sequence[Curve]) -> list[Curve]:
+    """The curves joined by seeds; an anchor of those given is it, and one that is a single seed stays alone besides."""
+    given = {anchor.seeds: anchor for anchor in anchors if anchor.seeds}
+    whole = [given.get(curve.seeds, curve) for curve in joined(curves)]
+    return [*(anchor for anchor in anchors if anchor not in whole), *whole]
 
 
 def _leads(curves: Sequence[Curve], anchors: Sequence[Curve]) -> tuple[Lead, ...]:
@@ -62,4 +81,4 @@ def _leads(curves: Sequence[Curve], anchors: Sequence[Curve]) -> tuple[Lead, ...
     points = [point for curve in curves for point in curve.points if point.lmbda is not None]
     if len(lambdas(points)) != 1:
         return ()
-    return tuple(lead(points, anchor.points[0]) for anchor in anchors if anchor.learned)
+    return tuple(lead(points, anchor.parts[0].points[0]) for anchor in anchors if anchor.learned)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from lic_dist.evaluation.jobs import BASE, is_control
 from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval
-from lic_dist.reporting.gains import Gain, change, gains, measured
+from lic_dist.reporting.gains import Gain, change, change_p, gains, measured, seed_pairs
+from lic_dist.reporting.signed_rank import SAYS
 from lic_dist.text import counted
 
 LEAD_SAYS = (
@@ -20,7 +21,7 @@ LEAD_SAYS = (
     "bootstrap over the pictures. `as rate`: the change of L over the anchor's bpp, which is to first order the rate "
     "that the same quality costs more or less, since at an optimum of L a gain in distortion is worth as many bits. "
     "`against own base`: the change of L against the same quantizer on the base model, which is what retraining "
-    "brought. A control shows what else would have gained as much."
+    "brought. A control shows what else would have gained as much. `p` of the first change: " + SAYS
 )
 FEW = 8  # pictures, below which intervals prove little
 
@@ -35,6 +36,7 @@ class LeadRow:
     change: Interval | None
     rate: Interval | None
     own: Interval | None
+    p: float | None = None  # of the change
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,17 @@ class Lead:
 
 
 def lead(points: Sequence[Point], anchor: Point) -> Lead:
-    """The points at the anchor's lambda and on its pictures, each against the anchor."""
+    """The points at the anchor's lambda and on its pictures, each against the anchor; those of several seeds as one."""
+
+    def anchored(row: Gain) -> bool:
+        return any(_same(point, anchor) for point in row.points)
+
     # equal points count once: the row may be of another that measures the same
-    table = next(one for one in gains(points) if any(_same(row.point, anchor) for row in one.rows))
-    made = [_row(row, anchor) for row in table.rows]
+    table = next(one for one in gains(points) if any(map(anchored, one.rows)))
+    base = next(row for row in table.rows if anchored(row))
+    made = [_row(row, base) for row in table.rows]
     rows = tuple(sorted(made, key=lambda row: (row.gain.arm != BASE, row.control)))
-    own = next(row for row in rows if _same(row.gain.point, anchor))
+    own = next(row for row in rows if row.gain is base)
     return Lead(table.lmbda, tuple(row.image for row in anchor.images), own, rows)
 
 
@@ -73,11 +80,12 @@ def _same(one: Point, other: Point) -> bool:
     return len(set(places)) == 1 and measured(one) == measured(other)
 
 
-def _row(gain: Gain, anchor: Point) -> LeadRow:
+def _row(gain: Gain, anchor: Gain) -> LeadRow:
     control = is_control(gain.point.arm)
     name = " ".join(part for part in (gain.arm, gain.point.quantizer) if part) + (" (control)" if control else "")
     own = None if gain.arm == BASE else gain.own
-    if _same(gain.point, anchor):
+    pairs = seed_pairs(anchor.points, gain.points)
+    if not pairs:  # the anchor, or of other seeds
         return LeadRow(name, gain, control, None, None, own)
-    rate = change(gain.point, anchor, of=[row.bpp for row in anchor.images])
-    return LeadRow(name, gain, control, change(gain.point, anchor), rate, own)
+    rate = change(pairs, of=[row.bpp for row in anchor.point.images])
+    return LeadRow(name, gain, control, change(pairs), rate, own, change_p(pairs))

@@ -17,13 +17,13 @@ import vl_convert
 from lic_dist.drawing import COLOURS, GRID, INK
 from lic_dist.intervals import Interval
 from lic_dist.reporting.assets import as_json, asset, script_source
-from lic_dist.reporting.charts import Chart, page_spec
 from lic_dist.reporting.comparison import AnchorTable, best
 from lic_dist.reporting.curves import Curve
 from lic_dist.reporting.document import Cell, Section, Table, letter
 from lic_dist.reporting.findings import Findings
-from lic_dist.reporting.gains import lambdas
+from lic_dist.reporting.gains import lambdas, seed_pairs
 from lic_dist.reporting.lead import FEW, Lead, LeadRow
+from lic_dist.reporting.panels import Chart, page_spec
 from lic_dist.reporting.sets import Sets, SetTable
 from lic_dist.reporting.shown import ShownPictures
 from lic_dist.reporting.styles import Style, Styles
@@ -172,9 +172,9 @@ def _lead_card(found: Lead, sets: Sets | None) -> str:
 
 def _set_means(anchor: LeadRow, row: LeadRow, sets: Sets) -> tuple[Interval, Interval] | None:
     """Of the change of L and of what it is worth as rate, where all sets were measured."""
-    point, base = row.gain.point, anchor.gain.point
-    change = sets.change([(point, base)])[-1]
-    rate = sets.change([(point, base)], {one.image: one.bpp for one in base.images})[-1]
+    pairs = seed_pairs(anchor.gain.points, row.gain.points)
+    change = sets.change(pairs)[-1]
+    rate = sets.change(pairs, {one.image: one.bpp for one in anchor.gain.point.images})[-1]
     return (change, rate) if change and rate else None
 
 

@@ -13,7 +13,7 @@ from lic_dist.config import Report
 from lic_dist.errors import LicError
 from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.results import write_whole
-from lic_dist.reporting.charts import charts, write_chart
+from lic_dist.reporting.charts import charts
 from lic_dist.reporting.curves import LABEL, collect
 from lic_dist.reporting.document import preferences, sections
 from lic_dist.reporting.findings import Findings
@@ -21,7 +21,9 @@ from lic_dist.reporting.gains import SQ_ADAPTED
 from lic_dist.reporting.markdown import markdown
 from lic_dist.reporting.page import page
 from lic_dist.reporting.pairs import KEY, PAGE, write_study
+from lic_dist.reporting.panels import write_chart
 from lic_dist.reporting.preference import preference
+from lic_dist.reporting.seeds import joined
 from lic_dist.reporting.shown import collect_pictures, write_sheets
 from lic_dist.reporting.styles import styles
 from lic_dist.reporting.terminal import show
@@ -59,17 +61,19 @@ def report(
     if not anchors:
         names = {one.name for one in collection.curves} | {one.label for one in collection.curves}
         anchors = [next((name for name in ANCHORS if name in names), ANCHORS[0])]
-    chosen = list(dict.fromkeys(collection.named(name).name for name in anchors))
     if only:
-        collection = collection.only(only, chosen)
-    found = Findings.of(collection.curves, [collection.named(name) for name in chosen])
-    looks = styles(found.curves, chosen[0])
+        collection = collection.only(only, anchors)
+    whole = {curve.name: curve for curve in joined(collection.curves)}
+    chosen = list(dict.fromkeys(whole.get(name) or collection.named(name) for name in anchors))
+    found = Findings.of(collection.curves, chosen)
+    looks = styles(found.curves, chosen[0].name)
     drawn = charts(found, looks)
     parts = sections(found, drawn)
     if answers:
-        parts.insert(len(found.leads), preferences(preference(answers, out, chosen[0])))
-    leading = [chosen[0], *found.best]
-    shown = collect_pictures(collection, looks, leading)
+        parts.insert(len(found.leads), preferences(preference(answers, out, chosen[0].name)))
+    parts_of = {curve.name: [part.name for part in curve.parts] for curve in found.curves}
+    leading = [name for one in (chosen[0].name, *found.best) for name in parts_of[one][:1]]
+    shown = collect_pictures(collection, [name for names in parts_of.values() for name in names], leading)
     show(parts, console := console or Console())
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +86,7 @@ def report(
     text = page(parts, found, looks, shown, collection.runs, _made()).encode()
     write_whole(out / "report.html", text)
     if study:
-        trials = write_study(collection, [one for one in found.curves if one.points], out)
+        trials = write_study(collection, [one for one in found.parts if one.points], out)
         console.print(f"{out / PAGE}: {counted(trials, 'pair')}; {KEY} names them", markup=False, highlight=False)
     if shown and shown.note:
         console.print(shown.note, markup=False, highlight=False)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields, replace
+from operator import attrgetter
 from statistics import fmean
+from typing import Any, TypeVar
 
 from lic_dist.evaluation.metrics import METRICS
+from lic_dist.evaluation.results import ImageResult, Point
 from lic_dist.intervals import mean_interval
 from lic_dist.reporting.comparison import Compare, Comparison, Rates, distinct_notes
-from lic_dist.reporting.curves import Curve
+from lic_dist.reporting.curves import Curve, curve_of
 
 Pairs = tuple[tuple[Curve, Curve], ...]  # anchor and curve, of each seed
+T = TypeVar("T")
 
 
 def by_seeds(curves: Sequence[Curve]) -> list[tuple[Curve, ...]]:
@@ -25,6 +30,46 @@ def by_seeds(curves: Sequence[Curve]) -> list[tuple[Curve, ...]]:
     return found
 
 
+def joined(curves: Sequence[Curve]) -> list[Curve]:
+    """The curves in their order, those of several seeds as one: at each lambda the mean of each image's figures.
+
+    What is compared or tested of such a curve is that of its `parts`; its points serve to draw it.
+    """
+    groups = by_seeds(curves)
+    single = {group[0].name for group in groups if len(group) == 1}
+    return [group[0] if len(group) == 1 else _joined(group, single) for group in groups]
+
+
+def _joined(curves: Sequence[Curve], taken: set[str]) -> Curve:
+    ordered = [sorted(curve.points, key=attrgetter("lmbda", "pictures")) for curve in curves]
+    name = name_of(curves)
+    whole = curve_of(
+        f"{name} (mean of seeds)" if name in taken else name, [*map(_mean_point, zip(*ordered, strict=True))]
+    )
+    first = curves[0]
+    return replace(whole, label=first.label, run=first.run, file=first.file, seeds=tuple(curves))
+
+
+def _mean_point(points: Sequence[Point]) -> Point:
+    rows = [{row.image: row for row in point.images} for point in points]
+    return replace(
+        points[0],
+        images=tuple(_mean_row([of_seed[name] for of_seed in rows]) for name in rows[0]),
+        channel_bits=tuple(fmean(bits) for bits in zip(*(one.channel_bits for one in points), strict=True)),
+        k_counts=tuple(map(sum, zip(*(one.k_counts for one in points), strict=True))),
+        z_bpp=_mean_of([point.z_bpp for point in points]),
+        seed=None,
+        shown={},
+    )
+
+
+def _mean_row(rows: Sequence[ImageResult]) -> ImageResult:
+    numbers = [one.name for one in fields(ImageResult) if one.name not in ("image", "height", "width", "metrics")]
+    means: dict[str, Any] = {name: _mean_of([getattr(row, name) for row in rows]) for name in numbers}
+    metrics = {name: _mean_of([row.metrics.get(name) for row in rows]) for name in rows[0].metrics}
+    return replace(rows[0], metrics=metrics, **means)
+
+
 def name_of(curves: Sequence[Curve]) -> str:
     """The curve's name; of several seeds their arm and quantizer."""
     point = curves[0].points[0] if curves[0].points else None
@@ -33,10 +78,30 @@ def name_of(curves: Sequence[Curve]) -> str:
 
 def paired(anchors: Sequence[Curve], curves: Sequence[Curve]) -> Pairs:
     """Each curve with the anchor of its seed, or with the only one; a curve whose seed no anchor has is left out."""
+    return paired_by(_seed, anchors, curves)
+
+
+def paired_by(seed: Callable[[T], int | None], anchors: Sequence[T], others: Sequence[T]) -> tuple[tuple[T, T], ...]:
+    """`paired` of whatever has a seed; nothing is paired with itself."""
     if len(anchors) == 1:
-        return tuple((anchors[0], curve) for curve in curves)
-    of_seed = {_seed(anchor): anchor for anchor in anchors}
-    return tuple((of_seed[_seed(curve)], curve) for curve in curves if _seed(curve) in of_seed)
+        return tuple((anchors[0], one) for one in others if one is not anchors[0])
+    of_seed = {seed(anchor): anchor for anchor in anchors}
+    found = ((of_seed[seed(one)], one) for one in others if seed(one) in of_seed)
+    return tuple((anchor, one) for anchor, one in found if anchor is not one)
+
+
+def comparing(of: Compare) -> Compare:
+    """Compare curves as `of` does, those of several seeds by their parts; a name without comparison where none fit."""
+
+    def compare(anchor: Curve, curve: Curve) -> Comparison:
+        pairs = paired(anchor.parts, curve.parts)
+        if not pairs:
+            return Comparison(
+                curve.name, len(curve.figures), {name: Rates() for name in METRICS}, notes=("no seed in common",)
+            )
+        return replace(compare_seeds(pairs, of), name=curve.name)
+
+    return compare
 
 
 def compare_seeds(pairs: Pairs, of: Compare) -> Comparison:

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from lic_dist.data.folders import folder_names, with_others
 from lic_dist.evaluation.jobs import BASE, CONTROL, CONTROLS, is_control
 from lic_dist.evaluation.metrics import METRICS
-from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval, changes_interval, mean_interval
 from lic_dist.reporting.comparison import Compare, Rates
 from lic_dist.reporting.curves import Curve, plain
-from lic_dist.reporting.gains import image_losses, shared_points
+from lic_dist.reporting.gains import PointPair, image_losses, shared_by_seeds
 from lic_dist.reporting.grid import Grids, Place
 from lic_dist.reporting.seeds import Pairs, by_seeds, compare_seeds, name_of, paired
 
@@ -57,12 +56,12 @@ class Sets:
         seeds = found.seeds or (found.rates,)
         return self._cells(lambda sets: mean_interval(*(_picked(seeds, own) for own in sets)), found.rates)
 
-    def change(self, pairs: Sequence[tuple[Point, Point]], of: Mapping[str, float] | None = None) -> Cells:
-        """The changes of L of points and their bases, a pair a seed; None for a set that was not measured.
+    def change(self, pairs: Sequence[PointPair], of: Mapping[str, float] | None = None) -> Cells:
+        """The changes of L of points against their bases, a pair a seed; None for a set that was not measured.
 
         In percent of the base's L, or of `of` by image.
         """
-        losses, bases = ([image_losses(pair[number]) for pair in pairs] for number in (0, 1))
+        bases, losses = ([image_losses(pair[number]) for pair in pairs] for number in (0, 1))
         whole = bases if of is None else [of] * len(pairs)
 
         def changed(sets: Sequence[tuple[str, ...]]) -> Interval:
@@ -142,8 +141,8 @@ def sets_apart(curves: Sequence[Curve], anchors: Sequence[Curve], grids: Grids, 
 
 
 def _anchored(anchor: Curve, curves: Sequence[Curve]) -> list[_Match]:
-    groups = by_seeds([curve for curve in curves if curve is not anchor])
-    return [((name_of(group),), paired([anchor], group)) for group in groups]
+    groups = by_seeds([curve for curve in curves if curve not in anchor.parts])
+    return [((name_of(group),), pairs) for group in groups if (pairs := paired(anchor.parts, group))]
 
 
 def _table(against: str, heads: tuple[str, ...], matches: Sequence[_Match], sets: Sets, of: Compare) -> SetTable:
@@ -154,10 +153,8 @@ def _table(against: str, heads: tuple[str, ...], matches: Sequence[_Match], sets
         for quality, rows in rates.items():
             learned = all(curve.learned for _, curve in pairs)
             rows.append(SetRow(names, sets.rates(found.by[quality]), found.trusted, learned))
-        shared = [shared_points(*pair) for pair in pairs]
-        for lmbda in shared[0]:
-            if all(lmbda in one for one in shared):
-                changes.append(SetRow((*names, f"{lmbda:g}"), sets.change([one[lmbda] for one in shared])))
+        shared = shared_by_seeds(pairs)
+        changes += [SetRow((*names, f"{lmbda:g}"), sets.change(own)) for lmbda, own in shared.items()]
     return SetTable(against, heads, {quality: _filled(rows) for quality, rows in rates.items()}, _filled(changes))
 
 

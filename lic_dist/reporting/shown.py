@@ -22,7 +22,6 @@ from lic_dist.reporting.comparison import detailed_lambda
 from lic_dist.reporting.curves import Collection, Curve, plain
 from lic_dist.reporting.gains import lambdas
 from lic_dist.reporting.sheets import Picture, busiest_window, comparison_sheet
-from lic_dist.reporting.styles import Styles
 
 WHOLE_PIXELS = 24_000_000  # up to so many in all, large pictures stay whole
 PAGE_PIXELS = 40_000_000  # of all pictures in a page; somewhat more bytes
@@ -51,13 +50,13 @@ class Decoded:
     path: Path
 
 
-def collect_pictures(collection: Collection, looks: Styles, first: Sequence[str]) -> ShownPictures | None:
-    """All pictures that the result files name; None where there is none.
+def collect_pictures(collection: Collection, names: Sequence[str], first: Sequence[str]) -> ShownPictures | None:
+    """All pictures of these curves that the result files name; None where there is none.
 
     `first` names the curves to begin with, beside the original. Only files under the folder of their result file are
     read. A picture that is absent, or of another size, is left out.
     """
-    kept = decoded_by_image([collection.named(name) for name in looks])
+    kept = decoded_by_image([collection.named(name) for name in names])
     by_image = {key: _used(found) for key, found in kept.items()}
     if not by_image:
         return None

@@ -60,11 +60,11 @@ def experiment(*arguments: object, **changes: object) -> config.Experiment:
     return config.Experiment.model_validate(sections(*arguments, **changes))
 
 
+TIMELESS = {"encode_seconds": 0, "decode_seconds": 0, "encode_bytes": 0, "decode_bytes": 0}
+
+
 def timeless(points: tuple[Point, ...]) -> list[Point]:
-    return [
-        replace(one, images=tuple(replace(row, encode_seconds=0, decode_seconds=0) for row in one.images))
-        for one in points
-    ]
+    return [replace(one, images=tuple(replace(row, **TIMELESS) for row in one.images)) for one in points]
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, die_at: int = 0) -> list[str]:

@@ -101,7 +101,7 @@ def test_the_report_has_a_table_for_each_lambda(tmp_path: Path, capsys: pytest.C
     (tmp_path / "published.json").write_text('{"name": "vtm", "results": {"bpp": [1, 2], "psnr-rgb": [30, 32]}}')
     report([tmp_path / "published.json", tmp_path / "a.json"], ["vtm"], tmp_path / "out")
     page, shown = (tmp_path / "out/results.md").read_text(), capsys.readouterr().out
-    assert "| tcq8 | decoder+hyper | 1.0000 | 20.000 | 2.0000 | +0.00 % [-16.67, +10.00] | -20.00 % [" in page
+    assert "| tcq8 | decoder+hyper | 1.0000 | 20.000 | 2.0000 | +0.00 % [-16.67, +10.00] | 1.000 | -20.00 % [" in page
     assert page.count("## L at lambda 0.00") == shown.count("L at lambda 0.00") == 2
     assert "[-16.67, +10.00]" in shown
     report([tmp_path / "published.json"], ["vtm"], tmp_path / "out")

@@ -99,7 +99,7 @@ def test_the_grid_by_ms_ssim_is_a_detail_of_its_own_where_there_is_any() -> None
     assert set(found) - set(bare) == {"Quantizers and arms by MS-SSIM"}
     assert bare["Quantizers and arms"].tables == found["Quantizers and arms"].tables
     assert "MS-SSIM" not in repr(bare["BD-rates"])
-    assert found["BD-rates"].tables[0].columns[5:7] == ("MS-SSIM: PCHIP", "MS-SSIM: mean of images [95 %]")
+    assert found["BD-rates"].tables[0].columns[6:8] == ("MS-SSIM: PCHIP", "MS-SSIM: mean of images [95 %]")
 
 
 def test_other_metrics_have_a_table_a_grid_a_panel_and_columns() -> None:

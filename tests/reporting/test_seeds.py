@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -12,12 +13,17 @@ import pytest
 from lic_dist import intervals
 from lic_dist.evaluation.results import write_points
 from lic_dist.intervals import Interval, change_interval, mean_interval
+from lic_dist.reporting.bd import rate_change
+from lic_dist.reporting.charts import charts
 from lic_dist.reporting.comparison import Rates, compare
 from lic_dist.reporting.curves import Curve, collect, curve_of
 from lic_dist.reporting.document import sections
 from lic_dist.reporting.findings import Findings
-from lic_dist.reporting.gains import image_losses
+from lic_dist.reporting.gains import gains, image_losses
 from lic_dist.reporting.grid import grids_of
+from lic_dist.reporting.seeds import joined
+from lic_dist.reporting.signed_rank import shown, signed_rank
+from lic_dist.reporting.styles import styles
 from tests.points import measured
 
 NAMES = ("kodak/0.png", "kodak/1.png", "hires/2.png")
@@ -131,4 +137,78 @@ def test_seeds_in_a_file_become_one_cell(tmp_path: Path) -> None:
     assert found.grids.grids[0].cells["decoder", "tcq8"].images == over_seeds(
         [compare(BASE, one).by["psnr"] for one in SEEDS]
     )
-    assert [one.name for one in found.tables[0].comparisons] == [one.name for one in curves[1:]]
+    (row,) = found.tables[0].comparisons
+    assert (row.name, row.by["psnr"]) == ("decoder tcq8", found.grids.grids[0].cells["decoder", "tcq8"].by["psnr"])
+    assert [one.name for one in found.curves] == ["base tcq8", "decoder tcq8"] and found.parts == curves
+
+
+def test_seeds_are_one_curve_of_means() -> None:
+    base, mean = joined([BASE, *SEEDS])
+    assert base is BASE and mean.name == "decoder tcq8" and mean.parts == tuple(SEEDS)
+    for number, figures in enumerate(mean.figures):
+        of_seeds = [one.points[number] for one in SEEDS]
+        assert figures.bpp == pytest.approx(fmean(one.figures.bpp for one in of_seeds))
+        assert figures.psnr == pytest.approx(fmean(one.figures.psnr for one in of_seeds))
+        rows = zip(*(one.images for one in of_seeds), strict=True)
+        for row, own in zip(mean.points[number].images, rows, strict=True):
+            assert row.image == own[0].image and row.bpp == pytest.approx(fmean(one.bpp for one in own))
+    alone = replace(BASE, name="decoder tcq8")
+    assert [one.name for one in joined([alone, *SEEDS])] == ["decoder tcq8", "decoder tcq8 (mean of seeds)"]
+
+
+def test_an_anchor_of_several_seeds_is_paired_with_theirs_and_one_of_them_with_the_others() -> None:
+    noise = joined(NOISE)[0]
+    (_, rows) = (table := Findings.of([BASE, *SEEDS, *NOISE], [noise]).tables[0]).comparisons
+    assert (table.anchor, rows.name) == (noise, "decoder tcq8")
+    assert rows.by["psnr"].images == over_seeds([compare(*pair).by["psnr"] for pair in zip(NOISE, SEEDS, strict=False)])
+    alone, others = Findings.of(SEEDS, SEEDS[:1]).tables[0].comparisons, [compare(SEEDS[0], one) for one in SEEDS[1:]]
+    assert [one.by["psnr"].images for one in alone] == [over_seeds([one.by["psnr"] for one in others])]
+    without = Findings.of([*NOISE, curve("decoder", 0.9, 7), curve("decoder", 0.9, 8)], [noise]).tables[0].comparisons
+    assert [one.notes for one in without] == [("no seed in common",)]
+
+
+def test_gains_are_means_over_seeds_with_a_paired_test_over_images() -> None:
+    found = gains([point for one in (BASE, *SEEDS) for point in one.points])[0]
+    _, row = found.rows
+    assert row.points == tuple(one.points[0] for one in SEEDS) and row.arm == "decoder"
+    losses = np.array([[*image_losses(point).values()] for point in row.points])
+    base = np.array([*image_losses(BASE.points[0]).values()])
+    assert row.loss == pytest.approx(losses.mean())
+    means = 100 * (losses.mean(axis=1) / base.mean() - 1)
+    assert row.own is not None and (row.own.mean, row.own.seeds, row.own.spread) == (
+        pytest.approx(means.mean()),
+        3,
+        pytest.approx(means.std(ddof=1)),
+    )
+    assert row.p == 0.25  # three images of which all gain: 2 / 2^3
+    other = replace(SEEDS[1].points[0], seed=1)  # two runs of one seed are no seeds
+    rows = gains([BASE.points[0], SEEDS[0].points[0], other])[0].rows
+    assert [len(one.points) for one in rows] == [1, 1, 1]
+
+
+def test_a_chart_shows_seeds_as_one_curve_with_its_spread() -> None:
+    found = Findings.of([BASE, *SEEDS], [BASE])
+    looks = styles(found.curves, BASE.name)
+    assert list(looks) == [BASE.name, "decoder tcq8"]
+    rd, saving = (next(one for one in charts(found, looks) if one.name == name) for name in ("rd", "saving"))
+    assert "seeds" in rd.says and "seeds" in saving.says
+    (bars,) = [layer.data for layer in rd.panels[0].plot.layer if "low" in layer.data]
+    at = bars.iloc[0]
+    psnrs = [one.points[0].figures.psnr for one in SEEDS]
+    assert (at["low"], at["high"], at["curve"]) == (min(psnrs), max(psnrs), "decoder tcq8")
+    (band,) = [layer.data for layer in saving.panels[0].plot.layer if "low" in layer.data]
+    middle = band.iloc[len(band) // 2]
+    of_seeds = [np.interp(middle["psnr"], *rate_change(BASE, one)) for one in SEEDS]
+    assert (middle["low"], middle["high"]) == (pytest.approx(min(of_seeds)), pytest.approx(max(of_seeds)))
+    alone = charts(Findings.of([BASE, SEEDS[0]], [BASE]), looks)
+    assert "seeds" not in alone[0].says and len(alone[0].panels[0].plot.layer) == 2
+
+
+def test_the_signed_rank_test_by_brute_force() -> None:
+    changes = np.array([-3.0, -1.5, 0.5, -2.0, -0.25, 1.0])
+    ranks = abs(changes).argsort().argsort() + 1
+    observed = ranks[changes > 0].sum()
+    sums = [sum(rank for rank, sign in zip(ranks, signs, strict=True) if sign) for signs in product((0, 1), repeat=6)]
+    assert signed_rank(changes) == pytest.approx(2 * fmean(one <= observed for one in sums))
+    assert signed_rank([0.0, 0.0]) == 1.0 and signed_rank([-1.0, -2.0, -3.0]) == 0.25
+    assert [shown(p) for p in (None, 1.0, 0.25, 0.0004)] == ["", "1.000", ".250", "< .001"]

@@ -56,6 +56,7 @@ def describe(
 
 
 def _lines(loaded: Checkpoint) -> Iterator[str]:
+    from lic_dist.models.complexity import complexity
     from lic_dist.models.parts import parameter_counts
 
     codec, spec = loaded.codec, loaded.spec
@@ -76,4 +77,7 @@ def _lines(loaded: Checkpoint) -> Iterator[str]:
     yield f"supports: {', '.join(sorted(codec.supports)) or 'none of deterministic, tiles, refinement'}"
     for part, count in parameter_counts(loaded.model).items():
         yield f"{part}: {count:,} parameters"
+    if not rates or codec.gain is not None:
+        found = [f"{name} {cost.kmac:.2f}" for name, cost in complexity(loaded.model).items()]
+        yield f"kMAC a pixel: {', '.join(found)}"
     yield f"quantizers: {', '.join(['sq', *loaded.quantizers])}"
