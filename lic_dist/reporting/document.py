@@ -177,9 +177,25 @@ def percent(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:+.2f} %"
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Value]], **more: Any) -> Table:
-    cells = tuple(tuple(map(Cell.of, row)) for row in rows)
-    return Table(title, tuple(columns), cells, **more)
+def _table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Value]],
+    names: int = 1,
+    brief: Sequence[int] = (),
+    **more: Any,
+) -> Table:
+    """A table without those columns, behind its names, that are empty in all rows."""
+    cells = [tuple(map(Cell.of, row)) for row in rows]
+    kept = [number for number in range(len(columns)) if number < names or any(row[number].text for row in cells)]
+    return Table(
+        title,
+        tuple(columns[number] for number in kept),
+        tuple(tuple(row[number] for number in kept) for row in cells),
+        names=names,
+        brief=frozenset(place for place, number in enumerate(kept) if number in brief),
+        **more,
+    )
 
 
 def _letters(notes: Sequence[str], known: Sequence[str]) -> str:
@@ -193,7 +209,7 @@ def _lead(found: leading.Lead, more: str) -> Table:
         numbers = f"{row.gain.loss:.4f}", f"{row.gain.bpp:.4f}", f"{row.gain.psnr:.3f}"
         change = row.change or ("anchor" if row is found.anchor else "")
         rows.append((row.name, change, signed_rank.shown(row.p), *numbers, row.rate, row.own))
-    return _table("", columns, rows, says=leading.LEAD_SAYS + more, brief=frozenset({6}))
+    return _table("", columns, rows, says=leading.LEAD_SAYS + more, brief=[6])
 
 
 def _by_picture(found: leading.Lead) -> Table:
