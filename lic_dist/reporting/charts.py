@@ -274,7 +274,7 @@ def _complexity(curves: Sequence[Curve], tables: Sequence[AnchorTable], looks: S
         rows = [
             interval_row(name, own, kmac=kmac)
             for name, own in [(table.anchor.name, Interval(0, 0, 0)), *found]
-            if own and name in named and (kmac := decode_kmac(named[name]))
+            if own and (kmac := decode_kmac(named[name]))
         ]
         if len(rows) > 1:
             known = [row["kmac"] for row in rows]
@@ -282,8 +282,12 @@ def _complexity(curves: Sequence[Curve], tables: Sequence[AnchorTable], looks: S
                 type="log", domain=[min(known) / 1.5, 1.5 * max(known)], nice=False
             )
             tooltip = [alt.Tooltip("kmac:Q", title="kMAC", format=".1f")]
-            title = f"BD-rate against {table.anchor.name} [%]"
-            panels.append(panel(title, *intervals(rows, looks, {"x": x}, tooltip), zero()))
+            low, high = min(0.0, *(row["low"] for row in rows)), max(0.0, *(row["high"] for row in rows))
+            margin = 0.08 * (high - low)
+            layers = intervals(rows, looks, {"x": x}, tooltip)
+            scale = alt.Scale(domain=[low - margin, high + margin], nice=False)
+            layers[0] = layers[0].encode(y=alt.Y("low:Q", title=None, scale=scale))
+            panels.append(panel(f"BD-rate against {table.anchor.name} [%]", *layers, zero()))
     says = (
         "The BD-rate by PSNR, the mean of images with its interval, over the multiply-accumulates that it takes to "
         "decode a pixel: down and to the left is better. What stands above one place costs the same."

@@ -6,11 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import wilcoxon
 
-SAYS = (
-    "Wilcoxon's signed-rank test, two-sided, paired by image: how often a change as clear as this one would come by "
-    "chance if images gained and lost alike. Each is of its row alone: of twenty rows without any effect one has p < "
-    ".05."
-)
+SAYS = "Wilcoxon's signed-rank test, two-sided, paired by image, of its row alone."
 
 
 def signed_rank(changes: ArrayLike) -> float:
