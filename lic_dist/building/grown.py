@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +28,7 @@ from lic_dist.errors import LicError
 NAMED = 10  # photos that vanished or changed, which a line names
 
 PlanOf = Callable[[Manifest], Crops]  # the samples of photos by a store's rule
+WIDE = 2**31 - 1  # pixels a side, the most
 Known = tuple[Manifest, Crops]  # the photos of an instalment, and their samples
 
 
@@ -80,7 +80,8 @@ def known_photos(
         if before is None or before.digest != first:
             return [_read_off(storage, header, photos, plan_of)]
         planned = plan_of(before)
-        return [(_sized(planned.paths, planned.digests, photos, header), planned)]
+        table = before.table.select(SCHEMA.names)
+        return [(Manifest(table.filter(pc.is_in(table["path"], value_set=planned.paths))), planned)]
     found = [_stored(storage, one.manifest_sha256) if one.num_samples else Manifest.of([]) for one in header.chain]
     known = [(manifest, plan_of(manifest)) for manifest in found]
     if [len(crops) for _, crops in known] != [one.num_samples for one in header.chain]:
@@ -103,39 +104,54 @@ def _read_off(storage: Storage, header: Header, photos: Manifest, plan_of: PlanO
     """Return the photos of a store by its samples, and these."""
     cache, shards = LatentCache(storage, header=header), range(header.num_shards)
     rows = cache.column("samples/digest", shards).view(f"S{DIGEST_BYTES}").ravel()
-    firsts = np.sort(np.unique(rows, return_index=True)[1])
+    corners = np.stack([cache.column(f"samples/crop_{axis}", shards) for axis in "yx"])
+    firsts = np.unique(rows, return_index=True)[1]
     source = np.ascontiguousarray(cache.column("samples/source", shards)[firsts])
     digests = pa.array(rows[firsts].tolist(), pa.binary()).cast(pa.string()).cast(pa.large_string())
     paths = pa.array(source.view(f"S{source.shape[1]}").ravel().tolist(), pa.binary()).cast(pa.large_string())
-    found = _sized(paths, digests, photos, header)
-    planned = plan_of(found)
-    if planned.digests.take(pa.array(planned.photo)).to_pylist() != [one.decode() for one in rows.tolist()]:
-        raise LicError(f"the samples of {storage} do not follow from its photos", hint="`lic-dist cache verify`")
-    return found, planned
+    order = pc.sort_indices(paths)
+    paths, digests = paths.take(order), digests.take(order)
+
+    def follows(planned: Crops) -> bool:
+        return planned.digests.take(pa.array(planned.photo)).to_pylist() == [one.decode() for one in rows.tolist()]
+
+    sizes = _sizes(digests, photos)
+    wide = plan_of(_manifest(paths, digests, np.full_like(sizes, WIDE)))
+    if follows(wide):
+        sizes = np.where(sizes > 0, sizes, _least_sizes(wide, corners, header.geometry.crop))
+        found = _manifest(paths, digests, sizes)
+        planned = plan_of(found)
+        if follows(planned) and np.array_equal(np.stack([planned.drawn.crop_y, planned.drawn.crop_x]), corners):
+            return found, planned
+    raise LicError(f"the samples of {storage} do not follow from its photos", hint="`lic-dist cache verify`")
 
 
-def _sized(paths: pa.Array, digests: pa.Array, photos: Manifest, header: Header) -> Manifest:
-    """Return the manifest of photos by path; their sizes are those of `photos`, or a crop's of those gone."""
+def _sizes(digests: pa.Array, photos: Manifest) -> NDArray[np.int32]:
+    """Return height and width of photos by digest, int32 [2, photos]; 0 for one that is not among `photos`."""
     usable = Manifest(photos.table.filter(photos.usable))
     at = pc.index_in(digests, value_set=usable.table["digest"].combine_chunks()).fill_null(-1)
     place = np.asarray(at.to_numpy(zero_copy_only=False), np.int64)
+    return np.stack([np.append(usable.column(side), np.int32(0))[place] for side in ("height", "width")])
 
-    def numbers(name: str, absent: int) -> NDArray[Any]:
-        column = np.append(usable.column(name), np.array([absent], usable.column(name).dtype))
-        return column[place]
 
-    crop = header.geometry.crop
-    sizes = {"width": crop, "height": crop, "bytes": 0, "mtime_ns": 0}
-    table = pa.table(
-        {
-            "path": paths,
-            "digest": digests,
-            **{name: numbers(name, absent) for name, absent in sizes.items()},
-            "fault": pa.array([""] * len(paths), pa.large_string()),
-        },
-        schema=SCHEMA,
-    )
-    return Manifest(table.take(pc.sort_indices(table["path"])))
+def _least_sizes(wide: Crops, corners: NDArray[np.int32], crop: int) -> NDArray[np.int32]:
+    """Return the least height and width by which the samples of each photo lie where they do, int32 [2, photos].
+
+    `corners` are y and x of every sample, int32 [2, n], and `wide` what they were if all photos were WIDE: a sample
+    lies at the same part of the way in both (`data.crops`).
+    """
+    parts = (np.stack([wide.drawn.crop_y, wide.drawn.crop_x]) + 0.5) / (WIDE - crop + 1)
+    ways = np.ones((2, len(wide.paths)))
+    for way, least in zip(ways, np.ceil(corners / parts), strict=True):
+        np.maximum.at(way, wide.photo, least)
+    return (ways + crop - 1).astype(np.int32)
+
+
+def _manifest(paths: pa.Array, digests: pa.Array, sizes: NDArray[np.int32]) -> Manifest:
+    """Return the manifest of photos of height and width `sizes`, of which nothing else is known."""
+    none, zeros = pa.array([""] * len(paths), pa.large_string()), np.zeros(len(paths), np.int64)
+    columns = {"path": paths, "digest": digests, "height": sizes[0], "width": sizes[1]}
+    return Manifest(pa.table({**columns, "bytes": zeros, "mtime_ns": zeros, "fault": none}, schema=SCHEMA))
 
 
 def changes_of(storage: Storage, header: Header, known_parts: Sequence[Known], photos: Manifest) -> Changes:

@@ -60,6 +60,26 @@ def test_photos_that_moved_are_read_where_they_lie_now(three_photos: None) -> No
     assert np.array_equal(LatentCache.open(URL).load(["pixels"])["pixels"], read)
 
 
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_photo_that_is_gone_at_the_first_append_keeps_its_crop(three_photos: None, scanned: bool) -> None:
+    """Its size is of the manifest, or where a later scan took its place follows from its samples."""
+    before = LatentCache.open(URL).samples
+    gone, kept = PHOTOS.there.pop("p1.png"), dict(WORLD.objects)
+    PHOTOS.there["p5.png"] = 5
+    if scanned:
+        with pytest.raises(LicError, match="1 added, 1 vanished"):
+            building.build(experiment("plain"))
+    building.build(experiment("plain"), append=True)
+    PHOTOS.there["p1.png"] = gone
+    for key in [key for key in WORLD.objects if "/c/" in key and key in kept]:
+        del WORLD.objects[key]
+    building.repair(experiment("plain"), verify(URL))
+    assert {key: WORLD.objects[key] for key in kept if "/c/" in key} == {key: kept[key] for key in kept if "/c/" in key}
+    after = LatentCache.open(URL).samples
+    for name in ("crop_y", "crop_x"):
+        assert after[name][: len(before[name])].tolist() == before[name].tolist() and before[name].any()
+
+
 def test_a_group_that_lost_its_identity_is_not_taken_for_another_models(three_photos: None) -> None:
     building.requantize(experiment("after"))
     plain, before = experiment("plain"), dict(WORLD.objects)
