@@ -138,6 +138,10 @@ def evaluate(
     generations: Annotated[
         int | None, typer.Option(min=1, help="Instead: code each picture again, N times in all, and plot the drift.")
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="With --generations: a folder for the pictures that were coded, to build a cache of."),
+    ] = None,
     out: JsonFile = None,
 ) -> None:
     """Code a folder of images to real bytes with each checkpoint and quantizer, decode, compare, measure."""
@@ -145,10 +149,12 @@ def evaluate(
     from lic_dist.evaluation.summary import require_coded, summary
 
     chosen = experiments(config, overrides, engine, "evaluate")
+    if keep and not generations:
+        raise UsageError("--keep without --generations", hint="`evaluate.show` names images whose pictures are kept")
     if generations:
         from lic_dist.evaluation import generations as successive
 
-        summaries = [successive.summary(successive.evaluate_generations(one, generations)) for one in chosen]
+        summaries = [successive.summary(successive.evaluate_generations(one, generations, keep)) for one in chosen]
     else:
         summaries = [summary(code(one)) for one in chosen]
     write_json(out, summaries)

@@ -32,7 +32,7 @@ from lic_dist.evaluation.jobs import Job, Task
 from lic_dist.evaluation.journal import Journal, Key, beside
 from lic_dist.evaluation.metrics import psnr8
 from lic_dist.evaluation.results import write_whole
-from lic_dist.evaluation.run import Row, Unit, code, measure_image
+from lic_dist.evaluation.run import Row, Unit, code, measure_image, write_png
 from lic_dist.models.names import label
 
 FIGURES = ("bpp", "psnr", "psnr_previous")
@@ -58,14 +58,25 @@ class Generations:
         return {name: [None if None in row else fmean(row) for row in rows] for name, rows in columns.items()}
 
 
-def evaluate_generations(experiment: Experiment, count: int) -> Path:
+def evaluate_generations(experiment: Experiment, count: int, keep: Path | None = None) -> Path:
     """Code every image `count` times with each checkpoint and quantizer; return the result file, with a plot beside it.
 
     A run is resumed as by `evaluate` and raises the same errors. Stored rows of more than `count` generations are cut.
+    `keep` is a folder for what was coded, the pictures of generation 0, which are the originals, to `count` - 1, as
+    PNG: of `train/a.jpg` they are `train/g0/a.jpg.png`, `train/g1/a.jpg.png`, .. A cache that is built of it has the
+    latents of generations 1 to `count`.
+
+    Raises:
+        UsageError: `keep` with several checkpoints or quantizers, whose pictures would differ.
     """
     task = Task.of(experiment)
     if not task.jobs:
         raise UsageError("nothing to code again: anchors are not", hint="name evaluate.checkpoints, or a model")
+    if keep is not None:
+        if len(task.jobs) > 1:
+            said = "; ".join(map(str, task.jobs))
+            raise UsageError(f"pictures of one checkpoint and quantizer are kept, not of {said}", hint="name one")
+        task.require_outside(keep)
     out = beside(need(experiment.evaluate, "evaluate").out, ".generations.json")
     task.require_outside(out)
     with Journal.of(out) as journal:
@@ -80,6 +91,7 @@ def evaluate_generations(experiment: Experiment, count: int) -> Path:
             for job in task.jobs
             for name in task.names
             if not _is_complete(known.get((task.key(job), name)), count)
+            or (keep is not None and not all(path.exists() for path in _kept(keep, name, count)))
         ]
 
         def finish(jobs: Sequence[Job]) -> None:
@@ -90,7 +102,7 @@ def evaluate_generations(experiment: Experiment, count: int) -> Path:
             unfinished = [point for point in stored if Key.of(point) in left]
             _write(out, experiment.name, [*(point for point in points.values() if point), *unfinished, *others])
 
-        code(task, units, journal, partial(_code_again, count), finish)
+        code(task, units, journal, partial(_code_again, count, keep and keep.resolve()), finish)
         for job, point in points.items():
             if point is not None and not point.images:
                 image, reason = next(iter(point.set_aside.items()))
@@ -137,12 +149,22 @@ def summary(path: Path) -> dict[str, Any]:
     return {"out": str(path), "points": figures}
 
 
-def _code_again(count: int, codec: ImageCodec, image: NDArray[np.uint8], name: str) -> tuple[Row, NDArray[np.uint8]]:
+def _kept(keep: Path, name: str, count: int) -> list[Path]:
+    """Return the files of an image's generations."""
+    path = keep / name
+    return [path.parent / f"g{generation}" / f"{path.name}.png" for generation in range(count)]
+
+
+def _code_again(
+    count: int, keep: Path | None, codec: ImageCodec, image: NDArray[np.uint8], name: str
+) -> tuple[Row, NDArray[np.uint8]]:
     """Code an image `count` times in succession; return its row and the last decoded picture."""
     row: dict[str, Any] = {"image": name, "height": len(image), "width": image.shape[1]}
     row |= {figure: [] for figure in FIGURES}
     picture = image
-    for _ in range(count):
+    for path in _kept(keep, name, count) if keep else [None] * count:
+        if path:
+            write_png(picture, path)
         measured = measure_image(codec, picture, name)
         previous, picture = picture, measured.picture
         for figure, value in zip(

@@ -129,7 +129,7 @@ class Task(Generic[J]):
     def require_outside(self, out: Path) -> None:
         """Raise UsageError where pictures written beside `out` would be images of the next evaluation."""
         if out.resolve().is_relative_to(self.source.where):
-            raise UsageError(f"{out} lies in the folder of images", hint="give evaluate.out another folder")
+            raise UsageError(f"{out} lies in the folder of images", hint="give another folder")
 
     def key(self, job: J) -> Key:
         """Return the key of a job's rows and point."""

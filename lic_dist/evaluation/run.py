@@ -218,7 +218,7 @@ def _make_coder(source: PhotoSource, work: Work) -> Callable[[Unit[Any]], Row]:
         except LicError as error:
             return {"image": unit.image, "fault": error.message}
         if unit.picture:
-            _write_png(picture, Path(unit.picture))
+            write_png(picture, Path(unit.picture))
         return row
 
     return code
@@ -365,7 +365,7 @@ def _keep_originals(out: Path, show: Sequence[str], task: Task[Any]) -> dict[str
     paths = {name: _png_path(folder, name) for name in show}
     for name, path in paths.items():
         if not path.exists():
-            _write_png(images.picture(task.source, name), path)
+            write_png(images.picture(task.source, name), path)
     return {name: _relative(path, out) for name, path in paths.items()}
 
 
@@ -389,7 +389,8 @@ def _existing(paths: Mapping[str, str], out: Path) -> dict[str, str]:
     return {name: path for name, path in paths.items() if (out.parent / path).exists()}
 
 
-def _write_png(picture: NDArray[np.uint8], path: Path) -> None:
+def write_png(picture: NDArray[np.uint8], path: Path) -> None:
+    """Write a picture, uint8 [H, W, 3], whole or not at all; make its folder."""
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "PNG")
     write_whole(path, data.getvalue())

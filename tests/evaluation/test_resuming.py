@@ -412,3 +412,30 @@ def test_generations_code_the_decoded_picture_again(base: Path, folder: Path, mo
         [np.mean([row["psnr"][g] for row in point.images]) for g in (0, 1)]
     )
     assert lic_dist("evaluate", file, "--generations", 0).returncode == 2
+
+
+@pytest.mark.slow
+def test_pictures_of_generations_are_kept_and_made_again_where_they_are_lost(base: Path, folder: Path) -> None:
+    keep, chosen = folder / "kept", experiment(base, folder, quantizers=["sq"])
+    evaluate_generations(chosen, 3, keep)
+    names = running.Task.of(chosen).names
+    codec = running.Task.of(chosen).jobs[0].codec()
+    kept = {}
+    for name in names:
+        picture = images.read(folder / "pictures" / name)
+        for generation in range(3):
+            path = (keep / name).parent / f"g{generation}" / f"{Path(name).name}.png"
+            kept[path] = path.read_bytes()
+            assert np.array_equal(images.read(path), picture)
+            picture = codec.decode(codec.encode(picture).data)
+    assert {path for path in keep.rglob("*") if path.is_file()} == kept.keys()
+    lost = next(iter(kept))
+    lost.unlink()
+    evaluate_generations(chosen, 3, keep)
+    assert lost.read_bytes() == kept[lost]
+    with pytest.raises(UsageError, match="of one checkpoint and quantizer are kept, not of .*, sq; .*, mine"):
+        evaluate_generations(experiment(base, folder), 3, keep)
+    with pytest.raises(UsageError, match="lies in the folder of images"):
+        evaluate_generations(chosen, 3, folder / "pictures" / "kept")
+    file = write(folder / "e.yaml", **sections(base, folder, quantizers=["sq"]))
+    refused(lic_dist("evaluate", file, "--keep", keep), 2, "--keep without --generations")
