@@ -88,9 +88,10 @@ def build(
     """Build a cache, or what is left of it: scan, plan, pilot, and every unfinished shard.
 
     Shards that have latents, but not this quantizer's indices, are quantized from the stored y. `strict` stops at the
-    first photo that cannot be used. `rebuild` removes an existing store first. `append` takes up the photos that were
-    added since: an instalment of new shards, for which the other groups are made too, by the records that they have.
-    `mask` masks the samples of photos that are gone.
+    first photo that cannot be used. `rebuild` removes an existing store first; one that has lost its root, and is of
+    this plan by its shards, is completed instead. `append` takes up the photos that were added since: an instalment of
+    new shards, for which the other groups are made too, by the records that they have. `mask` masks the samples of
+    photos that are gone.
 
     Raises:
         LicError: the path holds a store of another identity, each differing field is named; or, without `append`, of

@@ -257,7 +257,9 @@ class Life(RuleBasedStateMachine):
         stopped = self.run(lambda: building.build(experiment(group), rebuild=True), kill)
         self.wreck = before
         if not stopped:
+            names = {} if WORLD.cleared > cleared else self.names  # a store that had lost its root is completed
             self.forget()
+            self.names = {name: number for name, number in growth.snapshot_names(Memory(URL)).items() if name in names}
             self.chain = [fresh]
             self.made(group)
         elif WORLD.cleared > cleared:
