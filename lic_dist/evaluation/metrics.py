@@ -140,7 +140,9 @@ def _ms_ssim(a: Picture, b: Picture) -> float:
     import pytorch_msssim
     import torch
 
-    with torch.inference_mode():
+    from lic_dist.evaluation.separable import Separably
+
+    with torch.inference_mode(), Separably():
         return float(pytorch_msssim.ms_ssim(_tensor(a), _tensor(b), data_range=255))
 
 
