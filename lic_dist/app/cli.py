@@ -183,12 +183,18 @@ def report(
     answers: Annotated[
         list[Path] | None, typer.Option(help="A viewer's answers to the study in --out; may be repeated.")
     ] = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Write for other programs too: compressai, csv, parquet, latex or codec-compare; may be repeated."
+        ),
+    ] = None,
 ) -> None:
     """BD-rates between curves, gains at each lambda, charts, and a page to compare the pictures on."""
     from lic_dist.reporting.curves import LABEL
     from lic_dist.reporting.report import report as run
 
-    run(files, anchor or (), out, curve or (), label or LABEL, study=study, answers=answers or ())
+    run(files, anchor or (), out, curve or (), label or LABEL, study=study, answers=answers or (), exports=export or ())
 
 
 @app.command()
