@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -132,7 +134,7 @@ def finetune(
 
 @app.command()
 def evaluate(
-    config: ConfigFile,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")] = None,
     overrides: Overrides = None,
     engine: EngineName = None,
     generations: Annotated[
@@ -143,11 +145,25 @@ def evaluate(
         typer.Option(help="With --generations: a folder for the pictures that were coded, to build a cache of."),
     ] = None,
     out: JsonFile = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option("--verify", metavar="ARCHIVE", help="Instead: decode what `evaluate.bitstreams` kept, compare."),
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="Of --verify: where the originals lie.")] = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(help="Of --verify: a checkpoint that is not where it was; may be repeated.")
+    ] = None,
 ) -> None:
     """Code a folder of images to real bytes with each checkpoint and quantizer, decode, compare, measure."""
+    if (config is None) == (archive is None):
+        raise UsageError("evaluate takes an experiment's YAML file, or --verify and an archive, and not both")
+    if archive is not None:
+        _verify(archive, images, checkpoint or (), out)
+        return
     from lic_dist.evaluation.run import evaluate as code
     from lic_dist.evaluation.summary import require_coded, summary
 
+    assert config is not None
     chosen = experiments(config, overrides, engine, "evaluate")
     if keep and not generations:
         raise UsageError("--keep without --generations", hint="`evaluate.show` names images whose pictures are kept")
@@ -159,6 +175,19 @@ def evaluate(
         summaries = [summary(code(one)) for one in chosen]
     write_json(out, summaries)
     require_coded(summaries)
+
+
+def _verify(archive: Path, images: str | None, given: Sequence[str], out: Path | None) -> None:
+    """Check an archive of bitstreams; print what differs, or that nothing does."""
+    from lic_dist.evaluation.summary import print_points
+    from lic_dist.evaluation.verify import verify
+
+    found = verify(archive, images, given)
+    points = print_points(found.points) if found.points else []
+    found.print_differences()
+    write_json(out, {"archive": str(archive), "differences": list(map(asdict, found.differences)), "points": points})
+    found.require_equal()
+    typer.echo(found.line)
 
 
 @app.command()

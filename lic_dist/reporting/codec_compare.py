@@ -30,7 +30,7 @@ _FIELDS: tuple[Field, ...] = (
     ("width", "Pixel columns of the image", lambda _, row: row.width),
     ("height", "Pixel rows of the image", lambda _, row: row.height),
     ("quality", "Lambda of the model, or quality of a classic codec", lambda point, _: quality_of(point)),
-    ("encoded_size", "Size of the encoded image file in bytes", lambda _, row: encoded_size(row)),
+    ("encoded_size", "Size of the encoded image file in bytes", lambda _, row: row.file_size),
     ("encoding_time", "Encoding duration in seconds, on one thread", lambda _, row: row.encode_seconds),
     ("decoding_time", "Decoding duration in seconds, on one thread", lambda _, row: row.decode_seconds),
 )
@@ -67,11 +67,6 @@ def batch(curve: Curve) -> Mapping[str, Any]:
         "field_descriptions": [{name: said} for name, said, _ in fields],
         "field_values": [[value(point, row) for _, _, value in fields] for point, row in rows],
     }
-
-
-def encoded_size(row: ImageResult) -> int:
-    """The bytes of an image's file."""
-    return round((row.bpp + row.container_bpp) * row.height * row.width / 8)
 
 
 def quality_of(point: Point) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,8 @@ def test_one_process_and_several_give_the_same_figures(base: Path, folder: Path,
         "one": {"name": "local"},
         "two": {"name": "local", "searchers": 2},
     }.items():
-        out = evaluate(experiment(base, folder, f"{name}.json", engine=engine, show=["sub/b.png"]))
+        kept = {"show": ["sub/b.png"], "bitstreams": True}
+        out = evaluate(experiment(base, folder, f"{name}.json", engine=engine, **kept))
         found[name] = timeless(read_points(out))
         for point in found[name]:
             assert set(point.shown) == {"sub/b.png"} and (folder / point.shown["sub/b.png"]).is_file()
@@ -99,6 +101,12 @@ def test_one_process_and_several_give_the_same_figures(base: Path, folder: Path,
     assert bare[0] == bare[1] and len(bare[0]) == 2
     for one, two in zip(*pictures, strict=True):
         assert np.array_equal(one, two)
+    with (
+        zipfile.ZipFile(folder / "one.bitstreams.zip") as first,
+        zipfile.ZipFile(folder / "two.bitstreams.zip") as then,
+    ):
+        assert first.namelist() == then.namelist() and len(first.namelist()) == 2 * 2 + 2 + 2
+        assert all(first.read(name) == then.read(name) for name in first.namelist() if name != "results.json")
 
 
 @pytest.mark.slow
