@@ -155,15 +155,16 @@ def evaluate(
     ] = None,
 ) -> None:
     """Code a folder of images to real bytes with each checkpoint and quantizer, decode, compare, measure."""
-    if (config is None) == (archive is None):
-        raise UsageError("evaluate takes an experiment's YAML file, or --verify and an archive, and not both")
-    if archive is not None:
+    if archive is not None and config is None:
         _verify(archive, images, checkpoint or (), out)
         return
+    if config is None or archive is not None:
+        raise UsageError("evaluate takes an experiment's YAML file, or --verify and an archive, and not both")
+    if images or checkpoint:
+        raise UsageError("--images and --checkpoint are of --verify", hint="evaluate.images, evaluate.checkpoints")
     from lic_dist.evaluation.run import evaluate as code
     from lic_dist.evaluation.summary import require_coded, summary
 
-    assert config is not None
     chosen = experiments(config, overrides, engine, "evaluate")
     if keep and not generations:
         raise UsageError("--keep without --generations", hint="`evaluate.show` names images whose pictures are kept")

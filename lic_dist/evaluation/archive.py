@@ -153,7 +153,7 @@ def add_manifest(file: zipfile.ZipFile, manifest: Manifest) -> None:
 
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name and "\\" not in name
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def _plain_members(path: Path, file: zipfile.ZipFile) -> set[str]:

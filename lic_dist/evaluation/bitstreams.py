@@ -82,7 +82,7 @@ class Bitstreams:
             raise LicError(error.message, hint="remove it: its pictures are coded again") from None
 
     def begin(self, key: Key, job: AnyJob) -> None:
-        """Note what the bitstreams of a job will be decoded with."""
+        """Note what the bitstreams of a job are decoded with, where the archive does not have it."""
         at = self._at(key) / ABOUT
         packed = self._packed.get(key)
         known = packed is not None and packed.model is not None and (packed.model.member or not self.checkpoints)
@@ -223,15 +223,14 @@ class _Writer:
             streams = self.kept.packed(key)
             assert self.before is not None and streams.model is not None
             model, record = streams.model, self.before.read(streams.record)
+        member = ""
         if self.kept.checkpoints:
-            member = model.member or f"checkpoints/{file_safe(label(model.checkpoint))}-{model.decoder[:8]}{SUFFIX}"
+            named = f"{file_safe(label(model.checkpoint))}-{model.entropy[:8]}-{model.decoder[:8]}{SUFFIX}"
+            member = f"checkpoints/{named}"
             if member not in self.members:
-                held = self.before.read(member) if model.member and self.before else None
-                self._add(member, held or checkpoints.locate(about.at if about else "").read_bytes())
-            model = model.model_copy(update={"member": member})
-        else:
-            model = model.model_copy(update={"member": ""})
-        return model, self._add(f"records/{point.record[:16]}.json", record)
+                held = self.before.read(model.member) if self.before is not None and model.member else None
+                self._add(member, held or checkpoints.locate(about.at if about else model.checkpoint).read_bytes())
+        return model.model_copy(update={"member": member}), self._add(f"records/{point.record[:16]}.json", record)
 
 
 def _folder(point: Point) -> str:

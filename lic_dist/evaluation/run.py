@@ -161,6 +161,9 @@ def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work
         write_points(section.out, experiment.name, points, originals=kept_originals)
         write_csv(beside(section.out, ".csv"), points)
 
+    if kept is not None:
+        for job in task.jobs:
+            kept.begin(task.key(job), job)
     _print_base_lines(task, units)
     code(task, units, journal, work, finish, kept)
     for job, point in found.items():
@@ -200,9 +203,6 @@ def code(
     stage = Stage("code", partial(_make_coder, task.source, work), *bounds(engine.searchers))
     results = run([stage], units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
     total = len(task.jobs) * len(task.names)
-    if kept is not None:
-        for job in left:
-            kept.begin(task.key(job), job)
     with restore_torch_settings(), closing(results), Progress("coding", total, "image", done=total - len(units)) as bar:
         for unit, (row, bitstream) in results:
             job = unit.job

@@ -23,7 +23,6 @@ from lic_dist.codec import open_codec
 from lic_dist.data import images
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.archive import MANIFEST, RESULTS, Archive, add
-from lic_dist.evaluation.generations import evaluate_generations
 from lic_dist.evaluation.results import read_points
 from lic_dist.evaluation.run import evaluate
 from lic_dist.evaluation.verify import Verified, tolerance, verify
@@ -72,6 +71,7 @@ def streams(path: Path) -> Members:
 # what is kept
 
 
+@pytest.mark.slow
 def test_bitstreams_are_the_codecs_and_the_archive_is_the_same_again(base: Path, folder: Path) -> None:
     evaluate(experiment(base, folder, anchors={"webp": [20], "jpeg": [30]}))
     path = folder / "r.bitstreams.zip"
@@ -116,6 +116,7 @@ def test_a_row_whose_bitstream_is_lost_is_coded_again(
     assert coded == [*LEARNED] and verify(folder / "r.bitstreams.zip").streams == 2
 
 
+@pytest.mark.slow
 def test_an_archive_grows_and_points_without_bitstreams_are_coded_anew(
     base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,16 +136,33 @@ def test_an_archive_grows_and_points_without_bitstreams_are_coded_anew(
     assert coded == [*LEARNED] and len(streams(path)) == 4
 
 
+def test_checkpoints_are_packed_once_they_are_asked_for(
+    base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(experiment(base, folder))
+    coded = counting(monkeypatch)
+    path = folder / "r.bitstreams.zip"
+    for asked, there in (("with checkpoints", 1), ("with checkpoints", 1), (True, 0)):
+        evaluate(experiment(base, folder, bitstreams=asked))
+        files = [data for name, data in members(path).items() if name.startswith("checkpoints/")]
+        assert files == [base.read_bytes()] * there and verify(path).differences == []
+    assert coded == []
+
+
+def test_pictures_with_odd_names_are_kept(base: Path, folder: Path) -> None:
+    (folder / "pictures" / "a.png").rename(folder / "pictures" / "-a\\b: c.png")
+    evaluate(experiment(base, folder))
+    path = folder / "r.bitstreams.zip"
+    found = verify(path, str(folder / "pictures"))
+    assert found.differences == [] and [row.image for row in found.points[0].images] == ["-a\\b: c.png", "sub/b.png"]
+    assert [name.partition("/")[2] for name in streams(path)] == ["a-b-c.png.lic", "sub-b.png.lic"]
+
+
 def test_an_archive_that_is_broken_is_not_gone_on_with(base: Path, folder: Path) -> None:
     (folder / "r.bitstreams.zip").write_bytes(b"PK")
     with pytest.raises(LicError, match="is no archive of bitstreams") as caught:
         evaluate(experiment(base, folder))
     assert caught.value.hint == "remove it: its pictures are coded again"
-
-
-def test_generations_keep_none(base: Path, folder: Path) -> None:
-    evaluate_generations(experiment(base, folder), 2)
-    assert not list(folder.glob("*bitstreams*"))
 
 
 # the check
@@ -253,7 +271,7 @@ def test_the_command_shows_what_differs_and_fails(packed: Path, tmp_path: Path) 
     assert isinstance(done.exception, LicError) and done.exception.exit_code == 1 and "a.png" in done.output
     (one,) = json.loads((tmp_path / "d.json").read_text())["differences"]
     assert (one["image"], one["figure"], one["stored"]) == ("a.png", "bpp", "0.5")
-    for words in ((), (str(tmp_path / "e.yaml"), "--verify", str(path))):
+    for words in ((), ("e.yaml", "--verify", str(path)), ("e.yaml", "--images", "x")):
         done = CliRunner().invoke(app, ["evaluate", *words])
         assert isinstance(done.exception, UsageError) and done.exception.exit_code == 2
 
