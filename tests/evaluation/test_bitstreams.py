@@ -28,7 +28,7 @@ from lic_dist.evaluation.run import evaluate
 from lic_dist.evaluation.verify import Verified, tolerance, verify
 from lic_dist.models import checkpoint
 from lic_dist.models.names import label
-from tests.evaluation.test_resuming import counting
+from tests.evaluation.test_resuming import counting, members
 
 Members = dict[str, bytes]
 LEARNED, CLASSIC = ("a.png", "sub/b.png"), "webp-quality-20"
@@ -57,11 +57,6 @@ def filled(folder: Path, photos: Path) -> Path:
 def folder(photos: Path, tmp_path: Path) -> Path:
     """A folder with pictures/a.png and pictures/sub/b.png."""
     return filled(tmp_path, photos)
-
-
-def members(path: Path) -> Members:
-    with zipfile.ZipFile(path) as file:
-        return {name: file.read(name) for name in file.namelist()}
 
 
 def streams(path: Path) -> Members:
