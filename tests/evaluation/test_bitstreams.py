@@ -131,6 +131,7 @@ def test_an_archive_grows_and_points_without_bitstreams_are_coded_anew(
     assert coded == [*LEARNED] and len(streams(path)) == 4
 
 
+@pytest.mark.slow
 def test_checkpoints_are_packed_once_they_are_asked_for(
     base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
