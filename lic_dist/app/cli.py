@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -132,7 +134,7 @@ def finetune(
 
 @app.command()
 def evaluate(
-    config: ConfigFile,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")] = None,
     overrides: Overrides = None,
     engine: EngineName = None,
     generations: Annotated[
@@ -143,8 +145,23 @@ def evaluate(
         typer.Option(help="With --generations: a folder for the pictures that were coded, to build a cache of."),
     ] = None,
     out: JsonFile = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option("--verify", metavar="ARCHIVE", help="Instead: decode what `evaluate.bitstreams` kept, compare."),
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="Of --verify: where the originals lie.")] = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(help="Of --verify: a checkpoint that is not where it was; may be repeated.")
+    ] = None,
 ) -> None:
     """Code a folder of images to real bytes with each checkpoint and quantizer, decode, compare, measure."""
+    if archive is not None and config is None:
+        _verify(archive, images, checkpoint or (), out)
+        return
+    if config is None or archive is not None:
+        raise UsageError("evaluate takes an experiment's YAML file, or --verify and an archive, and not both")
+    if images or checkpoint:
+        raise UsageError("--images and --checkpoint are of --verify", hint="evaluate.images, evaluate.checkpoints")
     from lic_dist.evaluation.run import evaluate as code
     from lic_dist.evaluation.summary import require_coded, summary
 
@@ -159,6 +176,19 @@ def evaluate(
         summaries = [summary(code(one)) for one in chosen]
     write_json(out, summaries)
     require_coded(summaries)
+
+
+def _verify(archive: Path, images: str | None, given: Sequence[str], out: Path | None) -> None:
+    """Check an archive of bitstreams; print what differs, or that nothing does."""
+    from lic_dist.evaluation.summary import print_points
+    from lic_dist.evaluation.verify import verify
+
+    found = verify(archive, images, given)
+    points = print_points(found.points) if found.points else []
+    found.print_differences()
+    write_json(out, {"archive": str(archive), "differences": list(map(asdict, found.differences)), "points": points})
+    found.require_equal()
+    typer.echo(found.line)
 
 
 @app.command()
@@ -183,12 +213,18 @@ def report(
     answers: Annotated[
         list[Path] | None, typer.Option(help="A viewer's answers to the study in --out; may be repeated.")
     ] = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Write for other programs too: compressai, csv, parquet, latex or codec-compare; may be repeated."
+        ),
+    ] = None,
 ) -> None:
     """BD-rates between curves, gains at each lambda, charts, and a page to compare the pictures on."""
     from lic_dist.reporting.curves import LABEL
     from lic_dist.reporting.report import report as run
 
-    run(files, anchor or (), out, curve or (), label or LABEL, study=study, answers=answers or ())
+    run(files, anchor or (), out, curve or (), label or LABEL, study=study, answers=answers or (), exports=export or ())
 
 
 @app.command()

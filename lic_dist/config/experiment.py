@@ -304,6 +304,11 @@ class Evaluate(Section):
     show: tuple[str, ...] = Field(
         (), description="Pictures that are kept decoded for the report, by their names in the results."
     )
+    bitstreams: bool | Literal["with checkpoints"] = Field(
+        False,
+        description="Keep every bitstream, in an archive beside `out` that `lic-dist evaluate --verify` checks; `with "
+        "checkpoints`: and the models' files.",
+    )
     out: File = Field(Path("runs/evaluation.json"), description="The result file.")
     options: dict[str, str] = Field(
         default_factory=dict, description="Of the object store of the pictures: endpoint, region and so on."

@@ -184,8 +184,10 @@ class _Sample:
 
 def measured_anchor_row(
     metrics: Sequence[str], codec: ClassicCodec, image: NDArray[np.uint8], name: str
-) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """Code, decode and measure one image, uint8 [H, W, 3], by these metrics; return its row and the decoded picture.
+) -> tuple[dict[str, Any], NDArray[np.uint8], bytes]:
+    """Code, decode and measure one image, uint8 [H, W, 3], by these metrics.
+
+    Returns its row, the decoded picture and the file.
 
     Raises:
         LicError: the codec does not take the image, or returns another size.
@@ -213,4 +215,4 @@ def measured_anchor_row(
         encode_bytes=encode_bytes,
         decode_bytes=memory.bytes,
     )
-    return plain_row(result), decoded
+    return plain_row(result), decoded, data

@@ -156,10 +156,15 @@ class ClassicCodec:
             raise self._refused("cannot be coded", error) from None
         return file.getvalue()
 
-    def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Return the picture of a file, uint8 [H, W, 3]. Raises LicError where the file cannot be read."""
+    def decode(self, data: bytes, shape: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Return the picture of a file, uint8 [H, W, 3].
+
+        Raises LicError where the file cannot be read, or has another height and width than `shape`.
+        """
         try:
             with Image.open(io.BytesIO(data), formats=[self.classic.format.name]) as image:
+                if shape not in (None, image.size[::-1]):
+                    raise ValueError(f"it has {image.width}x{image.height} pixels")
                 return np.array(image.convert("RGB"))
         except Exception as error:  # as above
             raise self._refused("cannot be decoded", error) from None

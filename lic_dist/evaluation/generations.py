@@ -32,7 +32,7 @@ from lic_dist.evaluation.jobs import Job, Task
 from lic_dist.evaluation.journal import Journal, Key, beside
 from lic_dist.evaluation.metrics import psnr8
 from lic_dist.evaluation.results import write_whole
-from lic_dist.evaluation.run import Row, Unit, code, measure_image, write_png
+from lic_dist.evaluation.run import Coded, Row, Unit, code, measure_image, write_png
 from lic_dist.models.names import label
 
 FIGURES = ("bpp", "psnr", "psnr_previous")
@@ -155,23 +155,21 @@ def _kept(keep: Path, name: str, count: int) -> list[Path]:
     return [path.parent / f"g{generation}" / f"{path.name}.png" for generation in range(count)]
 
 
-def _code_again(
-    count: int, keep: Path | None, codec: ImageCodec, image: NDArray[np.uint8], name: str
-) -> tuple[Row, NDArray[np.uint8]]:
-    """Code an image `count` times in succession; return its row and the last decoded picture."""
+def _code_again(count: int, keep: Path | None, codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Coded:
+    """Code an image `count` times in succession; return its row, the last decoded picture and its file."""
     row: dict[str, Any] = {"image": name, "height": len(image), "width": image.shape[1]}
     row |= {figure: [] for figure in FIGURES}
-    picture = image
+    picture, data = image, b""
     for path in _kept(keep, name, count) if keep else [None] * count:
         if path:
             write_png(picture, path)
         measured = measure_image(codec, picture, name)
-        previous, picture = picture, measured.picture
+        previous, picture, data = picture, measured.picture, measured.data
         for figure, value in zip(
             FIGURES, (measured.result.bpp, psnr8(image, picture), psnr8(previous, picture)), strict=True
         ):
             row[figure].append(value if math.isfinite(value) else None)
-    return row, picture
+    return row, picture, data
 
 
 def _point(job: Job, task: Task[Job], rows: Sequence[Row]) -> Generations:

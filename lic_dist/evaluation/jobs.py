@@ -274,3 +274,18 @@ def _split(quantizer: str) -> tuple[str, str]:
 def file_safe(name: str) -> str:
     """Return a name with each run of characters that do not suit a file's name replaced by a hyphen."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name)
+
+
+def distinct_file_names(names: Sequence[str]) -> list[str]:
+    """Return `file_safe` names that differ without regard to case: a later one of a name gets a number behind it."""
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        safe, number = file_safe(name).strip("-.") or "unnamed", 1
+        unique = safe
+        while unique.lower() in taken:
+            number += 1
+            unique = f"{safe}-{number}"
+        taken.add(unique.lower())
+        found.append(unique)
+    return found

@@ -97,6 +97,11 @@ class Journal:
         self.lines.append(line)
         self.rows[key, row["image"]] = row
 
+    @property
+    def keys(self) -> frozenset[Key]:
+        """The keys of its rows that are not settled."""
+        return frozenset(map(_key_of, self.lines))
+
     def settle(self, named: Set[tuple[str, str]]) -> None:
         """Drop the rows of these checkpoints and quantizers, whose points are in the result file; others stay."""
         self.lines = [line for line in self.lines if (line["checkpoint"], line["quantizer"]) not in named]

@@ -84,6 +84,11 @@ class ImageResult:
         """Every metric by name."""
         return {"psnr": self.psnr, "ms-ssim": self.ms_ssim, **self.metrics}
 
+    @property
+    def file_size(self) -> int:
+        """Of the whole file, in bytes."""
+        return round((self.bpp + self.container_bpp) * self.height * self.width / 8)
+
 
 @dataclass(frozen=True)
 class Figures:

@@ -37,6 +37,7 @@ from lic_dist.engine.run import run
 from lic_dist.engine.stages import Stage
 from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.anchors import anchor_jobs, asked, measured_anchor_row
+from lic_dist.evaluation.bitstreams import Bitstream, Bitstreams
 from lic_dist.evaluation.classic import ClassicCodec
 from lic_dist.evaluation.jobs import BASE, AnyJob, J, Job, Task, file_safe
 from lic_dist.evaluation.journal import Journal, Key, beside
@@ -58,7 +59,8 @@ from lic_dist.models.names import label
 from lic_dist.progress import Progress
 
 Row = Mapping[str, Any]  # of the journal: figures, or a "fault"
-Work = Callable[[Any, NDArray[np.uint8], str], tuple[Row, NDArray[np.uint8]]]  # on a codec, an image and its name
+Coded = tuple[Row, NDArray[np.uint8], bytes]  # an image's row, the decoded picture, the file
+Work = Callable[[Any, NDArray[np.uint8], str], Coded]  # on a codec, an image and its name
 _FIGURES = tuple(field.name for field in fields(ImageResult))
 STANDARD: tuple[str, ...] = Evaluate.model_fields["metrics"].default
 _OPTIONAL = {"metrics", "encode_bytes", "decode_bytes"}
@@ -67,11 +69,15 @@ _STATISTICS = ("channel_bits", "k_counts", "z_bpp")
 
 @dataclass(frozen=True)
 class Unit(Generic[J]):
-    """An image to code for a job; `picture` is the path at which the decoded picture is kept, or empty."""
+    """An image to code for a job.
+
+    `picture` is the path at which the decoded picture is kept, or empty; `keep` asks for the bitstream.
+    """
 
     job: J
     image: str
     picture: str = ""
+    keep: bool = False
 
     def __str__(self) -> str:
         return f"{self.image} with {self.job}"
@@ -79,10 +85,11 @@ class Unit(Generic[J]):
 
 @dataclass(frozen=True)
 class Measured:
-    """A coded image: figures, the decoded picture uint8 [H, W, 3], k int16 [M, h*w], bits of each channel [M]."""
+    """A coded image: figures, the decoded picture uint8 [H, W, 3], the file, k int16 [M, h*w], bits by channel [M]."""
 
     result: ImageResult
     picture: NDArray[np.uint8]
+    data: bytes
     k: NDArray[np.int16]
     bits: NDArray[np.float64]
 
@@ -108,21 +115,25 @@ def evaluate(experiment: Experiment) -> Path:
     if section.show:
         task.require_outside(section.out)
     with Journal.of(section.out) as journal:
+        kept = Bitstreams(section.out, section.bitstreams == "with checkpoints") if section.bitstreams else None
         if task.jobs:
-            _measure(experiment, task, journal, partial(_measured_row, section.metrics))
+            _measure(experiment, task, journal, partial(_measured_row, section.metrics), kept)
         if wanted:
             jobs = anchor_jobs(wanted, task.source, task.names, task.pictures, read_points(section.out))
             anchors = Task(task.engine, jobs, task.source, task.names, task.pictures)
-            _measure(experiment, anchors, journal, partial(measured_anchor_row, section.metrics))
+            _measure(experiment, anchors, journal, partial(measured_anchor_row, section.metrics), kept)
+        if kept is not None:
+            kept.pack(experiment.name, read_points(section.out), journal.keys)
     return section.out
 
 
-def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work) -> None:
+def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work, kept: Bitstreams | None) -> None:
     """Do `work` on all pictures of the task's jobs, and write the points into the result file: see `evaluate`."""
     section = need(experiment.evaluate, "evaluate")
     stored = read_points(section.out)
     originals = read_originals(section.out) | _keep_originals(section.out, section.show, task)
-    known = {Key.of(point): point for point in stored if _has_all(point, section.metrics)}
+    whole = [point for point in stored if kept is None or kept.has_all(point)]
+    known = {Key.of(point): point for point in whole if _has_all(point, section.metrics)}
     others = task.others(stored)
     found: dict[J, Point | None] = {
         job: replace(point, checkpoint=job.checkpoint, **_said(job)) if (point := known.get(task.key(job))) else None
@@ -132,7 +143,7 @@ def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work
     units = [
         unit
         for job in task.jobs
-        for unit in _units_left(job, task, found[job], journal, pictures[job], section.metrics)
+        for unit in _units_left(job, task, found[job], journal, pictures[job], section.metrics, kept)
     ]
 
     def finish(jobs: Sequence[J]) -> None:
@@ -150,8 +161,11 @@ def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work
         write_points(section.out, experiment.name, points, originals=kept_originals)
         write_csv(beside(section.out, ".csv"), points)
 
+    if kept is not None:
+        for job in task.jobs:
+            kept.begin(task.key(job), job)
     _print_base_lines(task, units)
-    code(task, units, journal, work, finish)
+    code(task, units, journal, work, finish, kept)
     for job, point in found.items():
         if point is None:
             first = journal.rows[task.key(job), task.names[0]]
@@ -173,11 +187,12 @@ def code(
     journal: Journal,
     work: Work,
     finish: Callable[[Sequence[J]], None],
+    kept: Bitstreams | None = None,
 ) -> None:
     """Do `work` on every unit, put the rows into the journal, and call `finish` with jobs whose units are all done.
 
     `finish` is called first with the jobs that have no units. `work` takes a job's codec, an image and its name, and
-    returns a row and a picture; it must be picklable.
+    returns a row, a picture and a file; it must be picklable. `kept` takes the bitstreams of units that keep them.
     """
     left = Counter(unit.job for unit in units)
     if without_units := [job for job in task.jobs if not left[job]]:
@@ -189,8 +204,10 @@ def code(
     results = run([stage], units, engine=engine.name, address=engine.address, num_cpus=engine.num_cpus)
     total = len(task.jobs) * len(task.names)
     with restore_torch_settings(), closing(results), Progress("coding", total, "image", done=total - len(units)) as bar:
-        for unit, row in results:
+        for unit, (row, bitstream) in results:
             job = unit.job
+            if kept is not None and bitstream is not None:
+                kept.add(task.key(job), unit.image, bitstream)
             journal.add(task.key(job), job.checkpoint, row)
             bar.advance(1, **{name: row[name] for name in ("bpp", "psnr") if isinstance(row.get(name), float)})
             left[job] -= 1
@@ -198,12 +215,12 @@ def code(
                 finish([job])
 
 
-def _make_coder(source: PhotoSource, work: Work) -> Callable[[Unit[Any]], Row]:
+def _make_coder(source: PhotoSource, work: Work) -> Callable[[Unit[Any]], tuple[Row, Bitstream | None]]:
     """Set up a worker process; return the function that codes a unit and keeps the codec for the next one."""
     torch.set_num_threads(1)
     loaded: tuple[AnyJob, ImageCodec | ClassicCodec] | None = None
 
-    def code(unit: Unit[Any]) -> Row:
+    def code(unit: Unit[Any]) -> tuple[Row, Bitstream | None]:
         nonlocal loaded
         if loaded is None or loaded[0] != unit.job:
             loaded = None  # free it first: two models may not fit into memory
@@ -212,14 +229,14 @@ def _make_coder(source: PhotoSource, work: Work) -> Callable[[Unit[Any]], Row]:
                 _warm_up(loaded[1])
         image = images.picture(source, unit.image)
         try:
-            row, picture = work(loaded[1], image, unit.image)
+            row, picture, data = work(loaded[1], image, unit.image)
         except BitstreamError as error:
             raise LicError(f"{unit}: {error.message}", hint=error.hint) from None
         except LicError as error:
-            return {"image": unit.image, "fault": error.message}
+            return {"image": unit.image, "fault": error.message}, None
         if unit.picture:
             write_png(picture, Path(unit.picture))
-        return row
+        return row, Bitstream.of(data, image, picture) if unit.keep else None
 
     return code
 
@@ -230,11 +247,9 @@ def _warm_up(codec: ImageCodec) -> None:
         codec.decode(codec.encode(np.zeros((1, 1, 3), np.uint8)).data)
 
 
-def _measured_row(
-    metrics: Sequence[str], codec: ImageCodec, image: NDArray[np.uint8], name: str
-) -> tuple[Row, NDArray[np.uint8]]:
+def _measured_row(metrics: Sequence[str], codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Coded:
     measured = measure_image(codec, image, name, metrics)
-    return {**plain_row(measured.result), **statistics(codec, measured)}, measured.picture
+    return {**plain_row(measured.result), **statistics(codec, measured)}, measured.picture, measured.data
 
 
 def measure_image(
@@ -273,7 +288,7 @@ def measure_image(
         encode_bytes=encode_bytes,
         decode_bytes=decode_bytes,
     )
-    return Measured(result, decoded, encoded.k, bits)
+    return Measured(result, decoded, encoded.data, encoded.k, bits)
 
 
 def statistics(codec: ImageCodec, measured: Measured) -> dict[str, Any]:
@@ -303,7 +318,7 @@ def _point(job: J, task: Task[J], rows: Sequence[Row]) -> Point | None:
         checkpoint=job.checkpoint,
         quantizer=job.quantizer,
         lmbda=job.lmbda,
-        images=tuple(image_row({name: row[name] for name in _FIGURES if name in row}) for row in coded),
+        images=tuple(map(_result, coded)),
         record=job.record,
         model=job.model,
         **_said(job),
@@ -311,6 +326,10 @@ def _point(job: J, task: Task[J], rows: Sequence[Row]) -> Point | None:
         set_aside={row["image"]: row["fault"] for row in rows if "fault" in row},
         **(_means_of_statistics(coded) if isinstance(job, Job) else {}),
     )
+
+
+def _result(row: Row) -> ImageResult:
+    return image_row({name: row[name] for name in _FIGURES if name in row})
 
 
 def _means_of_statistics(rows: Sequence[Row]) -> dict[str, Any]:
@@ -336,18 +355,29 @@ def _has(row: Row, metrics: Sequence[str]) -> bool:
 
 
 def _units_left(
-    job: J, task: Task[J], point: Point | None, journal: Journal, paths: Mapping[str, Path], metrics: Sequence[str]
+    job: J,
+    task: Task[J],
+    point: Point | None,
+    journal: Journal,
+    paths: Mapping[str, Path],
+    metrics: Sequence[str],
+    kept: Bitstreams | None,
 ) -> list[Unit[J]]:
-    """Return the units that a job still needs: images without a row, and shown images without their picture."""
+    """Return the units that a job still needs: images without a row, or without a bitstream that shall be kept, and
+    shown images without their picture.
+    """
     units = []
     needed = {*_FIGURES, *(_STATISTICS if isinstance(job, Job) else ())} - _OPTIONAL
     for name in task.names:
         row = journal.rows.get((task.key(job), name), {})
         picture = str(paths[name].resolve()) if name in paths else ""
         faulty = "fault" in row or (point is not None and name in point.set_aside)
-        measured = point is not None or faulty or (needed <= row.keys() and _has(row, metrics))
+        in_journal = needed <= row.keys() and _has(row, metrics)
+        if in_journal and kept is not None:
+            in_journal = kept.has(task.key(job), _result(row))
+        measured = point is not None or faulty or in_journal
         if not measured or (picture and not faulty and not paths[name].exists()):
-            units.append(Unit(job, name, picture))
+            units.append(Unit(job, name, picture, kept is not None))
     return units
 
 

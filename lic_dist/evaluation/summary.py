@@ -58,12 +58,19 @@ def means(point: Point) -> dict[str, Any]:
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """Print a short table of a result file's points, and its path; return the points' means.
+    """Print a short table of a result file's points, and its path; return the points' means."""
+    points = print_points(read_points(path))
+    print(path)
+    return {"out": str(path), "points": points}
+
+
+def print_points(measured: Sequence[Point]) -> list[dict[str, Any]]:
+    """Print a short table of points; return their means.
 
     The column `gap` is the excess of the written bits over the estimated ones; an anchor has its quality as lambda.
     Metrics beside PSNR and MS-SSIM have a table of their own.
     """
-    points = [means(point) for point in read_points(path)]
+    points = [means(point) for point in measured]
     table = _table_of(("bpp", "PSNR dB", "MS-SSIM", "gap", "s encode", "s decode"))
     for one in points:
         gap = "" if one["estimated_bpp"] is None else f"{100 * (one['bpp'] / one['estimated_bpp'] - 1):+.2f} %"
@@ -87,8 +94,7 @@ def summary(path: Path) -> dict[str, Any]:
         if one["lmbda"] is not None and one["psnr"] is not None and one["psnr"] < LEAST_PSNR:
             bad = f"{one['checkpoint']}, {one['quantizer']}: {one['psnr']:.1f} dB"
             print(f"warning: {bad}: is this the checkpoint of a trained model?", file=sys.stderr)
-    print(path)
-    return {"out": str(path), "points": points}
+    return points
 
 
 def _place(one: dict[str, Any]) -> str:

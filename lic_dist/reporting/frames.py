@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from lic_dist.evaluation.results import flat_row
-from lic_dist.reporting.curves import LABEL, read_curves
+from lic_dist.reporting.curves import LABEL, Curve, read_curves
 
 OF_POINT = ("checkpoint", "arm", "quantizer", "seed", "lmbda", "pictures")
 
@@ -23,10 +23,15 @@ def read_results(files: Sequence[Path], label: str = LABEL) -> pd.DataFrame:
     Raises:
         LicError: a file that is no result file.
     """
+    return rows_of(read_curves(files, label))
+
+
+def rows_of(curves: Sequence[Curve]) -> pd.DataFrame:
+    """The rows of curves, as `read_results` has them."""
     return pd.DataFrame.from_records(
         [
             {"curve": curve.name, **{name: getattr(point, name) for name in OF_POINT}, **flat_row(row)}
-            for curve in read_curves(files, label)
+            for curve in curves
             for point in curve.points
             for row in point.images
         ]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -68,21 +69,40 @@ def write_study(collection: Collection, curves: Sequence[Curve], out: Path) -> i
 
 
 def find_trials(collection: Collection, curves: Sequence[Curve]) -> list[Trial]:
-    """All pairs of pictures to compare, by their ids: of two curves those that are each other's nearest in rate."""
+    """All pairs of pictures to compare, by their ids: of two curves those that are each other's nearest in rate.
+
+    Classic codecs are not compared with each other, unless all curves are theirs. Every picture is read once.
+    """
     found: dict[str, Trial] = {}
     for (image, _), kept in decoded_by_image(curves).items():
         original = original_of(image, kept, collection)
-        by_curve = {curve.name: [one for one in kept if one.curve == curve.name] for curve in curves}
-        for first, second in combinations(by_curve.values(), 2):
-            for one in first:
-                other = _nearest(one, second)
-                if other is None or _nearest(other, first) is not one:
-                    continue
-                if abs(math.log(one.row.bpp / other.row.bpp)) > math.log(RATIO):
-                    continue
-                if (trial := _trial(one, other, original)) is not None:
-                    found[trial.id] = trial
+        pairs = sorted(_pairs(kept, curves), key=lambda pair: pair[0].row.bpp)  # those of a picture near each other
+        left = Counter(one.path for pair in pairs for one in pair)
+        held: dict[Path, Pixels | None] = {}
+        for one, other in pairs:
+            for path in (one.path, other.path):
+                held[path] = held[path] if path in held else read_kept(path)
+                left[path] -= 1
+            if (trial := _trial(one, other, held[one.path], held[other.path], original)) is not None:
+                found[trial.id] = trial
+            held = {path: pixels for path, pixels in held.items() if left[path]}
     return [found[name] for name in sorted(found)]
+
+
+def _pairs(kept: Sequence[Decoded], curves: Sequence[Curve]) -> Iterator[tuple[Decoded, Decoded]]:
+    """The pictures of one image that are compared."""
+    classic = {curve.name for curve in curves if curve.classic}
+    alone = len(classic) == len(curves)
+    by_curve = {curve.name: [one for one in kept if one.curve == curve.name] for curve in curves}
+    for first, second in combinations(by_curve, 2):
+        if {first, second} <= classic and not alone:
+            continue
+        for one in by_curve[first]:
+            other = _nearest(one, by_curve[second])
+            if other is None or _nearest(other, by_curve[first]) is not one:
+                continue
+            if abs(math.log(one.row.bpp / other.row.bpp)) <= math.log(RATIO):
+                yield one, other
 
 
 def study_of(trials: Sequence[str]) -> str:
@@ -106,9 +126,10 @@ def study_page(trials: Sequence[Trial]) -> str:
     )
 
 
-def _trial(one: Decoded, other: Decoded, original: Pixels | None) -> Trial | None:
+def _trial(
+    one: Decoded, other: Decoded, first: Pixels | None, second: Pixels | None, original: Pixels | None
+) -> Trial | None:
     """None where a picture is absent or of another size, or where both are the same."""
-    first, second = read_kept(one.path), read_kept(other.path)
     if first is None or second is None or first.shape != second.shape:
         return None
     height, width = min(first.shape[0], SIDE), min(first.shape[1], SIDE)

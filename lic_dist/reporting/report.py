@@ -16,6 +16,7 @@ from lic_dist.evaluation.results import write_whole
 from lic_dist.reporting.charts import charts
 from lic_dist.reporting.curves import LABEL, collect
 from lic_dist.reporting.document import preferences, sections
+from lic_dist.reporting.exports import require_known, write_exports
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.gains import SQ_ADAPTED
 from lic_dist.reporting.markdown import markdown
@@ -42,6 +43,7 @@ def report(
     console: Console | None = None,
     study: bool = False,
     answers: Sequence[Path] = (),
+    exports: Sequence[str] = (),
 ) -> Findings:
     """Compare all curves of result files with each anchor: tables on the terminal, report.html, results.md and charts.
 
@@ -51,12 +53,13 @@ def report(
     with SQ ("base sq"), or else with SQ's adapted tables ("base sq-adapted"). The first is black in the charts. `only`
     are patterns of names: curves that match none are left out, unless they are anchors. `console` is the terminal's, or
     a quiet one. `study` writes a page for viewers who compare the kept pictures in pairs, and `answers` are the files
-    that they sent back: see `pairs`, `preference`.
+    that they sent back: see `pairs`, `preference`. `exports` names files for other programs: see `exports`.
 
     Raises:
         LicError: a file that is no result file, or a folder that cannot be written.
-        UsageError: no curve of that name or pattern, a label of unknown fields, or no pictures for a study.
+        UsageError: no curve, pattern or export of that name, a label of unknown fields, or no pictures for a study.
     """
+    require_known(exports)
     collection = collect(files, label)
     if not anchors:
         names = {one.name for one in collection.curves} | {one.label for one in collection.curves}
@@ -85,6 +88,8 @@ def report(
     write_whole(out / "results.md", markdown(parts).encode())
     text = page(parts, found, looks, shown, collection.runs, _made()).encode()
     write_whole(out / "report.html", text)
+    for written in write_exports(exports, found.curves, parts, out):
+        console.print(written, markup=False, highlight=False, soft_wrap=True)
     if study:
         trials = write_study(collection, [one for one in found.parts if one.points], out)
         console.print(f"{out / PAGE}: {counted(trials, 'pair')}; {KEY} names them", markup=False, highlight=False)

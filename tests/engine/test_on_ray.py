@@ -37,7 +37,7 @@ from tests.engine.test_engine import (
     make_wide,
 )
 from tests.evaluation.test_resuming import experiment as evaluation
-from tests.evaluation.test_resuming import folder, timeless  # noqa: F401  (a fixture)
+from tests.evaluation.test_resuming import folder, members, timeless  # noqa: F401  (a fixture)
 from tests.families import CHECKERED
 from tests.stores import FIXED, contents, experiment, make_plan, objects
 
@@ -191,6 +191,9 @@ def test_shards_in_a_bucket_are_the_same_bytes(cluster) -> None:
 def test_an_evaluation_gives_the_same_figures(cluster, base: Path, folder: Path) -> None:  # noqa: F811
     found = {}
     for engine in ("local", "ray"):
-        out = evaluate(evaluation(base, folder, f"{engine}.json", engine={"name": engine}, show=["sub/b.png"]))
+        kept = {"show": ["sub/b.png"], "bitstreams": True}
+        out = evaluate(evaluation(base, folder, f"{engine}.json", engine={"name": engine}, **kept))
         found[engine] = [replace(point, shown={}) for point in timeless(read_points(out))]
     assert found["ray"] == found["local"] and len(found["ray"]) == 2
+    packed = {engine: members(folder / f"{engine}.bitstreams.zip") for engine in found}
+    assert packed["ray"]["archive.json"] == packed["local"]["archive.json"]  # it has the digests of all

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,12 @@ def timeless(points: tuple[Point, ...]) -> list[Point]:
     return [replace(one, images=tuple(replace(row, **TIMELESS) for row in one.images)) for one in points]
 
 
+def members(path: Path) -> dict[str, bytes]:
+    """The members of an archive of bitstreams."""
+    with zipfile.ZipFile(path) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
 def counting(monkeypatch: pytest.MonkeyPatch, die_at: int = 0) -> list[str]:
     """The names of the images coded from now on; at number `die_at` the run is interrupted."""
     coded: list[str] = []
@@ -90,7 +97,8 @@ def test_one_process_and_several_give_the_same_figures(base: Path, folder: Path,
         "one": {"name": "local"},
         "two": {"name": "local", "searchers": 2},
     }.items():
-        out = evaluate(experiment(base, folder, f"{name}.json", engine=engine, show=["sub/b.png"]))
+        kept = {"show": ["sub/b.png"], "bitstreams": True}
+        out = evaluate(experiment(base, folder, f"{name}.json", engine=engine, **kept))
         found[name] = timeless(read_points(out))
         for point in found[name]:
             assert set(point.shown) == {"sub/b.png"} and (folder / point.shown["sub/b.png"]).is_file()
@@ -99,6 +107,9 @@ def test_one_process_and_several_give_the_same_figures(base: Path, folder: Path,
     assert bare[0] == bare[1] and len(bare[0]) == 2
     for one, two in zip(*pictures, strict=True):
         assert np.array_equal(one, two)
+    first, then = (members(folder / f"{name}.bitstreams.zip") for name in found)
+    assert first.pop("results.json") != then.pop("results.json")  # by its times
+    assert first == then and len(first) == 2 * 2 + 2 + 1  # streams, records, the manifest
 
 
 @pytest.mark.slow

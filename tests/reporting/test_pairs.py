@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 from lic_dist.errors import LicError, UsageError
-from lic_dist.evaluation.results import write_points
+from lic_dist.evaluation.results import read_file, write_points
+from lic_dist.reporting import pairs
 from lic_dist.reporting.curves import collect
 from lic_dist.reporting.document import preferences
 from lic_dist.reporting.pairs import KEY, PAGE, find_trials, study_page, write_study
 from lic_dist.reporting.preference import PRIOR, preference, scores_of
+from lic_dist.reporting.shown import read_kept
 from tests.browser import Browser, find
 from tests.points import measured, of_arm
 
@@ -90,6 +92,40 @@ def test_rates_too_far_apart_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at about one rate"):
         write_study(collection, collection.curves, tmp_path)
     assert not (tmp_path / PAGE).exists()
+
+
+@pytest.fixture()
+def with_anchors(tmp_path: Path) -> Path:
+    """A result file of two quantizers and two classic codecs of nearly the same rates."""
+    path = results(tmp_path / "results")
+    anchors = []
+    for codec, colour in (("webp", 30), ("jpeg", 60)):
+        for step, point in enumerate(measured(codec, 0.99, LAMBDAS, IMAGES)):
+            shown = {f"{image}.png": f"shown/{image}-{codec}-{step}.png" for image in range(IMAGES)}
+            for image, name in enumerate(shown.values()):
+                pixels = np.full((64, 96, 3), (colour, 20 * step, 10 * image), np.uint8)
+                Image.fromarray(pixels).save(path.parent / name)
+            anchors.append(replace(point, lmbda=None, checkpoint=f"quality {step}", shown=shown))
+    found = read_file(path)
+    write_points(path, "run", [*found.points, *anchors], originals=found.originals)
+    return path
+
+
+def test_classic_codecs_meet_each_other_only_among_themselves(with_anchors: Path) -> None:
+    collection = collect([with_anchors])
+    assert [curve.name for curve in collection.curves] == [*NAMES, "webp", "jpeg"]
+    trials = find_trials(collection, collection.curves)
+    compared = {frozenset((one.first.curve, one.second.curve)) for one in trials}
+    assert len(compared) == 5 and frozenset(("webp", "jpeg")) not in compared and len(trials) == 5 * LAMBDAS * IMAGES
+    assert len(find_trials(collection, collection.curves[2:])) == LAMBDAS * IMAGES
+
+
+def test_each_picture_is_read_once(with_anchors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(pairs, "read_kept", lambda path: asked.append(path) or read_kept(path))
+    collection = collect([with_anchors])
+    find_trials(collection, collection.curves)
+    assert len(asked) == len(set(asked)) == 4 * LAMBDAS * IMAGES
 
 
 def test_the_page_names_nothing_and_is_the_same_again(study: Path) -> None:
