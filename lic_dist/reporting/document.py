@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from lic_dist.evaluation.jobs import BASE
 from lic_dist.evaluation.metrics import METRICS
 from lic_dist.evaluation.results import Point
-from lic_dist.intervals import Interval
 from lic_dist.reporting import gains as changes
 from lic_dist.reporting import lead as leading
 from lic_dist.reporting import signed_rank
@@ -23,6 +19,7 @@ from lic_dist.reporting.grid import Grid, Grids
 from lic_dist.reporting.panels import Chart
 from lic_dist.reporting.preference import Preference
 from lic_dist.reporting.sets import SetRow, SetsApart
+from lic_dist.reporting.tables import Cell, Section, Table, Value, letter, percent, table
 from lic_dist.text import counted
 
 BD_SAYS = (
@@ -74,60 +71,6 @@ COSTS_SAY = (
 )
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell: text of one line or several, and the change that it shows, if any, which decides its colour."""
-
-    text: str
-    change: Interval | None = None
-
-    @classmethod
-    def of(cls, value: Value) -> Cell:
-        """A cell of what a table's maker gives: text, an interval, None for an empty one, or a cell."""
-        if isinstance(value, Cell):
-            return value
-        return cls(str(value), value) if isinstance(value, Interval) else cls(value or "")
-
-    @property
-    def sense(self) -> str:
-        """ "less" or "more" for a change whose interval leaves zero out, else ""."""
-        change = self.change
-        clear = change is not None and change.low < change.high and change.low * change.high > 0
-        return "" if change is None or not clear else "less" if change.mean < 0 else "more"
-
-
-Value = str | Interval | Cell | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns and rows under a title ("": that of its section); `says` explains it, `notes` are referred to by letters.
-
-    The first columns, as many as `names`, say what a row is of. On the terminal, columns of `brief` show no interval:
-    80 characters are few.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    says: str = ""
-    notes: tuple[str, ...] = ()
-    names: int = 1
-    brief: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the report. One of `detail` is not on the terminal."""
-
-    title: str
-    says: str = ""
-    tables: tuple[Table, ...] = ()
-    charts: tuple[Chart, ...] = ()
-    notes: tuple[str, ...] = ()
-    detail: bool = False
-
-
 def sections(found: Findings, charts: Sequence[Chart]) -> list[Section]:
     """The whole report, in its order; what there is nothing to say of is left out."""
     led = bool(found.leads)
@@ -165,37 +108,7 @@ def preferences(found: Preference) -> Section:
         middle, low, high = row.chosen
         part = "anchor" if row.curve == found.anchor else f"{middle:.0f} % [{low:.0f}, {high:.0f}]"
         rows.append((row.curve, f"{row.score:+.2f}", part, str(row.won), str(row.even), str(row.lost)))
-    return Section("What viewers preferred", says, (_table("", columns, rows),))
-
-
-def letter(number: int) -> str:
-    """a, b, .., z, aa, ab, .. for 0, 1, .."""
-    return (letter(number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:+.2f} %"
-
-
-def _table(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Value]],
-    names: int = 1,
-    brief: Sequence[int] = (),
-    **more: Any,
-) -> Table:
-    """A table without those columns, behind its names, that are empty in all rows."""
-    cells = [tuple(map(Cell.of, row)) for row in rows]
-    kept = [number for number in range(len(columns)) if number < names or any(row[number].text for row in cells)]
-    return Table(
-        title,
-        tuple(columns[number] for number in kept),
-        tuple(tuple(row[number] for number in kept) for row in cells),
-        names=names,
-        brief=frozenset(place for place, number in enumerate(kept) if number in brief),
-        **more,
-    )
+    return Section("What viewers preferred", says, (table("", columns, rows),))
 
 
 def _letters(notes: Sequence[str], known: Sequence[str]) -> str:
@@ -209,7 +122,7 @@ def _lead(found: leading.Lead, more: str) -> Table:
         numbers = f"{row.gain.loss:.4f}", f"{row.gain.bpp:.4f}", f"{row.gain.psnr:.3f}"
         change = row.change or ("anchor" if row is found.anchor else "")
         rows.append((row.name, change, signed_rank.shown(row.p), *numbers, row.rate, row.own))
-    return _table("", columns, rows, says=leading.LEAD_SAYS + more, brief=[6])
+    return table("", columns, rows, says=leading.LEAD_SAYS + more, brief=[6])
 
 
 def _by_picture(found: leading.Lead) -> Table:
@@ -221,7 +134,7 @@ def _by_picture(found: leading.Lead) -> Table:
         (image, f"{base[image]:.4f}", *(f"{100 * (one[image] / base[image] - 1):+.2f}" for one in losses))
         for image in found.pictures
     ]
-    return _table("", columns, rows)
+    return table("", columns, rows)
 
 
 def _bd_says(found: Findings) -> str:
@@ -257,13 +170,13 @@ def _comparisons(found: AnchorTable) -> list[Table]:
         more = (percent(similar.pchip), similar.images) if by_ms_ssim else ()
         rows.append((one.name, str(one.points), *rates, *more, _letters(one.notes, found.notes)))
     title = f"BD-rate against {found.anchor.name} ({counted(len(found.anchor.figures), 'point')})"
-    tables = [_table(title, columns, rows, notes=tuple(found.notes))]
+    tables = [table(title, columns, rows, notes=tuple(found.notes))]
     if others := [name for name in found.others if name != "ms-ssim"]:
         heads = ("curve", *(METRICS[name].title for name in others))
         cells: list[list[Value]] = [
             [one.name, *(_rates_cell(one.by[name]) for name in others)] for one in found.comparisons
         ]
-        tables.append(_table(f"BD-rate against {found.anchor.name} by other metrics [%]", heads, cells))
+        tables.append(table(f"BD-rate against {found.anchor.name} by other metrics [%]", heads, cells))
     return tables
 
 
@@ -298,7 +211,7 @@ def _grid(grid: Grid, quality: str) -> Table:
         (quantizer, *(_grid_cell(grid, arm, quantizer, quality) for arm in grid.arms)) for quantizer in grid.quantizers
     ]
     against = "its own base" if grid.anchor is None else f"base {grid.anchor}"
-    return _table(f"BD-rate against {against}{_by(quality)} [%]", columns, rows, notes=tuple(grid.notes))
+    return table(f"BD-rate against {against}{_by(quality)} [%]", columns, rows, notes=tuple(grid.notes))
 
 
 def _grid_cell(grid: Grid, arm: str, quantizer: str, quality: str) -> Value:
@@ -335,7 +248,7 @@ def _sets(found: SetsApart | None, led: bool, more: str) -> tuple[Section, ...]:
 
 def _set_table(title: str, heads: tuple[str, ...], rows: Sequence[SetRow], found: SetsApart) -> Table:
     cells = [(*row.names, *(one and Cell(str(one).replace(" %", ""), one) for one in row.cells)) for row in rows]
-    return _table(title, (*heads, *found.sets.heads), cells, names=len(heads))
+    return table(title, (*heads, *found.sets.heads), cells, names=len(heads))
 
 
 def _by(quality: str) -> str:
@@ -349,7 +262,7 @@ def _gains(found: changes.Gains) -> Table:
     for row in found.rows:
         numbers = f"{row.bpp:.4f}", f"{row.psnr:.3f}", f"{row.loss:.4f}"
         rows.append((row.point.quantizer, row.arm, *numbers, row.own, signed_rank.shown(row.p), row.sq_adapted))
-    return _table(f"L at lambda {found.lmbda:g}, {counted(found.images, 'image')}", columns, rows, names=2)
+    return table(f"L at lambda {found.lmbda:g}, {counted(found.images, 'image')}", columns, rows, names=2)
 
 
 def _costs(curves: Sequence[Curve]) -> tuple[Table, ...]:
@@ -363,10 +276,10 @@ def _costs(curves: Sequence[Curve]) -> tuple[Table, ...]:
         seconds = (f"{value:.3f}" for value in (one.encode_seconds, one.decode_seconds))
         memory = (_number(value and value / 1e6, ".0f") for value in (one.encode_bytes, one.decode_bytes))
         rows.append((one.name, *kmac, *seconds, *memory, _number(one.parameters, ",.0f"), f"{one.megapixels:.2f}"))
-    tables = [_table("", columns, rows)] if rows else []
+    tables = [table("", columns, rows)] if rows else []
     for names, nets in networks(curves):
         cells = [(name, f"{cost.kmac:.2f}", f"{cost.parameters:,}") for name, cost in nets.items()]
-        tables.append(_table(f"Networks of {', '.join(names)}", ("network", "kMAC a pixel", "parameters"), cells))
+        tables.append(table(f"Networks of {', '.join(names)}", ("network", "kMAC a pixel", "parameters"), cells))
     return tuple(tables)
 
 
@@ -387,14 +300,14 @@ def _points(curves: Sequence[Curve]) -> Table:
             of = (place_of(point), str(len(point.images))) if point else ("", "")
             values = [METRICS[name].text(one.quality.get(name)) for name in metrics]
             rows.append((curve.name, *of, f"{one.bpp:.4f}", *values, *(_gaps(point) if point else ("",) * 4)))
-    return _table("", columns, rows)
+    return table("", columns, rows)
 
 
 def _classic(curves: Sequence[Curve]) -> tuple[Table, ...]:
     """The settings of every classic codec's points, and the versions of its library."""
     classic = [(curve, point) for curve in curves for point in curve.points if point.lmbda is None]
     rows = [(curve.name, point.checkpoint, point.settings, point.versions) for curve, point in classic]
-    return (_table("", ("curve", "quality", "settings", "versions"), rows),) if rows else ()
+    return (table("", ("curve", "quality", "settings", "versions"), rows),) if rows else ()
 
 
 def _gaps(point: Point) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from lic_dist.evaluation.jobs import distinct_file_names
 from lic_dist.evaluation.results import metrics_of, write_whole
 from lic_dist.reporting.codec_compare import BATCHES, write_codec_compare
 from lic_dist.reporting.curves import Curve
-from lic_dist.reporting.document import Section
 from lic_dist.reporting.frames import rows_of
 from lic_dist.reporting.latex import ALL, write_latex
+from lic_dist.reporting.tables import Section
 
 ROWS = "rows"  # the name of a table of images
 

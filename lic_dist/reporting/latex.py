@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lic_dist.evaluation.jobs import distinct_file_names
 from lic_dist.evaluation.results import write_whole
-from lic_dist.reporting.document import Section, Table, letter
+from lic_dist.reporting.tables import Section, Table, letter
 
 ALL = "all"  # the name of the document
 _HEAD = r"""\documentclass{article}

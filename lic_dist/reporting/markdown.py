@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lic_dist.reporting.document import Section, Table, letter
+from lic_dist.reporting.tables import Section, Table, letter
 
 
 def markdown(parts: Sequence[Section]) -> str:

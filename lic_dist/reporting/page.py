@@ -19,7 +19,6 @@ from lic_dist.intervals import Interval
 from lic_dist.reporting.assets import as_json, asset, script_source
 from lic_dist.reporting.comparison import AnchorTable, best
 from lic_dist.reporting.curves import Curve
-from lic_dist.reporting.document import Cell, Section, Table, letter
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.gains import lambdas, seed_pairs
 from lic_dist.reporting.lead import FEW, Lead, LeadRow
@@ -27,6 +26,7 @@ from lic_dist.reporting.panels import Chart, page_spec
 from lic_dist.reporting.sets import Sets, SetTable
 from lic_dist.reporting.shown import ShownPictures
 from lic_dist.reporting.styles import Style, Styles
+from lic_dist.reporting.tables import Cell, Section, Table, letter
 from lic_dist.text import counted
 from lic_dist.version import __version__
 

@@ -88,7 +88,7 @@ def report(
     write_whole(out / "results.md", markdown(parts).encode())
     text = page(parts, found, looks, shown, collection.runs, _made()).encode()
     write_whole(out / "report.html", text)
-    for written in write_exports(exports, found.curves, parts, out):
+    for written in write_exports(exports, found.parts, parts, out):
         console.print(written, markup=False, highlight=False, soft_wrap=True)
     if study:
         trials = write_study(collection, [one for one in found.parts if one.points], out)

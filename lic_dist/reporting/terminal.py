@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 
-from lic_dist.reporting.document import Section, Table, letter
+from lic_dist.reporting.tables import Section, Table, letter
 
 NAME_WIDTH, HEAD_WIDTH = 9, 13  # characters, to which names shrink and at which headings break
 Column = list[str]  # heading and cells

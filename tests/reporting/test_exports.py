@@ -18,12 +18,13 @@ from lic_dist.evaluation.results import Point, read_file, write_points
 from lic_dist.models.compat import import_compressai
 from lic_dist.reporting.codec_compare import NO_ERROR, batch
 from lic_dist.reporting.curves import Curve, collect, curve_of
-from lic_dist.reporting.document import Cell, Section, Table, sections
+from lic_dist.reporting.document import sections
 from lic_dist.reporting.exports import EXPORTS, compressai_content, write_exports
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.frames import read_results
 from lic_dist.reporting.latex import escaped, tabular, write_latex
 from lic_dist.reporting.report import report
+from lic_dist.reporting.tables import Cell, Section, Table
 from tests.points import measured, of_arm
 
 HOSTILE = r"50% of_{a} & \b $c$ #~^ <|> [x]"

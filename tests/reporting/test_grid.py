@@ -13,11 +13,12 @@ from lic_dist.reporting import comparison
 from lic_dist.reporting.charts import charts
 from lic_dist.reporting.comparison import compare
 from lic_dist.reporting.curves import Curve, curve_of
-from lic_dist.reporting.document import Section, Table, sections
+from lic_dist.reporting.document import sections
 from lic_dist.reporting.findings import Findings
 from lic_dist.reporting.grid import grids_of
 from lic_dist.reporting.report import report
 from lic_dist.reporting.styles import SOLID, styles
+from lic_dist.reporting.tables import Section, Table
 from tests.points import markup, measured
 
 pytestmark = pytest.mark.usefixtures("no_chart_files")
