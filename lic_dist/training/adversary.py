@@ -1,19 +1,19 @@
 """The adversarial term of a distortion: a discriminator of patches, trained beside the decoder and against it.
 
 A cache fixes the rate, and a decoder of those bits may give up fidelity for pictures that look like photographs
-(Kirmemis and Tekalp 2021, arXiv 2104.14836; the trade-off is that of Blau and Michaeli 2019, arXiv 1901.07821). Their
-decoders minimize 255^2 MSE + w * A for several w; here A is the hinge loss of a discriminator of patches
-(Lim and Ye 2017, arXiv 1705.02894; Isola et al. 2017, arXiv 1611.07004):
+(Kirmemis and Tekalp 2021, arXiv 2104.14836; the trade-off is that of Blau and Michaeli 2019, arXiv 1901.07821). It
+minimizes 255^2 MSE + w A, for several w a curve; A is the hinge loss of a discriminator of patches (Lim and Ye 2017,
+arXiv 1705.02894; Isola et al. 2017, arXiv 1611.07004):
 
     decoder          A = -mean D(x_hat)
     discriminator    mean max(0, 1 - D(x)) + mean max(0, 1 + D(x_hat))
 
 D sees pictures alone, not y_hat: perception is the distance of the distributions of x and x_hat, content is held by the
 distortion, and every family has the same discriminator. It sees of them what decoders lose, each pixel less the mean
-around it: of whole pictures it learnt in 60 steps to tell hardly any, of these most. It is bounded by spectral
-normalization (Miyato et al. 2018, arXiv 1802.05957), which costs no second derivative. One power iteration follows each
-step, whatever the parts and ranks that the batch is taken in: both sides' gradients are those of the global batch at
-the weights before the step.
+around it: in 60 steps its loss fell from 2 to 1.3, on whole pictures to 1.99. It is bounded by spectral normalization
+(Miyato et al. 2018, arXiv 1802.05957), which costs no second derivative. One power iteration follows each step,
+whatever the parts and ranks that the batch is taken in: both sides' gradients are those of the global batch at the
+weights before the step.
 """
 
 from __future__ import annotations
