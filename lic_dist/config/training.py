@@ -266,7 +266,7 @@ class Finetune(Steps):
     distortion: Literal["mse", "ms-ssim", "lpips"] | Adversarial = Field(  # type: ignore[assignment]  # one term more
         "mse",
         description="What the loss weighs by lambda: one (mse is 255^2 MSE, ms-ssim 1 - MS-SSIM), or a weighted sum, "
-        "{mse: 1, ms-ssim: 1000}. {mse: 1, adversarial: 100}: at fixed bits, against a discriminator of patches; with "
+        "{mse: 1, ms-ssim: 1000}. {mse: 1, adversarial: 8}: at fixed bits, against a discriminator of patches; with "
         "it, 0 too, the last weights are kept, and the cache's quantizer.",
     )
     tolerance: float = Field(
@@ -308,7 +308,7 @@ class Finetune(Steps):
         if isinstance(value, dict) and any(not weight for name, weight in value.items() if name != "adversarial"):
             raise ValueError("weights are above 0; that of adversarial may be 0, which is its control")
         if isinstance(value, dict) and not value.keys() - {"adversarial"}:
-            raise ValueError("an adversarial term alone holds no content: {mse: 1, adversarial: 100}")
+            raise ValueError("an adversarial term alone holds no content: {mse: 1, adversarial: 8}")
         return value
 
     @model_validator(mode="after")
