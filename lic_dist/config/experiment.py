@@ -265,7 +265,19 @@ class Engine(Section):
 
 
 MetricName = Literal[
-    "psnr", "ms-ssim", "psnr-yuv", "ssim", "iw-ssim", "vif", "fsim", "gmsd", "ssimulacra2", "vmaf", "cvvdp", "flip"
+    "psnr",
+    "ms-ssim",
+    "psnr-yuv",
+    "ssim",
+    "iw-ssim",
+    "vif",
+    "fsim",
+    "gmsd",
+    "ssimulacra2",
+    "vmaf",
+    "cvvdp",
+    "swd",
+    "flip",
 ]
 
 

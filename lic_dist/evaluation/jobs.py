@@ -21,6 +21,7 @@ from lic_dist.errors import UsageError
 from lic_dist.evaluation.anchors import AnchorJob
 from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models.blend import WHAT
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.complexity import NetCost, complexity
 from lic_dist.models.names import label, split_gain, with_gain
@@ -217,7 +218,11 @@ def carried(loaded: Checkpoint) -> tuple[str, ...]:
 
 
 def arm_of(loaded: Checkpoint) -> str:
-    """Return how a checkpoint says it was made: "base", "decoder", "decoder noise", "decoder+hyper round 2" ..."""
+    """Return how a checkpoint says it was made: "base", "decoder", "decoder noise", "decoder+hyper round 2",
+    "decoder adversarial 100", "decoder control" (of weight 0), "blend 0.5" ...
+    """
+    if loaded.history and loaded.history[-1].get("what") == WHAT:
+        return f"blend {loaded.history[-1]['share']:g}"
     rounds = [entry for entry in loaded.history if "recipe" in entry]
     if not rounds:
         return BASE
@@ -225,7 +230,10 @@ def arm_of(loaded: Checkpoint) -> str:
     phases = [phase["recipe"] for phase in last.get("phases", ())] or [last["recipe"]]
     recipes = [one if isinstance(one, str) else "+".join(one) for one in phases]
     latents = "" if last["latents"] == "quantized" else f" {last['latents']}"
-    return ", ".join(recipes) + latents + (f" round {len(rounds)}" if len(rounds) > 1 else "")
+    distortion = last.get("distortion")
+    weight = distortion.get("adversarial") if isinstance(distortion, dict) else None
+    against = "" if weight is None else f" adversarial {weight:g}" if weight else f" {CONTROL}"
+    return ", ".join(recipes) + latents + against + (f" round {len(rounds)}" if len(rounds) > 1 else "")
 
 
 def is_control(arm: str) -> bool:

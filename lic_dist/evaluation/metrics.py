@@ -2,7 +2,7 @@
 
 Each is an adapter of a few lines over the package that has it, in one table, METRICS: what it is called, which way is
 better, how BD-rates read it, the least picture, the package. Packages are imported when they are asked for. Only
-`psnr`, `ms-ssim` and `psnr-yuv` need none that an installation lacks.
+`psnr`, `ms-ssim`, `psnr-yuv` and `swd` need none that an installation lacks.
 """
 
 from __future__ import annotations
@@ -228,6 +228,12 @@ def _cvvdp_model() -> Any:
     return pycvvdp.cvvdp(display_name="standard_fhd", device=torch.device("cpu"))
 
 
+def _swd(a: Picture, b: Picture) -> float:
+    from lic_dist.evaluation.sliced_wasserstein import swd  # imports torch
+
+    return swd(a, b)
+
+
 def _tensor(picture: Picture) -> Any:
     """Return a picture as float32 [1, 3, H, W] in 0..255."""
     import torch
@@ -250,5 +256,6 @@ METRICS: dict[str, Metric] = {
     ),
     "vmaf": Metric("VMAF", _vmaf, "as it is", digits=2, least=64, package="vmaf-torch", module="vmaf_torch"),
     "cvvdp": Metric("CVVDP", _cvvdp, "as it is", unit="JOD", digits=3, least=8, package="cvvdp", module="pycvvdp"),
+    "swd": Metric("SWD", _swd, "of the error", "lower", least=16),
     "flip": Metric("FLIP", _flip, "of the error", "lower", package="flip-evaluator", module="flip_evaluator"),
 }

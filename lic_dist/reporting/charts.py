@@ -47,6 +47,7 @@ def charts(found: Findings, looks: Styles) -> list[Chart]:
     learned = {curve.name for curve in curves if curve.learned}
     drawn = (
         _rd(curves, anchors[0], looks),
+        _tradeoff(curves, looks),
         _saving(curves, found.tables, looks),
         _images(found.tables, learned, looks),
         _gains(curves, anchors, found.gains, looks),
@@ -115,6 +116,32 @@ def _rate_limit(curves: Sequence[Curve], anchor: Curve) -> float:
     most = max(curve.figures[-1].bpp for curve in curves)
     reach = anchor.figures[-1].bpp if any(curve is anchor for curve in curves) else most
     return min(1.25 * reach, 1.05 * most) or 1.0
+
+
+# distortion and perception
+
+
+def _tradeoff(curves: Sequence[Curve], looks: Styles) -> Chart:
+    """Every other metric over PSNR, of points that have equal bits for each image: decoders of the same indices."""
+    alike: dict[Any, list[tuple[str, Point]]] = {}
+    for curve in curves:
+        for point in curve.points if curve.learned else ():
+            alike.setdefault(frozenset((row.image, row.bpp) for row in point.images), []).append((curve.name, point))
+    found = [one for group in alike.values() if len({point.model for _, point in group}) > 2 for one in group]
+    panels = []
+    for name, metric in METRICS.items():
+        rows: Rows = [
+            {"curve": curve, "lambda": place_of(point), "psnr": point.figures.psnr, "quality": _number(value)}
+            for curve, point in found
+            if math.isfinite(value := rising(point.figures, name))
+        ]
+        if rows and name != "psnr":
+            x = alt.X("psnr:Q", title="PSNR [dB]").scale(zero=False)
+            y = alt.Y("quality:Q", title=None).scale(zero=False)
+            shown = [alt.Tooltip("lambda:N"), *(alt.Tooltip(f"{one}:Q", format=".3f") for one in ("psnr", "quality"))]
+            panels.append(_panel(metric.axis, *_plot(rows, looks, x, y, shown)))
+    says = "Decoders of the same bits: another quality over PSNR. Right is more faithful, up is better by that metric."
+    return Chart("tradeoff", "Distortion and perception at equal bits", says, tuple(panels))
 
 
 # rate saved

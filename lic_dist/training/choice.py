@@ -5,6 +5,10 @@ sources of the relative fall of L; where there is one source, L itself decides. 
 among the candidates. Weights at which a source loses are pulled towards those of the start where a phase ends,
 theta = start + share (end - start) for a few shares: `end` are the phase's of the greatest gain, or its last where
 those harm nobody. What is measured decides between these and the best so far.
+
+With an adversarial term L does not say what is better, only what has been paid: the last weights are kept, of those at
+which no source has lost more than the tolerance, and where the last lose more, the largest share of their change that
+does not.
 """
 
 from __future__ import annotations
@@ -40,10 +44,11 @@ class Choice:
     """The choice of the module's text. `best` is what a job keeps, `least` are the weights of the greatest gain.
 
     `refused` says of each pull from which step's weights it was, each source's change of L at those in percent, and
-    what was the best afterwards.
+    what was the best afterwards. With `latest`, later weights are better ones.
     """
 
-    def __init__(self, start: dict[str, Tensor]) -> None:
+    def __init__(self, start: dict[str, Tensor], latest: bool = False) -> None:
+        self.latest = latest
         self.start = self.best = self.least = BestWeights(None, 0, start)
         self.tolerance = math.inf
         self.refused: list[dict[str, Any]] = []
@@ -81,6 +86,8 @@ class Choice:
                 pulled = measure()
                 if self._gains(pulled, self.best) and not self._losers(pulled):
                     self.best = BestWeights(pulled, end.step, copy.deepcopy(model.state_dict()), share)
+                    if self.latest:
+                        break
             model.load_state_dict(present)
             changes = {name: 100 * (ratio - 1) for name, ratio in self._ratios(end.figures).items()}
             kept = {"kept_step": self.best.step, "kept_share": self.best.share}
@@ -109,7 +116,7 @@ class Choice:
         return [source for source, ratio in self._ratios(figures).items() if not ratio <= 1 + self.tolerance]
 
     def _gains(self, figures: HeldOut | None, over: BestWeights) -> bool:
-        if figures is None or over.figures is None:
+        if self.latest or figures is None or over.figures is None:
             return True
         (mean, L), (best, least) = ((self._mean(one), one.L) for one in (figures, over.figures))
         return (mean, L) < (best, least)

@@ -4,6 +4,7 @@
 
 CompressAI's losses are 255^2 MSE of pixels in [0, 1], and 1 - MS-SSIM, both weighted by lmbda; its MS-SSIM models have
 lambdas of another scale. A weight is the value of one unit of a measure beside the others: `{mse: 1, ms-ssim: 1000}`.
+An adversarial term (adversary.py) is of training alone: it has a value beside its discriminator only.
 Searches and calibration always weigh squared errors.
 """
 
@@ -29,7 +30,8 @@ class Distortion:
     """
 
     def __init__(self, weights: str | Mapping[Any, float], crop: int, device: torch.device) -> None:
-        self.weights = {weights: 1.0} if isinstance(weights, str) else dict(weights)
+        named = {weights: 1.0} if isinstance(weights, str) else weights
+        self.weights = {name: weight for name, weight in named.items() if name != "adversarial"}
         if "ms-ssim" in self.weights and crop < LEAST_MS_SSIM:
             raise UsageError(
                 f"MS-SSIM needs crops of {LEAST_MS_SSIM} pixels or more, these have {crop}",

@@ -98,6 +98,12 @@ class Ranks:
         total, leaving = told.tolist()
         return total / self.world, leaving > 0
 
+    def average(self, values: Tensor) -> None:
+        """Replace a tensor, in place, by its mean over the ranks, equal on all of them."""
+        if self.world > 1:
+            dist.all_reduce(values)
+            values /= self.world
+
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, by rank; for small plain data."""
         if self.world == 1:

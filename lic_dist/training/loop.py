@@ -31,6 +31,7 @@ from lic_dist.errors import SharedError, Stopped
 from lic_dist.models.parts import freeze_all_but
 from lic_dist.models.protocol import mask_weights
 from lic_dist.progress import Progress
+from lic_dist.training.adversary import Adversary
 from lic_dist.training.average import WeightAverage
 from lic_dist.training.capture import Replay
 from lic_dist.training.choice import BestWeights, Choice
@@ -74,7 +75,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 class TrainingLoop:
     """The loop of the module's text. `module` contains `model` and is wrapped for the ranks; `identity` names the job.
 
-    With `graph`, for one rank on a GPU whose parts are tensors, loss and gradients of a part are one CUDA graph.
+    With `graph`, for one rank on a GPU whose parts are tensors, loss and gradients of a part are one CUDA graph. With
+    an `adversary`, whose term is in the loss, each step is its step too.
 
     Raises:
         UsageError: `section.out` holds states of a job with other settings, or the batch does not divide.
@@ -91,14 +93,16 @@ class TrainingLoop:
         identity: dict[str, Any],
         ranks: Ranks,
         graph: bool = False,
+        adversary: Adversary | None = None,
     ) -> None:
-        self.graph = graph
+        self.graph, self.adversary = graph, adversary
         self.replay: Any = None  # a Replay after the first step of a phase, where steps are graphs
         self.title, self.section, self.phases, self.ranks = title, section, tuple(phases), ranks
         self.module, self.model = module, model
         self.parts = ranks.parts(section.batch, section.accumulate)
         self.states = ResumeStates(section.out / "states", identity, section.keep)
-        self.choice = Choice(copy.deepcopy(model.state_dict()))
+        self.choice = Choice(copy.deepcopy(model.state_dict()), latest=section.adversarial is not None)
+        self.extra: dict[str, float] = {}  # figures of the last step beside its loss
         self.phase = self.taken = self.done = 0  # the phase, the steps taken in it, and those taken in all
         self.leaving = False  # whether a rank has notice
         with contextlib.ExitStack() as stack:  # until the loop is over, or fails to begin
@@ -110,6 +114,8 @@ class TrainingLoop:
             self.phase, self.taken, self.done = state["phase"], state["taken"], state["done"]
             self.choice.load_state(state)
             model.load_state_dict(state["model"])
+            if adversary is not None:
+                adversary.load_state_dict(state["adversary"])
         self._begin_phase(state)
         self.first = self.done
         self.log = Log(section.out, self.first, section.tracking, identity) if ranks.first else None
@@ -165,9 +171,13 @@ class TrainingLoop:
             with contextlib.nullcontext() if last or self.ranks.world == 1 else self.wrapped.no_sync():  # type: ignore[operator]
                 total += self._add_gradients(part, len(parts), loss)
         mean, self.leaving = self.ranks.mean(total)
-        norm, finite = take_step(mean, self.trained, self.optimizer, self.section.clip)
+        against = self.adversary.gradients(self.ranks) if self.adversary else 0.0
+        norm, finite = take_step(mean + against, self.trained, self.optimizer, self.section.clip)
         if not finite:
-            self._stop_not_finite(float(total), norm, batch_name())
+            self._stop_not_finite(float(total) + against, norm, batch_name())
+        if self.adversary:
+            self.adversary.step()
+            self.extra = {"discriminator": against}
         mask_weights(self.model)
         self.average.update()
         self.taken, self.done, self.loss = self.taken + 1, self.done + 1, mean
@@ -206,8 +216,8 @@ class TrainingLoop:
         if figures:
             self.bar.advance(0, L=figures.L, bpp=figures.bpp, psnr=figures.psnr)
         if self.log is not None:
-            rate = (self.done - self.first) / (time.monotonic() - self.started)
-            self.log.write(self.done, lr=self.rate, loss=self.loss, **_row(figures), steps_per_second=rate)
+            more = {**_row(figures), "steps_per_second": (self.done - self.first) / (time.monotonic() - self.started)}
+            self.log.write(self.done, lr=self.rate, loss=self.loss, **self.extra, **more)
             self.states.write(self.done, self._state())
 
     def record_start(self, figures: HeldOut, tolerance: float) -> None:
@@ -252,6 +262,7 @@ class TrainingLoop:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict(),
             "watch": asdict(self.patience),
+            **({"adversary": self.adversary.state_dict()} if self.adversary else {}),
             **self.choice.state(),
         }
 

@@ -47,6 +47,7 @@ from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.text import counted
+from lic_dist.training.adversary import Adversary
 from lic_dist.training.changes import ByPhoto, SourceChange, losers, print_changes, source_changes, told, worst
 from lic_dist.training.choice import Choice
 from lic_dist.training.decoding import Decoding, Turns, form_of
@@ -138,6 +139,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     names = {name for phase in phases for name in phase.parameters}
     decoder, prior = parent.codec.prefixes("decoder"), parent.codec.prefixes("prior")
     hyper = any(not name.startswith(decoder) for name in names)
+    if hyper and section.adversarial is not None:
+        raise UsageError("an adversarial term is of fixed bits: the decoder alone trains", hint="recipe: decoder")
     control = section.latents != "quantized"
     if (control or hyper) and not cache.store_y:
         what = f"latents: {section.latents}" if control else "retraining more than the decoder"
@@ -207,12 +210,18 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     def loss(forward: nn.Module, batch: Batch) -> Tensor:
         x = to_input(batch.pixels, ranks.device)
         x_hat, bits = forward(batch, now)
-        return groups[now].record.lmbda * distortion(x_hat, x) + bits / x[:, 0].numel()
+        error = distortion(x_hat, x) + (adversary.term(x_hat, x) if adversary else 0)
+        return groups[now].record.lmbda * error + bits / x[:, 0].numel()
 
     ranks.wait()  # the first may have read more, or from farther
     before = figures()
     title = f"finetuning on {section.latents} latents"
-    loop = TrainingLoop(title, section.model_copy(update={"out": out}), phases, turns, model, identity, ranks)
+    adversary = None
+    if section.adversarial:  # a weight of 0, the control, needs none
+        fastest = max(phase.lr for phase in phases)
+        adversary = Adversary(section.adversarial, fastest, section.seed, ranks.device)
+    plan = section.model_copy(update={"out": out})
+    loop = TrainingLoop(title, plan, phases, turns, model, identity, ranks, adversary=adversary)
     loop.record_start(before, section.tolerance)
     with closing(training.batches(loop.first, ranks)) as batches:
         for step in loop:
@@ -225,7 +234,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         made.model.load_state_dict(loop.best.weights)
         if any(name.startswith(prior) for name in names):
             fit_quantiles(made.model, with_medians=False)
-        keep_quantizer = not hyper and is_fixed(groups[0].section)  # of a fixed one a decoder alone changes no bit
+        kept = is_fixed(groups[0].section) or section.adversarial is not None
+        keep_quantizer = not hyper and kept  # with which a decoder alone changes no bit
         finished = Finished(made, identity | calibrated, before, loop.choice, sources, by_photo, keep_quantizer)
         _calibrate_and_save(source, section, finished, path)
     ranks.wait()

@@ -252,6 +252,21 @@ def test_broken_statistics_are_not_drawn() -> None:
         assert [name for name in drawn(curves) if name == "latents"] == names_
 
 
+def test_decoders_of_equal_bits_are_set_against_each_other_by_every_metric() -> None:
+    points = [replace(one, model=f"m{n}") for n, one in enumerate(measured("tcq8", lambdas=1) * 3)]
+    worse = tuple(replace(row, psnr=row.psnr - 1) for row in points[2].images)
+    points[2] = replace(points[2], images=worse)
+    (panel,) = drawn([curve_of(f"w {n}", [one]) for n, one in enumerate(points)])["tradeoff"].panels
+    assert panel.title.startswith("MS-SSIM")
+    rows = {row["curve"]: row["psnr"] for row in rows_of(page_spec(panel)) if "psnr" in row}
+    assert rows == {f"w {n}": one.figures.psnr for n, one in enumerate(points)}
+    others = [
+        replace(one, images=tuple(replace(row, bpp=row.bpp + n) for row in one.images)) for n, one in enumerate(points)
+    ]
+    for curves in (points[:2], others):  # too few, and of other bits
+        assert "tradeoff" not in drawn([curve_of(f"w {n}", [one]) for n, one in enumerate(curves)])
+
+
 def test_styles_of_many_curves_differ() -> None:
     curves = [Curve(str(n), (Figures(1, 1, None),)) for n in range(17)]
     looks = styles(curves, "3")

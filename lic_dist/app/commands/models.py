@@ -1,9 +1,10 @@
-"""`lic-dist models`: the families served and the checkpoints shipped. `lic-dist models describe`: a checkpoint."""
+"""`lic-dist models`: the families served and the checkpoints shipped; `describe`: a checkpoint; `blend`: of two."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,6 +54,23 @@ def describe(
     typer.echo(f"{file}: {loaded.spec.architecture}, told by {'the file' if said else architecture or 'its tensors'}")
     for line in _lines(loaded):
         typer.echo(f"  {line}")
+
+
+@app.command()
+def blend(
+    a: Annotated[str, typer.Argument(help="A checkpoint, or a name of `lic-dist models`.")],
+    b: Annotated[str, typer.Argument(help="Another one of the same encoder and entropy model.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint to write.")],
+    at: Annotated[float, typer.Option(min=0, max=1, help="Where between the two: 0 is A, 1 is B.")] = 0.5,
+    architecture: Architecture = None,
+) -> None:
+    """Write a model whose decoder is (1 - at) A + at B, between fidelity and perception; its files have A's bits."""
+    from lic_dist.models import checkpoint
+    from lic_dist.models.blend import blended
+
+    made = blended(checkpoint.load(a, architecture), checkpoint.load(b, architecture), at)
+    checkpoint.save(made, out)
+    typer.echo(f"{out}: {at:g} of the way from {a} to {b}; quantizers: {', '.join(['sq', *made.quantizers])}")
 
 
 def _lines(loaded: Checkpoint) -> Iterator[str]:
