@@ -123,7 +123,7 @@ def _rate_limit(curves: Sequence[Curve], anchor: Curve) -> float:
 
 def _tradeoff(curves: Sequence[Curve], looks: Styles) -> Chart:
     """Every other metric over PSNR, of points that have equal bits for each image: decoders of the same indices."""
-    alike: dict[Any, list[tuple[str, Point]]] = {}
+    alike: dict[frozenset[tuple[str, float]], list[tuple[str, Point]]] = {}
     for curve in curves:
         for point in curve.points if curve.learned else ():
             alike.setdefault(frozenset((row.image, row.bpp) for row in point.images), []).append((curve.name, point))
@@ -131,7 +131,7 @@ def _tradeoff(curves: Sequence[Curve], looks: Styles) -> Chart:
     panels = []
     for name, metric in METRICS.items():
         rows: Rows = [
-            {"curve": curve, "lambda": place_of(point), "psnr": point.figures.psnr, "quality": _number(value)}
+            {"curve": curve, "lambda": place_of(point), "psnr": point.figures.psnr, "quality": finite(value)}
             for curve, point in found
             if math.isfinite(value := rising(point.figures, name))
         ]
@@ -139,7 +139,7 @@ def _tradeoff(curves: Sequence[Curve], looks: Styles) -> Chart:
             x = alt.X("psnr:Q", title="PSNR [dB]").scale(zero=False)
             y = alt.Y("quality:Q", title=None).scale(zero=False)
             shown = [alt.Tooltip("lambda:N"), *(alt.Tooltip(f"{one}:Q", format=".3f") for one in ("psnr", "quality"))]
-            panels.append(_panel(metric.axis, *_plot(rows, looks, x, y, shown)))
+            panels.append(panel(metric.axis, *plot(rows, looks, x, y, shown)))
     says = "Decoders of the same bits: another quality over PSNR. Right is more faithful, up is better by that metric."
     return Chart("tradeoff", "Distortion and perception at equal bits", says, tuple(panels))
 
