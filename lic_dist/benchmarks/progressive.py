@@ -26,7 +26,7 @@ from lic_dist.codec.progressive import ProgressiveCodec
 from lic_dist.codec.records import local_record, preferred_quantizer
 from lic_dist.data import images
 from lic_dist.evaluation.metrics import ms_ssim8, psnr8
-from lic_dist.evaluation.results import ImageResult, Point
+from lic_dist.evaluation.results import Figures, ImageResult, Point
 from lic_dist.intervals import mean_interval
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
@@ -77,17 +77,16 @@ def measured(loaded: Checkpoint, taken: dict[str, Image], title: str) -> tuple[C
     of_steps: list[list[ImageResult]] = [[] for _ in SEPARATE]
     with Progress(title, len(taken), "picture") as bar:
         for name, picture in taken.items():
-            bar.advance()
             coded = progressive.encode(picture)
-            if coded.ends[1] > CUTS[-1] * len(coded.data):
-                continue
-            for number, share in enumerate(CUTS):
-                size = max(end for end in coded.ends if end <= share * len(coded.data))
-                decoded = progressive.decode(coded.data[:size])
-                of_cuts[number].append(_row(name, picture, size, decoded))
-            for number, codec in enumerate(separate):
-                data = codec.encode(picture).data
-                of_steps[number].append(_row(name, picture, len(data), codec.decode(data)))
+            if coded.ends[1] <= CUTS[-1] * len(coded.data):
+                for number, share in enumerate(CUTS):
+                    size = max(end for end in coded.ends if end <= share * len(coded.data))
+                    decoded = progressive.decode(coded.data[:size])
+                    of_cuts[number].append(_row(name, picture, size, decoded))
+                for number, codec in enumerate(separate):
+                    data = codec.encode(picture).data
+                    of_steps[number].append(_row(name, picture, len(data), codec.decode(data)))
+            bar.advance()
     return _curve("dead zone", of_steps, tuple(SEPARATE)), _curve("progressive", of_cuts, CUTS)
 
 
@@ -118,11 +117,23 @@ def compared(separate: Curve, progressive: Curve) -> dict[str, Any]:
                 "low": interval.low,
                 "high": interval.high,
             }
-    psnr, change = rate_change(separate, progressive)
-    found["change"] = [{"psnr": float(one), "change": float(other)} for one, other in zip(psnr, change, strict=True)]
+    changes = [rate_change(*one)[1] for one in zip(_by_image(separate), _by_image(progressive), strict=True)]
+    places = np.linspace(0, 1, len(changes[0]))
+    found["change"] = [
+        {"place": float(place), "change": float(one)}
+        for place, one in zip(places, np.mean(changes, axis=0), strict=True)
+    ]
     for curve in (separate, progressive):
         found[curve.name] = [{"bpp": one.bpp, "psnr": one.psnr, "ms_ssim": one.ms_ssim} for one in curve.figures]
+    found["by_image"] = {quality: image_bd_rates(separate, progressive, quality=quality) for quality in QUALITIES}
     return found
+
+
+def _by_image(curve: Curve) -> list[Curve]:
+    return [
+        Curve(row.image, tuple(Figures(one.bpp, one.psnr, one.ms_ssim) for one in rows))
+        for row, rows in ((rows[0], rows) for rows in zip(*(point.images for point in curve.points), strict=True))
+    ]
 
 
 def _table(figures: dict[str, Any]) -> Any:
@@ -144,8 +155,8 @@ def _draw(rows: list[dict[str, Any]], chart: Path) -> None:
     from lic_dist import drawing
 
     axes = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("psnr:Q", title="PSNR [dB]", scale=alt.Scale(zero=False)),
-        y=alt.Y("change:Q", title="change of rate [%]"),
+        x=alt.X("place:Q", title="PSNR: from that of the file's first quarter (0) to the whole file's (1)"),
+        y=alt.Y("change:Q", title="change of rate [%], mean over pictures"),
         color=alt.Color("model:N", title=None, scale=alt.Scale(range=list(drawing.COLOURS))),
     )
     drawing.write(drawing.panel(axes.mark_line(), "A cut progressive file against dead-zone SQ"), chart)
