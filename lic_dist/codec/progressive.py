@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -43,7 +43,8 @@ UNITS = 16
 BEYOND = 1.0  # octaves of slope below the model's own price of a bit at which a file ends
 SMALLEST_UNIT = 256  # bytes, about: a unit costs 9
 PREVIEW = 4  # a preview has a file's first bytes, one in so many
-_RUN = 1 << 20  # elements that a round takes at a time
+_RUN = 1 << 20  # elements
+_LARGEST = 1 << 20  # |r| that int32 and float32 hold in steps
 
 
 @cache
@@ -92,7 +93,7 @@ class Known:
     def __init__(self, level: NDArray[np.uint8], gain: NDArray[np.int16]) -> None:
         self._shape, self._level, self._gain = level.shape, level.ravel(), gain
         self._nodes, self._slope = Nodes.unknown(self._level.shape), np.full(level.size, NEVER, np.int16)
-        for some in _runs(np.arange(level.size)):
+        for some in _runs(level.size):
             self._place(some, self._taken(some))
 
     @property
@@ -123,7 +124,7 @@ class Known:
     def values(self) -> NDArray[np.float32]:
         """Return what r is taken to be, float32 [M, positions]."""
         found = np.empty(self._level.shape, np.float32)
-        for some in _runs(np.arange(len(found))):
+        for some in _runs(len(found)):
             found[some] = planes().values(self._level[some], self._taken(some))
         return found.reshape(self._shape)
 
@@ -137,19 +138,18 @@ class Known:
         return Nodes(self._nodes.plane[some], self._nodes.sign[some], self._nodes.magnitude[some])
 
     def _place(self, some: NDArray[np.int64], nodes: Nodes) -> None:
-        self._nodes.plane[some], self._nodes.sign[some], self._nodes.magnitude[some] = (
-            nodes.plane,
-            nodes.sign,
-            nodes.magnitude,
-        )
+        self._nodes.plane[some] = nodes.plane
+        self._nodes.sign[some] = nodes.sign
+        self._nodes.magnitude[some] = nodes.magnitude
         slope = planes().slopes[planes().numbers(self._level[some], nodes)].astype(np.int32)
         gain = self._gain[some // self._shape[1]]
         self._slope[some] = np.where(slope == NEVER, NEVER, slope + gain)
 
 
-def _runs(elements: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    for first in range(0, len(elements), _RUN):
-        yield elements[first : first + _RUN]
+def _runs(count: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the numbers of so many elements, _RUN at a time, which bounds the memory for what is computed of them."""
+    for first in range(0, count, _RUN):
+        yield np.arange(first, min(first + _RUN, count))
 
 
 def encode_units(
@@ -162,8 +162,10 @@ def encode_units(
     """Return the units of residuals r float32 [M, positions] down to a slope, about `count`, and what they tell.
 
     Raises:
-        LicError: a latent that does not fit 16-bit indices.
+        LicError: a latent that is not finite, or does not fit 16-bit indices.
     """
+    if not bool((np.abs(r) < _LARGEST).all()):
+        raise _unfit()
     k, negative = planes().magnitudes(r.ravel()), r.ravel() < 0
     units = []
     known = Known(level, gain)
@@ -214,9 +216,13 @@ def _rounds(
     while len(due := known.due(slope)):
         symbols, rows = known.symbols(due, k[due], negative[due]), known.rows(due)
         if np.abs(symbols).max() > 32767:
-            raise LicError("a latent does not fit 16-bit indices", hint="is this the checkpoint of a trained model?")
+            raise _unfit()
         known.tell(due, symbols)
         yield symbols, rows
+
+
+def _unfit() -> LicError:
+    return LicError("a latent does not fit 16-bit indices", hint="is this the checkpoint of a trained model?")
 
 
 def decode_units(level: NDArray[np.uint8], gain: NDArray[np.int16], units: Sequence[Unit]) -> Known:
@@ -248,7 +254,7 @@ class ProgressiveImage(EncodedImage):
 
 class ProgressiveCodec(ImageCodec):
     """A codec of progressive files; of the record it takes S_c, the tables of z, and lambda, which says where a file
-    ends.
+    ends. What it inherits of bits that are estimated is of files that are read whole.
 
     Raises:
         LicError: as ImageCodec; or y is coded in several stages, or without scales.
@@ -257,7 +263,7 @@ class ProgressiveCodec(ImageCodec):
     def __init__(
         self, model: nn.Module, record: QuantizerRecord, integer: bool = False, threads: int | None = None
     ) -> None:
-        super().__init__(model, record, integer, threads)
+        super().__init__(model, replace(record, refine=0, scale_offsets=False), integer, threads)
         if record.by_channel or len(self._codec.layout(4, 4)) > 1:
             raise LicError(
                 f"progressive files need a model of one stage with scales, {self._codec.name} is none",

@@ -36,7 +36,7 @@ from lic_dist.codec.container import LARGEST_AREA, MAGIC, check_sides
 from lic_dist.codec.rans import BitstreamError
 
 FORMAT = 3
-MOST_UNITS = 1 << 10
+MOST_UNITS = 1 << 8
 MOST_FALL = 1 << 14  # slopes, of all units together: those of any model span fewer
 _GREY, _INTEGER = 1, 2
 _HEADER = struct.Struct("<3sBBHH4s4sIH")

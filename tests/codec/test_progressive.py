@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import textwrap
 from pathlib import Path
@@ -129,6 +130,16 @@ def test_every_prefix_tells_what_the_rule_says() -> None:
     assert (found.values() == known.values()).all() and found.highest < -400
 
 
+def test_golden_units() -> None:
+    """The streams of latents that no library rounds: the format's promise, tables, order and coder together."""
+    number = np.arange(6 * 200).reshape(6, 200)
+    level = (number * 31 % 44).astype(np.uint8)
+    r = ((number * 7919 % 2001 - 1000) / 512 * SCALES[level]).astype(np.float32)
+    coded, _ = encode_units(level, np.array([-9, 0, 4, 32, 65, -70], np.int16), r, -200, 5)
+    assert [unit.fall for unit in coded] == [196, 81, 63, 44, 166]
+    assert hashlib.sha256(b"".join(unit.stream for unit in coded)).hexdigest()[:16] == "c08407b22a0e7b0e"
+
+
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_about_as_many_units_as_asked_for(count: int) -> None:
     generator = np.random.default_rng(1)
@@ -138,6 +149,13 @@ def test_about_as_many_units_as_asked_for(count: int) -> None:
     sizes = [len(unit.stream) for unit in coded]
     assert 0.6 * count <= len(coded) <= count + 1
     assert max(sizes) < 4 * sum(sizes) / len(sizes)
+
+
+def test_latents_that_do_not_fit_are_refused() -> None:
+    level, gain = np.full((1, 4), 3, np.uint8), np.zeros(1, np.int16)
+    for value in (np.nan, np.inf, 4e6, 4e5):
+        with pytest.raises(LicError, match="16-bit"):
+            encode_units(level, gain, np.full((1, 4), value, np.float32), -3000)
 
 
 @pytest.mark.slow
