@@ -11,9 +11,9 @@ begins with: the coarsest one at which one in a thousand is not zero.
 
 Of every node the tables say the integer probabilities of its symbol, the mean of r in it, and the slope of its symbol:
 by how much the expected distortion falls for a bit. What the dead zone loses of the signal's energy costs a decoder
-that was trained on additive noise more than other errors of the same square: 1 + LOST / sigma times (up to 1 + MOST).
-Such a decoder also takes values for a part of noise: means lie 1 + 1 / (12 sigma^2) times (up to twice) as far out.
-Both were measured on training photos.
+that was trained on additive noise more than other errors of the same square: 1 + LOST / sigma times (up to 1 + MOST),
+as training photos asked for. Such a decoder also takes a share of what it reads for noise of variance 1/12: means lie
+1 + 1 / (12 sigma^2) times (up to twice) as far out.
 """
 
 from __future__ import annotations
