@@ -30,8 +30,8 @@ def open_codec(
 
     `model` is a checkpoint's path or a name of `lic-dist models`. `quantizer` is `sq`, a name that the checkpoint
     carries, or a record's file or folder. `architecture` and `lmbda` are for a checkpoint that does not state them;
-    `integer` is ImageCodec's. With
-    `progressive` it is a ProgressiveCodec, which takes S_c and the tables of z of the quantizer.
+    `integer` is ImageCodec's. With `progressive` it is a ProgressiveCodec, which takes S_c and the tables of z of the
+    quantizer.
 
     Raises:
         UsageError: there is no such checkpoint or quantizer, or they do not go together.
