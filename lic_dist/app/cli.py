@@ -390,6 +390,22 @@ def bench_refine(
     write_json(out, bench(model, images, passes or (), distortion, quick))
 
 
+@bench_app.command("progressive")
+def bench_progressive(
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="A checkpoint, or a name of `lic-dist models`; may be repeated.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Pictures to code; default: scikit-image's.")] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw the change of rate over PSNR, PNG or SVG.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two pictures.")] = False,
+    out: JsonFile = None,
+) -> None:
+    """BD-rates of progressive files, cut, against files of dead-zone SQ at each rate."""
+    from lic_dist.benchmarks.progressive import bench
+
+    write_json(out, bench(models or (), images, chart, quick))
+
+
 @bench_app.command("calibration")
 def bench_calibration(
     model: Annotated[str | None, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")] = None,

@@ -6,6 +6,8 @@ codec = open_codec("base-small", "tcq8")
 data = codec.encode(image).data  # image uint8 [H, W, 3] or [H, W]
 image = codec.decode(data)
 image = open_decoder(data, "base-small").decode(data)  # with the quantizer that the file states
+
+codec = open_codec("base-0.013", "tcq8", progressive=True)  # of its files every prefix decodes (docs/progressive.md)
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ def open_codec(
     architecture: str | None = None,
     lmbda: float | None = None,
     integer: bool = False,
+    progressive: bool = False,
 ) -> ImageCodec:
     """Return the codec of a checkpoint and one of its quantizers, on the CPU.
 
     `model` is a checkpoint's path or a name of `lic-dist models`. `quantizer` is `sq`, a name that the checkpoint
     carries, or a record's file or folder. `architecture` and `lmbda` are for a checkpoint that does not state them;
-    `integer` is ImageCodec's.
+    `integer` is ImageCodec's. With `progressive` it is a ProgressiveCodec, which takes S_c and the tables of z of the
+    quantizer.
 
     Raises:
         UsageError: there is no such checkpoint or quantizer, or they do not go together.
@@ -39,11 +43,15 @@ def open_codec(
 
     loaded = checkpoint.load(str(model), architecture, lmbda)
     checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
-    return ImageCodec(loaded.model, local_record(loaded, str(quantizer)), integer)
+    kind = ImageCodec
+    if progressive:
+        from lic_dist.codec.progressive import ProgressiveCodec as kind
+    return kind(loaded.model, local_record(loaded, str(quantizer)), integer)
 
 
 def open_decoder(data: bytes, model: str, architecture: str | None = None, lmbda: float | None = None) -> ImageCodec:
     """Return the codec that decodes a file's bytes: a checkpoint, with the one of its quantizers that the file states.
+    Of a progressive file it is a ProgressiveCodec, and the bytes may be a prefix.
 
     Raises:
         UsageError: there is no such checkpoint.
@@ -52,11 +60,15 @@ def open_decoder(data: bytes, model: str, architecture: str | None = None, lmbda
     """
     from lic_dist.codec.codec import ImageCodec, model_id, require_model
     from lic_dist.codec.container import Container
+    from lic_dist.codec.progressive import ProgressiveCodec, record_of
     from lic_dist.codec.records import record_by_id
+    from lic_dist.codec.units import Progressive, is_progressive
     from lic_dist.models import checkpoint
 
-    container = Container.unpack(data)
+    container = Progressive.unpack(data) if is_progressive(data) else Container.unpack(data)
     loaded = checkpoint.load(str(model), architecture, lmbda)
     checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
-    require_model(container, model_id(loaded.model))
+    require_model(container.model, model_id(loaded.model))
+    if isinstance(container, Progressive):
+        return ProgressiveCodec(loaded.model, record_of(loaded, container.record))
     return ImageCodec(loaded.model, record_by_id(loaded, container.record))

@@ -91,11 +91,11 @@ def model_id(model: nn.Module) -> bytes:
     return hashlib.sha256(f"{entropy_digest(model)} {decoder_digest(model)}".encode()).digest()[:4]
 
 
-def require_model(container: Container, expected: bytes) -> None:
-    """Raise BitstreamError where a file was made with another model than the one of this `model_id`."""
-    if container.model == expected:
+def require_model(stated: bytes, expected: bytes) -> None:
+    """Raise BitstreamError where a file states another model than the one of this `model_id`."""
+    if stated == expected:
         return
-    if name := retired(container.model.hex()):
+    if name := retired(stated.hex()):
         raise BitstreamError(f"this file was made with the {name} of lic_dist 0.1.0", hint=remedy(name))
     raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
 
@@ -143,20 +143,10 @@ class ImageCodec:
             return self._encode(image, pool)
 
     def _encode(self, image: NDArray[np.uint8], pool: Pool) -> EncodedImage:
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-            raise ValueError(f"an image is uint8 [H, W, 3] or [H, W], not {image.dtype} {image.shape}")
-        height, width = image.shape[:2]
-        check_sides(height, width)
-        grid = self.grid(height, width)
-        pixels = partial(self._window, image)
-        y, z = analyse(self._codec, grid, pixels, pool)
-        y = y.float()
-        _require_finite(y, z)
         record, refinement = self.record, refinement_of(self.record)
-        if refinement.z_steps:
-            z = refine_z(self._codec, y, refinement.z_steps)
-            _require_finite(y, z)
-        z_lanes = z[0].flatten(1).cpu().numpy().astype(np.int16)
+        height, width = image.shape[:2]
+        pixels = partial(self._window, image)
+        grid, y, z_lanes = self._latents(image, pool, refinement.z_steps)
         sides_hat, run = self._sides_hat(z_lanes, grid, self.integer), self._run(grid, self.integer, pool)
         again = refinement.steps or record.scale_offsets
         known = known_stage(self._codec, sides_hat, grid.latents, run) if again else None
@@ -172,7 +162,7 @@ class ImageCodec:
             offsets = pack_offsets(chosen)
             coded = search(y, self.quantizer, offsets=chosen)
         planes = coded.planes()
-        z_stream = rans.encode(z_lanes, _channel_rows(z_lanes.shape), self.record.z_tables) if z_lanes.size else b""
+        z_stream = rans.encode(z_lanes, channel_rows(z_lanes.shape), self.record.z_tables) if z_lanes.size else b""
         rows = [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]
         y_stream, interleaved = rans.encode_by_size(rows, self.record.y_tables)
         checksum = walk.planes_checksum(planes)
@@ -181,6 +171,25 @@ class ImageCodec:
         container = Container(height, width, self.model_id, self.record_id, checksum, z_stream, y_stream, *flags)
         k, level = (one[0].flatten(1).cpu().numpy() for one in (coded.k, coded.level))
         return EncodedImage(container.pack(), image.shape, z_lanes, level, k, coded.y_hat, offsets)
+
+    def _latents(
+        self, image: NDArray[np.uint8], pool: Pool, z_steps: int = 0
+    ) -> tuple[Grid, Tensor, NDArray[np.int16]]:
+        """Return the tiles of an image, its y float32 [1, M, h, w], and z int16 [Nz, positions], which `z_steps` move;
+        see `encode`.
+        """
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+            raise ValueError(f"an image is uint8 [H, W, 3] or [H, W], not {image.dtype} {image.shape}")
+        height, width = image.shape[:2]
+        check_sides(height, width)
+        grid = self.grid(height, width)
+        y, z = analyse(self._codec, grid, partial(self._window, image), pool)
+        y = y.float()
+        _require_finite(y, z)
+        if z_steps:
+            z = refine_z(self._codec, y, z_steps)
+            _require_finite(y, z)
+        return grid, y, z[0].flatten(1).cpu().numpy().astype(np.int16)
 
     @torch.no_grad()
     def decode(self, data: bytes) -> NDArray[np.uint8]:
@@ -196,7 +205,7 @@ class ImageCodec:
     def decode_latents(self, data: bytes) -> DecodedLatents:
         """Return the result of entropy decoding, before g_s. Raises BitstreamError: see `decode`."""
         container = Container.unpack(data)
-        require_model(container, self.model_id)
+        require_model(container.model, self.model_id)
         if container.record != self.record_id:
             raise BitstreamError(
                 "this file was made with another quantizer", hint="give the quantizer it was made with"
@@ -228,7 +237,7 @@ class ImageCodec:
 
     def side_bits(self, encoded: EncodedImage) -> float:
         """Return the part of z and of scale offsets in `estimated_bits`."""
-        of_z = self.record.z_tables.bits(encoded.z, _channel_rows(encoded.z.shape))
+        of_z = self.record.z_tables.bits(encoded.z, channel_rows(encoded.z.shape))
         return float(of_z.sum()) + 8 * len(encoded.offsets)
 
     def channel_bits(self, encoded: EncodedImage) -> NDArray[np.float64]:
@@ -256,7 +265,7 @@ class ImageCodec:
         return of_y - float(of_z.double().log2().sum())
 
     def _decode_z(self, stream: bytes, grid: Grid) -> NDArray[np.int16]:
-        rows = _channel_rows((self._side.channels, grid.high * grid.wide * grid.side**2))
+        rows = channel_rows((self._side.channels, grid.high * grid.wide * grid.side**2))
         if rows.size:
             return rans.decode(stream, rows, self.record.z_tables, SCALAR)
         if stream:
@@ -323,5 +332,6 @@ def _require_finite(y: Tensor, z: Tensor) -> None:
         raise LicError("the encoder's latents overflow", hint="is this the checkpoint of a trained model?")
 
 
-def _channel_rows(shape: tuple[int, ...]) -> NDArray[np.int32]:
+def channel_rows(shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return the rows of z's tables for z of a shape [Nz, positions]: of each element its channel."""
     return np.ascontiguousarray(np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None], shape))

@@ -101,14 +101,19 @@ def preferred_quantizer(checkpoint: Checkpoint) -> str:
     return max(states, key=lambda name: states[name], default="sq")
 
 
+def known_records(checkpoint: Checkpoint) -> dict[str, QuantizerRecord]:
+    """Return CompressAI's record and the carried ones by name."""
+    carried = {name: QuantizerRecord.from_json(text) for name, text in checkpoint.quantizers.items()}
+    return {"sq": compressai_record(checkpoint), **carried}
+
+
 def record_by_id(checkpoint: Checkpoint, record_id: bytes) -> QuantizerRecord:
     """Return CompressAI's record or a carried one, by the first bytes of its `decoding_digest`, which a file states.
 
     Raises:
         BitstreamError: the checkpoint carries none of this digest.
     """
-    known = {"sq": compressai_record(checkpoint)}
-    known |= {name: QuantizerRecord.from_json(text) for name, text in checkpoint.quantizers.items()}
+    known = known_records(checkpoint)
     for record in known.values():
         if record.decoding_digest.startswith(record_id.hex()):
             return record

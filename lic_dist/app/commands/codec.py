@@ -39,10 +39,14 @@ def encode(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Entropy parameters in integers: decodes on any machine.")
     ] = False,
+    progressive: Annotated[
+        bool, typer.Option("--progressive", help="A file of which every beginning decodes; of a quantizer takes S_c.")
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Code one picture."""
     from lic_dist.codec.codec import ImageCodec
+    from lic_dist.codec.progressive import ProgressiveCodec
     from lic_dist.codec.records import local_record, preferred_quantizer
     from lic_dist.data import images
     from lic_dist.models import checkpoint
@@ -54,13 +58,15 @@ def encode(
         loaded = checkpoint.load(model, architecture, lmbda)
         checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
         name = quantizer or preferred_quantizer(loaded)
-        codec = ImageCodec(loaded.model, local_record(loaded, name), deterministic, threads)
+        kind = ProgressiveCodec if progressive else ImageCodec
+        codec = kind(loaded.model, local_record(loaded, name), deterministic, threads)
         with _tile_progress(codec, "encoding", *pixels.shape[:2]):
             data = codec.encode(pixels).data
         out.write(data)
     bpp = 8 * len(data) / (pixels.shape[0] * pixels.shape[1])
     note = "" if quantizer or name != "sq" else ": the checkpoint carries no TCQ"
-    typer.echo(f"{file}: {len(data)} bytes, {bpp:.4f} bpp, with {name}{note}")
+    how = f"progressive, with the S_c of {name}" if progressive else f"with {name}{note}"
+    typer.echo(f"{file}: {len(data)} bytes, {bpp:.4f} bpp, {how}")
 
 
 def decode(
@@ -72,11 +78,20 @@ def decode(
     ] = None,
     architecture: Architecture = None,
     lmbda: Lmbda = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--bytes", min=1, help="Of a progressive file: decode its first so many alone."),
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Of a progressive file: decode its first quarter alone.")
+    ] = False,
     threads: Threads = None,
 ) -> None:
-    """Decode one picture."""
+    """Decode one picture; of a progressive file that was cut, what is there."""
     from lic_dist.codec import open_codec, open_decoder
     from lic_dist.codec.container import Container
+    from lic_dist.codec.progressive import preview_size
+    from lic_dist.codec.units import Progressive, is_progressive
 
     suffix = image.suffix.lower()
     if suffix not in LOSSLESS:
@@ -91,18 +106,29 @@ def decode(
             data = file.read_bytes()
         except OSError as error:
             raise LicError(f"cannot read {file}: {error.strerror}") from None
+        progressive = is_progressive(data)
+        if (size or preview) and not progressive:
+            raise UsageError(f"{file} is no progressive file: it decodes whole", hint="make one: encode --progressive")
+        if size and preview:
+            raise UsageError("--bytes and --preview are two ways to cut a file", hint="give one of them")
+        data = data[: preview_size(data) if preview else size]
         if quantizer is None:
             codec = open_decoder(data, model, architecture, lmbda)
         else:
-            codec = open_codec(model, quantizer, architecture, lmbda)
+            codec = open_codec(model, quantizer, architecture, lmbda, progressive=progressive)
         codec.threads = threads or codec.threads
-        container = Container.unpack(data)
+        container = Progressive.unpack(data) if progressive else Container.unpack(data)
         with _tile_progress(codec, "decoding", container.height, container.width):
             pixels = codec.decode(data)
         from PIL import Image
 
         Image.fromarray(pixels).save(out, LOSSLESS[suffix])
-    typer.echo(str(image))
+    units = ""
+    if isinstance(container, Progressive):
+        units = (
+            f": {len(container.units)} of {len(container.ends) - 1} units, {len(data)} of {container.ends[-1]} bytes"
+        )
+    typer.echo(f"{image}{units}")
 
 
 @contextmanager
