@@ -57,7 +57,7 @@ class AnchorJob:
 
     @property
     def settings(self) -> str:
-        """What Pillow is given."""
+        """What Pillow or a program is given."""
         codec = CODECS[self.quantizer]
         given = (f"{name}={value}" for name, value in codec.settings(self.quality).items())
         return f"{codec.format.name}: {', '.join(given)}"
@@ -212,7 +212,7 @@ def measured_anchor_row(
         container_bpp=0.0,
         encode_seconds=middle - started,
         decode_seconds=ended - resumed,
-        encode_bytes=encode_bytes,
-        decode_bytes=memory.bytes,
+        encode_bytes=None if codec.classic.format.program else encode_bytes,  # a program has its own
+        decode_bytes=None if codec.classic.format.program else memory.bytes,
     )
     return plain_row(result), decoded, data

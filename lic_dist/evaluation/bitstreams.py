@@ -36,7 +36,7 @@ from lic_dist.text import counted
 
 ABOUT = "about.json"
 _HEAD = 2 * 64 + 2  # bytes of the line before a bitstream
-_SUFFIXES = {"JPEG": ".jpg", "WEBP": ".webp", "AVIF": ".avif", "JPEG2000": ".j2k", "JXL": ".jxl"}
+_SUFFIXES = {"JPEG": ".jpg", "WEBP": ".webp", "AVIF": ".avif", "JPEG2000": ".j2k", "JXL": ".jxl", "BPG": ".bpg"}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Classic codecs as Pillow and its plugins have them: pictures to whole files and back, at a quality.
+"""Classic codecs, most of them as Pillow and its plugins have them: pictures to whole files and back, at a quality.
 
 Files hold no metadata. Each codec has a ladder of qualities, 1 to 2 dB of PSNR apart on photographs, from some 0.1 to 3
 bits per pixel. What is fixed besides: JPEG has optimised Huffman tables; WebP its slowest method (6); AVIF is libaom's
 at speed 6 on one thread, tuned for PSNR or, `avif iq`, as libaom tunes still pictures for viewers; JPEG XL has effort
-7; JPEG 2000 is a bare codestream of the irreversible transform, its quality a rate in bits per pixel.
+7; JPEG 2000 is a bare codestream of the irreversible transform, its quality a rate in bits per pixel. BPG is made by
+programs of its own, in 4:2:0 or 4:4:4, and its quality is a QP, of which less is better.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from lic_dist.errors import LicError, UsageError
+from lic_dist.evaluation import bpg
 
 PERCENT = (0, 100)
 BITS = 24  # of a pixel
@@ -28,12 +30,15 @@ BITS = 24  # of a pixel
 
 @dataclass(frozen=True)
 class Format:
-    """What codecs of one Pillow format have in common; `library` names it with its version, once `present`."""
+    """What codecs of one format have in common; `library` names it with its version, once `present`. One that is not
+    Pillow's is a `program`.
+    """
 
     name: str
     present: Callable[[], bool]
     library: Callable[[], str]
     install: str = "pip install -U 'pillow>=11.3': its wheels have it"
+    program: bool = False
 
 
 def _has(feature: str) -> Callable[[], bool]:
@@ -62,11 +67,12 @@ JXL = Format(
     lambda: f"pillow-jxl-plugin {version('pillow-jxl-plugin')}",
     "pip install pillow-jxl-plugin",
 )
+BPG = Format("BPG", bpg.present, bpg.library, "bpgenc and bpgdec on the PATH: https://bellard.org/bpg", program=True)
 
 
 @dataclass(frozen=True)
 class Classic:
-    """A codec: its format, the qualities to choose from, rising, what Pillow's `save` takes besides the quality."""
+    """A codec: its format, the qualities to choose from, from worst to best, what is given besides the quality."""
 
     format: Format
     ladder: tuple[float, ...]
@@ -75,20 +81,20 @@ class Classic:
     knob: str = "quality"
 
     def settings(self, quality: float) -> dict[str, Any]:
-        """Return what Pillow's `save` is given."""
+        """Return what Pillow's `save`, or the program, is given."""
         if self.format is JPEG2000:
             return {**self.options, "quality_mode": "rates", "quality_layers": [BITS / quality]}
-        return {"quality": int(quality), **self.options}
+        return {"q" if self.format.program else "quality": int(quality), **self.options}
 
     @property
     def versions(self) -> str:
-        """Pillow's version and the library's."""
-        return f"Pillow {PIL.__version__}, {self.format.library()}"
+        """Pillow's version and the library's, or the program's."""
+        return f"{'' if self.format.program else f'Pillow {PIL.__version__}, '}{self.format.library()}"
 
     def require_quality(self, quality: float) -> None:
         """Raise ValueError, which says what there is, for a quality that the codec does not have."""
         low, high = self.limits
-        whole = self.limits == PERCENT
+        whole = self.format is not JPEG2000
         if not low <= quality <= high or (whole and quality != int(quality)):
             raise ValueError(f"{low:g} to {high:g}{', whole numbers' if whole else ''}")
 
@@ -96,6 +102,7 @@ class Classic:
 _QUALITIES = (2, 5, 8, 12, 18, 26, 36, 50, 64, 76, 84, 90, 94, 97)
 _AVIF = {"speed": 6, "codec": "aom", "max_threads": 1, "autotiling": False}
 _AVIF_LADDER = tuple(range(5, 96, 5))
+_QPS = tuple(range(49, 9, -3))
 
 CODECS = {
     "jpeg": Classic(JPEG, _QUALITIES, {"subsampling": "4:2:0", "optimize": True}),
@@ -112,15 +119,18 @@ CODECS = {
         (0.01, BITS),
         "bpp",
     ),
+    "bpg": Classic(BPG, _QPS, {"f": "420"}, (0, 51), "QP"),
+    "bpg 4:4:4": Classic(BPG, _QPS, {"f": "444"}, (0, 51), "QP"),
 }
-"""By the name that `evaluate.anchors` has them by; `jpeg` and `avif` are 4:2:0, as `webp` always is."""
+"""By the name that `evaluate.anchors` has them by; `jpeg`, `avif` and `bpg` are 4:2:0, as `webp` always is."""
 
 
 def require_present(name: str) -> None:
-    """Load what a codec needs, for one thread. Raises UsageError, with the pip command, where this Pillow cannot."""
+    """Load what a codec needs, for one thread. Raises UsageError, with what brings it, where it is absent."""
     form = CODECS[name].format
     if not form.present():
-        raise UsageError(f"evaluate.anchors: this Pillow has no {form.name}", hint=form.install)
+        where = "this machine" if form.program else "this Pillow"
+        raise UsageError(f"evaluate.anchors: {where} has no {form.name}", hint=form.install)
     if form is AVIF:
         from PIL import AvifImagePlugin
 
@@ -149,9 +159,13 @@ class ClassicCodec:
 
     def encode(self, image: NDArray[np.uint8]) -> bytes:
         """Return the file of a picture, uint8 [H, W, 3]. Raises LicError where the codec does not take it."""
-        file = io.BytesIO()
+        file, settings = io.BytesIO(), self.classic.settings(self.quality)
         try:
-            Image.fromarray(image).save(file, self.classic.format.name, **self.classic.settings(self.quality))
+            if self.classic.format.program:
+                return bpg.encode(
+                    image, [word for name, value in settings.items() for word in (f"-{name}", str(value))]
+                )
+            Image.fromarray(image).save(file, self.classic.format.name, **settings)
         except Exception as error:  # what Pillow raises differs by format: OSError, ValueError, RuntimeError ...
             raise self._refused("cannot be coded", error) from None
         return file.getvalue()
@@ -162,12 +176,20 @@ class ClassicCodec:
         Raises LicError where the file cannot be read, or has another height and width than `shape`.
         """
         try:
+            if self.classic.format.program:
+                picture = bpg.decode(data)
+                self._require(picture.shape[:2], shape)
+                return picture
             with Image.open(io.BytesIO(data), formats=[self.classic.format.name]) as image:
-                if shape not in (None, image.size[::-1]):
-                    raise ValueError(f"it has {image.width}x{image.height} pixels")
+                self._require(image.size[::-1], shape)  # before its pixels are read
                 return np.array(image.convert("RGB"))
         except Exception as error:  # as above
             raise self._refused("cannot be decoded", error) from None
+
+    @staticmethod
+    def _require(size: tuple[int, ...], shape: tuple[int, int] | None) -> None:
+        if shape not in (None, size):
+            raise ValueError(f"it has {size[1]}x{size[0]} pixels")
 
     def _refused(self, what: str, error: Exception) -> LicError:
         reason = " ".join(str(error).split())[:200] or type(error).__name__

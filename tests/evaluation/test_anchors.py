@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,8 +47,8 @@ def experiment(folder: Path, wanted: object, **changes: object) -> config.Experi
 
 @pytest.mark.parametrize("name", CODECS)
 def test_more_quality_is_more_bytes_and_less_error(name: str) -> None:
-    if name == "jxl":
-        pytest.importorskip("pillow_jxl")
+    if not CODECS[name].format.present():
+        pytest.skip(f"there is no {name} here")
     image = picture(1, 64, 96)
     found = []
     for quality in (CODECS[name].ladder[2], CODECS[name].ladder[-2]):
@@ -56,8 +57,53 @@ def test_more_quality_is_more_bytes_and_less_error(name: str) -> None:
         found.append((len(data), psnr8(image, codec.decode(data))))
         assert codec.encode(image) == data
     assert found[0] < found[1] and found[0][1] + 3 < found[1][1]
-    assert list(CODECS[name].ladder) == sorted(set(CODECS[name].ladder))
+    ladder = [(-1 if CODECS[name].knob == "QP" else 1) * one for one in CODECS[name].ladder]
+    assert ladder == sorted(set(ladder))
     assert "Pillow" in CODECS[name].versions and any(digit.isdigit() for digit in CODECS[name].versions.split(", ")[1])
+
+
+BPGENC = """#!{python}
+import sys
+from PIL import Image
+if "-h" in sys.argv:
+    print("BPG Image Encoder version 0.9.8"), sys.exit(1)
+options = dict(zip(sys.argv[1:-1:2], sys.argv[2:-1:2]))
+if int(options["-q"]) == 13:
+    sys.exit("x265 is out of order")
+Image.open(sys.argv[-1]).convert("RGB").save(options["-o"], "JPEG", quality=100 - int(options["-q"]))
+open(options["-o"], "ab").write(options["-f"].encode())
+"""
+BPGDEC = """#!{python}
+import sys
+from PIL import Image
+Image.open(sys.argv[3]).save(sys.argv[2], "PNG")
+"""
+
+
+def test_bpg_is_coded_by_its_programs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs in their place that take their options, since BPG itself is not packaged."""
+    monkeypatch.setenv("PATH", str(folder))
+    with pytest.raises(UsageError, match="this machine has no BPG"):
+        evaluate(experiment(folder, ["bpg"]))
+    for name, text in (("bpgenc", BPGENC), ("bpgdec", BPGDEC)):
+        (folder / name).write_text(text.format(python=sys.executable))
+        (folder / name).chmod(0o755)
+    image = picture(1, 64, 96)
+    codec = ClassicCodec("bpg 4:4:4", 20)
+    data = codec.encode(image)
+    assert data.endswith(b"444") and psnr8(image, codec.decode(data, (64, 96))) > 30
+    with pytest.raises(LicError, match="cannot be decoded as bpg 4:4:4: it has 96x64 pixels"):
+        codec.decode(data, (64, 64))
+    with pytest.raises(LicError, match="cannot be coded as bpg: bpgenc: x265 is out of order"):
+        ClassicCodec("bpg", 13).encode(image)
+    with pytest.raises(UsageError, match="bpg has no quality 52"):
+        evaluate(experiment(folder, {"bpg": [52]}))
+    evaluate(experiment(folder, {"bpg": [40, 30, 25, 20]}))
+    points = read_points(folder / "r.json")
+    assert [(point.checkpoint, point.versions) for point in points] == [
+        (f"QP {quality}", "bpgenc 0.9.8") for quality in (40, 30, 25, 20)
+    ]
+    assert all(row.encode_bytes is None for point in points for row in point.images)
 
 
 def test_a_jpeg_is_what_its_name_says() -> None:
