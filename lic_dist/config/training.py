@@ -70,9 +70,12 @@ def photos_path(value: Any) -> Any:
 Photos = Annotated[Path | str, BeforeValidator(photos_path)]  # a folder, a pattern of files, or a URL
 PathText = Annotated[str, BeforeValidator(expanded)]  # a path, a name or a URL
 Weights = Annotated[dict[Literal["mse", "ms-ssim", "lpips"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
-Adversarial = Annotated[
-    dict[Literal["mse", "ms-ssim", "lpips", "adversarial"], Annotated[float, Field(ge=0)]], Field(min_length=1)
+Traded = Annotated[  # with terms that L does not show, for which L is traded
+    dict[Literal["mse", "ms-ssim", "lpips", "adversarial", "idempotence"], Annotated[float, Field(ge=0)]],
+    Field(min_length=1),
 ]
+TRADES = ("adversarial", "idempotence")
+IDEMPOTENCE_TOLERANCE = 0.02  # of L: 0.2 dB where half of L is distortion, a quarter of what six generations lose
 ADVERSARIAL_TOLERANCE = 0.25  # of L: 1.8 dB where half of L is distortion; perfect perception costs 3 dB at most
 RefinedWeights = Annotated[dict[Literal["mse", "ms-ssim"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
 Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -133,7 +136,20 @@ class Steps(Section):
     @property
     def adversarial(self) -> float | None:
         """The weight of the distortion's adversarial term; None where it has none, which a weight of 0 is not."""
-        return self.distortion.get("adversarial") if isinstance(self.distortion, dict) else None  # type: ignore[call-overload]
+        return self._weight_of("adversarial")
+
+    @property
+    def idempotence(self) -> float | None:
+        """The weight of the distortion's idempotence term; None where it has none."""
+        return self._weight_of("idempotence")
+
+    @property
+    def trades(self) -> bool:
+        """Whether the distortion has a term that L does not show."""
+        return any(self._weight_of(name) is not None for name in TRADES)
+
+    def _weight_of(self, name: str) -> float | None:
+        return self.distortion.get(name) if isinstance(self.distortion, dict) else None  # type: ignore[call-overload]
 
     @model_validator(mode="before")
     @classmethod
@@ -263,18 +279,19 @@ class Finetune(Steps):
         "[tcq8, tcq8@0.0067]; empty: quantizer.group.",
     )
     rounds: int = Field(1, ge=1, description="Rounds of search and finetuning, each with the model of the one before.")
-    distortion: Literal["mse", "ms-ssim", "lpips"] | Adversarial = Field(  # type: ignore[assignment]  # one term more
+    distortion: Literal["mse", "ms-ssim", "lpips"] | Traded = Field(  # type: ignore[assignment]  # one term more
         "mse",
         description="What the loss weighs by lambda: one (mse is 255^2 MSE, ms-ssim 1 - MS-SSIM), or a weighted sum, "
-        "{mse: 1, ms-ssim: 1000}. {mse: 1, adversarial: 8}: at fixed bits, against a discriminator of patches; with "
+        "{mse: 1, ms-ssim: 1000}. {mse: 1, adversarial: 8}: at fixed bits, against a discriminator of patches; "
+        "{mse: 1, idempotence: 1}: so that pictures that are coded again stay; with "
         "it, 0 too, the last weights are kept, and the cache's quantizer.",
     )
     tolerance: float = Field(
         0.002,
         ge=0,
         description="Part of its L that no source of held-out photos, a folder or a kind of crop, may lose; weights "
-        "that lose more are pulled towards the old ones, or not kept. Of an adversarial term, unless it is given: "
-        f"{ADVERSARIAL_TOLERANCE}.",
+        "that lose more are pulled towards the old ones, or not kept. Unless it is given: with an adversarial term "
+        f"{ADVERSARIAL_TOLERANCE}, with idempotence {IDEMPOTENCE_TOLERANCE}.",
     )
     snapshot: Annotated[int, Field(ge=0)] | str | None = Field(
         None,
@@ -297,27 +314,28 @@ class Finetune(Steps):
 
     @model_validator(mode="before")
     @classmethod
-    def _let_an_adversary_cost(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(named := values.get("distortion"), dict) and "adversarial" in named:
-            return {"tolerance": ADVERSARIAL_TOLERANCE, **values}
-        return values
+    def _let_trades_cost(cls, values: Any) -> Any:
+        named = values.get("distortion") if isinstance(values, dict) else None
+        if not isinstance(named, dict) or named.keys().isdisjoint(TRADES):
+            return values
+        return {"tolerance": ADVERSARIAL_TOLERANCE if "adversarial" in named else IDEMPOTENCE_TOLERANCE, **values}
 
     @field_validator("distortion")
     @classmethod
     def _is_a_distortion(cls, value: Any) -> Any:
-        if isinstance(value, dict) and any(not weight for name, weight in value.items() if name != "adversarial"):
-            raise ValueError("weights are above 0; that of adversarial may be 0, which is its control")
-        if isinstance(value, dict) and not value.keys() - {"adversarial"}:
-            raise ValueError("an adversarial term alone holds no content: {mse: 1, adversarial: 8}")
+        if isinstance(value, dict) and any(not weight for name, weight in value.items() if name not in TRADES):
+            raise ValueError(f"weights are above 0; that of {' or '.join(TRADES)} may be 0, which is its control")
+        if isinstance(value, dict) and not value.keys() - {*TRADES}:
+            raise ValueError(f"{' and '.join(value)} alone holds no content: {{mse: 1, {next(iter(value))}: 8}}")
         return value
 
     @model_validator(mode="after")
-    def _adversarial_fits(self) -> Self:
-        if self.adversarial is None:
+    def _trades_fit(self) -> Self:
+        if not self.trades:
             return self
         if self.schedule == "plateau" or self.stop_after is not None:
-            raise ValueError("with an adversarial term L does not tell progress: schedule cosine, and no stop_after")
-        if self.rounds > 1:
+            raise ValueError("with such a distortion L does not tell progress: schedule cosine, and no stop_after")
+        if self.adversarial is not None and self.rounds > 1:
             raise ValueError("an adversarial term is of fixed bits, and rounds search again: rounds 1")
         return self
 

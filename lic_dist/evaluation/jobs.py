@@ -233,6 +233,8 @@ def arm_of(loaded: Checkpoint) -> str:
     distortion = last.get("distortion")
     weight = distortion.get("adversarial") if isinstance(distortion, dict) else None
     against = "" if weight is None else f" adversarial {weight:g}" if weight else f" {CONTROL}"
+    if isinstance(distortion, dict) and (stable := distortion.get("idempotence")) is not None:
+        against += f" idempotence {stable:g}" if stable else f" {CONTROL}"
     return ", ".join(recipes) + latents + against + (f" round {len(rounds)}" if len(rounds) > 1 else "")
 
 

@@ -6,9 +6,9 @@ among the candidates. Weights at which a source loses are pulled towards those o
 theta = start + share (end - start) for a few shares: `end` are the phase's of the greatest gain, or its last where
 those harm nobody. What is measured decides between these and the best so far.
 
-With an adversarial term L does not say what is better, only what has been paid: the last weights are kept, of those at
-which no source has lost more than the tolerance, and where the last lose more, the largest share of their change that
-does not.
+With an adversarial or an idempotence term L does not say what is better, only what has been paid: the last weights are
+kept, of those at which no source has lost more than the tolerance, and where the last lose more, the largest share of
+their change that does not.
 """
 
 from __future__ import annotations

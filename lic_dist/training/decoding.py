@@ -93,6 +93,7 @@ class Decoding(nn.Module):
         self.register_buffer("spread", spread if record.follows_scales else None, persistent=False)
         self.spread: Tensor | None
         self.level_rule = record.level_rule
+        self.y_hat = torch.empty(0)  # what the last x_hat was made of
 
     def _rate_of(self, record: QuantizerRecord, prior_trains: bool) -> nn.Module:
         if (prior := self._codec.prior) is None:
@@ -104,6 +105,7 @@ class Decoding(nn.Module):
         sides = self._codec.sides
         sides_hat = tuple(side.dequantize(z) for side, z in zip(sides, (batch.z,), strict=True))
         y_hat, bits = self.make_y_hat(batch, sides_hat)
+        self.y_hat = y_hat.detach()
         for side, z_hat in zip(sides, sides_hat, strict=True):
             bits = bits_of(side.likelihood(z_hat)) + bits
         with torch.autocast(y_hat.device.type, torch.bfloat16, enabled=self.bf16):

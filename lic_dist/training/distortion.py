@@ -4,7 +4,7 @@
 
 CompressAI's losses are 255^2 MSE of pixels in [0, 1], and 1 - MS-SSIM, both weighted by lmbda; its MS-SSIM models have
 lambdas of another scale. A weight is the value of one unit of a measure beside the others: `{mse: 1, ms-ssim: 1000}`.
-An adversarial term (adversary.py) is of training alone: it has a value beside its discriminator only.
+Adversarial and idempotence terms (adversary.py, idempotence.py) are of training alone.
 Searches and calibration always weigh squared errors.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lic_dist.config.training import TRADES
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models.distortion import LEAST_MS_SSIM, one_less_ms_ssim
 
@@ -31,7 +32,7 @@ class Distortion:
 
     def __init__(self, weights: str | Mapping[Any, float], crop: int, device: torch.device) -> None:
         named = {weights: 1.0} if isinstance(weights, str) else weights
-        self.weights = {name: weight for name, weight in named.items() if name != "adversarial"}
+        self.weights = {name: weight for name, weight in named.items() if name not in TRADES}
         if "ms-ssim" in self.weights and crop < LEAST_MS_SSIM:
             raise UsageError(
                 f"MS-SSIM needs crops of {LEAST_MS_SSIM} pixels or more, these have {crop}",

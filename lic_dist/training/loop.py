@@ -101,7 +101,7 @@ class TrainingLoop:
         self.module, self.model = module, model
         self.parts = ranks.parts(section.batch, section.accumulate)
         self.states = ResumeStates(section.out / "states", identity, section.keep)
-        self.choice = Choice(copy.deepcopy(model.state_dict()), latest=section.adversarial is not None)
+        self.choice = Choice(copy.deepcopy(model.state_dict()), latest=section.trades)
         self.extra: dict[str, float] = {}  # figures of the last step beside its loss
         self.phase = self.taken = self.done = 0  # the phase, the steps taken in it, and those taken in all
         self.leaving = False  # whether a rank has notice

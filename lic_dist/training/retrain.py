@@ -53,6 +53,7 @@ from lic_dist.training.choice import Choice
 from lic_dist.training.decoding import Decoding, Turns, form_of
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
+from lic_dist.training.idempotence import Idempotence
 from lic_dist.training.loop import PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures, joined
 from lic_dist.training.quantiles import fit_quantiles
@@ -169,6 +170,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         for one in groups
     ]
     turns = Turns(decodings).to(ranks.device)
+    again = [Idempotence(section.idempotence or 0, model, one.record, ranks.device) for one in groups]
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
     sources = sources_of_all(cache, groups[0].section.group)
     if ranks.first:
@@ -211,6 +213,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         x = to_input(batch.pixels, ranks.device)
         x_hat, bits = forward(batch, now)
         error = distortion(x_hat, x) + (adversary.term(x_hat, x) if adversary else 0)
+        if section.idempotence:
+            error = error + again[now](x_hat, decodings[now].y_hat)
         return groups[now].record.lmbda * error + bits / x[:, 0].numel()
 
     ranks.wait()  # the first may have read more, or from farther

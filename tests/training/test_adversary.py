@@ -228,7 +228,7 @@ def test_only_a_decoder_of_one_model_is_blended(base: Path) -> None:
     [
         ({"distortion": {"adversarial": 3}}, "holds no content"),
         ({"distortion": {"mse": 0, "adversarial": 3}}, "weights are above 0"),
-        ({"distortion": {"mse": 1, "adversarial": -1}}, "mse, ms-ssim, lpips or adversarial to numbers of at least 0"),
+        ({"distortion": {"mse": 1, "adversarial": -1}}, "lpips, adversarial or idempotence to numbers of at least 0"),
         ({"schedule": "plateau"}, "L does not tell progress"),
         ({"stop_after": 3}, "L does not tell progress"),
         ({"rounds": 2}, "rounds search again"),
