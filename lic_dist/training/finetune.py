@@ -31,7 +31,8 @@ from lic_dist.models.names import SUFFIX
 from lic_dist.models.parts import model_digest
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.training.distributed import Ranks, joined
-from lic_dist.training.retrain import Group, Source, retrain
+from lic_dist.training.parent import Group, Source
+from lic_dist.training.retrain import retrain
 from lic_dist.training.snapshots import read_snapshots
 
 

@@ -14,115 +14,44 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from lic_dist import config
-from lic_dist.building.calibrate import calibrate, is_fixed, z_bits
-from lic_dist.building.job import check_cache
-from lic_dist.building.latents import Latents, inputs_of, refined
-from lic_dist.building.pilot import calibration_samples, check_record, record_location
-from lic_dist.building.refined import aimed_inputs
-from lic_dist.cache.folder import Folder
+from lic_dist.building.calibrate import is_fixed
+from lic_dist.building.latents import inputs_of, refined
 from lic_dist.cache.mixture import Mixture
-from lic_dist.cache.trials import Trials
-from lic_dist.codec.records import fits
-from lic_dist.errors import LicError, UsageError
-from lic_dist.models import checkpoint as checkpoints
+from lic_dist.errors import UsageError
 from lic_dist.models.architectures import adapt
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.names import SUFFIX
 from lic_dist.models.parts import model_digest, trainable
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
-from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.text import counted
 from lic_dist.training.adversary import Adversary
-from lic_dist.training.changes import ByPhoto, SourceChange, losers, print_changes, source_changes, told, worst
-from lic_dist.training.choice import Choice
+from lic_dist.training.changes import ByPhoto
 from lic_dist.training.decoding import Decoding, Turns, form_of
 from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
+from lic_dist.training.finish import Finished, calibrate_and_save
 from lic_dist.training.idempotence import Idempotence
 from lic_dist.training.loop import PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures, joined
+from lic_dist.training.parent import Group, Records, Source
 from lic_dist.training.quantiles import fit_quantiles
 from lic_dist.training.samples import Batch, Layout, Samples, make_batch, training_data, turn
-from lic_dist.training.sources import HELD_OUT_BATCH, Sources, not_held_out, sources_of_all, trained_elsewhere
+from lic_dist.training.sources import HELD_OUT_BATCH, not_held_out, sources_of_all, trained_elsewhere
 from lic_dist.training.states import is_finished
 
 NOT_IDENTITY = {  # of the section; no weight depends on it, or it is named by its digest
     "out", "streams", "workers", "rounds", "keep", "tracking", "snapshot", "cache"
 }  # fmt: skip
-
-Records = Mapping[str, QuantizerRecord]  # of each group, by the name under which the result carries it
-
-
-@dataclass(frozen=True)
-class Group:
-    """A group of the cache and its record. `section` says how the quantizer is calibrated, and names the group under
-    which the result carries it.
-    """
-
-    name: str
-    record: QuantizerRecord
-    section: config.Quantizer
-
-
-@dataclass(frozen=True)
-class Source:
-    """What retraining starts from: a model, and groups of its cache, or of several as one."""
-
-    parent: Checkpoint
-    cache: Mixture
-    groups: tuple[Group, ...]
-
-    @property
-    def records(self) -> Records:
-        return {one.section.group: one.record for one in self.groups}
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What weights depend on in the stores and their groups."""
-        headers = [one.header for one in self.cache.stores]
-        found: dict[str, Any] = {"cache": headers[0].digest}
-        if len(headers) > 1:
-            weighted = zip(self.cache.weights, headers, strict=True)
-            found = {"cache": [f"{weight:.15g} of {header.digest[:16]}" for weight, header in weighted]}
-        elif headers[0].snapshot:
-            found["snapshot"] = headers[0].snapshot
-        if len(self.groups) > 1:
-            return {**found, "groups": {one.name: one.record.digest for one in self.groups}}
-        return {**found, "group": self.groups[0].name, "record": self.groups[0].record.digest}
-
-    def check(self) -> None:
-        """Refuse a store of another encoder, and a group of another quantizer or entropy model, or that not all stores
-        have alike. Raises LicError, which names the store, and each differing field.
-        """
-        first = self.cache.stores[0].storage
-        for one in self.groups:
-            for store in self.cache.stores:
-                where = f"{store.storage}/quantized/{one.name}"
-                check_cache(store, self.parent, one.name)
-                record = QuantizerRecord.from_json(store.record_json(one.name))
-                check_record(record, one.section, self.parent, where)
-                if record.digest != one.record.digest:
-                    around, key = record_location(store.storage, one.name)
-                    raise LicError(
-                        f"{where} is another quantizer than that of {first}",
-                        hint=f"build it with that record: copy {first}/quantized/{one.name}/record.json to "
-                        f"{around}/{key} before `lic-dist cache build`",
-                    )
 
 
 def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -> Path:
@@ -241,7 +170,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         kept = is_fixed(groups[0].section) or section.adversarial is not None
         keep_quantizer = not hyper and kept  # with which a decoder alone changes no bit
         finished = Finished(made, identity | calibrated, before, loop.choice, sources, by_photo, keep_quantizer)
-        _calibrate_and_save(source, section, finished, path)
+        calibrate_and_save(source, section, finished, path)
     ranks.wait()
     return path
 
@@ -258,151 +187,6 @@ def _requantized(batch: Batch, model: nn.Module, quantizer: Quantizer, layout: L
     return make_batch(quantizer, names, {name: rows[name].numpy() for name in rows}, (0, 0), layout)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A trained model whose quantizer is not calibrated yet, the job's identity, and what was measured on which
-    samples.
-
-    `by_photo` measures weights with the cache's integers; `keep_quantizer`: they stay.
-    """
-
-    made: Checkpoint
-    identity: dict[str, Any]
-    before: HeldOut
-    choice: Choice
-    sources: Sources
-    by_photo: Callable[[Checkpoint, Records], Mapping[str, ByPhoto]]
-    keep_quantizer: bool
-
-
-def _calibrate_and_save(source: Source, section: config.Finetune, finished: Finished, path: Path) -> None:
-    """Calibrate the quantizer for the new weights, compare with the parent, and save what harms no source."""
-    made, best, sources = finished.made, finished.choice.best, finished.sources
-    checkpoints.update_tables(made.model)
-    cached, trials_files = source.records, []
-    by_photo, pairs = finished.by_photo, {"before": (source.parent, cached)}
-    if all(fits(one, made.model) for one in cached.values()):
-        pairs["after, the cache's quantizer"] = made, cached
-    if source.cache.store_y:
-        pilot, held_out = calibration_samples(source.cache, source.groups[0].section)
-        header = source.cache.stores[0].header
-        batch, crop = header.batch, header.geometry.crop
-        if not finished.keep_quantizer:
-            anew = {}
-            for one in source.groups:
-                name = "calibration" if len(source.groups) == 1 else f"calibration-{one.section.group}"
-                trials_files.append(Trials(Folder(path.parent), f"{name}.trials"))
-                model = checkpoints.at_lambda(made, one.record.lmbda)
-                anew[one.section.group] = calibrate(
-                    model, one.section, pilot, held_out, batch, warm_start=one.record, trials_file=trials_files[-1]
-                )
-            pairs["after, calibrated anew"] = made, anew
-        distortion = Distortion(section.distortion, crop, torch.device("cpu"))
-        parts = _held_out_batches(len(held_out))
-
-        def evaluated(
-            checkpoint: Checkpoint, records: Records, samples: Latents, parts: Any, keys: Sequence[Hashable] = ()
-        ) -> dict[str, HeldOut]:
-            return {
-                group: _evaluate_calibrated(checkpoint, record, samples, batch, distortion, parts, keys)
-                for group, record in records.items()
-            }
-
-        by_group = {name: evaluated(*pair, held_out, parts) for name, pair in pairs.items()}
-        rows = {name: joined(found) for name, found in by_group.items()}
-        judged = Latents(*source.cache.load(("pixels", "latents/y", "latents/z"), sources.samples).values())
-
-        def quantized(checkpoint: Checkpoint, records: Records) -> dict[str, ByPhoto]:
-            found = evaluated(checkpoint, records, judged, *sources.photo_batches())
-            return {group: one.by_source for group, one in found.items()}
-
-        by_photo = quantized
-    else:
-        rows = dict(zip(pairs, (finished.before, best.figures or finished.before), strict=True))
-    kept, changes, given_up = _harmless(pairs, by_photo, sources, section.tolerance)
-    chosen, records = pairs[kept]
-    step, share = (0, 1.0) if kept == "before" else (best.step, best.share)
-    outcome = {
-        "held_out_before": finished.before.plain(),
-        "held_out_best": (best.figures or finished.before).plain(),
-        "best_step": step,
-        "share": share,
-        "refused": finished.choice.refused,
-        "given_up": given_up,
-        "sources": [asdict(one) for one in changes],
-    }
-    if source.cache.store_y:
-        outcome |= {"calibrated_before": rows["before"].plain(), "calibrated_after": rows[kept].plain()}
-    if len(source.groups) > 1 and source.cache.store_y:
-        outcome["by_group"] = {
-            group: {"before": by_group["before"][group].plain(), "after": by_group[kept][group].plain()}
-            for group in cached
-        }
-    entry = {"what": "finetuning", **finished.identity, **outcome}
-    carried = {f"{group}-cached": one.to_json() for group, one in cached.items() if fits(one, chosen.model)}
-    carried |= {group: one.to_json() for group, one in records.items()}
-    checkpoints.save(Checkpoint(chosen.model, chosen.spec, carried, [*source.parent.history, entry]), path)
-    for trials_file in trials_files:
-        trials_file.delete()
-    _print_figures(rows, step)
-    print_changes(changes)
-    for refused in finished.choice.refused:
-        print(told(refused, section.tolerance))
-    for name, lost in given_up.items():
-        print(f"'{name}': {worst(lost, section.tolerance)}: kept is '{kept}'.")
-
-
-def _harmless(
-    pairs: dict[str, tuple[Checkpoint, Records]],
-    by_photo: Callable[[Checkpoint, Records], Mapping[str, ByPhoto]],
-    sources: Sources,
-    tolerance: float,
-) -> tuple[str, list[SourceChange], dict[str, dict[str, float]]]:
-    """Return the last of some models by which no source loses, and its changes; of those passed over, their changes of
-    L in percent. By the first, the parent, nothing is lost.
-    """
-    before, given_up = by_photo(*pairs["before"]), {}
-    for name in reversed(pairs):
-        after = by_photo(*pairs[name])
-        changes = [
-            replace(one, source=f"{group} {one.source}") if len(before) > 1 else one
-            for group in before
-            for one in source_changes(sources, before[group], after[group])
-        ]
-        if not losers(changes, tolerance):
-            break
-        given_up[name] = {one.source: one.change.mean for one in changes}
-    return name, changes, given_up
-
-
-def _evaluate_calibrated(
-    checkpoint: Checkpoint,
-    record: QuantizerRecord,
-    samples: Latents,
-    batch: int,
-    distortion: Distortion,
-    parts: Sequence[NDArray[np.int64]],
-    sources: Sequence[Hashable] = (),
-) -> HeldOut:
-    """Quantize samples, refined where the record says so, count bits by the integer tables and decode; return what a
-    model and its quantizer cost.
-    """
-    found = aimed_inputs(checkpoint, record, samples, batch).quantize(Quantizer(record))
-    y_hat, bits = torch.from_numpy(found.y_hat), found.bits.sum(axis=1) + z_bits(record, samples.z)
-
-    def decode(numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        x = to_input(torch.from_numpy(samples.pixels[numbers]), torch.device("cpu"))
-        return x, checkpoint.codec.synthesise(y_hat[numbers]), torch.tensor(bits[numbers].sum())
-
-    alone = Ranks(0, 1, torch.device("cpu"))
-    return held_out_figures(parts, decode, distortion, record.lmbda, alone, sources)
-
-
-def _held_out_batches(count: int) -> list[NDArray[np.int64]]:
-    """Return the numbers of held-out samples in batches."""
-    return np.array_split(np.arange(count), -(-count // HELD_OUT_BATCH))
-
-
 def _warn_of(cache: Mixture) -> None:
     """Warn of folders whose photos train and of which none is held out, and of photos that train and are held out."""
     if (both := trained_elsewhere(cache)) > 0:
@@ -410,15 +194,3 @@ def _warn_of(cache: Mixture) -> None:
     if folders := [folder for store in cache.stores for folder in not_held_out(store)]:
         named = f"{', '.join(folders[:5])}{' ...' * (len(folders) > 5)}"
         print(f"warning: no photo of {named} is held out: nobody sees what training does to them", file=sys.stderr)
-
-
-def _print_figures(rows: dict[str, HeldOut], step: int) -> None:
-    """Print a table of figures, all over the same held-out crops."""
-    table = Table(title=f"held-out crops; best weights at step {step}")
-    for column in ("", "bpp", "PSNR dB", "L", "change of L"):
-        table.add_column(column, justify="right" if column else "left")
-    before = rows["before"]
-    for name, one in rows.items():
-        change = "" if one is before else f"{100 * (one.L / before.L - 1):+.2f} %"
-        table.add_row(name, f"{one.bpp:.4f}", f"{one.psnr:.3f}", f"{one.L:.4f}", change)
-    Console().print(table)

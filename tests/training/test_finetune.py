@@ -150,7 +150,7 @@ def test_a_finished_job_is_left_as_it_is(
     run(base, photos, store, tmp_path)
     before = (tmp_path / "checkpoint.pth.tar").read_bytes()
     monkeypatch.setattr(loop, "take_step", dying_at(1))
-    monkeypatch.setattr("lic_dist.training.retrain.calibrate", dying_at(1))
+    monkeypatch.setattr("lic_dist.training.finish.calibrate", dying_at(1))
     run(base, photos, store, tmp_path, keep=5)
     assert (tmp_path / "checkpoint.pth.tar").read_bytes() == before
 

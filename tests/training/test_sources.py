@@ -24,9 +24,9 @@ from lic_dist.training.changes import losers, source_changes
 from lic_dist.training.choice import BestWeights, Choice, interpolated
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.finetune import _write_best_round, finetune
+from lic_dist.training.finish import _harmless
 from lic_dist.training.log import read_log
 from lic_dist.training.loss import HeldOut, held_out_figures
-from lic_dist.training.retrain import _harmless
 from lic_dist.training.sources import Sources, sources_of
 from tests import stores
 from tests.conftest import Once, dying_at
