@@ -16,6 +16,7 @@ import re
 import sys
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -41,6 +42,7 @@ Z_TABLES = CdfTables(
 MODEL, RECORD = b"mode", b"reco"
 CRC, IDENTITIES, PLANES = 1, 2, 4
 EVERYTHING = CRC | IDENTITIES | PLANES
+FIELDS = (0, 3, 4, 5, 7, 9, 13, 17, 21)  # places in a file
 OUTCOMES: Counter[str] = Counter()
 Indices = tuple[np.ndarray, np.ndarray]
 
@@ -96,8 +98,7 @@ def one_input(data: bytes) -> Indices | None:
     try:
         z, k = decode(bytes(file), quantizer, bool(mends & PLANES))
     except BitstreamError as error:
-        assert error.message and "\n" not in error.message and error.hint
-        OUTCOMES[re.sub(r"\d+", "n", error.message)] += 1
+        count_refusal(error, OUTCOMES)
         return None
     OUTCOMES["decoded"] += 1
     height, width = (int.from_bytes(file[at : at + 2], "little") for at in (5, 7))
@@ -123,29 +124,42 @@ def mutated(generator: random.Random) -> bytes:
     data = bytearray(generator.choice(seeds()))
     data[0] = generator.choice((0, CRC, EVERYTHING, EVERYTHING))
     for _ in range(generator.randint(1, 6)):
-        at, some = generator.randint(2, len(data)), generator.randbytes(generator.choice((1, 2, 4, 4, 40)))
-        kind = generator.randrange(6)
-        if kind == 0:
-            data[at : at + len(some)] = some
-        elif kind == 1:
-            del data[at : at + len(some)]
-        elif kind == 2:
-            data[at:at] = data[at : at + len(some)]
-        elif kind == 3:
-            data[at:at] = some
-        elif kind == 4 and at < len(data):
-            data[at] ^= 1 << generator.randrange(8)
-        else:
-            at = 2 + generator.choice((0, 3, 4, 5, 7, 9, 13, 17, 21))
-            data[at : at + 2] = bytes(generator.choice((0, 1, 2, 64, 127, 128, 255)) for _ in range(2))
+        mutate(data, generator, 2, FIELDS)
     return bytes(data)
+
+
+def mutate(data: bytearray, generator: random.Random, first: int, places: Sequence[int], cuts: bool = False) -> None:
+    """Mutate an input once, behind its first bytes; `places` are those of fields in the file, `cuts` may cut it."""
+    at, some = generator.randint(first, len(data)), generator.randbytes(generator.choice((1, 2, 4, 4, 40)))
+    kind = generator.randrange(7 if cuts else 6)
+    if kind == 0:
+        data[at : at + len(some)] = some
+    elif kind == 1:
+        del data[at : at + len(some)]
+    elif kind == 2:
+        data[at:at] = data[at : at + len(some)]
+    elif kind == 3:
+        data[at:at] = some
+    elif kind == 4 and at < len(data):
+        data[at] ^= 1 << generator.randrange(8)
+    elif kind == 6:
+        del data[at:]
+    else:
+        at = first + generator.choice(places)
+        data[at : at + 2] = bytes(generator.choice((0, 1, 2, 64, 127, 128, 255)) for _ in range(2))
+
+
+def count_refusal(error: BitstreamError, outcomes: Counter[str]) -> None:
+    """Count a refusal by its message without its numbers; it must be one line with a hint."""
+    assert error.message and "\n" not in error.message and error.hint
+    outcomes[re.sub(r"\d+", "n", error.message)] += 1
 
 
 def main() -> None:
     """Fuzz: half of the inputs are true ones mutated here, half libFuzzer's own. Says what became of them."""
     import atheris
 
-    def mutate(data: bytes, most: int, seed: int) -> bytes:
+    def mutate_some(data: bytes, most: int, seed: int) -> bytes:
         generator = random.Random(seed)
         return mutated(generator)[:most] if generator.random() < 0.5 else atheris.Mutate(data, most)
 
@@ -161,7 +175,7 @@ def main() -> None:
     atheris.instrument_func(Container.unpack.__func__)
     if numba.config.DISABLE_JIT:
         atheris.instrument_func(rans.decode_plane)
-    atheris.Setup(sys.argv, counted, custom_mutator=mutate)
+    atheris.Setup(sys.argv, counted, custom_mutator=mutate_some)
     atheris.Fuzz()
 
 
