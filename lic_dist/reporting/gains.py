@@ -22,7 +22,7 @@ from lic_dist.evaluation.results import Point
 from lic_dist.intervals import Interval, change_interval
 from lic_dist.reporting.comparison import point_at
 from lic_dist.reporting.curves import Curve
-from lic_dist.reporting.seeds import Pairs, paired, paired_by
+from lic_dist.reporting.seeds import Pairs, paired, paired_by, together
 from lic_dist.reporting.signed_rank import SAYS, signed_rank
 
 SQ_ADAPTED = "sq-adapted"
@@ -172,7 +172,7 @@ def _rows(points: Sequence[Point]) -> tuple[Gain, ...]:
         places.setdefault((point.quantizer, point.arm), []).append(point)
     rows = []
     for alike in places.values():
-        for seeds in by_seed(alike):
+        for seeds in together(attrgetter("seed"), alike):
             own = _pairs(_only([base for one in seeds if (base := _base_of(one, bases))]), seeds)
             of_sq = _pairs(sq_adapted, seeds)
             arm = seeds[0].arm if len(seeds) == len(alike) else _distinct_name(seeds[0], alike)
@@ -198,12 +198,6 @@ def _only(points: Sequence[Point]) -> Point | None:
 
 def _pairs(base: Point | None, points: Sequence[Point]) -> tuple[PointPair, ...]:
     return () if base is None else seed_pairs([base], points)
-
-
-def by_seed(alike: Sequence[Point]) -> list[tuple[Point, ...]]:
-    """The points of one quantizer and arm: all together where each has a seed of its own, else each alone."""
-    seeds = {point.seed for point in alike}
-    return [tuple(alike)] if None not in seeds and len(seeds) == len(alike) else [(point,) for point in alike]
 
 
 def _distinct_name(point: Point, alike: Sequence[Point]) -> str:

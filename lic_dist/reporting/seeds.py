@@ -25,9 +25,14 @@ def by_seeds(curves: Sequence[Curve]) -> list[tuple[Curve, ...]]:
         groups.setdefault(_kind(curve), []).append(curve)
     found: list[tuple[Curve, ...]] = []
     for group in groups.values():
-        distinct = len({_seed(curve) for curve in group}) == len(group)
-        found += [tuple(group)] if distinct else [(curve,) for curve in group]
+        found += together(_seed, group)
     return found
+
+
+def together(seed: Callable[[T], int | None], alike: Sequence[T]) -> list[tuple[T, ...]]:
+    """What is alike, all together where each has a seed of its own, else each alone."""
+    seeds = {seed(one) for one in alike}
+    return [tuple(alike)] if None not in seeds and len(seeds) == len(alike) else [(one,) for one in alike]
 
 
 def joined(curves: Sequence[Curve]) -> list[Curve]:
