@@ -14,6 +14,7 @@ from lic_dist.building.records import named_record
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import OFFSETS
 from lic_dist.config import Engine, Experiment, need
+from lic_dist.config.training import TRADES
 from lic_dist.data import images, photo_files
 from lic_dist.data.source import PhotoSource
 from lic_dist.data.sources.opening import open_source
@@ -231,10 +232,9 @@ def arm_of(loaded: Checkpoint) -> str:
     recipes = [one if isinstance(one, str) else "+".join(one) for one in phases]
     latents = "" if last["latents"] == "quantized" else f" {last['latents']}"
     distortion = last.get("distortion")
-    weight = distortion.get("adversarial") if isinstance(distortion, dict) else None
-    against = "" if weight is None else f" adversarial {weight:g}" if weight else f" {CONTROL}"
-    if isinstance(distortion, dict) and (stable := distortion.get("idempotence")) is not None:
-        against += f" idempotence {stable:g}" if stable else f" {CONTROL}"
+    weights = distortion if isinstance(distortion, dict) else {}
+    traded = [(name, weights[name]) for name in TRADES if weights.get(name) is not None]
+    against = "".join(f" {name} {weight:g}" if weight else f" {CONTROL}" for name, weight in traded)
     return ", ".join(recipes) + latents + against + (f" round {len(rounds)}" if len(rounds) > 1 else "")
 
 

@@ -99,7 +99,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         for one in groups
     ]
     turns = Turns(decodings).to(ranks.device)
-    again = [Idempotence(section.idempotence or 0, model, one.record, ranks.device) for one in groups]
+    weight = section.idempotence  # 0, the control, needs no term
+    again = [Idempotence(weight, model, one.record, ranks.device) for one in groups] if weight else []
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
     sources = sources_of_all(cache, groups[0].section.group)
     if ranks.first:
@@ -142,7 +143,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         x = to_input(batch.pixels, ranks.device)
         x_hat, bits = forward(batch, now)
         error = distortion(x_hat, x) + (adversary.term(x_hat, x) if adversary else 0)
-        if section.idempotence:
+        if again:
             error = error + again[now](x_hat, decodings[now].y_hat)
         return groups[now].record.lmbda * error + bits / x[:, 0].numel()
 
