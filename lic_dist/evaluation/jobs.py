@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,7 +24,6 @@ from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.blend import WHAT
 from lic_dist.models.checkpoint import Checkpoint
-from lic_dist.models.complexity import NetCost, complexity
 from lic_dist.models.names import label, split_gain, with_gain
 from lic_dist.models.parts import model_digest
 
@@ -56,7 +55,6 @@ class Job:
     snapshot: int | None = None
     cache: str = ""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
-    complexity: Mapping[str, NetCost] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         return f"{label(self.checkpoint)}, {self.quantizer}"
@@ -184,7 +182,7 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, 
     architecture, lmbda = (section.architecture, section.lmbda) if section else (None, None)
     options = section.options if section else {}
     loaded = checkpoints.load(checkpoint, architecture, lmbda, options)
-    model, cost = model_digest(loaded.model), complexity(loaded.model)
+    model = model_digest(loaded.model)
     jobs = []
     names = [name for text in quantizers for name in (carried(loaded) if text == CARRIED else (text,))]
     for name in dict.fromkeys(names):
@@ -207,7 +205,6 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, 
                 seed=seed_of(loaded),
                 **snapshot_of(loaded),
                 options=options,
-                complexity=cost,
             )
         )
     return jobs

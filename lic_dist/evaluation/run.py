@@ -55,12 +55,14 @@ from lic_dist.evaluation.results import (
     write_whole,
 )
 from lic_dist.evaluation.summary import write_csv
+from lic_dist.models.complexity import NetCost, complexity
 from lic_dist.models.names import label
 from lic_dist.progress import Progress
 
 Row = Mapping[str, Any]  # of the journal: figures, or a "fault"
 Coded = tuple[Row, NDArray[np.uint8], bytes]  # an image's row, the decoded picture, the file
 Work = Callable[[Any, NDArray[np.uint8], str], Coded]  # on a codec, an image and its name
+Networks = dict[str, Mapping[str, NetCost]]  # what the networks of a model cost, by its digest
 _FIGURES = tuple(field.name for field in fields(ImageResult))
 STANDARD: tuple[str, ...] = Evaluate.model_fields["metrics"].default
 _OPTIONAL = {"metrics", "encode_bytes", "decode_bytes"}
@@ -135,8 +137,11 @@ def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work
     whole = [point for point in stored if kept is None or kept.has_all(point)]
     known = {Key.of(point): point for point in whole if _has_all(point, section.metrics)}
     others = task.others(stored)
+    networks = {point.model: point.complexity for point in stored if point.complexity}
     found: dict[J, Point | None] = {
-        job: replace(point, checkpoint=job.checkpoint, **_said(job)) if (point := known.get(task.key(job))) else None
+        job: replace(point, checkpoint=job.checkpoint, **_said(job, networks))
+        if (point := known.get(task.key(job)))
+        else None
         for job in task.jobs
     }
     pictures = {job: _picture_paths(section.out, job, task, section.show) for job in task.jobs}
@@ -149,7 +154,7 @@ def _measure(experiment: Experiment, task: Task[J], journal: Journal, work: Work
     def finish(jobs: Sequence[J]) -> None:
         for job in jobs:
             rows = [row for name in task.names if (row := journal.rows.get((task.key(job), name))) is not None]
-            point = found[job] or _point(job, task, rows)
+            point = found[job] or _point(job, task, rows, networks)
             shown = {name: _relative(path, section.out) for name, path in pictures[job].items()}
             found[job] = point and replace(point, shown=_existing({**point.shown, **shown}, section.out))
         left = {(task.key(job), job.arm) for job, point in found.items() if not point}
@@ -303,13 +308,20 @@ def statistics(codec: ImageCodec, measured: Measured) -> dict[str, Any]:
     }
 
 
-def _said(job: AnyJob) -> dict[str, Any]:
-    """Return what a point says of how its model was made, or of which library coded."""
-    names = ("arm", "seed", "snapshot", "cache", "complexity") if isinstance(job, Job) else ("settings", "versions")
-    return {name: getattr(job, name) for name in names}
+def _said(job: AnyJob, networks: Networks) -> dict[str, Any]:
+    """Return what a point says of how its model was made and what it costs, or of which library coded.
+
+    `networks` has the costs that are known by the model's digest, and gets those that are counted here.
+    """
+    if not isinstance(job, Job):
+        return {name: getattr(job, name) for name in ("settings", "versions")}
+    if job.model not in networks:
+        networks[job.model] = complexity(job.load().model)
+    said = {name: getattr(job, name) for name in ("arm", "seed", "snapshot", "cache")}
+    return {**said, "complexity": networks[job.model]}
 
 
-def _point(job: J, task: Task[J], rows: Sequence[Row]) -> Point | None:
+def _point(job: J, task: Task[J], rows: Sequence[Row], networks: Networks) -> Point | None:
     """Return a job's point from the rows of all its images; None where no image could be coded."""
     coded = [row for row in rows if "fault" not in row]
     if not coded:
@@ -321,7 +333,7 @@ def _point(job: J, task: Task[J], rows: Sequence[Row]) -> Point | None:
         images=tuple(map(_result, coded)),
         record=job.record,
         model=job.model,
-        **_said(job),
+        **_said(job, networks),
         pictures=task.pictures,
         set_aside={row["image"]: row["fault"] for row in rows if "fault" in row},
         **(_means_of_statistics(coded) if isinstance(job, Job) else {}),
