@@ -7,7 +7,7 @@ hold is computed from the photos alone, by the rule of the plan.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,9 +121,18 @@ class Life(RuleBasedStateMachine):
 
     # Jobs
 
-    def run(self, job: Callable[[], Any], kill: int | None, expected: Sequence[Part] = (), group: str = "") -> str:
-        """Run a job that is to complete these instalments, and see what it has left; "" where it was not stopped."""
-        away = self.away()
+    def run(
+        self,
+        job: Callable[[], Any],
+        kill: int | None,
+        expected: Sequence[Part] = (),
+        group: str = "",
+        damaged: Iterable[int] = (),
+    ) -> str:
+        """Run a job that is to complete these instalments, or to write damaged shards again, and see what it has left;
+        "" where it was not stopped.
+        """
+        away = self.away(damaged)
         WORLD.left = kill
         try:
             job()
@@ -151,12 +160,12 @@ class Life(RuleBasedStateMachine):
             self.look_at_the_damage()
         return stopped
 
-    def away(self) -> set[int]:
-        """The rows of unwritten shards whose photo is nowhere in the folder."""
+    def away(self, damaged: Iterable[int]) -> set[int]:
+        """The rows of unwritten and damaged shards whose photo is nowhere in the folder."""
         try:
-            pending = store.pending(URL)
+            pending = {*store.pending(URL), *damaged}
         except LicError:
-            pending = range(self.rows.shards)
+            pending = {*range(self.rows.shards)}
         there, rows = {digest_of(content) for content in PHOTOS.there.values()}, self.known
         return {row for shard in pending for row in rows.of(shard) if rows.crops[row].digest not in there}
 
@@ -368,7 +377,8 @@ class Life(RuleBasedStateMachine):
         if (findings := self.findings()) is None:
             return
         dirty = bool(self.dirty)
-        stopped = self.run(lambda: building.repair(experiment(group), findings), kill)
+        damaged = [one.shard for one in findings if not one.group and one.shard in range(self.known.shards)]
+        stopped = self.run(lambda: building.repair(experiment(group), findings), kill, damaged=damaged)
         if not stopped and dirty:
             assert all(chain.FOLDER in key for key in self.dirty), self.dirty.keys()
 
