@@ -53,7 +53,9 @@ def names(finding: Finding, key: str) -> bool:
             finding.array == key.split("/c/")[0] or (unmarked and finding.group == (layout.group_of(key) or ""))
         )
     if key.startswith(markers.FOLDER):
-        return finding.shard == int(key.split("/")[-1][:-5])
+        folder, _, shard = key.removesuffix(".json").rpartition("/")
+        of_array = not finding.array.startswith(markers.FOLDER)  # whose checksum it holds
+        return finding.shard == int(shard) and (of_array or finding.array == folder)
     return (finding.shard, finding.array) == (-1, key)
 
 
@@ -245,6 +247,8 @@ class Life(RuleBasedStateMachine):
         """A job has made a group, and of a store that has grown those of the same model."""
         self.whole[group] = self.rows.shards
         for other in self.whole:
+            if f"quantized/{other}/zarr.json" in self.dirty:
+                continue  # it follows once that is there again
             if len(self.chain) > 1 and GROUPS[other][0] == GROUPS[group][0]:
                 self.whole[other] = self.rows.shards
 
