@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 # Tests start more than a hundred processes: the package is compiled to bytecode once, not in each of them.
@@ -28,6 +28,8 @@ sys.dont_write_bytecode = False
 os.fsync = os.fstat  # type: ignore[assignment]
 # A process has one fork server, which whatever comes first starts: a loader of a test, or builds to be killed.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preloaded"])
+settings.register_profile("shared", suppress_health_check=[HealthCheck.too_slow])  # others may use the machine
+settings.load_profile("shared")
 settings.register_profile("nightly", print_blob=True)  # pytest --hypothesis-profile nightly: see docs/contributing.md
 HYPERPRIORS = ("block-transform", "bmshj2018-hyperprior", "mbt2018-mean")  # families of one stage
 SHARED = Path(__file__).resolve().parents[2] / "shared"

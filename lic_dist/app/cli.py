@@ -396,6 +396,9 @@ def bench_progressive(
         list[str] | None, typer.Option("--model", help="A checkpoint, or a name of `lic-dist models`; may be repeated.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Pictures to code; default: scikit-image's.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The model whose dead-zone SQ all are compared with; default: each with its own.")
+    ] = None,
     chart: Annotated[Path | None, typer.Option(help="Draw the change of rate over PSNR, PNG or SVG.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two pictures.")] = False,
     out: JsonFile = None,
@@ -403,7 +406,7 @@ def bench_progressive(
     """BD-rates of progressive files, cut, against files of dead-zone SQ at each rate."""
     from lic_dist.benchmarks.progressive import bench
 
-    write_json(out, bench(models or (), images, chart, quick))
+    write_json(out, bench(models or (), images, chart, quick, against))
 
 
 @bench_app.command("calibration")

@@ -42,20 +42,26 @@ Image = NDArray[np.uint8]
 Coded = tuple[int, Image]  # bytes, and the picture that they decode to
 
 
-def bench(names: Sequence[str], folder: Path | None, chart: Path | None, quick: bool) -> dict[str, Any]:
+def bench(
+    names: Sequence[str], folder: Path | None, chart: Path | None, quick: bool, against: str | None = None
+) -> dict[str, Any]:
     """Code every picture of a folder, by default scikit-image's, with each model, by default the shipped one; print
     BD-rates, and draw the change of rate over PSNR into a file.
 
-    `quick` takes two pictures. Raises UsageError for an unknown model, LicError for a missing folder or a model that is
-    no hyperprior.
+    The dead zone is each model's own, or that of one, `against`. `quick` takes two pictures. Raises UsageError for an
+    unknown model, LicError for a missing folder or a model that is no hyperprior.
     """
     taken = {path.name: images.read(path) for path in pictures(folder)[: 2 if quick else None]}
     figures: dict[str, Any] = {"machine": machine(), "quick": quick, "models": {}}
     drawn = []
+    reference = separate(checkpoints.load(against), taken, f"{against}, dead zone") if against else None
     for name in names or (BASE,):
-        curves = measured(checkpoints.load(name), taken, name)
-        figures["models"][name] = compared(*curves)
-        figures["pictures"] = len(curves[0].points[0].images)
+        loaded = checkpoints.load(name)
+        zone = reference or separate(loaded, taken, f"{name}, dead zone")
+        curve = cut(loaded, taken, name)
+        kept = {row.image for row in curve.points[0].images}
+        figures["models"][name] = compared(_only(zone, kept), curve)
+        figures["pictures"] = len(kept)
         drawn += [{"model": name, **row} for row in figures["models"][name]["change"]]
     console = Console()
     console.print(_table(figures))
@@ -65,29 +71,43 @@ def bench(names: Sequence[str], folder: Path | None, chart: Path | None, quick: 
 
 
 @one_thread()
-def measured(loaded: Checkpoint, taken: dict[str, Image], title: str) -> tuple[Curve, Curve]:
-    """Return the curves of dead-zone SQ and of cut progressive files over pictures."""
-    record = local_record(loaded, preferred_quantizer(loaded))
-    progressive = ProgressiveCodec(loaded.model, record)
-    separate = []
+def separate(loaded: Checkpoint, taken: dict[str, Image], title: str) -> Curve:
+    """Return the curve of dead-zone SQ over pictures."""
+    record = local_record(loaded, preferred_quantizer(loaded, progressive=True))
+    codecs = []
     for step, (rounding, shift) in SEPARATE.items():
         made = analytic_record(loaded, "deadzone", 1, step, rounding, record.weights)
-        separate.append(ImageCodec(loaded.model, replace(made, z_tables=record.z_tables, shift=shift)))
-    of_cuts: list[list[ImageResult]] = [[] for _ in CUTS]
-    of_steps: list[list[ImageResult]] = [[] for _ in SEPARATE]
+        codecs.append(ImageCodec(loaded.model, replace(made, z_tables=record.z_tables, shift=shift)))
+    rows: list[list[ImageResult]] = [[] for _ in SEPARATE]
     with Progress(title, len(taken), "picture") as bar:
         for name, picture in taken.items():
-            coded = progressive.encode(picture)
+            for number, codec in enumerate(codecs):
+                data = codec.encode(picture).data
+                rows[number].append(_row(name, picture, len(data), codec.decode(data)))
+            bar.advance()
+    return _curve("dead zone", rows, tuple(SEPARATE))
+
+
+@one_thread()
+def cut(loaded: Checkpoint, taken: dict[str, Image], title: str) -> Curve:
+    """Return the curve of cut progressive files over pictures, but for those with z of a quarter of the file."""
+    codec = ProgressiveCodec(loaded.model, local_record(loaded, preferred_quantizer(loaded, progressive=True)))
+    rows: list[list[ImageResult]] = [[] for _ in CUTS]
+    with Progress(title, len(taken), "picture") as bar:
+        for name, picture in taken.items():
+            coded = codec.encode(picture)
             if coded.ends[1] <= CUTS[-1] * len(coded.data):
                 for number, share in enumerate(CUTS):
                     size = max(end for end in coded.ends if end <= share * len(coded.data))
-                    decoded = progressive.decode(coded.data[:size])
-                    of_cuts[number].append(_row(name, picture, size, decoded))
-                for number, codec in enumerate(separate):
-                    data = codec.encode(picture).data
-                    of_steps[number].append(_row(name, picture, len(data), codec.decode(data)))
+                    rows[number].append(_row(name, picture, size, codec.decode(coded.data[:size])))
             bar.advance()
-    return _curve("dead zone", of_steps, tuple(SEPARATE)), _curve("progressive", of_cuts, CUTS)
+    return _curve("progressive", rows, CUTS)
+
+
+def _only(curve: Curve, kept: set[str]) -> Curve:
+    """Return the curve over some of its images."""
+    rows = [[row for row in point.images if row.image in kept] for point in curve.points]
+    return _curve(curve.name, rows, [point.lmbda or 0.0 for point in curve.points])
 
 
 def _row(name: str, picture: Image, size: int, decoded: Image) -> ImageResult:

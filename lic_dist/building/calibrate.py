@@ -57,6 +57,7 @@ SEARCH_SPACES = {
     "sq": SearchSpace((1.0, 1.0, 0.0, 0.0), (1.0, 1.0), (0.25, 4.0)),
     "deadzone": SearchSpace((0.45, 1.0, 0.0, 0.0), (0.1, 0.5), (0.25, 4.0), (1.2, 1.15, 0.04, 0.08)),
     "rdoq": SearchSpace((0.2, 1.0, 0.06, 0.0), (0.002, 2.0), (0.25, 4.0)),
+    "embedded": SearchSpace((1.0, 1.0, 0.0, 0.0), (1.0, 1.0), (1.0, 1.0)),
     "tcq": SearchSpace((0.2, 0.66, 0.06, 0.0), (0.002, 2.0), (0.2, 2.4)),
 }
 FITTED_FROM = 0.0, 0.2  # shift and spread of the levels that fitted ones start from
@@ -161,6 +162,8 @@ def calibrate(
     for key in ("scale_offsets", "spread"):
         if prior is not None and getattr(section, key) not in (False, 0, "auto"):
             raise UsageError(f"quantizer.{key}: the model has a prior for each channel, no scales")
+    if KINDS[section.name].embedded:
+        _require_planes(section, prior is not None)
     pilot_inputs = inputs_of(checkpoint.model, pilot.y, pilot.z, batch)
     if section.spread == "fitted" and not isinstance(pilot_inputs, QuantizerInput):
         raise UsageError("quantizer.spread: fitted is for models that code y in one stage", hint="auto, or a number")
@@ -178,7 +181,7 @@ def calibrate(
     def records(strength: float, step: float) -> list[QuantizerRecord]:
         """Return the record with the analytic tables, and then that of each round of adaptation."""
         first = analytic_record(checkpoint, section.name, section.states, step, strength, weights)
-        rounds = section.adapt_rounds if section.rates == "adapted" else 0
+        rounds = section.adapt_rounds if section.rates == "adapted" and not first.kind.embedded else 0
         return [first, *adaptation_rounds(first, pilot_inputs.parts(first), rounds, cdf=cdf)] if rounds else [first]
 
     def record_at(one: Point) -> QuantizerRecord:
@@ -251,6 +254,17 @@ def calibrate(
         "mse_predicted": found.predicted,
     }
     return replace(made[-1], notes={**made[-1].notes, **notes})
+
+
+def _require_planes(section: config.Quantizer, by_channel: bool) -> None:
+    """Raise UsageError where a section asks of bit planes what they do not have, or the model has no scales."""
+    if by_channel:
+        raise UsageError("quantizer.name: embedded is for models with scales, this one has a prior for each channel")
+    for key, free in (("step", "auto"), ("shift", "auto"), ("spread", 0), ("refine", 0), ("scale_offsets", False)):
+        if getattr(section, key) != free:
+            raise UsageError(
+                f"quantizer.{key}: bit planes are the same everywhere", hint="lmbda says where they are cut"
+            )
 
 
 def _row(trial: Trial, measured: Measurement, crops: tuple[int, int]) -> Row:
@@ -335,6 +349,8 @@ def _fixed(section: config.Quantizer) -> Fixed:
         asked = asked[0], FITTED_FROM[0] if asked[1] == "auto" else asked[1], FITTED_FROM[1]
     step, shift, spread = (None if value == "auto" else float(value) for value in asked)
     kind = KINDS[section.name]
+    if kind.embedded:
+        return 1.0, 1.0, 0.0, 0.0
     if kind.strength is None:
         return 1.0, step or (None if section.lmbda else 1.0), shift or 0.0, spread or 0.0
     strength = getattr(section, kind.strength)

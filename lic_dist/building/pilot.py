@@ -142,7 +142,7 @@ def check_record(record: QuantizerRecord, section: config.Quantizer, parent: Che
         "name": section.name,
         "states": section.states if kind.trellis else 1,
         "lmbda": section.lmbda or parent.spec.lmbda,
-        "rates": section.rates,
+        "rates": "analytic" if kind.embedded else section.rates,
         "scale_offsets": section.scale_offsets,
         **record_fields(asked_refinement(section, parent.spec.lmbda)),
     }

@@ -111,6 +111,8 @@ class ImageCodec:
         LicError: the record has another number of channels than the model, or its family does not support `integer`.
     """
 
+    progressive = False
+
     def __init__(
         self, model: nn.Module, record: QuantizerRecord, integer: bool = False, threads: int | None = None
     ) -> None:
@@ -121,6 +123,8 @@ class ImageCodec:
         of_y, of_model = (("scale", "channel")[one] for one in (record.by_channel, self._codec.prior is not None))
         if of_y != of_model:
             raise LicError(f"the quantizer's tables of y are by {of_y}, the model's by {of_model}")
+        if record.kind.embedded and not self.progressive:
+            raise LicError("an embedded quantizer is of progressive files", hint="encode --progressive")
         if self._side.channels and record.z_tables.rows != self._side.channels:
             raise LicError(f"the quantizer has {record.z_tables.rows} channels of z, the model {self._side.channels}")
         if integer:

@@ -14,7 +14,6 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,8 @@ from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.protocol import Sides, Stage
 from lic_dist.models.stages import known_stage
-from lic_dist.quantization.planes import NEVER, OCTAVE, TOP, BitPlanes, Nodes
+from lic_dist.quantization.embedded import gains, planes, slope_of
+from lic_dist.quantization.planes import NEVER, TOP, Nodes
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.trellis import SCALAR
@@ -45,19 +45,6 @@ SMALLEST_UNIT = 256  # bytes, about: a unit costs 9
 PREVIEW = 4  # a preview has a file's first bytes, one in so many
 _RUN = 1 << 20  # elements
 _LARGEST = 1 << 20  # |r| that int32 and float32 hold in steps
-
-
-@cache
-def planes() -> BitPlanes:
-    """Return the bit planes of the format."""
-    return BitPlanes()
-
-
-def gains(weights: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Return by how many slopes the S_c of each channel, float32 [M], raises those of its elements, int16 [M]."""
-    octaves = np.log2(np.maximum(weights.astype(np.float64), 2.0**-40))
-    found: NDArray[np.int16] = np.rint(OCTAVE * np.minimum(octaves, 40)).astype(np.int16)
-    return found
 
 
 def identity(record: QuantizerRecord) -> bytes:
@@ -254,11 +241,14 @@ class ProgressiveImage(EncodedImage):
 
 class ProgressiveCodec(ImageCodec):
     """A codec of progressive files; of the record it takes S_c, the tables of z, and lambda, which says where a file
-    ends. What it inherits of bits that are estimated is of files that are read whole.
+    ends: where an embedded record is cut, else BEYOND that price of a bit. What it inherits of bits that are estimated
+    is of files that are read whole.
 
     Raises:
         LicError: as ImageCodec; or y is coded in several stages, or without scales.
     """
+
+    progressive = True
 
     def __init__(
         self, model: nn.Module, record: QuantizerRecord, integer: bool = False, threads: int | None = None
@@ -270,6 +260,8 @@ class ProgressiveCodec(ImageCodec):
                 hint="a hyperprior, such as the shipped bases",
             )
         self.record_id, self._gains = identity(record), gains(record.weights)
+        price = 3 / (record.lmbda * 255**2) / 2**BEYOND
+        self._least = slope_of(record.lambda_q if record.kind.embedded else price)
 
     @torch.no_grad()
     def encode(self, image: NDArray[np.uint8], units: int = UNITS) -> ProgressiveImage:
@@ -279,9 +271,7 @@ class ProgressiveCodec(ImageCodec):
             sides_hat = self._sides_hat(z, grid, self.integer)
             stage, level = self._stage(sides_hat, grid, self.integer, pool)
         r = stage.elements.lanes(y.to(stage.means) - stage.means).cpu().numpy()
-        price = 3 / (self.record.lmbda * 255**2)
-        least = int(np.floor(OCTAVE * (np.log2(price) - BEYOND)))
-        coded, known = encode_units(level, self._gains, r, least, units)
+        coded, known = encode_units(level, self._gains, r, self._least, units)
         height, width = image.shape[:2]
         z_stream = rans.encode(z, channel_rows(z.shape), self.record.z_tables)
         identities = self.model_id, self.record_id, zlib.crc32(level.data)

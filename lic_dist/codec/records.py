@@ -86,18 +86,19 @@ def with_offsets(record: QuantizerRecord, checkpoint: Checkpoint) -> QuantizerRe
     return replace(record, scale_offsets=True)
 
 
-def preferred_quantizer(checkpoint: Checkpoint) -> str:
+def preferred_quantizer(checkpoint: Checkpoint, progressive: bool = False) -> str:
     """Return the quantizer to encode with where none is named: the carried TCQ with the most states that is for the
-    model's lambda, else `sq`.
+    model's lambda, else `sq`. For a progressive file it is the carried cut of bit planes that knows the most, if any.
 
     Records of the caches that a model was trained from (`...-cached`) are for decoding alone.
     """
-    carried = {name: QuantizerRecord.from_json(text) for name, text in checkpoint.quantizers.items()}
-    states = {
-        name: one.states
-        for name, one in carried.items()
-        if (one.name, one.lmbda) == ("tcq", checkpoint.spec.lmbda) and not name.endswith("-cached")
-    }
+    records = {name: QuantizerRecord.from_json(text) for name, text in checkpoint.quantizers.items()}
+    carried = {name: one for name, one in records.items() if not name.endswith("-cached")}
+    cuts = {name: one.lmbda for name, one in carried.items() if one.kind.embedded}
+    if progressive and cuts:
+        return max(cuts, key=lambda name: cuts[name])
+    lmbda = checkpoint.spec.lmbda
+    states = {name: one.states for name, one in carried.items() if (one.name, one.lmbda) == ("tcq", lmbda)}
     return max(states, key=lambda name: states[name], default="sq")
 
 

@@ -126,8 +126,10 @@ class Quantizer(Section):
 
     LATER: ClassVar[frozenset[str]] = frozenset({"lmbda", "refine_distortion", "refine_z", "scale_offsets"})
 
-    name: Literal["sq", "deadzone", "rdoq", "tcq"] = Field(
-        "tcq", description="Scalar, with a dead zone, rate-distortion optimized scalar, or trellis-coded."
+    name: Literal["sq", "deadzone", "rdoq", "tcq", "embedded"] = Field(
+        "tcq",
+        description="Scalar, with a dead zone, rate-distortion optimized scalar, trellis-coded; or the bit planes of a "
+        "progressive file, cut where lmbda says.",
     )
     states: Literal[4, 8, 16, 32, 64] = Field(
         8, description="States of the trellis, of tcq: more cost time and gain rate."

@@ -12,12 +12,14 @@ class Kind:
 
     `strength` is the field of record and config section that trades rate for distortion, which calibration moves:
     `lambda_scale` (g) where a search weighs bits against errors, `rounding` (xi) where a rule does, None where nothing
-    does. `trellis` says whether a state machine chooses between two scalar quantizers.
+    does. `trellis` says whether a state machine chooses between two scalar quantizers, `embedded` whether it is a cut
+    of bit planes (embedded.py), where lambda says which are known.
     """
 
     name: str
     strength: Literal["lambda_scale", "rounding"] | None = None
     trellis: bool = False
+    embedded: bool = False
 
     @property
     def searched(self) -> bool:
@@ -37,5 +39,6 @@ KINDS = {
         Kind("deadzone", "rounding"),
         Kind("rdoq", "lambda_scale"),
         Kind("tcq", "lambda_scale", trellis=True),
+        Kind("embedded", embedded=True),
     )
 }

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from lic_dist.errors import LicError
 from lic_dist.quantization import kernels, scalar, tensors, viterbi
+from lic_dist.quantization.embedded import Embedded
 from lic_dist.quantization.rates import CdfTables, SearchRates, search_rates, signed_rates
 from lic_dist.quantization.record import QuantizerRecord
 from lic_dist.quantization.reference import inverse
@@ -179,19 +180,28 @@ class Quantizer:
     def _rates(self) -> SearchRates:
         return (signed_rates if self.record.by_channel else search_rates)(self.record.y_tables)
 
+    @cached_property
+    def _embedded(self) -> Embedded:
+        return Embedded(self.record)
+
     def quantize(self, r: Any, level: Any, threads: int = 1, channels: Any = None) -> Any:
         """Return indices int16 of residuals r = y - means, float32 [lanes, steps]; level uint8 or uint16, the same
         shape: the level of the scale, or the channel where y has a factorized prior.
 
-        SQ and the dead zone round; RDOQ and TCQ search (on `threads` of the CPU). `channels` names the channel of each
-        lane, integers [lanes], or of each step, [1, steps]; without it the lanes are whole images of the record's M
-        channels. LicError where r is not finite or an index does not fit 16 bits.
+        SQ and the dead zone round; RDOQ and TCQ search (on `threads` of the CPU); bit planes are cut. `channels` names
+        the channel of each lane, integers [lanes], or of each step, [1, steps]; without it the lanes are whole images
+        of the record's M channels. LicError where r is not finite or an index does not fit 16 bits; or for bit planes
+        of a model that codes y in several stages.
         """
         record = self.record
         if not record.kind.searched:
             r = r.float() if isinstance(r, torch.Tensor) else _contiguous(r, np.float32)
             _checked_levels(level, r.shape, record.levels)
             _check_range(r, record.step, _LARGEST_INDEX)
+            if record.kind.embedded:
+                if channels is not None:
+                    raise LicError("bit planes are of models that code y in one stage", hint="take another quantizer")
+                return self._of_planes("quantize", r, level)
             if record.kind.strength:
                 return scalar.dead_zone(r, record.step, record.rounding)
             return scalar.uniform(r, record.step)
@@ -213,6 +223,13 @@ class Quantizer:
         weights: NDArray[Any] = self.record.channel_weights[channels]
         return weights
 
+    def _of_planes(self, what: str, values: Any, level: Any) -> Any:
+        """Return what a method of Embedded makes of arrays or tensors, as the same kind."""
+        device = values.device if isinstance(values, torch.Tensor) else torch.device("cpu")
+        arguments = (torch.as_tensor(one, device=device) for one in (values, level))
+        found = getattr(self._embedded.to(device), what)(*arguments)
+        return found if isinstance(values, torch.Tensor) else found.numpy()
+
     def active(self, k: Any) -> Any:
         """Return the active quantizer of each index, uint8 [lanes, steps]."""
         return active(k, self.trellis)
@@ -231,6 +248,8 @@ class Quantizer:
             return self.unspread(k)
         if level is None:
             raise ValueError("levels of reconstruction that follow sigma need the levels of the scales")
+        if self.record.kind.embedded:
+            return self._of_planes("values", k, level)
         if _on_cpu(k):
             return self._reconstruct(k, _contiguous(_to_numpy(level), np.uint8), self.record.shifts)
         shifts = torch.from_numpy(self.record.shifts).to(k.device)
@@ -262,6 +281,8 @@ class Quantizer:
 
     def bits(self, k: Any, level: Any) -> Any:
         """Return the estimated bits of each lane, float64 [lanes], escapes included."""
+        if self.record.kind.embedded:
+            return self._of_planes("bits", k, level).sum(axis=1)
         lanes: Any = self.record.y_tables.bits(_to_numpy(k), _to_numpy(self.rows(k, level))).sum(axis=1)
         return torch.from_numpy(lanes).to(k.device) if isinstance(k, torch.Tensor) else lanes
 

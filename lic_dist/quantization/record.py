@@ -107,6 +107,8 @@ class QuantizerRecord:
             raise ValueError("scale_offsets are for tables by scale, these are by channel")
         if self.kind.strength != "rounding" and self.rounding != 0.5:
             raise ValueError(f"rounding is the dead zone's, not {self.name}'s")
+        if self.kind.embedded and (self.by_channel or self.refine or (self.step, self.shift, self.spread) != (1, 0, 0)):
+            raise ValueError("an embedded record has step 1, no shift, spread or refinement, and levels of scales")
         weights = np.array(self.weights, np.float32)
         if weights.ndim != 1 or not len(weights) or not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError("weights are one finite number >= 0 a channel")
@@ -141,7 +143,7 @@ class QuantizerRecord:
     @property
     def follows_scales(self) -> bool:
         """Whether levels of reconstruction depend on sigma."""
-        return self.spread > 0 or self.level_shifts is not None
+        return self.spread > 0 or self.level_shifts is not None or self.kind.embedded
 
     @property
     def is_unit_sq(self) -> bool:

@@ -37,9 +37,10 @@ from lic_dist.config import Finetune
 from lic_dist.models.architectures import adapt
 from lic_dist.models.protocol import TRANSFORMS, Given, Run, Sides, Stage
 from lic_dist.models.stages import bits_of
+from lic_dist.quantization.embedded import Embedded
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
-from lic_dist.training.rate import CellRate, ChannelRate, IndexRate
+from lic_dist.training.rate import CellRate, ChannelRate, EmbeddedRate, IndexRate
 from lic_dist.training.samples import Batch
 
 MeansGradient = Literal["likelihood", "search", "pixels"]
@@ -73,6 +74,7 @@ class Decoding(nn.Module):
         super().__init__()
         self.model, self.bf16, self.pixels = model, bf16, means_gradient == "pixels"
         self._codec = adapt(model)
+        self.embedded = Embedded(record) if record.kind.embedded else None
         self.rate, self.unit_sq = self._rate_of(record, prior_trains), record.is_unit_sq
         error_weight = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
         weights = torch.from_numpy(record.weights * np.float32(error_weight))
@@ -96,6 +98,8 @@ class Decoding(nn.Module):
         self.y_hat = torch.empty(0)  # what the last x_hat was made of
 
     def _rate_of(self, record: QuantizerRecord, prior_trains: bool) -> nn.Module:
+        if self.embedded is not None:
+            return EmbeddedRate(self.embedded)
         if (prior := self._codec.prior) is None:
             return IndexRate(record)
         return CellRate(record, prior) if prior_trains else ChannelRate(record)
@@ -127,6 +131,8 @@ class Decoding(nn.Module):
         """Return levels of reconstruction as the record has them under these scales."""
         if self.spread is None or scales is None:
             return level
+        if self.embedded is not None:
+            return self.embedded.values(level, level_index(scales, self.level_rule))
         return level + torch.sign(level) * self.spread[level_index(scales, self.level_rule).long()]
 
     def _quantized(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
-"""The rate of fixed indices, in three forms.
+"""The rate of fixed indices, in four forms.
 
 IndexRate     a record's -log2 P(k | sigma, Q), interpolated in log sigma between levels: differentiable in sigma
+EmbeddedRate  a cut of bit planes, whose symbols the scales choose: no gradient
 ChannelRate   a record's -log2 P(k | channel, Q), where y has a factorized prior that does not train
 CellRate      that of the cell of k under the prior itself: differentiable in the prior, which a record's tables,
               once they are made, do not follow
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from lic_dist.models.protocol import Side
 from lic_dist.quantization.distributions import upper_edges
-from lic_dist.quantization.rates import LEVELS, SCALES, bits_table
+from lic_dist.quantization.embedded import Embedded, TableBits
+from lic_dist.quantization.rates import LEVELS, SCALES, bits_table, level_index
 from lic_dist.quantization.record import QuantizerRecord
 
 LARGEST = 1 << 15  # |k| of an int16: the table is 17 MB for TCQ, and no slower to look up than a short one
@@ -48,29 +50,30 @@ class IndexRate(nn.Module):
         return torch.lerp(self.table[index], self.table[index + self.largest + 1], part)
 
 
+class EmbeddedRate(nn.Module):
+    """Bits of the symbols that a cut of bit planes holds; no gradient, since scales decide which these are."""
+
+    def __init__(self, embedded: Embedded) -> None:
+        super().__init__()
+        self.embedded = embedded
+
+    def forward(self, scales: Tensor, k: Tensor, quantizer: Tensor) -> Tensor:
+        """Return the bits of each element, float64, from scales float32 and k int16 [B, M, h, w]."""
+        return self.embedded.bits(k, level_index(scales, "nearest"))
+
+
 class ChannelRate(nn.Module):
     """Bits of indices k by a record's tables by channel, as the coder charges them, escapes included."""
 
     def __init__(self, record: QuantizerRecord) -> None:
         super().__init__()
-        tables, self.channels = record.y_tables, record.levels
-        self.width = tables.symbol_bits.shape[1]
-        for name, values in (("bits", tables.symbol_bits), ("escape", tables.size - 2), ("offset", tables.offset)):
-            self.register_buffer(name, torch.from_numpy(values.copy()).flatten(), persistent=False)
-        self.bits: Tensor
-        self.escape: Tensor
-        self.offset: Tensor
+        self.table_bits, self.channels = TableBits(record.y_tables), record.levels
 
     def forward(self, k: Tensor, quantizer: Tensor) -> Tensor:
         """Return the bits of each element, float64 [B, M, h, w], from k int16 and quantizer uint8 of this shape."""
         channel = torch.arange(self.channels, device=k.device).view(-1, 1, 1)
-        row = quantizer.long() * self.channels + channel
-        symbol, escape = k.long() - self.offset[row], self.escape[row].long()
-        beyond = torch.where(symbol < 0, -2 * symbol - 1, 2 * (symbol - escape))
-        escaped = (symbol < 0) | (symbol >= escape)
-        nibbles = sum((beyond >= 16**power).long() for power in range(5))
-        symbol_bits = self.bits[row * self.width + torch.where(escaped, escape, symbol)]
-        return symbol_bits + torch.where(escaped, 4 + 4 * nibbles, 0)
+        bits: Tensor = self.table_bits(k, quantizer.long() * self.channels + channel)
+        return bits
 
 
 class CellRate(nn.Module):

@@ -71,6 +71,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     hyper = any(not name.startswith(decoder) for name in names)
     if hyper and section.adversarial is not None:
         raise UsageError("an adversarial term is of fixed bits: the decoder alone trains", hint="recipe: decoder")
+    if hyper and any(one.record.kind.embedded for one in groups):
+        raise UsageError("cut bit planes are of fixed bits: the decoder alone trains", hint="recipe: decoder")
     control = section.latents != "quantized"
     if (control or hyper) and not cache.store_y:
         what = f"latents: {section.latents}" if control else "retraining more than the decoder"

@@ -57,7 +57,7 @@ def encode(
         pixels = images.read(image, keep_grey=True)
         loaded = checkpoint.load(model, architecture, lmbda)
         checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
-        name = quantizer or preferred_quantizer(loaded)
+        name = quantizer or preferred_quantizer(loaded, progressive)
         kind = ProgressiveCodec if progressive else ImageCodec
         codec = kind(loaded.model, local_record(loaded, name), deterministic, threads)
         with _tile_progress(codec, "encoding", *pixels.shape[:2]):
