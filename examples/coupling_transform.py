@@ -49,6 +49,7 @@ class CouplingCodec(BlockTransform):
 class Coupling(Plain):
     name = "coupling"
     module_class = CouplingCodec
+    supports = frozenset({"deterministic", "refinement"})
 
     @classmethod
     def fits(cls, state):

@@ -47,12 +47,10 @@ def bench(file: Path, overrides: Sequence[str], folders: Sequence[Path], fast: b
     experiments = [one for document in documents(file, overrides, fast) for one in document if one.train]
     if not experiments:
         raise UsageError(f"{file} has no train section", hint="configs/options.yaml is an example")
-    taken = {
-        str(folder or "scikit-image"): {
-            path.name: images.read(path) for path in pictures(folder)[: QUICK if fast else None]
-        }
-        for folder in folders or [None]
-    }
+    taken = {}
+    for folder in folders or (None,):
+        chosen = pictures(folder)[: QUICK if fast else None]
+        taken[str(folder or "scikit-image")] = {path.name: images.read(path) for path in chosen}
     figures: dict[str, Any] = {"machine": machine(), "fast": fast, "arms": {}}
     for experiment in experiments:
         section = need(experiment.train, "train")

@@ -218,8 +218,8 @@ class Train(Steps):
     compaction: float = Field(
         0.0,
         ge=0,
-        description="Weight of the coding gain of y's channels, in bits, which the loss then lowers: energy in few "
-        "channels; 0: none.",
+        description="Weight in the loss of the bits that the coding gain of y's channels saves, so that few channels "
+        "hold the energy; 0: none.",
     )
     graph: bool = Field(
         False,
