@@ -409,6 +409,22 @@ def bench_progressive(
     write_json(out, bench(models or (), images, chart, quick, against))
 
 
+@bench_app.command("options")
+def bench_options(
+    file: ConfigFile,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="A folder of test pictures; may be repeated. Default: scikit-image's.")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="The file's fast form, and two pictures a folder.")] = False,
+    overrides: Overrides = None,
+    out: JsonFile = None,
+) -> None:
+    """What options of base training bring: trainings of one file, each against the first."""
+    from lic_dist.benchmarks.options import bench
+
+    write_json(out, bench(file, overrides or (), images or (), fast))
+
+
 @bench_app.command("calibration")
 def bench_calibration(
     model: Annotated[str | None, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")] = None,

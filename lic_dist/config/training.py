@@ -161,6 +161,22 @@ class Steps(Section):
         return {"tracking": ["tensorboard"], **rest} if asked else rest
 
 
+class Phase(Section):
+    """One of the phases of a job: what trains, for how long, with which learning rate."""
+
+    recipe: Recipe = Field(description="What trains, as finetune.recipe.")
+    steps: int = Field(ge=1, description="Steps of the optimizer.")
+    lr: float = Field(gt=0, description="Learning rate of the optimizer, the largest of the schedule.")
+
+
+class TrainPhase(Phase):
+    """One of the phases of a base training."""
+
+    recipe: Literal["all"] | Recipe = Field(  # type: ignore[assignment]  # the encoder's parts too
+        description="What trains, the rest is frozen: all, or as finetune.recipe, where a list may name the encoder."
+    )
+
+
 class Train(Steps):
     """Conventional end-to-end training of a base model (`lic-dist train`)."""
 
@@ -180,6 +196,9 @@ class Train(Steps):
         "unless options name a gain.",
     )
     steps: int = Field(10000, ge=1, description="Steps of the optimizer.")
+    phases: tuple[TrainPhase, ...] = Field(
+        (), description="Phases one after another, instead of steps and lr, each with parts frozen; empty: just those."
+    )
     crop: int = Field(256, ge=64, multiple_of=64, description="Side of a crop, in pixels.")
     halved: bool = Field(
         False, description="Whether photos are drawn at half their size too, where that is as large as a crop."
@@ -195,6 +214,12 @@ class Train(Steps):
         False,
         description="Whether a latent beyond the floor of its likelihood costs the more the farther it is, so that "
         "means and scales that are far off come back.",
+    )
+    compaction: float = Field(
+        0.0,
+        ge=0,
+        description="Weight in the loss of the bits that the coding gain of y's channels saves, so that few channels "
+        "hold the energy; 0: none.",
     )
     graph: bool = Field(
         False,
@@ -218,7 +243,14 @@ class Train(Steps):
     )
     out: File = Field(Path("runs/base"), description="Folder for the checkpoint, log and states.")
 
-    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"options", "halved", "graph", "initial_crops", "tails", "rescale"}
+    LATER: ClassVar[frozenset[str]] = Steps.LATER | {
+        "options", "halved", "graph", "initial_crops", "tails", "rescale", "phases", "compaction",
+    }  # fmt: skip
+
+    @property
+    def each_phase(self) -> tuple[TrainPhase, ...]:
+        """The phases; a single one of everything, steps and lr where `phases` is empty."""
+        return self.phases or (TrainPhase(recipe="all", steps=self.steps, lr=self.lr),)
 
     @model_validator(mode="after")
     def _start_fits(self) -> Self:
@@ -227,14 +259,6 @@ class Train(Steps):
         if self.initial_crops and self.start is not None:
             raise ValueError("initial_crops are for fresh weights: leave it out, or start")
         return self
-
-
-class Phase(Section):
-    """One of the phases of a finetuning job: what trains, for how long, with which learning rate."""
-
-    recipe: Recipe = Field(description="What trains, as finetune.recipe.")
-    steps: int = Field(ge=1, description="Steps of the optimizer.")
-    lr: float = Field(gt=0, description="Learning rate of the optimizer, the largest of the schedule.")
 
 
 class Mixed(Section):

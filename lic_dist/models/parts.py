@@ -75,31 +75,32 @@ def _gain(codec: CodecModel) -> dict[str, Tensor]:
     return {} if codec.gain is None else {"gain": torch.tensor(codec.gain)}
 
 
-def trainable(model: nn.Module, recipe: str | Sequence[str]) -> tuple[str, ...]:
+def trainable(model: nn.Module, recipe: str | Sequence[str], encoder: bool = False) -> tuple[str, ...]:
     """Return the names of the parameters that a recipe trains: one of RECIPES, or a list of parts and of parameters.
 
     "hyper" is what makes the distribution of y: context networks too, or the prior where y has one itself. A
-    parameter's name may be cut at a dot: "g_s.6" stands for its weight and bias.
+    parameter's name may be cut at a dot: "g_s.6" stands for its weight and bias. With `encoder`, in base training, it
+    is a part too, and quantiles are left out.
 
     Raises:
-        UsageError: an unknown recipe or name, or a parameter of the encoder, on which cached latents depend.
+        UsageError: an unknown recipe or name, or, without `encoder`, a parameter of it, on which cached latents depend.
     """
     wanted = RECIPES.get(recipe, (recipe,)) if isinstance(recipe, str) else tuple(recipe)
     codec = adapt(model)
-    parts: dict[str, tuple[str, ...]] = {part: codec.prefixes(part) for part in TRAINABLE}
+    named: tuple[Part, ...] = ("encoder", *TRAINABLE) if encoder else TRAINABLE
+    parts: dict[str, tuple[str, ...]] = {part: codec.prefixes(part) for part in named}
     parts["hyper"] = parts["prior"] if codec.prior else parts["hyper"] + parts["context"]
     names = [name for name, _ in model.named_parameters()]
     chosen: set[str] = set()
     for one in wanted:
         found = {name for name in names if name == one or name.startswith(parts.get(one, (f"{one}.",)))}
-        if one in parts:
+        if one in parts or encoder:
             found = {name for name in found if not name.endswith(QUANTILES)}
-        elif not found:
+        if one not in parts and not found:
             known = ", ".join(parts)
             raise UsageError(f"recipe: nothing is named '{one}'", hint=f"{known}, or parameters such as g_s.6")
-        if frozen := sorted(
-            name for name in found if name.startswith(codec.prefixes("encoder")) or name.endswith(QUANTILES)
-        ):
+        encoders = (name for name in found if name.startswith(codec.prefixes("encoder")) or name.endswith(QUANTILES))
+        if not encoder and (frozen := sorted(encoders)):
             raise UsageError(f"recipe: {frozen[0]} belongs to the encoder", hint="the cache holds what it made")
         chosen |= found
     if not chosen:

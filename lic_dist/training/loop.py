@@ -133,7 +133,7 @@ class TrainingLoop:
         return self.taken % self.section.evaluate_every == 0 or self.taken == self.phases[self.phase].steps
 
     def __iter__(self) -> Iterator[int]:
-        self.started = time.monotonic()
+        self.started = time.monotonic(), time.process_time()
         total = sum(phase.steps for phase in self.phases)
         heeding = self.ranks.notice.heeding_signals()
         with self.open, heeding, Progress(self.title, total, "step", done=self.done) as self.bar:
@@ -216,8 +216,9 @@ class TrainingLoop:
         if figures:
             self.bar.advance(0, L=figures.L, bpp=figures.bpp, psnr=figures.psnr)
         if self.log is not None:
-            more = {**_row(figures), "steps_per_second": (self.done - self.first) / (time.monotonic() - self.started)}
-            self.log.write(self.done, lr=self.rate, loss=self.loss, **self.extra, **more)
+            wall, cpu = time.monotonic() - self.started[0], time.process_time() - self.started[1]
+            more = {"steps_per_second": (self.done - self.first) / wall, "cpu_seconds": cpu}
+            self.log.write(self.done, lr=self.rate, loss=self.loss, **self.extra, **_row(figures), **more)
             self.states.write(self.done, self._state())
 
     def record_start(self, figures: HeldOut, tolerance: float) -> None:

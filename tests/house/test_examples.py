@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import runpy
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -54,7 +56,7 @@ def test_names_are_loaded_when_they_are_used() -> None:
 
 def test_examples_are_short() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert len(lengths) == 6 and max(lengths.values()) < 60, lengths
+    assert len(lengths) == 9 and max(lengths.values()) < 60, lengths
 
 
 def test_a_picture_is_coded(run: Run, tmp_path: Path) -> None:
@@ -132,6 +134,69 @@ def test_an_architecture_of_ones_own_goes_through_the_whole_job(own: Path, tmp_p
     said = lic_dist_run("models", "describe", tmp_path / "tuned", *named)
     assert "own_architecture:Linear, told by the file" in said and "N 4, M 16, slope 0.1, lambda 0.05" in said
     assert "y 8, z 32" in said and "decoder: 3,264 parameters" in said and "quantizers: sq, tcq8" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["shrinkage_activation:Shrinkage", "coupling_transform:Coupling", "local_attention:Attentive"]
+)
+def test_an_option_as_an_example_is_cached_retrained_and_decoded_to_the_same_k(
+    name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    sizes = {"N": 4, "M": 16, "lmbda": 0.05, "steps": 4, "batch": 2, "crop": 64, "initial_crops": 16}
+    document = {
+        "train": {"architecture": name, **sizes, "relaxation": "mixed", "out": str(tmp_path / "base")},
+        "model": {"checkpoint": str(tmp_path / "base"), "architecture": name},
+        "images": {"path": str(photos), "crop": 64, "variations": 1, "held_out": "valid"},
+        "quantizer": {"name": "tcq", "states": 8, "pilot": 4, "calibration": 2, **FIXED},
+        "cache": {"path": str(tmp_path / "a.zarr"), "shard": 4, "batch": 4},
+        "engine": {"name": "local"},
+        "finetune": {"recipe": "decoder", "steps": 2, "batch": 2, "out": str(tmp_path / "tuned")},
+    }
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(document))
+    lic_dist_run("run", tmp_path / "e.yaml")
+    store = lic_dist.LatentCache.open(str(tmp_path / "a.zarr"))
+    assert store.array("latents/y").shape == (8, 16, 4, 4)
+    codec = lic_dist.open_codec(str(tmp_path / "tuned"), "tcq8", name)
+    encoded = codec.encode(picture(9, 75, 130))
+    decoded = codec.decode_latents(encoded.data)
+    assert np.array_equal(decoded.k, encoded.k) and encoded.k.any()
+    assert np.array_equal(codec.picture(decoded), codec.picture(encoded))
+
+
+def test_shrinkage_takes_its_threshold_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink = runpy.run_path(str(EXAMPLES / "shrinkage_activation.py"))["SoftThreshold"](2, 0.5)
+    shrink.threshold.data[1] = -2  # its size counts
+    x = torch.tensor([[-3.0, -0.25, 0, 0.5, 1.5], [-3, -0.25, 0, 0.5, 1.5]]).reshape(1, 2, 1, 5)
+    assert shrink(x).flatten().tolist() == [-2.5, 0, 0, 0, 1, -1, 0, 0, 0, 0]
+
+
+@torch.no_grad()
+def test_couplings_are_taken_back_by_the_same_networks() -> None:
+    found = runpy.run_path(str(EXAMPLES / "coupling_transform.py"))
+    torch.manual_seed(0)
+    model, x = found["CouplingCodec"](4, 768), torch.rand(16, 3, 64, 64)  # as many channels as pixels
+    found["Coupling"](model).start(x, 0.013)
+    straight = model.g_a(x)
+    copied = copy.deepcopy(model)
+    for layer in (one for one in model.modules() if type(one) is found["Couple"]):
+        for net in (layer.first, layer.second):
+            torch.nn.init.normal_(net[3].weight, std=0.1)
+    assert float((model.g_a(x) - straight).std()) > 0.1 * float(straight.std())
+    assert float((model.g_s(model.g_a(x)) - x).abs().max()) < 1e-4
+    assert float((copied.g_s(straight) - x).abs().max()) < 1e-4  # by networks of its own
+    assert not [name for name, _ in model.g_s.named_parameters() if "first" in name or "second" in name]
+
+
+def test_attention_stays_within_its_window() -> None:
+    found = runpy.run_path(str(EXAMPLES / "local_attention.py"))
+    torch.manual_seed(0)
+    attention, x = found["WindowAttention"](8, 4, batch_first=True), torch.rand(1, 8, 8, 12)
+    other = x.clone()
+    other[..., 5, 6] += 1
+    changed = (attention(x) != attention(other)).any(1)[0]
+    assert changed[4:, 4:8].all() and int(changed.sum()) == 16
 
 
 @pytest.mark.slow

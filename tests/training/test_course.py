@@ -106,7 +106,10 @@ def test_a_job_killed_at_any_step_goes_on_to_the_same_bits(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, model = run(tmp_path / "whole", **changes)
-    rows = [{**row, "time": 0, "steps_per_second": 0} for row in read_log(tmp_path / "whole" / "log.jsonl")]
+    rows = [
+        {**row, "time": 0, "steps_per_second": 0, "cpu_seconds": 0}
+        for row in read_log(tmp_path / "whole" / "log.jsonl")
+    ]
     for step in range(1, whole.done + 1):
         out = tmp_path / f"cut{step}"
         with monkeypatch.context() as patch:
@@ -115,7 +118,9 @@ def test_a_job_killed_at_any_step_goes_on_to_the_same_bits(
                 run(out, **changes)
         resumed, other = run(out, **changes)
         assert bits(other) == bits(model) and resumed.best.step == whole.best.step, step
-        assert [{**row, "time": 0, "steps_per_second": 0} for row in read_log(out / "log.jsonl")] == rows
+        assert [
+            {**row, "time": 0, "steps_per_second": 0, "cpu_seconds": 0} for row in read_log(out / "log.jsonl")
+        ] == rows
 
 
 @pytest.mark.parametrize("step", [1, 3, 5, 7, 10])

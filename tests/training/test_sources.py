@@ -145,7 +145,7 @@ def test_a_job_killed_at_any_step_pulls_to_the_same_weights(
 
     def outcome(out: Path) -> tuple[object, ...]:
         loop, model = run(out, measure=measure, from_start=True, **changes)
-        rows = [{**row, "time": 0, "steps_per_second": 0} for row in read_log(out / "log.jsonl")]
+        rows = [{**row, "time": 0, "steps_per_second": 0, "cpu_seconds": 0} for row in read_log(out / "log.jsonl")]
         return bits(model), loop.best.step, loop.best.share, loop.choice.refused, rows, loop.done
 
     whole = outcome(tmp_path / "whole")
