@@ -82,22 +82,22 @@ def measured(loaded: Checkpoint, taken: dict[str, Image], title: str) -> tuple[C
                 for number, share in enumerate(CUTS):
                     size = max(end for end in coded.ends if end <= share * len(coded.data))
                     decoded = progressive.decode(coded.data[:size])
-                    of_cuts[number].append(_row(name, picture, size, decoded))
+                    of_cuts[number].append(row_of(name, picture, size, decoded))
                 for number, codec in enumerate(separate):
                     data = codec.encode(picture).data
-                    of_steps[number].append(_row(name, picture, len(data), codec.decode(data)))
+                    of_steps[number].append(row_of(name, picture, len(data), codec.decode(data)))
             bar.advance()
-    return _curve("dead zone", of_steps, tuple(SEPARATE)), _curve("progressive", of_cuts, CUTS)
+    return curve_of("dead zone", of_steps, tuple(SEPARATE)), curve_of("progressive", of_cuts, CUTS)
 
 
-def _row(name: str, picture: Image, size: int, decoded: Image) -> ImageResult:
+def row_of(name: str, picture: Image, size: int, decoded: Image) -> ImageResult:
     height, width = picture.shape[:2]
     bpp = 8 * size / (height * width)
     quality = psnr8(picture, decoded), ms_ssim8(picture, decoded)
     return ImageResult(name, height, width, bpp, *quality, bpp, float("nan"), 0.0, 0.0, 0.0)
 
 
-def _curve(name: str, rows: Sequence[list[ImageResult]], places: Sequence[float]) -> Curve:
+def curve_of(name: str, rows: Sequence[list[ImageResult]], places: Sequence[float]) -> Curve:
     """Return the curve of the images at each place, which stands for a lambda."""
     points = [Point(name, name, place, tuple(images)) for place, images in zip(places, rows, strict=True)]
     points.sort(key=lambda point: point.figures.bpp)
