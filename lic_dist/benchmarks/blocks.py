@@ -152,7 +152,7 @@ def _by_band(picture: Image, decoded: Image | None, layout: Layout) -> NDArray[n
     band = np.digitize(np.minimum(down[:, None], across[None]), BANDS) - 1
     values = np.full(band.shape, 3.0)
     if decoded is not None:
-        values = np.square(decoded.astype(np.float64) - picture).sum(2)
+        values = np.square(decoded.astype(np.float64) - picture).sum(2).astype(np.float64)
     found: NDArray[np.float64] = np.bincount(band.ravel(), values.ravel(), len(BANDS))
     return found
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lic_dist import remote
 from lic_dist.codec.blocks import UNIT, Blocks, Layout, Read, pack_block
-from lic_dist.codec.codec import ImageCodec, require_model
+from lic_dist.codec.codec import ImageCodec, model_id, require_model
 from lic_dist.codec.container import Container
 from lic_dist.codec.edges import Part, mend, needed
 from lic_dist.codec.heads import LARGEST_SIDE, check_sides
@@ -41,6 +41,8 @@ from lic_dist.models.integer import IntegerNet
 from lic_dist.quantization.record import QuantizerRecord
 
 SIDE = 256  # pixels
+_BEGIN = 1 << 12  # bytes of a file at a URL that are read at once: most heads
+_REACHABLE = "is the file there, and does its server answer to ranges?"
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def open_block_decoder(
     head = Blocks.read(read)
     loaded = checkpoints.load(str(model), architecture, lmbda)
     checkpoints.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
-    require_model(head.model, ImageCodec(loaded.model, local_record(loaded, "sq")).model_id)
+    require_model(head.model, model_id(loaded.model))
     record = record_by_id(loaded, head.record) if quantizer is None else local_record(loaded, quantizer)
     return BlockCodec(loaded.model, record, loaded.boundary)
 
@@ -230,17 +232,21 @@ def reading(place: str) -> Iterator[Read]:
 
 def _of_url(url: str) -> Read:
     folder, _, name = url.rpartition("/")
-    length = remote.request(folder, (), lambda obstore, store: int(obstore.head(store, name)["size"]), hint=_REACHABLE)
+    try:
+        length = remote.request(folder, (), lambda obstore, store: int(obstore.head(store, name)["size"]), _REACHABLE)
+    except FileNotFoundError:
+        raise LicError(f"cannot read {url}: there is no such file") from None
 
-    def read(first: int, size: int) -> bytes:
+    def fetched(first: int, size: int) -> bytes:
         size = min(size, length - first)
         if size <= 0:
             return b""
         return remote.request(
-            folder, (), lambda obstore, store: bytes(obstore.get_range(store, name, start=first, length=size))
+            folder,
+            (),
+            lambda obstore, store: bytes(obstore.get_range(store, name, start=first, length=size)),
+            _REACHABLE,
         )
 
-    return read
-
-
-_REACHABLE = "is the file there, and does its server answer to ranges?"
+    begin = fetched(0, _BEGIN)
+    return lambda first, size: begin[first : first + size] if first + size <= _BEGIN else fetched(first, size)

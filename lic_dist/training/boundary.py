@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lic_dist import config
 from lic_dist.building.latents import DECODED, to_decode
@@ -62,6 +62,17 @@ class Squares:
         return decoded, original
 
 
+class Mending(nn.Module):
+    """The forward pass: decoded squares float32 [B, 3, s, s] in pixels of 8 bits, to the same with mended edges."""
+
+    def __init__(self, network: Boundary) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, squares: Tensor) -> Tensor:
+        return mended(self.network, squares)
+
+
 def train_boundary(source: Source, section: config.Finetune, ranks: Ranks) -> Path:
     """Train the network, and save the parent with it; return the checkpoint's path. A finished job is left as it is.
 
@@ -85,24 +96,24 @@ def train_boundary(source: Source, section: config.Finetune, ranks: Ranks) -> Pa
         print(f"the crops of {cache.storage} were coded whole: a control, edges that are none")
     training, held_out = (_decoded(cache, parent, group.record, group.name, part) for part in (False, True))
     torch.manual_seed(section.seed)
-    network = Boundary().to(ranks.device)
+    mending = Mending(network := Boundary().to(ranks.device))
     names = tuple(name for name, _ in network.named_parameters())
     parts, keys = batches_of(folder_names(held_out.paths))
 
     def decode(numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         decoded, original = (one.to(ranks.device) for one in held_out.batch(numbers))
-        return original / 255, mended(network, decoded) / 255, torch.tensor(held_out.bits[numbers].sum())
+        return original / 255, mending(decoded) / 255, torch.tensor(held_out.bits[numbers].sum())
 
     def figures() -> HeldOut:
         return held_out_figures(parts, decode, _mse, group.record.lmbda, ranks, keys if len(set(keys)) > 1 else ())
 
     def loss(forward: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
         decoded, original = batch
-        return group.record.lmbda * _mse(mended(forward, decoded) / 255, original / 255)
+        return group.record.lmbda * _mse(forward(decoded) / 255, original / 255)
 
     before = figures()
     phases = [PhasePlan(names, section.steps, section.lr)]
-    loop = TrainingLoop("training the boundary network", section, phases, network, network, identity, ranks)
+    loop = TrainingLoop("training the boundary network", section, phases, mending, network, identity, ranks)
     loop.record_start(before, section.tolerance)
     for step in loop:
         numbers = np.random.default_rng((section.seed, step)).integers(len(training.bits), size=section.batch)
@@ -113,7 +124,7 @@ def train_boundary(source: Source, section: config.Finetune, ranks: Ranks) -> Pa
             loop.evaluate(figures)
     if ranks.first:
         network.load_state_dict(loop.best.weights)
-        after = figures() if ranks.world == 1 else loop.best.figures or before
+        after = loop.best.figures or before
         outcome = {"best_step": loop.best.step, "held_out_before": before.plain(), "held_out_best": after.plain()}
         entry = {"what": "boundary network", **identity, **outcome}
         quantizers = {**parent.quantizers, group.section.group: group.record.to_json()}

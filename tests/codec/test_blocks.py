@@ -258,6 +258,8 @@ def test_commands(loud: Checkpoint, record: QuantizerRecord, tmp_path: Path) -> 
     assert np.array_equal(np.asarray(Image.open(out)), codec.decode(of_bytes(file.read_bytes()), mended=False))
     with web(tmp_path) as url, reading(f"{url}/a.lic") as read:
         assert np.array_equal(open_block_decoder(read, str(model)).decode(read, part(5, 5, 90, 90)), whole[5:95, 5:95])
+        with pytest.raises(LicError, match="no such file"), reading(f"{url}/b.lic"):
+            pass
     for wrong in ("1,2,3", "1,2,3,x", "0,0,900,900"):
         with pytest.raises(UsageError, match="region"):
             run("decode", file, out, "--model", model, "--region", wrong)
