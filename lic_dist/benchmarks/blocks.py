@@ -9,6 +9,7 @@ that codes a large mosaic, decodes it, and decodes a region of it.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import statistics
 import time
@@ -222,21 +223,28 @@ def peaks(codec: BlockCodec, picture: Image) -> dict[str, Any]:
     corner = [min(length // 2, length - min(length, REGION)) for length in (height, width)]
     region = Part(*(slice(at, at + min(REGION, length)) for at, length in zip(corner, (height, width), strict=True)))
     found: dict[str, Any] = {"pixels": height * width, "picture": picture.nbytes}
-    peak = Peak()
+    peak = _fresh_peak()
     data = codec.encode(picture, SIDE).data
     found["encode"] = peak.bytes
     head = Blocks.read(of_bytes(data))
     count, size = codec.count(head, region)
     found |= {"file": len(data), "blocks": head.layout.count, "region": {"blocks": count, "bytes": size}}
-    peak, began = Peak(), time.process_time()
+    peak, began = _fresh_peak(), time.process_time()
     shown = codec.decode(of_bytes(data), region)
     found["region"] |= {"pixels": shown.shape[0] * shown.shape[1], "peak": peak.bytes}
     found["region"]["seconds"] = time.process_time() - began
-    peak, began = Peak(), time.process_time()
+    peak, began = _fresh_peak(), time.process_time()
     whole = codec.decode(of_bytes(data))
     found |= {"decode": peak.bytes, "seconds": time.process_time() - began}
     assert np.array_equal(whole[region.rows, region.columns], shown)
     return found
+
+
+def _fresh_peak() -> Peak:
+    """Return a Peak that counts what is taken anew, not what the allocator has kept of earlier work."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    return Peak()
 
 
 def _tables(side: int, found: dict[str, Any], count: int) -> list[Any]:
