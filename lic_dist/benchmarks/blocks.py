@@ -151,11 +151,11 @@ def _by_band(picture: Image, decoded: Image | None, layout: Layout) -> NDArray[n
         for length, edges in ((layout.height, layout.rows), (layout.width, layout.columns))
     )
     band = np.digitize(np.minimum(down[:, None], across[None]), BANDS) - 1
-    values = np.full(band.shape, 3.0)
+    values: NDArray[np.float64] = np.full(band.shape, 3.0)
     if decoded is not None:
-        values = np.square(decoded.astype(np.float64) - picture).sum(2).astype(np.float64)
-    found: NDArray[np.float64] = np.bincount(band.ravel(), values.ravel(), len(BANDS))
-    return found
+        error = decoded.astype(np.float64) - picture
+        values = np.einsum("ijc,ijc->ij", error, error)
+    return np.bincount(band.ravel(), values.ravel(), len(BANDS)).astype(np.float64)
 
 
 def compared(rows: dict[str, list[list[ImageResult]]], details: list[dict[str, Any]]) -> dict[str, Any]:
