@@ -425,6 +425,28 @@ def bench_options(
     write_json(out, bench(file, overrides or (), images or (), fast))
 
 
+@bench_app.command("blocks")
+def bench_blocks(
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="A checkpoint, or a name of `lic-dist models`; may be repeated.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Pictures to code; default: scikit-image's.")] = None,
+    sides: Annotated[list[int] | None, typer.Option("--side", help="Of blocks, in pixels; may be repeated.")] = None,
+    quantizer: Annotated[str | None, typer.Option(help="As of `encode`.")] = None,
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help="rate, speed or memory; may be repeated; default: all.")
+    ] = None,
+    megapixels: Annotated[float, typer.Option(min=0.1, help="Of the large picture of `memory`.")] = 12.0,
+    threads: Annotated[int, typer.Option(min=2, help="Of `speed`, beside one.")] = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="Two pictures, and small mosaics.")] = False,
+    out: JsonFile = None,
+) -> None:
+    """Files in blocks against whole pictures: BD-rates with and without mended edges, speed by threads, memory."""
+    from lic_dist.benchmarks.blocks import bench
+
+    write_json(out, bench(models or (), images, sides or (), quantizer, parts or (), megapixels, threads, quick))
+
+
 @bench_app.command("calibration")
 def bench_calibration(
     model: Annotated[str | None, typer.Option(help="A checkpoint, or a name of `lic-dist models`.")] = None,

@@ -83,9 +83,9 @@ def separate(loaded: Checkpoint, taken: dict[str, Image], title: str) -> Curve:
         for name, picture in taken.items():
             for number, codec in enumerate(codecs):
                 data = codec.encode(picture).data
-                rows[number].append(_row(name, picture, len(data), codec.decode(data)))
+                rows[number].append(row_of(name, picture, len(data), codec.decode(data)))
             bar.advance()
-    return _curve("dead zone", rows, tuple(SEPARATE))
+    return curve_of("dead zone", rows, tuple(SEPARATE))
 
 
 @one_thread()
@@ -99,25 +99,25 @@ def cut(loaded: Checkpoint, taken: dict[str, Image], title: str) -> Curve:
             if coded.ends[1] <= CUTS[-1] * len(coded.data):
                 for number, share in enumerate(CUTS):
                     size = max(end for end in coded.ends if end <= share * len(coded.data))
-                    rows[number].append(_row(name, picture, size, codec.decode(coded.data[:size])))
+                    rows[number].append(row_of(name, picture, size, codec.decode(coded.data[:size])))
             bar.advance()
-    return _curve("progressive", rows, CUTS)
+    return curve_of("progressive", rows, CUTS)
 
 
 def _only(curve: Curve, kept: set[str]) -> Curve:
     """Return the curve over some of its images."""
     rows = [[row for row in point.images if row.image in kept] for point in curve.points]
-    return _curve(curve.name, rows, [point.lmbda or 0.0 for point in curve.points])
+    return curve_of(curve.name, rows, [point.lmbda or 0.0 for point in curve.points])
 
 
-def _row(name: str, picture: Image, size: int, decoded: Image) -> ImageResult:
+def row_of(name: str, picture: Image, size: int, decoded: Image) -> ImageResult:
     height, width = picture.shape[:2]
     bpp = 8 * size / (height * width)
     quality = psnr8(picture, decoded), ms_ssim8(picture, decoded)
     return ImageResult(name, height, width, bpp, *quality, bpp, float("nan"), 0.0, 0.0, 0.0)
 
 
-def _curve(name: str, rows: Sequence[list[ImageResult]], places: Sequence[float]) -> Curve:
+def curve_of(name: str, rows: Sequence[list[ImageResult]], places: Sequence[float]) -> Curve:
     """Return the curve of the images at each place, which stands for a lambda."""
     points = [Point(name, name, place, tuple(images)) for place, images in zip(places, rows, strict=True)]
     points.sort(key=lambda point: point.figures.bpp)

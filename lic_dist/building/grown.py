@@ -171,7 +171,7 @@ def changes_of(storage: Storage, header: Header, known_parts: Sequence[Known], p
         paths.append(crops.paths.filter(pa.array(lost)))
         gone.append(rows[lost[crops.photo]] if lost.any() else rows[:0])
         moved += int((live & ~lost & ~_is_in(crops.paths, names)).sum())
-    large = usable & (np.minimum(photos.column("width"), photos.column("height")) >= header.geometry.crop)
+    large = usable & (np.minimum(photos.column("width"), photos.column("height")) >= header.photo_side)
     new = large & ~_is_in(photos.table["digest"].combine_chunks(), pa.concat_arrays(known))
     lost_paths = pa.concat_arrays(paths)
     changed = _is_in(lost_paths, names)

@@ -29,6 +29,7 @@ from lic_dist.cache.set_aside import MANIFEST, read_manifest
 from lic_dist.cache.storage import Storage
 from lic_dist.data.crops import Crops, plan_crops, require_held_out
 from lic_dist.data.manifest import Manifest, scan
+from lic_dist.data.photo import least_side
 from lic_dist.data.source import PhotoSource
 from lic_dist.errors import LicError
 from lic_dist.models import checkpoint as checkpoints
@@ -183,6 +184,7 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
             "variations": section.variations,
             "seed": section.seed,
             "held_out": section.held_out,
+            **({"squares": True} if section.squares else {}),
         },
         "shard": cache.shard,
         "batch": cache.batch,
@@ -195,7 +197,8 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
     known = known_photos(storage, header, before, photos, plan_of) if header else []
     crops, *later = [crops.located(photos) for _, crops in known] or [plan_of(photos)]
     if not crops:
-        raise LicError(f"no photo in {section.path} is as large as a crop of {section.crop}", hint="set images.crop")
+        side = least_side(section.crop, section.squares)
+        raise LicError(f"no photo in {section.path} is as large as a crop of {side}", hint="set images.crop")
     plan = Plan(crops, geometry, cache.shard, cache.batch, header.identity if header else identity, tuple(later))
     changes = changes_of(storage, header, known, photos) if header else None
     return Job(storage, parent, source.absolute(), photos, plan, section, cache.store_y, workers, tuple(known), changes)
@@ -203,7 +206,7 @@ def prepare(experiment: config.Experiment, strict: bool = False, afresh: bool = 
 
 def _plan_by(images: config.Images, photos: Manifest) -> Crops:
     """Return the samples of photos by the rule of an images section."""
-    return plan_crops(photos, images.crop, images.variations, images.seed, images.held_out)
+    return plan_crops(photos, images.crop, images.variations, images.seed, images.held_out, images.squares)
 
 
 def _grown_header(storage: Storage, identity: Mapping[str, Any]) -> Header | None:
@@ -237,7 +240,7 @@ def faults(job: Job, finished: Mapping[int, Marker]) -> dict[str, int]:
     out.
     """
     counts = fault_counts(finished.values())
-    for reason, count in job.photos.set_aside(job.images.crop).items():
+    for reason, count in job.photos.set_aside(least_side(job.images.crop, job.images.squares)).items():
         counts[reason] = counts.get(reason, 0) + count * job.images.variations
     return counts
 

@@ -44,6 +44,7 @@ from zarr.storage import MemoryStore
 from lic_dist.cache.chain import MOST_SAMPLES, Instalment, Shards, is_chain
 from lic_dist.cache.plan import Geometry, fingerprint
 from lic_dist.cache.storage import Storage
+from lic_dist.data.photo import least_side
 from lic_dist.errors import LicError
 
 numcodecs.blosc.use_threads = False  # with threads, blocks in a chunk are in the order of their completion
@@ -100,6 +101,16 @@ class Header:
     @cached_property
     def shards(self) -> Shards:
         return Shards(self.chain, self.shard)
+
+    @property
+    def squares(self) -> bool:
+        """Whether its crops are neighbours in squares."""
+        return bool(self.identity.get("images", {}).get("squares"))
+
+    @property
+    def photo_side(self) -> int:
+        """The side in pixels that its photos have at least."""
+        return least_side(self.geometry.crop, self.squares)
 
     @property
     def num_samples(self) -> int:

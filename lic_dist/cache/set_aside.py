@@ -49,7 +49,7 @@ def set_aside(
     found: dict[str, str] = {}
     if layout.read_attributes(storage) is not None:
         cache = LatentCache(storage, header=layout.read_header(storage))
-        crop = cache.geometry.crop
+        crop = cache.header.photo_side
         if finished is None:
             finished = store.finished_markers(storage, cache.header)
         cache.take_as_written(finished)

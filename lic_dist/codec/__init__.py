@@ -8,6 +8,8 @@ image = codec.decode(data)
 image = open_decoder(data, "base-small").decode(data)  # with the quantizer that the file states
 
 codec = open_codec("base-0.013", "tcq8", progressive=True)  # of its files every prefix decodes (docs/progressive.md)
+
+Files in blocks, of which regions decode, have a codec of their own: block_codec.py.
 """
 
 from __future__ import annotations
@@ -58,13 +60,17 @@ def open_decoder(data: bytes, model: str, architecture: str | None = None, lmbda
         BitstreamError: no bitstream, or one of another model or of a quantizer that the checkpoint does not carry.
         LicError: a file that is no checkpoint.
     """
+    from lic_dist.codec.blocks import is_in_blocks
     from lic_dist.codec.codec import ImageCodec, model_id, require_model
     from lic_dist.codec.container import Container
     from lic_dist.codec.progressive import ProgressiveCodec, record_of
+    from lic_dist.codec.rans import BitstreamError
     from lic_dist.codec.records import record_by_id
     from lic_dist.codec.units import Progressive, is_progressive
     from lic_dist.models import checkpoint
 
+    if is_in_blocks(data):
+        raise BitstreamError("this file is in blocks", hint="lic_dist.codec.block_codec.open_block_decoder reads it")
     container = Progressive.unpack(data) if is_progressive(data) else Container.unpack(data)
     loaded = checkpoint.load(str(model), architecture, lmbda)
     checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)

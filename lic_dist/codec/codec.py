@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lic_dist.codec import rans, walk
-from lic_dist.codec.container import OVERHEAD, Container, check_sides
+from lic_dist.codec.container import OVERHEAD, Container
+from lic_dist.codec.heads import check_sides
 from lic_dist.codec.offsets import pack as pack_offsets
 from lic_dist.codec.offsets import unpack as unpack_offsets
 from lic_dist.codec.pixels import to_pixels, window

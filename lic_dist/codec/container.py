@@ -27,28 +27,14 @@ import struct
 import zlib
 from dataclasses import dataclass
 
+from lic_dist.codec.heads import GREY, HEAD, INTEGER, MAGIC, Head, check_sides, contradictory
 from lic_dist.codec.rans import BitstreamError
-from lic_dist.errors import LicError
 
-MAGIC = b"LIC"
 FORMAT = 2
-_GREY, _INTEGER, _OFFSETS, _INTERLEAVED = 1, 2, 4, 8
-LARGEST_SIDE = 65535
-LARGEST_AREA = 1 << 28  # pixels
-_HEADER = struct.Struct("<3sBBHH4s4sII")
+_OFFSETS, _INTERLEAVED = 4, 8
+_SIZES = struct.Struct("<II")
 _CHECK = struct.Struct("<I")
-OVERHEAD = _HEADER.size + _CHECK.size  # bytes
-
-
-def check_sides(height: int, width: int) -> None:
-    """Raise LicError for a picture larger than the format holds, ValueError for one without pixels."""
-    if max(height, width) > LARGEST_SIDE or height * width > LARGEST_AREA:
-        raise LicError(
-            f"a picture of {width}x{height} is too large for this format",
-            hint=f"sides up to {LARGEST_SIDE} pixels, up to {LARGEST_AREA >> 20} million of them in all",
-        )
-    if min(height, width) < 1:
-        raise ValueError("sides are 1 or more")
+OVERHEAD = HEAD + _SIZES.size + _CHECK.size  # bytes
 
 
 @dataclass(frozen=True)
@@ -81,10 +67,9 @@ class Container:
 
     def pack(self) -> bytes:
         """Return the file's bytes."""
-        flags = _GREY * self.grey | _INTEGER * self.integer | _OFFSETS * self.offsets | _INTERLEAVED * self.interleaved
-        sizes = self.height, self.width
-        header = _HEADER.pack(MAGIC, FORMAT, flags, *sizes, self.model, self.record, self.planes, len(self.z))
-        content = header + self.z + self.y
+        flags = GREY * self.grey | INTEGER * self.integer | _OFFSETS * self.offsets | _INTERLEAVED * self.interleaved
+        head = Head(FORMAT, flags, self.height, self.width, self.model, self.record)
+        content = head.pack() + _SIZES.pack(self.planes, len(self.z)) + self.z + self.y
         return content + _CHECK.pack(zlib.crc32(content))
 
     @classmethod
@@ -103,11 +88,10 @@ class Container:
         (check,) = _CHECK.unpack(data[-_CHECK.size :])
         if zlib.crc32(memoryview(data)[: -_CHECK.size]) != check:
             raise BitstreamError("this bitstream is cut or altered: its checksum does not fit")
-        _, _, flags, height, width, model, record, planes, z_size = _HEADER.unpack_from(data)
-        if flags & ~(_GREY | _INTEGER | _OFFSETS | _INTERLEAVED):
-            raise BitstreamError("this bitstream states flags that this program does not know")
-        streams = memoryview(data)[_HEADER.size : -_CHECK.size]
-        if not 1 <= height * width <= LARGEST_AREA or z_size > len(streams) or z_size % 4 or len(streams) % 4:
-            raise BitstreamError("this bitstream contradicts itself: sizes that no encoder writes")
-        told = (bool(flags & one) for one in (_GREY, _INTEGER, _OFFSETS, _INTERLEAVED))
-        return cls(height, width, model, record, planes, bytes(streams[:z_size]), bytes(streams[z_size:]), *told)
+        head, (planes, z_size) = Head.unpack(data), _SIZES.unpack_from(data, HEAD)
+        head.check(GREY | INTEGER | _OFFSETS | _INTERLEAVED)
+        streams = memoryview(data)[HEAD + _SIZES.size : -_CHECK.size]
+        if z_size > len(streams) or z_size % 4 or len(streams) % 4:
+            raise contradictory()
+        told = (bool(head.flags & one) for one in (GREY, INTEGER, _OFFSETS, _INTERLEAVED))
+        return cls(*head[2:], planes, bytes(streams[:z_size]), bytes(streams[z_size:]), *told)

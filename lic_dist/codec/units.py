@@ -32,17 +32,26 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from lic_dist.codec.container import LARGEST_AREA, MAGIC, check_sides
+from lic_dist.codec.heads import (
+    GREY,
+    HEAD,
+    INTEGER,
+    Head,
+    check_sides,
+    contradictory,
+    cut_head,
+    has_format,
+    read_varint,
+    varint,
+)
 from lic_dist.codec.rans import BitstreamError
 
 FORMAT = 3
 MOST_UNITS = 1 << 8
 MOST_FALL = 1 << 14  # slopes, of all units together: those of any model span fewer
-_GREY, _INTEGER = 1, 2
-_HEADER = struct.Struct("<3sBBHH4s4sIH")
+_REST = struct.Struct("<IH")
 _CHECK = struct.Struct("<I")
 _UNIT_CHECK = struct.Struct("<H")
-_VARINT_BYTES = 5
 
 
 @dataclass(frozen=True)
@@ -77,13 +86,13 @@ class Progressive:
     def pack(self) -> bytes:
         """Return the file's bytes."""
         check_sides(self.height, self.width)
-        flags = _GREY * self.grey | _INTEGER * self.integer
-        sizes, identities = (self.height, self.width), (self.model, self.record)
-        head = bytearray(_HEADER.pack(MAGIC, FORMAT, flags, *sizes, *identities, self.levels, len(self.units)))
+        flags = GREY * self.grey | INTEGER * self.integer
+        first = Head(FORMAT, flags, self.height, self.width, self.model, self.record)
+        head = bytearray(first.pack() + _REST.pack(self.levels, len(self.units)))
         for unit in self.units:
-            head += _varint(unit.fall) + _varint(len(unit.stream) // 4)
+            head += varint(unit.fall) + varint(len(unit.stream) // 4)
             head += _UNIT_CHECK.pack(binascii.crc_hqx(unit.stream, 0))
-        head += _varint(len(self.z) // 4) + self.z
+        head += varint(len(self.z) // 4) + self.z
         head += _CHECK.pack(zlib.crc32(head))
         return bytes(head) + b"".join(unit.stream for unit in self.units)
 
@@ -94,33 +103,33 @@ class Progressive:
         Raises:
             BitstreamError: not this format, altered or extended, or cut before the end of its head.
         """
-        if data[:3] != MAGIC or data[3:4] != bytes([FORMAT]):
+        if not is_progressive(data):
             raise BitstreamError("this is not a progressive bitstream", hint="was it made by `encode --progressive`?")
-        if len(data) < _HEADER.size:
-            raise _cut()
-        _, _, flags, height, width, model, record, levels, count = _HEADER.unpack_from(data)
-        place, falls, sizes, checks = _HEADER.size, [], [], []
+        place: int = HEAD + _REST.size
+        if len(data) < place:
+            raise cut_head()
+        head, (levels, count) = Head.unpack(data), _REST.unpack_from(data, HEAD)
+        falls, sizes, checks = [], [], []
         if count > MOST_UNITS:
-            raise _contradictory()
+            raise contradictory()
         for _ in range(count):
-            fall, place = _number(data, place)
-            words, place = _number(data, place)
+            fall, place = read_varint(data, place)
+            words, place = read_varint(data, place)
             if place + _UNIT_CHECK.size > len(data):
-                raise _cut()
+                raise cut_head()
             falls.append(fall)
             sizes.append(4 * words)
             checks.append(_UNIT_CHECK.unpack_from(data, place)[0])
             place += _UNIT_CHECK.size
-        z_words, place = _number(data, place)
+        z_words, place = read_varint(data, place)
         end = place + 4 * z_words + _CHECK.size
         if end > len(data):
-            raise _cut()
+            raise cut_head()
         if zlib.crc32(memoryview(data)[: end - _CHECK.size]) != _CHECK.unpack_from(data, end - _CHECK.size)[0]:
             raise BitstreamError("the head of this progressive bitstream is altered: its checksum does not fit")
-        if flags & ~(_GREY | _INTEGER):
-            raise BitstreamError("this bitstream states flags that this program does not know")
-        if not 1 <= height * width <= LARGEST_AREA or min(falls, default=1) < 1 or sum(falls) > MOST_FALL:
-            raise _contradictory()
+        head.check(GREY | INTEGER)
+        if min(falls, default=1) < 1 or sum(falls) > MOST_FALL:
+            raise contradictory()
         z, ends = bytes(data[place : end - _CHECK.size]), [end]
         units: list[Unit] = []
         for fall, size, check in zip(falls, sizes, checks, strict=True):
@@ -132,39 +141,10 @@ class Progressive:
                 units.append(Unit(fall, stream))
         if len(data) > ends[-1]:
             raise BitstreamError("this progressive bitstream has bytes left over")
-        told = bool(flags & _GREY), bool(flags & _INTEGER)
-        return cls(height, width, model, record, levels, z, tuple(units), *told, tuple(ends))
+        told = bool(head.flags & GREY), bool(head.flags & INTEGER)
+        return cls(*head[2:], levels, z, tuple(units), *told, tuple(ends))
 
 
 def is_progressive(data: bytes) -> bool:
     """Return whether a file's first bytes are those of a progressive one."""
-    return data[:4] == MAGIC + bytes([FORMAT])
-
-
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*found, number])
-
-
-def _number(data: bytes, place: int) -> tuple[int, int]:
-    """Return the varint at a place, and where it ends."""
-    number = 0
-    for count in range(_VARINT_BYTES):
-        if place + count >= len(data):
-            raise _cut()
-        byte = data[place + count]
-        number |= (byte & 127) << 7 * count
-        if byte < 128:
-            return number, place + count + 1
-    raise _contradictory()
-
-
-def _cut() -> BitstreamError:
-    return BitstreamError("this progressive bitstream is cut in its head", hint="give more bytes of it, or the whole")
-
-
-def _contradictory() -> BitstreamError:
-    return BitstreamError("this bitstream contradicts itself: sizes that no encoder writes")
+    return has_format(data, FORMAT)

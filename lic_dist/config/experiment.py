@@ -12,7 +12,7 @@ import posixpath
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -104,6 +104,11 @@ class Images(Section):
     )
     crop: int = Field(256, ge=64, multiple_of=64, description="Side of a crop, in pixels.")
     variations: int = Field(1, ge=1, le=100_000, description="Crops taken of each photo.")
+    squares: bool = Field(
+        False,
+        description="Whether each four crops of a photo are neighbours, two by two, as blocks of a picture lie, for "
+        "finetune.recipe: boundary; variations is then a multiple of 4.",
+    )
     seed: int = Field(0, description="Seed of the crops' places, flips and order.")
     held_out: Annotated[Annotated[float, Field(ge=0, lt=1)] | str, BeforeValidator(_parse_held_out)] = Field(
         0.05,
@@ -119,6 +124,12 @@ class Images(Section):
     column: str | None = Field(
         None, description="Column of the photos' bytes, where files are tables; null: the only one of bytes."
     )
+
+    @model_validator(mode="after")
+    def _squares_are_whole(self) -> Self:
+        if self.squares and self.variations % 4:
+            raise ValueError(f"squares are of four crops: variations {self.variations} is no multiple of 4")
+        return self
 
 
 class Quantizer(Section):

@@ -78,7 +78,9 @@ TRADES = ("adversarial", "idempotence")
 IDEMPOTENCE_TOLERANCE = 0.02  # of L: 0.2 dB where half of L is distortion, a quarter of what six generations lose
 ADVERSARIAL_TOLERANCE = 0.25  # of L: 1.8 dB where half of L is distortion; perfect perception costs 3 dB at most
 RefinedWeights = Annotated[dict[Literal["mse", "ms-ssim"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
-Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Annotated[tuple[str, ...], Field(min_length=1)]
+Recipe = (
+    Literal["decoder", "decoder+hyper", "all-but-encoder", "boundary"] | Annotated[tuple[str, ...], Field(min_length=1)]
+)
 
 
 class Steps(Section):
@@ -281,7 +283,8 @@ class Finetune(Steps):
 
     recipe: Recipe = Field(
         "decoder+hyper",
-        description="What trains: a name, or a list of parts (decoder, hyper, context, prior) and parameters (g_s.6).",
+        description="What trains: a name, or a list of parts (decoder, hyper, context, prior) and parameters (g_s.6). "
+        "boundary: a network for the edges of blocks alone, from a cache of images.squares.",
     )
     latents: Literal["quantized", "noise", "straight-through"] = Field(
         "quantized", description="What the decoder trains on; the last two are controls."

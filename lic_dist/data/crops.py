@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lic_dist.data.manifest import ROWS, Manifest
-from lic_dist.data.photo import Crop, Photo
+from lic_dist.data.photo import SQUARE, Crop, Photo, least_side
 from lic_dist.errors import UsageError
 
 
@@ -124,14 +124,17 @@ class Crops(Sequence[Crop]):
         return [column.take(self.photo) for column in (self.paths, self.digests)]
 
 
-def plan_crops(manifest: Manifest, crop: int, variations: int, seed: int, held_out: float | str) -> Crops:
+def plan_crops(
+    manifest: Manifest, crop: int, variations: int, seed: int, held_out: float | str, squares: bool = False
+) -> Crops:
     """Return the samples of a manifest: `variations` crops of each usable photo that is large enough.
 
     Training samples come first, in an order shuffled by the seed, then the held-out samples, so that any leading part
-    of either is a fair sample of it. Copies of one photo (equal digests) count once, under the first path.
+    of either is a fair sample of it. Copies of one photo (equal digests) count once, under the first path. With
+    `squares` each four crops in a row are neighbours, in raster order.
     """
     width, height = manifest.column("width"), manifest.column("height")
-    rows = np.flatnonzero(manifest.usable & (np.minimum(width, height) >= crop))
+    rows = np.flatnonzero(manifest.usable & (np.minimum(width, height) >= least_side(crop, squares)))
     copies = manifest.table["digest"].take(rows).combine_chunks().dictionary_encode().indices.to_numpy()
     rows = rows[np.unique(copies, return_index=True)[1]]
     digests, paths = (manifest.table[name].take(rows).combine_chunks() for name in ("digest", "path"))
@@ -139,7 +142,7 @@ def plan_crops(manifest: Manifest, crop: int, variations: int, seed: int, held_o
         held = pc.starts_with(paths, _folder_prefix(held_out)).to_numpy(zero_copy_only=False)
     else:
         held = _uniforms("held out/", digests, ("",)) < held_out
-    draw = partial(_draw, digests, held, height[rows], width[rows], crop, variations, seed)
+    draw = partial(_draw, digests, held, height[rows], width[rows], crop, variations, seed, squares)
     places = manifest.table["place"].take(rows).combine_chunks() if "place" in manifest.table.schema.names else None
     return Crops(paths, digests, held, variations, draw, places)
 
@@ -152,9 +155,13 @@ def _draw(
     crop: int,
     variations: int,
     seed: int,
+    squares: bool = False,
 ) -> Drawn:
     """Return the columns of the samples of photos, in their order."""
-    sampled = tuple(f"/{variation}" for variation in range(variations))
+    together = SQUARE**2 if squares else 1  # crops that share what is drawn
+    sampled = tuple(f"/{variation // together}" for variation in range(variations))
+    within = np.tile(np.arange(together), len(digests) * variations // together)
+    side = least_side(crop, squares)
 
     def drawn(kind: str) -> NDArray[np.float64]:
         return _uniforms(f"{kind}/{seed}/", digests, sampled)
@@ -163,8 +170,8 @@ def _draw(
     order = np.lexsort((drawn("order"), held_out))
     return Drawn(
         photo[order],
-        (drawn("y") * (height.astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
-        (drawn("x") * (width.astype(np.int64) - crop + 1)[photo]).astype(np.int32)[order],
+        (within // SQUARE * crop + (drawn("y") * (height.astype(np.int64) - side + 1)[photo]).astype(np.int32))[order],
+        (within % SQUARE * crop + (drawn("x") * (width.astype(np.int64) - side + 1)[photo]).astype(np.int32))[order],
         (drawn("flip") < 0.5)[order],
         held_out[order],
     )

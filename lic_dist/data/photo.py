@@ -33,6 +33,14 @@ Stores keep the index: only append.
 """
 
 
+SQUARE = 2  # crops a side of a square of neighbours
+
+
+def least_side(crop: int, squares: bool) -> int:
+    """Return the side in pixels that a photo needs at least for crops of a side, alone or in squares."""
+    return SQUARE * crop if squares else crop
+
+
 @dataclass(frozen=True)
 class Photo:
     """One row of the manifest: a file below the scanned folder.

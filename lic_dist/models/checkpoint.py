@@ -7,6 +7,8 @@ CompressAI's own `eval_model`:
     architecture, N, M, lmbda, and options where the model was built with some
     quantizers    {name: quantizer record as JSON}
     history       [{what was done: recipe, steps, cache fingerprint, parent ...}], oldest first
+    boundary      tensors of the network for edges of blocks (boundary.py), float16, where there is one; of the zoo's
+                  checkpoints they are in a file beside them
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from lic_dist.models.protocol import CodecModel
 from lic_dist.models.recognise import as_named, parse_published_name, recognise, tensors_of
 from lic_dist.models.unpickle import read
 
+BOUNDARIES = "boundaries.pth"  # {name: boundary network} of the zoo
 COMPRESSAI = "compressai:"  # begins the names of CompressAI's own zoo
 CDF = ("._quantized_cdf", "._offset", "._cdf_length")  # CompressAI's tables, by the ends of their names
 
@@ -44,6 +47,7 @@ class Checkpoint:
     quantizers: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     source: str = ""
+    boundary: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def codec(self) -> CodecModel:
@@ -198,8 +202,22 @@ def load(
     update_tables(model)
     spec = ModelSpec(architecture, sizes["N"], sizes["M"], float(lmbda), options)
     return Checkpoint(
-        model.eval(), spec, dict(content.get("quantizers", {})), list(content.get("history", [])), str(name_or_path)
+        model.eval(),
+        spec,
+        dict(content.get("quantizers", {})),
+        list(content.get("history", [])),
+        str(name_or_path),
+        dict(content.get("boundary") or _shipped_boundary(path)),
     )
+
+
+def _shipped_boundary(path: Path) -> dict[str, Tensor]:
+    """Return the boundary network of a shipped checkpoint; empty where there is none, and for all others."""
+    name = path.name.removesuffix(SUFFIX)
+    if zoo().get(name) != path or not (shipped := path.with_name(BOUNDARIES)).is_file():
+        return {}
+    found: dict[str, Tensor] = read(shipped).get(name, {})
+    return found
 
 
 def _without_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -267,6 +285,7 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
             **checkpoint.spec.as_dict(),
             "quantizers": checkpoint.quantizers,
             "history": checkpoint.history,
+            **({"boundary": checkpoint.boundary} if checkpoint.boundary else {}),
         },
         path,
     )

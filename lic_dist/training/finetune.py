@@ -30,6 +30,7 @@ from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.names import SUFFIX
 from lic_dist.models.parts import model_digest
 from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.training.boundary import train_boundary
 from lic_dist.training.distributed import Ranks, joined
 from lic_dist.training.parent import Group, Source
 from lic_dist.training.retrain import retrain
@@ -49,6 +50,8 @@ def finetune(experiment: config.Experiment, launched: AbstractContextManager[Ran
     with launched or joined() as ranks:
         parent, cache = load_parent(experiment), read_snapshots(_opened(experiment, section), section, ranks)
         source = Source(parent, cache, tuple(_groups(cache.stores[0], parent, section, quantizer)))
+        if section.recipe == "boundary":
+            return train_boundary(source, section, ranks)
         if section.rounds == 1:
             return retrain(source, section, section.out, ranks)
         if not cache.store_y:

@@ -43,12 +43,12 @@ class Sources:
 
     def batches(self) -> Batches[str]:
         """Return rows of samples in batches, each of one source; of a single source no names."""
-        parts, names = _batches(self.of_sample)
+        parts, names = batches_of(self.of_sample)
         return parts, names if len(self.names) > 1 else []
 
     def photo_batches(self) -> Batches[tuple[str, str]]:
         """Return rows of samples in batches, each of one photo of one source, and these two: (source, photo)."""
-        return _batches(list(zip(self.of_sample, self.photos, strict=True)))
+        return batches_of(list(zip(self.of_sample, self.photos, strict=True)))
 
 
 def sources_of(cache: LatentCache, group: str) -> Sources:
@@ -127,7 +127,7 @@ def _chosen(named: Sequence[str]) -> NDArray[np.int64]:
     return np.array(rows, np.int64)
 
 
-def _batches(keys: Sequence[Key]) -> Batches[Key]:
+def batches_of(keys: Sequence[Key]) -> Batches[Key]:
     rows: dict[Key, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)

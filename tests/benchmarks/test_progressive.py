@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lic_dist.benchmarks.progressive import CUTS, SEPARATE, _curve, compared
+from lic_dist.benchmarks.progressive import CUTS, SEPARATE, compared, curve_of
 from lic_dist.evaluation.results import ImageResult
 
 
@@ -18,8 +18,8 @@ def rows(name: str, factor: float, places: int) -> list[ImageResult]:
 
 
 def test_a_tenth_more_rate_is_ten_percent_at_every_quality() -> None:
-    separate = _curve("dead zone", list(zip(rows("a", 1, 8), rows("b", 3, 8), strict=True)), tuple(SEPARATE))
-    cut = _curve("progressive", list(zip(rows("a", 1.1, 6), rows("b", 3.3, 6), strict=True)), CUTS)
+    separate = curve_of("dead zone", list(zip(rows("a", 1, 8), rows("b", 3, 8), strict=True)), tuple(SEPARATE))
+    cut = curve_of("progressive", list(zip(rows("a", 1.1, 6), rows("b", 3.3, 6), strict=True)), CUTS)
     found = compared(separate, cut)
     for quality in ("psnr", "ms-ssim"):
         assert found[quality]["images"] == pytest.approx(10) == found[quality]["bd_rate"]

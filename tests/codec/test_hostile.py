@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lic_dist.codec.container import LARGEST_AREA
+from lic_dist.codec.heads import LARGEST_AREA
 from lic_dist.codec.rans import BitstreamError
 from tests import fuzz_bitstream as fuzz
 

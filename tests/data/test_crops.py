@@ -111,3 +111,19 @@ def test_a_plan_of_columns_is_that_of_a_tuple(photos: Path) -> None:
     with pytest.raises(IndexError):
         crops[len(crops)]
     assert crops.index(crops[5]) == 5 and crops[5] in crops
+
+
+def test_crops_in_squares_are_neighbours() -> None:
+    photos = [Photo(f"{one}.png", hashlib.sha256(bytes([one])).hexdigest(), 70 + one, 64 + 9 * one) for one in range(9)]
+    crops = plan_crops(Manifest.of(photos), 32, 8, 5, 0.3, squares=True)
+    assert len(crops) == 8 * 9 and len(plan_crops(Manifest.of(photos), 33, 8, 5, 0.3, squares=True)) == 8 * 8
+    places = set()
+    for first in range(0, len(crops), 4):
+        four = crops[first : first + 4]
+        assert len({(one.digest, one.flip, one.held_out) for one in four}) == 1
+        y, x = four[0].crop_y, four[0].crop_x
+        assert [(one.crop_y - y, one.crop_x - x) for one in four] == [(0, 0), (0, 32), (32, 0), (32, 32)]
+        number = int(four[0].source.removesuffix(".png"))
+        assert 0 <= y <= 9 * number and 0 <= x <= 6 + number
+        places.add((four[0].digest, y, x))
+    assert len(places) > 12 and len({one.flip for one in crops}) == 2

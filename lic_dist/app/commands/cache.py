@@ -266,6 +266,7 @@ def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) ->
     from lic_dist.building.storage import experiment_photos
     from lic_dist.cache.layout import read_attributes
     from lic_dist.cache.set_aside import photo_lines, read_manifest, set_aside
+    from lic_dist.data.photo import least_side
 
     figures = []
     for storage, experiment in stores_of(target, overrides):
@@ -273,7 +274,7 @@ def faults(target: Target, overrides: Overrides = None, out: JsonFile = None) ->
         section = experiment.images if experiment else None
         if photos is None and read_attributes(storage) is None:
             raise LicError(f"nothing is known yet of the photos of {storage}", hint="`lic-dist cache scan` reads them")
-        found = set_aside(storage, photos, section.crop if section else None)
+        found = set_aside(storage, photos, least_side(section.crop, section.squares) if section else None)
         duplicates = photos.duplicates if photos else {}
         listing = experiment_photos(experiment).search() if experiment and _is_folder(section) else None
         for line in [

@@ -1,0 +1,143 @@
+"""Hostile bytes against files in blocks, as tests/fuzz_bitstream.py has them against those of format 2.
+
+    NUMBA_BOUNDSCHECK=1 python -m tests.fuzz_blocks 1000000 [SEED]
+
+An input is a byte and a file. The byte says which checks are mended before it is decoded: 1 the CRC-32 of the head and
+of each block, 2 the identities, 4 the CRC-32 of the level planes. Every input is a true file after some mutations. What
+is neither a BitstreamError nor the indices of all blocks of a region, as large as the head claims, is a finding.
+tests/codec/test_blocks.py runs some.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import zlib
+from collections import Counter
+from functools import cache
+
+import numpy as np
+
+from lic_dist.codec import rans
+from lic_dist.codec.block_codec import of_bytes
+from lic_dist.codec.blocks import Blocks, Layout, pack_block
+from lic_dist.codec.container import Container
+from lic_dist.codec.edges import Part, needed
+from lic_dist.codec.heads import read_varint
+from lic_dist.codec.rans import BitstreamError
+from tests import fuzz_bitstream as plain
+from tests.fuzz_bitstream import FIELDS, MODEL, RECORD, Y_TABLES, Z_TABLES, M, count_refusal, levels_of, mutate, z_rows
+
+CHECKS, IDENTITIES, LEVELS = 1, 2, 4
+EVERYTHING = CHECKS | IDENTITIES | LEVELS
+QUANTIZER, SIDE = 2, 64
+OUTCOMES: Counter[str] = Counter()
+
+
+def encode(seed: int, height: int, width: int, boundary: bytes) -> bytes:
+    """A true file of that size, with escapes in it."""
+    layout, made = Layout(height, width, SIDE), []
+    for number in range(layout.count):
+        rows, columns = layout.place(number)
+        size = rows.stop - rows.start, columns.stop - columns.start
+        made.append(pack_block(Container.unpack(plain.encode(seed + number, QUANTIZER, *size))))
+    head = Blocks(height, width, MODEL, RECORD, SIDE, tuple(map(len, made)), boundary=boundary)
+    return b"".join([head.pack(), *made])
+
+
+def mended(file: bytearray) -> bytearray:
+    """The file with the checks that fit, as far as its head can be read."""
+    if len(file) < 19:
+        return file
+    height, width, side = (int.from_bytes(file[at : at + 2], "little") for at in (5, 7, 17))
+    if not 0 < height * width < 1 << 20 or side < SIDE:
+        return file
+    place, sizes = 19 + 4 * bool(file[4] & 4), []
+    try:
+        for _ in range(Layout(height, width, side).count):
+            size, place = read_varint(file, place)
+            sizes.append(size)
+    except BitstreamError:
+        return file
+    file[place : place + 4] = zlib.crc32(file[:place]).to_bytes(4, "little")
+    place += 4
+    for size in sizes:
+        if 4 <= size <= len(file) - place:
+            file[place + size - 4 : place + size] = zlib.crc32(file[place : place + size - 4]).to_bytes(4, "little")
+        place += size
+    return file
+
+
+def decode(data: bytes, mend_levels: bool) -> list[tuple[Part, np.ndarray]]:
+    """What BlockCodec.decode does around its networks, of a region in the middle. Raises BitstreamError."""
+    read = of_bytes(data)
+    head = Blocks.read(read)
+    if (head.model, head.record) != (MODEL, RECORD):
+        raise BitstreamError("this file was made with another model or quantizer")
+    row, column = head.height // 2, head.width // 2
+    wanted = Part(slice(row, min(row + 70, head.height)), slice(column, min(column + 9, head.width)))
+    found = []
+    for number in needed(head.layout, wanted, bool(head.boundary))[0]:
+        held = Container.unpack(head.container(read, number).pack())
+        level = levels_of(rans.decode(held.z, z_rows(held.height, held.width), Z_TABLES, plain.SCALAR))
+        if not mend_levels and zlib.crc32(level.tobytes()) != held.planes:
+            raise BitstreamError("this machine computes other scales than the encoder's")
+        k = rans.decode(held.y, level, Y_TABLES[QUANTIZER], plain.MACHINES[QUANTIZER], held.interleaved)
+        found.append((Part(*head.layout.place(number)), k))
+    return found
+
+
+def one_input(data: bytes) -> list[tuple[Part, np.ndarray]] | None:
+    """Decode an input: the blocks of a region of the picture that its head claims, or None where it is refused."""
+    if not data:
+        return None
+    mends, file = data[0], bytearray(data[1:])
+    if mends & IDENTITIES:
+        file[9:17] = (MODEL + RECORD)[: len(file[9:17])]
+    if mends & CHECKS:
+        file = mended(file)
+    try:
+        found = decode(bytes(file), bool(mends & LEVELS))
+    except BitstreamError as error:
+        count_refusal(error, OUTCOMES)
+        return None
+    OUTCOMES["decoded"] += 1
+    for part, k in found:
+        height, width = part.shape
+        assert k.shape == (M, 16 * -(-height // 64) * -(-width // 64)) and k.dtype == np.int16
+    return found
+
+
+@cache
+def seeds() -> tuple[bytes, ...]:
+    """True files to start from."""
+    sizes = ((1, 1, b""), (64, 64, b"edge"), (130, 70, b"edge"), (200, 150, b""))
+    return tuple(encode(10 * number, *one) for number, one in enumerate(sizes))
+
+
+def mutated(generator: random.Random) -> bytes:
+    """A true input after up to four mutations: bytes altered, cut out, repeated, inserted, a field replaced, a cut."""
+    data = bytearray(bytes([generator.choice((0, CHECKS, EVERYTHING, EVERYTHING))]) + generator.choice(seeds()))
+    for _ in range(generator.randint(0, 4)):
+        mutate(data, generator, 1, (*FIELDS, 19, 20, 23, 24, 27, 31), cuts=True)
+    return bytes(data)
+
+
+def main() -> None:
+    """Run so many inputs; say what became of them, and the longest that one took."""
+    generator = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    longest = 0.0
+    for number in range(1, int(sys.argv[1]) + 1):
+        begun = time.process_time()
+        one_input(data := mutated(generator))
+        if (took := time.process_time() - begun) > max(longest, 10):
+            print(f"{took:.1f} s: {data.hex()}", flush=True)
+        longest = max(longest, took)
+        if number % 50_000 == 0:
+            print(number, f"longest {longest:.2f} s", flush=True)
+            print(*(f"{count:9}  {outcome}" for outcome, count in OUTCOMES.most_common()), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
