@@ -78,9 +78,8 @@ TRADES = ("adversarial", "idempotence")
 IDEMPOTENCE_TOLERANCE = 0.02  # of L: 0.2 dB where half of L is distortion, a quarter of what six generations lose
 ADVERSARIAL_TOLERANCE = 0.25  # of L: 1.8 dB where half of L is distortion; perfect perception costs 3 dB at most
 RefinedWeights = Annotated[dict[Literal["mse", "ms-ssim"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
-Recipe = (
-    Literal["decoder", "decoder+hyper", "all-but-encoder", "boundary"] | Annotated[tuple[str, ...], Field(min_length=1)]
-)
+Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Annotated[tuple[str, ...], Field(min_length=1)]
+Retrained = Literal["boundary"] | Recipe
 
 
 class Steps(Section):
@@ -166,7 +165,7 @@ class Steps(Section):
 class Phase(Section):
     """One of the phases of a job: what trains, for how long, with which learning rate."""
 
-    recipe: Recipe = Field(description="What trains, as finetune.recipe.")
+    recipe: Retrained = Field(description="What trains, as finetune.recipe.")
     steps: int = Field(ge=1, description="Steps of the optimizer.")
     lr: float = Field(gt=0, description="Learning rate of the optimizer, the largest of the schedule.")
 
@@ -281,7 +280,7 @@ class Mixed(Section):
 class Finetune(Steps):
     """Retraining of the decoder side from the cache (`lic-dist finetune`)."""
 
-    recipe: Recipe = Field(
+    recipe: Retrained = Field(
         "decoder+hyper",
         description="What trains: a name, or a list of parts (decoder, hyper, context, prior) and parameters (g_s.6). "
         "boundary: a network for the edges of blocks alone, from a cache of images.squares.",
