@@ -78,8 +78,9 @@ TRADES = ("adversarial", "idempotence")
 IDEMPOTENCE_TOLERANCE = 0.02  # of L: 0.2 dB where half of L is distortion, a quarter of what six generations lose
 ADVERSARIAL_TOLERANCE = 0.25  # of L: 1.8 dB where half of L is distortion; perfect perception costs 3 dB at most
 RefinedWeights = Annotated[dict[Literal["mse", "ms-ssim"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
-Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Annotated[tuple[str, ...], Field(min_length=1)]
-Retrained = Literal["boundary"] | Recipe
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Names
+Retrained = Literal["decoder", "decoder+hyper", "all-but-encoder", "boundary"] | Names
 
 
 class Steps(Section):
