@@ -27,7 +27,7 @@ from lic_dist.config import Train, need
 from lic_dist.config.sweeps import documents
 from lic_dist.data import images
 from lic_dist.errors import UsageError
-from lic_dist.intervals import change_interval
+from lic_dist.intervals import Interval, change_interval
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.progress import Progress
@@ -88,10 +88,10 @@ def coded(loaded: Checkpoint, taken: dict[str, Image], title: str) -> dict[str, 
     return found
 
 
-def changes(arms: dict[str, dict[int, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+def changes(arms: dict[str, dict[int, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the change of L of each arm against the first, in percent, by folder: mean, low, high, seeds, spread."""
     plain, *others = arms
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for arm in others:
         shared = sorted(arms[arm].keys() & arms[plain].keys())
         for folder in arms[plain][shared[0]]["pictures"] if shared else ():
@@ -115,7 +115,7 @@ def _table(figures: dict[str, Any]) -> Any:
                 "/".join(f"{np.mean([row['L'] for row in one['pictures'][folder].values()]):.3f}" for one in runs)
             )
             change = figures["changes"].get(arm, {}).get(folder)
-            cells.append("{mean:+.2f} [{low:+.2f}, {high:+.2f}] ± {spread:.2f}".format(**change) if change else "")
+            cells.append(str(Interval(**change)) if change else "")
         rows.append(cells)
-    heads = [head for folder in folders for head in (f"L, {folder}", "change of L [%]")]
+    heads = [head for folder in folders for head in (f"L, {folder}", "change of L")]
     return table("Arms of a training, by seed", ("arm", "steps", "CPU s", "held-out L", *heads), rows)
