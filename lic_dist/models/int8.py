@@ -41,6 +41,7 @@ from torch.nn import functional as F
 from lic_dist.models.integer import SLOPE_BITS, UNIT_BITS, IntegerGaussians, Taps, leaky
 from lic_dist.models.layers import DenormalizeGaussians, FullPrecision, Gain, Residual, bounded
 
+QUANTIZING = "quantizing to 8 bits"  # of an entry of a checkpoint's history: `what`
 UNITS = 1 << UNIT_BITS  # in 1
 REACH, BODY_REACH = 1 << 10, 1 << 9  # of what a layer makes, and the last one of a residual block
 LARGEST_WEIGHT, LARGEST_BIAS = 127, 1 << 22

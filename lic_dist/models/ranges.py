@@ -34,7 +34,7 @@ RARE = 0.05  # of the mean power of channels: what one is taken to have at least
 DAMPING = 1e-3  # of the mean power of codes
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SAMPLES = 32  # that shares are tried on where layers read more than a position
-TRIED = 1 << 12  # positions that units and shares are tried on, about
+TRIED = 1 << 11  # positions that units and shares are tried on, about
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from lic_dist.config.training import Int8
 from lic_dist.errors import UsageError
 from lic_dist.models.architectures import ModelSpec, adapt, build
 from lic_dist.models.checkpoint import CDF, Checkpoint, update_tables
-from lic_dist.models.int8 import Convolving
+from lic_dist.models.int8 import QUANTIZING, Convolving
 from lic_dist.models.parts import model_digest
 from lic_dist.models.ranges import fit
 from lic_dist.quantization.quantize import Quantizer
@@ -27,7 +27,6 @@ from lic_dist.training.loop import PhasePlan
 from lic_dist.training.parent import Source
 from lic_dist.training.samples import Batch, Layout, Samples
 
-WHAT = "quantizing to 8 bits"  # of an entry of a checkpoint's history
 FORMS: Mapping[str, str] = {"block-transform": "block-transform-int8"}
 
 
@@ -48,7 +47,7 @@ def converted(source: Source, section: Int8, layout: Layout) -> tuple[Checkpoint
     chosen = every[:: max(1, len(every) // section.samples)][: section.samples]
     samples = Samples(source.cache, {group.name: Quantizer(group.record)}, chosen, False, layout)
     (z_hat,), y_hat = Decoding(parent.model, group.record).latents(samples.batch(np.arange(len(chosen))))
-    entry = {"what": WHAT, "of": parent.source, "model": model_digest(parent.model), "samples": len(chosen)}
+    entry = {"what": QUANTIZING, "of": parent.source, "model": model_digest(parent.model), "samples": len(chosen)}
 
     def made(retrained: bool) -> Checkpoint:
         model = build(spec.architecture, spec.N, spec.M)
