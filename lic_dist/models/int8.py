@@ -1,5 +1,5 @@
-"""Layers with 8-bit weights and activations that compute in exact integers, in training as in use: the same pixels on
-every machine, whatever its threads, strips, batch or backend.
+"""Layers with 8-bit weights and activations that compute in exact integers: the same pixels on every machine, whatever
+its threads, strips, batch or backend.
 
 Sun et al. quantize the transforms of learned codecs so, and retrain them layer by layer ("End-to-end Learned Image
 Compression with Fixed Point Weight Quantization", 2020, arXiv 2007.04684; "Learned Image Compression with Fixed-point
@@ -25,7 +25,7 @@ All of these are held by float32 exactly, and sums below 2^24 too, in any order:
 layer that could exceed that, or reads 16 bits, sums in float64. Sums are matrix products, for which TF32 and bf16 hold
 codes and weights exactly. Where each channel reads itself they lie below 2^19, and are rounded: so even a convolution
 by a transform, whose error is far below a half then, is exact. In training gradients pass rounding as if it were not
-there (straight through), and a clamp where they lead back.
+there (straight through), and a clamp where they lead back; sums of 16 bits are then those of float32.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class Convolving(nn.Module):
         transposed = isinstance(self, nn.ConvTranspose2d)
         taps = math.prod(-(-k // s) if transposed else k for k, s in zip(self.kernel_size, self.stride, strict=True))
         largest = 255 if bits is None else 1 << (bits - 1)
-        self.terms = self.in_channels // self.groups * taps
-        self.single = self.terms * LARGEST_WEIGHT * largest + LARGEST_BIAS < 1 << 24  # float32 holds every sum
+        most = self.in_channels // self.groups * taps * LARGEST_WEIGHT * largest + LARGEST_BIAS
+        self.single = most < 1 << 24  # float32 holds every sum
 
     def scales(self) -> Tensor:
         """Return u / v of every weight, float32, to broadcast over the weight."""
