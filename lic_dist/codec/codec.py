@@ -288,7 +288,8 @@ class ImageCodec:
 
     def _run(self, grid: Grid, integer: bool, pool: Pool) -> Run:
         """Return the `run` of `CodecModel.walk` for an image."""
-        return run_in_tiles(self._codec, grid, (self._integer_nets if integer else self._codec.nets).__getitem__, pool)
+        nets = self._integer_nets if integer and not self._codec.exact else self._codec.nets
+        return run_in_tiles(self._codec, grid, nets.__getitem__, pool)
 
     @cached_property
     def _integer_nets(self) -> dict[str, IntegerNet]:

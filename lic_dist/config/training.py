@@ -263,6 +263,14 @@ class Train(Steps):
         return self
 
 
+class Int8(Section):
+    """How a decoder in 8 bits is made, before it is retrained as a whole; see training/layerwise.py."""
+
+    samples: int = Field(64, ge=1, description="Training samples of the cache that layers are fitted to.")
+    steps: int = Field(40, ge=1, description="Steps of each layer of h_s by itself.")
+    lr: float = Field(0.02, gt=0, description="Learning rate of these, in units of the layer's 8-bit weights.")
+
+
 class Mixed(Section):
     """One of several stores of one encoder that a finetuning mixes; its samples are drawn by its weight."""
 
@@ -305,6 +313,11 @@ class Finetune(Steps):
         description="Groups of the cache to retrain on together, each step on one of them: the rates of one model, "
         "[tcq8, tcq8@0.0067]; empty: quantizer.group.",
     )
+    int8: Int8 | None = Field(
+        None,
+        description="Make the decoder one of 8 bits, exact integers, and retrain it layer by layer before the phases; "
+        "null: floats stay floats, and 8 bits 8 bits.",
+    )
     rounds: int = Field(1, ge=1, description="Rounds of search and finetuning, each with the model of the one before.")
     distortion: Literal["mse", "ms-ssim", "lpips"] | Traded = Field(  # type: ignore[assignment]  # one term more
         "mse",
@@ -337,7 +350,7 @@ class Finetune(Steps):
     workers: int = Field(0, ge=0, description="Processes of a rank that read streams; 0: threads of its own.")
     out: File = Field(Path("runs/finetuned"), description="Folder for the checkpoint, log and states.")
 
-    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"tolerance", "groups", "cache"}
+    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"tolerance", "groups", "cache", "int8"}
 
     @model_validator(mode="before")
     @classmethod
@@ -355,6 +368,14 @@ class Finetune(Steps):
         if isinstance(value, dict) and not value.keys() - {*TRADES}:
             raise ValueError(f"{' and '.join(value)} alone holds no content: {{mse: 1, {next(iter(value))}: 8}}")
         return value
+
+    @model_validator(mode="after")
+    def _int8_fits(self) -> Self:
+        if self.int8 and self.rounds > 1:
+            raise ValueError("int8 is made once: rounds 1, and rounds of the checkpoint that comes out")
+        if self.int8 and any(one.recipe not in ("decoder+hyper", "all-but-encoder") for one in self.each_phase):
+            raise ValueError("int8 changes h_s as well as g_s: recipe decoder+hyper or all-but-encoder")
+        return self
 
     @model_validator(mode="after")
     def _trades_fit(self) -> Self:

@@ -24,11 +24,13 @@ from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.blend import WHAT
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.int8 import QUANTIZING
 from lic_dist.models.names import label, split_gain, with_gain
 from lic_dist.models.parts import model_digest
 
 P = TypeVar("P", bound=Keyed)
 BASE = "base"  # the arm of a checkpoint that was not retrained
+INT8 = "int8"
 CONTROL = "control"
 CONTROLS = (CONTROL, "noise", "straight-through")  # words of arms that show what else would have gained
 CARRIED = "carried"  # stands for all quantizers that a checkpoint carries
@@ -217,11 +219,13 @@ def carried(loaded: Checkpoint) -> tuple[str, ...]:
 
 def arm_of(loaded: Checkpoint) -> str:
     """Return how a checkpoint says it was made: "base", "decoder", "decoder noise", "decoder+hyper round 2",
-    "decoder adversarial 100", "decoder control" (of weight 0), "blend 0.5" ...
+    "decoder adversarial 100", "decoder control" (of weight 0), "blend 0.5", "int8", "decoder+hyper int8" ...
     """
     if loaded.history and loaded.history[-1].get("what") == WHAT:
         return f"blend {loaded.history[-1]['share']:g}"
     rounds = [entry for entry in loaded.history if "recipe" in entry]
+    if loaded.history and loaded.history[-1].get("what") == QUANTIZING:
+        return INT8
     if not rounds:
         return BASE
     last = rounds[-1]
@@ -231,7 +235,8 @@ def arm_of(loaded: Checkpoint) -> str:
     distortion = last.get("distortion")
     weights = distortion if isinstance(distortion, dict) else {}
     traded = [(name, weights[name]) for name in TRADES if weights.get(name) is not None]
-    against = "".join(f" {name} {weight:g}" if weight else f" {CONTROL}" for name, weight in traded)
+    form = f" {INT8}" if any(entry.get("what") == QUANTIZING for entry in loaded.history) else ""
+    against = form + "".join(f" {name} {weight:g}" if weight else f" {CONTROL}" for name, weight in traded)
     return ", ".join(recipes) + latents + against + (f" round {len(rounds)}" if len(rounds) > 1 else "")
 
 

@@ -24,6 +24,7 @@ from lic_dist.models.protocol import CodecModel
 
 ARCHITECTURES = {
     "block-transform": "lic_dist.models.families.hyperprior:BlockTransform",
+    "block-transform-int8": "lic_dist.models.families.hyperprior:BlockTransformInt8",
     "bmshj2018-factorized": "lic_dist.models.families.factorized:FactorizedPrior",
     "bmshj2018-factorized-relu": "lic_dist.models.families.factorized:FactorizedPriorReLU",
     "bmshj2018-hyperprior": "lic_dist.models.families.hyperprior:ScaleHyperprior",

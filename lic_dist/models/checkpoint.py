@@ -3,7 +3,8 @@
 A checkpoint is a dictionary of plain data and tensors, so that it loads with `weights_only=True`, here and in
 CompressAI's own `eval_model`:
 
-    state_dict    tensors, float32 (in the zoo parameters float16, loaded to float32, and CDF tables empty)
+    state_dict    tensors, float32 (in the zoo parameters float16, loaded to float32, and CDF tables empty); the weights
+                  of layers in 8 bits int8
     architecture, N, M, lmbda, and options where the model was built with some
     quantizers    {name: quantizer record as JSON}
     history       [{what was done: recipe, steps, cache fingerprint, parent ...}], oldest first
@@ -281,7 +282,7 @@ def save(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32)
         state = _without_tables(state)
     write(
         {
-            "state_dict": state,
+            "state_dict": checkpoint.codec.packed(state),
             **checkpoint.spec.as_dict(),
             "quantizers": checkpoint.quantizers,
             "history": checkpoint.history,

@@ -96,51 +96,69 @@ def _in_units(values: Tensor) -> Tensor:
     return torch.round(values.detach().double() * 2.0**UNIT_BITS) * 2.0**-UNIT_BITS
 
 
-class _Convolution:
-    """A convolution on float64 [channels, B, h, w]; output s i + r adds input i - n times the weight at padding + r
-    + s n.
+class Taps:
+    """Sums of a convolution on [channels, B, h, w], one matrix product a tap; output s i + r adds input i - n times the
+    weight at padding + r + s n.
+
+    `layer` gives the form, `weight` the numbers, of its shape. The type of both decides what sums are exact.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
-        given = layer.weight.detach().cpu().numpy()
+    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d, weight: Tensor) -> None:
         # A plain convolution is a transposed one of stride 1 with its kernel turned round.
         turned = (
-            given.transpose(2, 3, 1, 0)
+            weight.permute(2, 3, 1, 0)
             if isinstance(layer, nn.ConvTranspose2d)
-            else given.transpose(2, 3, 0, 1)[::-1, ::-1]
-        )
-        weight = np.array(turned, np.float64, order="C")  # [row, column, out, in]
-        bias = np.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().cpu().numpy()
-        _, e = np.frexp(np.abs(weight).max((0, 1, 3)))
-        f = np.clip(WEIGHT_BITS - e, 1, MOST_BITS)
-        whole = np.rint(np.ldexp(weight, f[:, None]))
-        start = np.rint(np.ldexp(bias.astype(np.float64), UNIT_BITS + f)) + np.ldexp(0.5, f)
-        if not (np.abs(whole).sum((0, 1, 3)) * LARGEST + np.abs(start)).max() < _EXACT:  # also refuses NaN
-            raise LicError(f"a layer is too wide for exact sums, or its weights too large: {layer}", hint=_HINT)
-        device = layer.weight.device
-        self._start, self._unit = (torch.from_numpy(each[:, None]).to(device) for each in (start, np.ldexp(1.0, -f)))
+            else weight.permute(2, 3, 0, 1).flip(0, 1)
+        ).contiguous()  # [row, column, out, in]
         self._stride, self._padding = layer.stride[0], int(layer.padding[0])
         self._taps: dict[tuple[int, int], list[tuple[int, int, Tensor]]] = {}
-        for row, column in product(range(len(whole)), repeat=2):
+        used = turned.count_nonzero((2, 3)).tolist()  # a mask's zeros add nothing
+        for row, column in product(range(len(turned)), repeat=2):
             (n, r), (m, q) = (divmod(at - self._padding, self._stride) for at in (row, column))
             taps = self._taps.setdefault((r, q), [])
-            if whole[row, column].any():  # a mask's zeros add nothing
-                taps.append((n, m, torch.from_numpy(whole[row, column]).to(device)))
+            if used[row][column]:
+                taps.append((n, m, turned[row, column]))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, start: Tensor) -> Tensor:
+        """Return [out, B, s h, s w] of x [in, B, h, w], from `start` [out, 1] on."""
         (_, batch, high, wide), pad, stride = x.shape, self._padding, self._stride
         around = nn.functional.pad(x, (pad, pad, pad, pad)) if pad else x
-        out = x.new_empty(len(self._start), batch, high, stride, wide, stride)
+        out = x.new_empty(len(start), batch, high, stride, wide, stride)
         for (r, q), taps in self._taps.items():
-            total = self._start.repeat(1, batch * high * wide)
+            total = start.repeat(1, batch * high * wide)
             for n, m, weight in taps:
                 part = around[:, :, pad - n : pad - n + high, pad - m : pad - m + wide]
                 total.addmm_(weight, part.reshape(len(part), -1))
-            out[:, :, :, r, :, q] = _clamp(total.mul_(self._unit).floor_(), total).view(-1, batch, high, wide)
+            out[:, :, :, r, :, q] = total.view(-1, batch, high, wide)
         return out.view(-1, batch, high * stride, wide * stride)
 
 
-class _DenormalizeGaussians:
+class _Convolution:
+    """A convolution on float64 [channels, B, h, w]."""
+
+    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        weight = layer.weight.detach().cpu().numpy().astype(np.float64)
+        if isinstance(layer, nn.ConvTranspose2d):
+            weight = weight.swapaxes(0, 1)
+        bias = np.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().cpu().numpy()
+        _, e = np.frexp(np.abs(weight).max((1, 2, 3)))
+        f = np.clip(WEIGHT_BITS - e, 1, MOST_BITS)
+        whole = np.rint(np.ldexp(weight, f[:, None, None, None]))
+        start = np.rint(np.ldexp(bias.astype(np.float64), UNIT_BITS + f)) + np.ldexp(0.5, f)
+        if not (np.abs(whole).sum((1, 2, 3)) * LARGEST + np.abs(start)).max() < _EXACT:  # also refuses NaN
+            raise LicError(f"a layer is too wide for exact sums, or its weights too large: {layer}", hint=_HINT)
+        if isinstance(layer, nn.ConvTranspose2d):
+            whole = whole.swapaxes(0, 1)
+        device = layer.weight.device
+        self._start, self._unit = (torch.from_numpy(each[:, None]).to(device) for each in (start, np.ldexp(1.0, -f)))
+        self._taps = Taps(layer, torch.from_numpy(whole).to(device))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        sums = self._taps(x, self._start)
+        return _clamp(sums.mul_(self._unit[..., None, None]).floor_(), sums)
+
+
+class IntegerGaussians:
     """Turn log scales and means in units of the deviation into scales and means: float64 [2M, B, h, w]."""
 
     def __init__(self, layer: DenormalizeGaussians) -> None:
@@ -194,11 +212,11 @@ def _layer(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     if isinstance(layer, nn.ReLU):
         return partial(torch.clamp, min=0)
     if isinstance(layer, nn.LeakyReLU) and 0 <= layer.negative_slope <= 1:
-        return partial(_leaky, round(layer.negative_slope * 2**SLOPE_BITS))
+        return partial(leaky, round(layer.negative_slope * 2**SLOPE_BITS))
     if isinstance(layer, HalfTanh):
         return _half_tanh
     if isinstance(layer, DenormalizeGaussians):
-        return _DenormalizeGaussians(layer)
+        return IntegerGaussians(layer)
     raise LicError(f"the entropy model has a layer without a form in integers: {layer}", hint=_HINT)
 
 
@@ -207,7 +225,7 @@ def _shuffle(layer: nn.Module, x: Tensor) -> Tensor:
     return shuffled.transpose(0, 1)
 
 
-def _leaky(slope: int, x: Tensor) -> Tensor:
+def leaky(slope: int, x: Tensor) -> Tensor:
     return torch.where(x > 0, x, ((x * slope + 2.0 ** (SLOPE_BITS - 1)) * 2.0**-SLOPE_BITS).floor())
 
 

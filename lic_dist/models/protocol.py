@@ -183,6 +183,8 @@ class CodecModel(ABC):
     supports: ClassVar[frozenset[Support]] = frozenset()
     """deterministic: the networks of `walk` have a form in integers (models/integer.py). tiles: receptive fields follow
     from the layers of `nets` (codec/tiles.py). refinement: y may be moved before the search (models/refine.py)."""
+    exact: ClassVar[bool] = False
+    """Whether g_s and the networks of `walk` compute in exact integers by themselves."""
 
     def __init__(self, module: nn.Module) -> None:
         mask_weights(module)  # so that digests and files hold what the networks compute with
@@ -349,6 +351,10 @@ class CodecModel(ABC):
     def update(self) -> None:
         """Make the integer tables of `gaussian` and of all priors from the present weights."""
         self.module.update(force=True)
+
+    def packed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state_dict as files have it, which `load_state_dict` takes; the module is left as they say."""
+        return dict(state)
 
     def require(self, what: Support, why: str = "") -> None:
         """Raise LicError where the family does not support something; `why` goes on from its name in the message."""

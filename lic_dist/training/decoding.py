@@ -73,14 +73,14 @@ class Decoding(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.bf16, self.pixels = model, bf16, means_gradient == "pixels"
-        self._codec = adapt(model)
+        self.codec = adapt(model)
         self.embedded = Embedded(record) if record.kind.embedded else None
         self.rate, self.unit_sq = self._rate_of(record, prior_trains), record.is_unit_sq
         error_weight = record.lmbda * 255**2 / (3 * record.lambda_scale)  # of a unit of S_c (y - y_hat)^2, in bits
         weights = torch.from_numpy(record.weights * np.float32(error_weight))
         self.register_buffer("weights", weights.reshape(1, -1, 1, 1), persistent=False)
         self.weights: Tensor
-        nets = {name: net for name, net in self._codec.nets.items() if name not in TRANSFORMS}
+        nets = {name: net for name, net in self.codec.nets.items() if name not in TRANSFORMS}
         kept = copy.deepcopy(nets) if form == "likelihood" else {}
         self.parent = nn.ModuleList(kept.values()).requires_grad_(False)  # the parent's networks of the entropy model
         self._parent_nets = kept
@@ -100,21 +100,29 @@ class Decoding(nn.Module):
     def _rate_of(self, record: QuantizerRecord, prior_trains: bool) -> nn.Module:
         if self.embedded is not None:
             return EmbeddedRate(self.embedded)
-        if (prior := self._codec.prior) is None:
+        if (prior := self.codec.prior) is None:
             return IndexRate(record)
         return CellRate(record, prior) if prior_trains else ChannelRate(record)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (x_hat float32 [b, 3, s, s], bits of y and z in the batch, float32)."""
-        sides = self._codec.sides
-        sides_hat = tuple(side.dequantize(z) for side, z in zip(sides, (batch.z,), strict=True))
+        sides, sides_hat = self.codec.sides, self._sides_hat(batch)
         y_hat, bits = self.make_y_hat(batch, sides_hat)
         self.y_hat = y_hat.detach()
         for side, z_hat in zip(sides, sides_hat, strict=True):
             bits = bits_of(side.likelihood(z_hat)) + bits
         with torch.autocast(y_hat.device.type, torch.bfloat16, enabled=self.bf16):
-            x_hat = self._codec.synthesise(y_hat)
+            x_hat = self.codec.synthesise(y_hat)
         return x_hat.to(y_hat.dtype), bits
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> tuple[Sides, Tensor]:
+        """Return z_hat of each side, and the y_hat float32 [b, M, h, w] that a decoder rebuilds from k."""
+        sides_hat = self._sides_hat(batch)
+        return sides_hat, self._rebuilt(batch, sides_hat)[0].y_hat
+
+    def _sides_hat(self, batch: Batch) -> Sides:
+        return tuple(side.dequantize(z) for side, z in zip(self.codec.sides, (batch.z,), strict=True))
 
     def _rebuilt(self, batch: Batch, sides_hat: Sides, run: Run | None = None) -> tuple[Given, Tensor]:
         """Return what a decoder finds, stage by stage from k, and y_hat before corrections, means + level."""
@@ -124,7 +132,7 @@ class Decoding(nn.Module):
             sent.append(stage.means + self._spread(stage.elements.take(batch.level), stage.scales))
             return sent[-1]
 
-        found = self._codec.follow(sides_hat, known, run)
+        found = self.codec.follow(sides_hat, known, run)
         return found, sent[0] if found.y_hat is sent[0] else found.means + self._spread(batch.level, found.scales)
 
     def _spread(self, level: Tensor, scales: Tensor | None) -> Tensor:
@@ -144,12 +152,12 @@ class Decoding(nn.Module):
         bits = bits + cost - cost.detach()
         if found.y_hat is sent:
             return sent.detach(), bits
-        return self._codec.given(sides_hat, sent.detach()).y_hat, bits  # the picture trains corrections alone
+        return self.codec.given(sides_hat, sent.detach()).y_hat, bits  # the picture trains corrections alone
 
     def _likelihood(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             _, fixed = self._rebuilt(batch, sides_hat, lambda name, values: self._parent_nets[name](values))
-        found = self._codec.given(sides_hat, fixed)
+        found = self.codec.given(sides_hat, fixed)
         bits = self._likelihood_bits(fixed if self.unit_sq else self._noisy(batch), found)
         if self.pixels:
             level = self._spread(batch.level, found.scales)
@@ -158,7 +166,7 @@ class Decoding(nn.Module):
 
     def _noise(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
         noisy = self._noisy(batch)
-        found = self._codec.given(sides_hat, noisy)
+        found = self.codec.given(sides_hat, noisy)
         return found.y_hat, self._likelihood_bits(noisy, found)
 
     def _straight_through(self, batch: Batch, sides_hat: Sides) -> tuple[Tensor, Tensor]:
@@ -168,14 +176,14 @@ class Decoding(nn.Module):
             means = stage.means.detach()
             return torch.round(stage.elements.take(y) - means) + means
 
-        found = self._codec.follow(sides_hat, rounded)
+        found = self.codec.follow(sides_hat, rounded)
         return found.y_hat, self._likelihood_bits(self._noisy(batch), found)
 
     def _index_bits(self, batch: Batch, found: Given) -> Tensor:
         if found.scales is None:
             bits: Tensor = self.rate(batch.k, batch.quantizer).sum().float()
             return bits
-        scales = self._codec.gaussian.lower_bound_scale(found.scales)  # its gradient lets sigma grow above the bound
+        scales = self.codec.gaussian.lower_bound_scale(found.scales)  # its gradient lets sigma grow above the bound
         bits = self.rate(scales, batch.k, batch.quantizer).sum()
         return bits
 
@@ -183,7 +191,7 @@ class Decoding(nn.Module):
         return batch.y.to(self.weights.dtype) + batch.noise
 
     def _likelihood_bits(self, y: Tensor, found: Given) -> Tensor:
-        return bits_of(self._codec.likelihood(y, Stage(found.means, found.scales)))
+        return bits_of(self.codec.likelihood(y, Stage(found.means, found.scales)))
 
 
 class Turns(nn.Module):

@@ -16,6 +16,7 @@ import copy
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lic_dist.building.latents import inputs_of, refined
 from lic_dist.cache.mixture import Mixture
 from lic_dist.errors import UsageError
 from lic_dist.models.architectures import adapt
-from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.checkpoint import Checkpoint, save
 from lic_dist.models.names import SUFFIX
 from lic_dist.models.parts import model_digest, trainable
 from lic_dist.models.stages import to_input
@@ -41,6 +42,7 @@ from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.finish import Finished, calibrate_and_save
 from lic_dist.training.idempotence import Idempotence
+from lic_dist.training.layerwise import ByLayer, converted, require_form
 from lic_dist.training.loop import PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures, joined
 from lic_dist.training.parent import Group, Records, Source
@@ -49,6 +51,7 @@ from lic_dist.training.samples import Batch, Layout, Samples, make_batch, traini
 from lic_dist.training.sources import HELD_OUT_BATCH, not_held_out, sources_of_all, trained_elsewhere
 from lic_dist.training.states import is_finished
 
+CALIBRATED = "calibrated"  # the file of a decoder in 8 bits that is not retrained yet
 NOT_IDENTITY = {  # of the section; no weight depends on it, or it is named by its digest
     "out", "streams", "workers", "rounds", "keep", "tracking", "snapshot", "cache"
 }  # fmt: skip
@@ -65,6 +68,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     ranks.share(section.batch)  # refuses what does not divide, before anything is read
     parent, cache, groups = source.parent, source.cache, source.groups
     source.check()
+    if section.int8:
+        require_form(parent.spec.architecture)
     phases = [PhasePlan(trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.each_phase]
     names = {name for phase in phases for name in phase.parameters}
     decoder, prior = parent.codec.prefixes("decoder"), parent.codec.prefixes("prior")
@@ -94,6 +99,12 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         if ranks.first:
             print(f"{path}: done already")
         return path
+    teacher = parent
+    if section.int8:
+        nearest, parent = converted(source, section.int8, layout)
+        source = replace(source, parent=parent)
+        if ranks.first:
+            save(nearest, out / f"{CALIBRATED}{SUFFIX}")
     model: Any = copy.deepcopy(parent.model).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16, means_gradient = section.precision == "bf16", section.means if hyper else "pixels"
     decodings = [
@@ -101,6 +112,13 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         for one in groups
     ]
     turns = Turns(decodings).to(ranks.device)
+    module: nn.Module = turns
+    layers: list[PhasePlan] = []
+    if section.int8:
+        floats = copy.deepcopy(teacher.model).to(ranks.device)
+        theirs = Turns([Decoding(floats, one.record) for one in groups]).to(ranks.device)
+        module = by_layer = ByLayer(turns, model, theirs)
+        layers = by_layer.phases(section.int8)
     weight = section.idempotence  # 0, the control, needs no term
     again = [Idempotence(weight, model, one.record, ranks.device) for one in groups] if weight else []
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
@@ -142,6 +160,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         }
 
     def loss(forward: nn.Module, batch: Batch) -> Tensor:
+        if loop.phase < len(layers):
+            return forward(batch, now, loop.phase)
         x = to_input(batch.pixels, ranks.device)
         x_hat, bits = forward(batch, now)
         error = distortion(x_hat, x) + (adversary.term(x_hat, x) if adversary else 0)
@@ -157,7 +177,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         fastest = max(phase.lr for phase in phases)
         adversary = Adversary(section.adversarial, fastest, section.seed, ranks.device)
     plan = section.model_copy(update={"out": out})
-    loop = TrainingLoop(title, plan, phases, turns, model, identity, ranks, adversary=adversary)
+    loop = TrainingLoop(title, plan, [*layers, *phases], module, model, identity, ranks, adversary=adversary)
     loop.record_start(before, section.tolerance)
     with closing(training.batches(loop.first, ranks)) as batches:
         for step in loop:

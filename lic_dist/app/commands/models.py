@@ -93,6 +93,8 @@ def _lines(loaded: Checkpoint) -> Iterator[str]:
     stages = codec.layout(256 // codec.strides.y, 256 // codec.strides.y)
     yield f"stages of a crop of 256x256: {len(stages)}; channels of y: {codec.channels}"
     yield f"supports: {', '.join(sorted(codec.supports)) or 'none of deterministic, tiles, refinement'}"
+    if codec.exact:
+        yield "decoder in exact integers, weights of 8 bits: the same pixels on every machine"
     for part, count in parameter_counts(loaded.model).items():
         yield f"{part}: {count:,} parameters"
     if not rates or codec.gain is not None:

@@ -92,7 +92,7 @@ class BlockTransform(MeanScaleHyperprior):
 
     @classmethod
     def fits(cls, state: Mapping[str, Tensor]) -> bool:
-        return "h_a.0.deviation" in state
+        return "h_a.0.deviation" in state and _EIGHT not in state
 
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -107,6 +107,25 @@ class BlockTransform(MeanScaleHyperprior):
         for values in (module.g_a[-1].gain, module.h_a[0].deviation, module.h_s[-1].deviation):
             values.mul_(factor)
         module.g_s[0].gain.div_(factor)
+
+
+class BlockTransformInt8(BlockTransform):
+    """The light codec with a decoder in 8 bits, `models/block_transform_int8.py`."""
+
+    name = "block-transform-int8"
+    module_class = "lic_dist.models.block_transform_int8:BlockTransformInt8"
+    exact = True
+
+    @classmethod
+    def fits(cls, state: Mapping[str, Tensor]) -> bool:
+        return _EIGHT in state
+
+    def packed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        layers = {name: layer for name, layer in self.module.named_modules() if hasattr(layer, "settle")}
+        return {**state, **{f"{name}.weight": layer.settle().cpu() for name, layer in layers.items()}}
+
+
+_EIGHT = "h_s.0.makes"
 
 
 def _channels_of_h_s(state: Mapping[str, Tensor]) -> float:
