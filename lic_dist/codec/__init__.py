@@ -61,14 +61,19 @@ def open_decoder(data: bytes, model: str, architecture: str | None = None, lmbda
     from lic_dist.codec.codec import ImageCodec, model_id, require_model
     from lic_dist.codec.container import Container
     from lic_dist.codec.progressive import ProgressiveCodec, record_of
+    from lic_dist.codec.rans import BitstreamError
     from lic_dist.codec.records import record_by_id
     from lic_dist.codec.units import Progressive, is_progressive
     from lic_dist.models import checkpoint
+    from lic_dist.models.names import split_pack
 
     container = Progressive.unpack(data) if is_progressive(data) else Container.unpack(data)
     loaded = checkpoint.load(str(model), architecture, lmbda)
     checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
-    require_model(container.model, model_id(loaded.model))
+    (base, pack), own = split_pack(str(model)), model_id(loaded.model)
+    if pack and own != container.model == model_id(checkpoint.load(base, architecture, lmbda).model):
+        raise BitstreamError(f"this file was made without the pack {pack}", hint=f"leave it out: {base} alone")
+    require_model(container.model, own)
     if isinstance(container, Progressive):
         return ProgressiveCodec(loaded.model, record_of(loaded, container.record))
     return ImageCodec(loaded.model, record_by_id(loaded, container.record))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from lic_dist.app.commands.options import Architecture, Lmbda
+from lic_dist.app.commands.options import Architecture, Lmbda, PackFile, packed
 from lic_dist.errors import LicError, UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def encode(
             help="sq, a name that the checkpoint carries, or a record; default: its TCQ of most states, else sq."
         ),
     ] = None,
+    pack: PackFile = None,
     architecture: Architecture = None,
     lmbda: Lmbda = None,
     deterministic: Annotated[
@@ -55,7 +56,7 @@ def encode(
         raise UsageError(f"encode would overwrite {image}", hint="give the bitstream another name")
     with whole_file(file) as out:
         pixels = images.read(image, keep_grey=True)
-        loaded = checkpoint.load(model, architecture, lmbda)
+        loaded = checkpoint.load(packed(model, pack), architecture, lmbda)
         checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
         name = quantizer or preferred_quantizer(loaded)
         kind = ProgressiveCodec if progressive else ImageCodec
@@ -76,6 +77,7 @@ def decode(
     quantizer: Annotated[
         str | None, typer.Option(help="A record that the checkpoint does not carry; default: what the file states.")
     ] = None,
+    pack: PackFile = None,
     architecture: Architecture = None,
     lmbda: Lmbda = None,
     size: Annotated[
@@ -106,7 +108,7 @@ def decode(
             data = file.read_bytes()
         except OSError as error:
             raise LicError(f"cannot read {file}: {error.strerror}") from None
-        progressive = is_progressive(data)
+        progressive, model = is_progressive(data), packed(model, pack)
         if (size or preview) and not progressive:
             raise UsageError(f"{file} is no progressive file: it decodes whole", hint="make one: encode --progressive")
         if size and preview:
