@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lic_dist.errors import LicError
+from lic_dist.evaluation.bitstreams import _file_of
 from lic_dist.models import adapters, checkpoint, packs
 from lic_dist.models.names import label, split_pack, with_pack
 from lic_dist.models.packs import Delta, Pack
-from lic_dist.models.parts import encoder_digest, entropy_digest
+from lic_dist.models.parts import encoder_digest, entropy_digest, model_digest
 from tests.fuzz_packs import mutated, one_input, parts_of
 
 
@@ -108,6 +109,9 @@ def test_a_pack_is_loaded_by_name_and_has_a_digest_of_its_own(base: Path, tmp_pa
     assert checkpoint.weights_digest(loaded.model) == checkpoint.digest(
         {name: value for name, value in again.items() if not name.endswith(checkpoint.COMPUTED)}
     )
+    (tmp_path / "merged.pth.tar").write_bytes(_file_of(name))  # what an archive of bitstreams keeps
+    archived = checkpoint.load(str(tmp_path / "merged.pth.tar"))
+    assert model_digest(archived.model) == model_digest(loaded.model) and archived.history == loaded.history
     with pytest.raises(LicError, match="this pack is of another model than .*screen.pack") as caught:
         checkpoint.load(with_pack(name, str(tmp_path / "screen.pack")))  # twice
     assert caught.value.hint and "it is of 'base'" in caught.value.hint
