@@ -227,7 +227,7 @@ def arm_of(loaded: Checkpoint) -> str:
     last = rounds[-1]
     phases = [phase["recipe"] for phase in last.get("phases", ())] or [last["recipe"]]
     recipes = [one if isinstance(one, str) else "+".join(one) for one in phases]
-    if last["recipe"] == ADAPTERS or ADAPTERS in phases:
+    if ADAPTERS in phases:
         places = last.get("adapters", Finetune.model_fields["adapters"].default)
         recipes = [f"{ADAPTERS} of {'+'.join(dict.fromkeys(name.partition('.')[0] for name in places))}"]
     latents = "" if last["latents"] == "quantized" else f" {last['latents']}"

@@ -68,7 +68,7 @@ class Delta:
     def free(values: Tensor) -> Delta:
         """Return the nearest delta of rank 0 to values of any shape."""
         matrix = values.detach().double().cpu().numpy().reshape(_sides(tuple(values.shape)))
-        exponents = _exponents(matrix, 1)
+        exponents = _exponents(matrix)
         numbers = np.rint(np.ldexp(matrix, -exponents[:, None])).astype(np.int8)
         return Delta(
             tuple(values.shape), 0, exponents.astype(np.int8), numbers, np.empty((0, matrix.shape[1]), np.int8)
@@ -86,7 +86,7 @@ class Delta:
         u = q @ u
         highest = np.maximum(np.abs(u).max(0), 1e-30)
         matrix, others = u / highest * LARGEST, (highest * sizes / LARGEST)[:, None] * vectors
-        exponents = _exponents(others, 1)
+        exponents = _exponents(others)
         return Delta(
             shape,
             rank,
@@ -116,10 +116,10 @@ def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
     return (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
 
 
-def _exponents(matrix: NDArray[np.float64], axis: int) -> NDArray[np.int64]:
+def _exponents(matrix: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return for each row the least e of EXPONENTS with max |row| <= LARGEST 2^e."""
     with np.errstate(divide="ignore"):
-        found = np.ceil(np.log2(np.abs(matrix).max(axis) / LARGEST))
+        found = np.ceil(np.log2(np.abs(matrix).max(1) / LARGEST))
     exponents: NDArray[np.int64] = np.clip(found, *EXPONENTS).astype(np.int64)
     return exponents
 
