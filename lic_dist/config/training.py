@@ -354,7 +354,7 @@ class Finetune(Steps):
             raise ValueError("a pack is of adapters alone: recipe adapters in each phase, or in none")
         if self.packs and self.rounds > 1:
             raise ValueError("a pack is of the model that it was begun with, and rounds begin again: rounds 1")
-        if not self.packs and "adapters" in self.model_fields_set:
+        if not self.packs and self.adapters != type(self).model_fields["adapters"].default:
             raise ValueError("adapters are of recipe adapters: leave them out, or take it")
         return self
 
