@@ -183,7 +183,8 @@ class Pack:
             end = _START.size + size
             if end > len(data):
                 raise ValueError("a header that is longer than the file")
-            header = json.loads(_inflated(data[_START.size : end], MOST_HEADER).decode(), parse_constant=_refuse)
+            told = _inflated(data[_START.size : end], MOST_HEADER).decode()
+            header = json.loads(told, parse_constant=_refuse, parse_float=_finite)
             return cls._of(header, data[end:])
         except (ValueError, RecursionError, zlib.error) as error:
             raise LicError(f"this pack contradicts itself: {error}", hint="no program of ours wrote it") from None
@@ -246,6 +247,13 @@ def _inflated(packed: bytes, most: int) -> bytes:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(text: str) -> float:
+    """Return a number that is not too large for one. ValueError otherwise: 1e999 would be infinite."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is no number")
+    return number
 
 
 def save(pack: Pack, path: Path) -> None:

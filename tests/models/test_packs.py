@@ -21,7 +21,7 @@ from lic_dist.models import adapters, checkpoint, packs
 from lic_dist.models.names import label, split_pack, with_pack
 from lic_dist.models.packs import Delta, Pack
 from lic_dist.models.parts import encoder_digest, entropy_digest, model_digest
-from tests.fuzz_packs import mutated, one_input, parts_of
+from tests.fuzz_packs import joined, mutated, one_input, parts_of, seeds
 
 
 def moved(model: nn.Module, parts: tuple[str, ...], rank: int, by: float = 0.01) -> dict[str, torch.Tensor]:
@@ -155,6 +155,13 @@ def test_the_format_stays() -> None:
     merged = Pack.parse(pack.data).merged({"w": torch.ones(2, 3, 1, 1), "b": torch.zeros(2)})
     assert merged["w"].flatten().tolist() == [33.625, -34.25, -506.125, -61.125, 75.25, 1019.625]
     assert merged["b"].tolist() == [-127 * 2.0**-20, 2.0**-20]
+
+
+def test_numbers_beyond_floats_are_refused() -> None:
+    header, numbers = parts_of(seeds()[0])
+    hostile = joined(header.replace(b'"steps": 3', b'"steps": 1e999'), numbers)
+    with pytest.raises(LicError, match="1e999 is no number"):
+        Pack.parse(hostile[:8] + hashlib.sha256(hostile[40:]).digest() + hostile[40:])
 
 
 @given(st.integers(0, 1 << 32))
