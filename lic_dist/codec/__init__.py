@@ -68,13 +68,17 @@ def open_decoder(data: bytes, model: str, architecture: str | None = None, lmbda
     from lic_dist.codec.records import record_by_id
     from lic_dist.codec.units import Progressive, is_progressive
     from lic_dist.models import checkpoint
+    from lic_dist.models.names import split_pack
 
     if is_in_blocks(data):
         raise BitstreamError("this file is in blocks", hint="lic_dist.codec.block_codec.open_block_decoder reads it")
     container = Progressive.unpack(data) if is_progressive(data) else Container.unpack(data)
     loaded = checkpoint.load(str(model), architecture, lmbda)
     checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
-    require_model(container.model, model_id(loaded.model))
+    (base, pack), own = split_pack(str(model)), model_id(loaded.model)
+    if pack and own != container.model == model_id(checkpoint.load(base, architecture, lmbda).model):
+        raise BitstreamError(f"this file was made without the pack {pack}", hint=f"leave it out: {base} alone")
+    require_model(container.model, own)
     if isinstance(container, Progressive):
         return ProgressiveCodec(loaded.model, record_of(loaded, container.record))
     return ImageCodec(loaded.model, record_by_id(loaded, container.record))

@@ -98,7 +98,10 @@ def require_model(stated: bytes, expected: bytes) -> None:
         return
     if name := retired(stated.hex()):
         raise BitstreamError(f"this file was made with the {name} of lic_dist 0.1.0", hint=remedy(name))
-    raise BitstreamError("this file was made with another model", hint="give the checkpoint it was made with")
+    raise BitstreamError(
+        "this file was made with another model",
+        hint="give the checkpoint it was made with, and its --pack if it had one",
+    )
 
 
 class ImageCodec:

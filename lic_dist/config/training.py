@@ -80,7 +80,8 @@ ADVERSARIAL_TOLERANCE = 0.25  # of L: 1.8 dB where half of L is distortion; perf
 RefinedWeights = Annotated[dict[Literal["mse", "ms-ssim"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Recipe = Literal["decoder", "decoder+hyper", "all-but-encoder"] | Names
-Retrained = Literal["decoder", "decoder+hyper", "all-but-encoder", "boundary"] | Names
+Retrained = Literal["decoder", "decoder+hyper", "all-but-encoder", "boundary", "adapters"] | Names
+ADAPTERS = "adapters"  # the recipe that writes a pack
 
 
 class Steps(Section):
@@ -292,7 +293,13 @@ class Finetune(Steps):
     recipe: Retrained = Field(
         "decoder+hyper",
         description="What trains: a name, or a list of parts (decoder, hyper, context, prior) and parameters (g_s.6). "
-        "boundary: a network for the edges of blocks alone, from a cache of images.squares.",
+        "boundary: a network for the edges of blocks alone, from a cache of images.squares. adapters: what becomes a "
+        "pack, beside the checkpoint.",
+    )
+    adapters: Annotated[dict[str, Annotated[int, Field(ge=1, le=128)]], Field(min_length=1)] = Field(
+        {"decoder": 8, "hyper": 8},
+        description="Of recipe adapters: where they are, parts and parameters as in a recipe, and of what rank each is "
+        "that is added to a matrix, {decoder: 8} or {g_s.8: 32, g_s.9: 32, hyper: 8}. Without hyper, bits stay.",
     )
     latents: Literal["quantized", "noise", "straight-through"] = Field(
         "quantized", description="What the decoder trains on; the last two are controls."
@@ -350,7 +357,7 @@ class Finetune(Steps):
     workers: int = Field(0, ge=0, description="Processes of a rank that read streams; 0: threads of its own.")
     out: File = Field(Path("runs/finetuned"), description="Folder for the checkpoint, log and states.")
 
-    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"tolerance", "groups", "cache", "int8"}
+    LATER: ClassVar[frozenset[str]] = Steps.LATER | {"tolerance", "groups", "cache", "int8", "adapters"}
 
     @model_validator(mode="before")
     @classmethod
@@ -386,6 +393,24 @@ class Finetune(Steps):
         if self.adversarial is not None and self.rounds > 1:
             raise ValueError("an adversarial term is of fixed bits, and rounds search again: rounds 1")
         return self
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> Self:
+        recipes = [one.recipe for one in self.each_phase]
+        if self.packs and any(one != ADAPTERS for one in recipes):
+            raise ValueError("a pack is of adapters alone: recipe adapters in each phase, or in none")
+        if self.packs and self.int8:
+            raise ValueError("a pack is of the model as it is: without int8")
+        if self.packs and self.rounds > 1:
+            raise ValueError("a pack is of the model that it was begun with, and rounds begin again: rounds 1")
+        if not self.packs and self.adapters != type(self).model_fields["adapters"].default:
+            raise ValueError("adapters are of recipe adapters: leave them out, or take it")
+        return self
+
+    @property
+    def packs(self) -> bool:
+        """Whether adapters train, and a pack is written."""
+        return any(one.recipe == ADAPTERS for one in self.each_phase)
 
     @property
     def each_phase(self) -> tuple[Phase, ...]:

@@ -30,7 +30,7 @@ from lic_dist.evaluation.jobs import AnyJob, distinct_file_names, file_safe
 from lic_dist.evaluation.journal import Key, beside
 from lic_dist.evaluation.results import ImageResult, Point, write_points, write_whole
 from lic_dist.models import checkpoint as checkpoints
-from lic_dist.models.names import SUFFIX, label
+from lic_dist.models.names import SUFFIX, label, split_pack
 from lic_dist.models.parts import decoder_digest, entropy_digest
 from lic_dist.text import counted
 
@@ -229,8 +229,18 @@ class _Writer:
             member = f"checkpoints/{named}"
             if member not in self.members:
                 held = self.before.read(model.member) if self.before is not None and model.member else None
-                self._add(member, held or checkpoints.locate(about.at if about else model.checkpoint).read_bytes())
+                self._add(member, held or _file_of(about.at if about else model.checkpoint))
         return model.model_copy(update={"member": member}), self._add(f"records/{point.record[:16]}.json", record)
+
+
+def _file_of(checkpoint: str) -> bytes:
+    """Return the file of a checkpoint; with packs, one of the merged model."""
+    if not split_pack(checkpoint)[1]:
+        return checkpoints.locate(checkpoint).read_bytes()
+    with TemporaryDirectory() as folder:
+        merged = Path(folder) / f"merged{SUFFIX}"
+        checkpoints.save(checkpoints.load(checkpoint), merged)
+        return merged.read_bytes()
 
 
 def _folder(point: Point) -> str:

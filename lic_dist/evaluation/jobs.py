@@ -14,7 +14,7 @@ from lic_dist.building.records import named_record
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import OFFSETS
 from lic_dist.config import Engine, Experiment, need
-from lic_dist.config.training import TRADES
+from lic_dist.config.training import ADAPTERS, TRADES, Finetune
 from lic_dist.data import images, photo_files
 from lic_dist.data.source import PhotoSource
 from lic_dist.data.sources.opening import open_source
@@ -231,6 +231,9 @@ def arm_of(loaded: Checkpoint) -> str:
     last = rounds[-1]
     phases = [phase["recipe"] for phase in last.get("phases", ())] or [last["recipe"]]
     recipes = [one if isinstance(one, str) else "+".join(one) for one in phases]
+    if ADAPTERS in phases:
+        places = last.get("adapters", Finetune.model_fields["adapters"].default)
+        recipes = [f"{ADAPTERS} of {'+'.join(dict.fromkeys(name.partition('.')[0] for name in places))}"]
     latents = "" if last["latents"] == "quantized" else f" {last['latents']}"
     distortion = last.get("distortion")
     weights = distortion if isinstance(distortion, dict) else {}

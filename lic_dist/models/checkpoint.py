@@ -14,6 +14,7 @@ CompressAI's own `eval_model`:
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.errors import LicError, UsageError
+from lic_dist.models import packs
 from lic_dist.models.architectures import ModelSpec, adapt, build, family, installed
 from lic_dist.models.compat import import_compressai
 from lic_dist.models.gains import chosen_rate
 from lic_dist.models.lambdas import LAMBDAS
-from lic_dist.models.names import SUFFIX, split_gain, with_gain
+from lic_dist.models.names import SUFFIX, split_gain, split_pack, with_gain, with_pack
+from lic_dist.models.packs import Pack
 from lic_dist.models.protocol import CodecModel
 from lic_dist.models.recognise import as_named, parse_published_name, recognise, tensors_of
 from lic_dist.models.unpickle import read
@@ -37,6 +40,7 @@ from lic_dist.models.unpickle import read
 BOUNDARIES = "boundaries.pth"  # {name: boundary network} of the zoo
 COMPRESSAI = "compressai:"  # begins the names of CompressAI's own zoo
 CDF = ("._quantized_cdf", "._offset", "._cdf_length")  # CompressAI's tables, by the ends of their names
+COMPUTED = (*CDF, ".scale_table", ".target")  # buffers that follow from the parameters
 
 
 @dataclass
@@ -81,11 +85,15 @@ def zoo() -> dict[str, Path]:
 
 
 def locate(name_or_path: str) -> Path:
-    """Return the file of a zoo name or a path (a folder stands for its `checkpoint.pth.tar`), with or without a gain.
+    """Return the file of a zoo name or a path (a folder stands for its `checkpoint.pth.tar`), with or without a gain
+    or packs.
 
     Raises:
         UsageError: neither.
     """
+    base, pack = split_pack(name_or_path)
+    if pack:
+        return locate(base)
     name, _ = split_gain(name_or_path)
     if name.startswith(COMPRESSAI):
         return _fetch_compressai(name)
@@ -131,6 +139,9 @@ def _file(path: str) -> Path:
 
 def absolute(name_or_path: str) -> str:
     """Return a path as an absolute one, which workers in other folders find; other names are returned unchanged."""
+    base, pack = split_pack(name_or_path)
+    if pack:
+        return with_pack(absolute(base), str(Path(pack).resolve()))
     path, gain = split_gain(name_or_path)
     return with_gain(str(Path(path).resolve()), gain) if Path(path).exists() else name_or_path
 
@@ -144,6 +155,8 @@ def load(
 ) -> Checkpoint:
     """Load a checkpoint of lic_dist or a plain one of CompressAI's (give its lmbda, unless the file's name tells it).
 
+    `NAME+FILE.pack` is that checkpoint with a pack merged into it: it carries the pack's quantizers alone.
+
     Of a variable-rate model, `FILE@GAIN` says the gain, which becomes one of its options, and lmbda is that of this
     rate; `at_gain` False loads it without.
 
@@ -154,8 +167,14 @@ def load(
     Raises:
         UsageError: no such file, a class that is not named here, a gain that is missing or not one of the model's, or
             a lmbda that neither the file nor the caller gives.
-        LicError: a file that is not a checkpoint, a family that is not served, or a tensor that is not finite.
+        LicError: a file that is not a checkpoint, a family that is not served, a tensor that is not finite, or a pack
+            of another model.
     """
+    base, pack = split_pack(name_or_path)
+    if pack:
+        return replace(
+            packed(load(base, architecture, lmbda, options, at_gain), packs.read(Path(pack))), source=name_or_path
+        )
     path = locate(name_or_path)
     content = read(path)
     said = str(content.get("architecture") or "")
@@ -219,6 +238,29 @@ def _shipped_boundary(path: Path) -> dict[str, Tensor]:
         return {}
     found: dict[str, Tensor] = read(shipped).get(name, {})
     return found
+
+
+def packed(base: Checkpoint, pack: Pack) -> Checkpoint:
+    """Return a checkpoint with a pack merged into it. Raises LicError for a pack of another model."""
+    if (held := weights_digest(base.model)) != pack.base:
+        raise LicError(
+            f"this pack is of another model than {base.source}",
+            hint=f"it is of '{pack.of}', weights {pack.base[:12]}; those of {base.source} are {held[:12]}",
+        )
+    model = copy.deepcopy(base.model)
+    model.load_state_dict(pack.merged(model.state_dict()))
+    update_tables(model)
+    return replace(
+        base,
+        model=model,
+        quantizers=dict(pack.quantizers),
+        history=[*base.history, {**pack.entry, "pack": pack.digest}],
+    )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the sha256 of all tensors of a model but those that follow from others: what a pack is of, at any gain."""
+    return digest({name: value for name, value in model.state_dict().items() if not name.endswith(COMPUTED)})
 
 
 def _without_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

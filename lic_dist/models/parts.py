@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lic_dist.errors import UsageError
 from lic_dist.models.architectures import adapt
-from lic_dist.models.checkpoint import CDF, digest
+from lic_dist.models.checkpoint import COMPUTED, digest
 from lic_dist.models.protocol import CodecModel, Part
 
 TRAINABLE: tuple[Part, ...] = ("decoder", "hyper", "context", "prior")
@@ -24,7 +24,6 @@ RECIPES = {
 """The parts that each finetuning recipe trains."""
 
 QUANTILES = ".quantiles"  # end the names of the parameters that bound a prior's integer tables; the medians among them
-_TABLES = (*CDF, ".scale_table", ".target")  # follow from the parameters
 
 
 def tensors(model: nn.Module, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
@@ -32,7 +31,7 @@ def tensors(model: nn.Module, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     return {
         name: value
         for name, value in model.state_dict().items()
-        if name.startswith(prefixes) and not name.endswith(_TABLES)
+        if name.startswith(prefixes) and not name.endswith(COMPUTED)
     }
 
 

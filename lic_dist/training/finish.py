@@ -23,7 +23,10 @@ from lic_dist.cache.folder import Folder
 from lic_dist.cache.trials import Trials
 from lic_dist.codec.records import fits
 from lic_dist.models import checkpoint as checkpoints
+from lic_dist.models import packs
 from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.names import PACK
+from lic_dist.models.packs import Pack
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.record import QuantizerRecord
@@ -41,7 +44,8 @@ class Finished:
     """A trained model whose quantizer is not calibrated yet, the job's identity, and what was measured on which
     samples.
 
-    `by_photo` measures weights with the cache's integers; `keep_quantizer`: they stay.
+    `by_photo` measures weights with the cache's integers; `keep_quantizer`: they stay. `pack` makes the model of its
+    parent, where adapters were trained; it lacks quantizers and entry.
     """
 
     made: Checkpoint
@@ -51,6 +55,7 @@ class Finished:
     sources: Sources
     by_photo: Callable[[Checkpoint, Records], Mapping[str, ByPhoto]]
     keep_quantizer: bool
+    pack: Pack | None = None
 
 
 def calibrate_and_save(source: Source, section: config.Finetune, finished: Finished, path: Path) -> None:
@@ -119,6 +124,11 @@ def calibrate_and_save(source: Source, section: config.Finetune, finished: Finis
     entry = {"what": "finetuning", **finished.identity, **outcome}
     carried = {f"{group}-cached": one.to_json() for group, one in cached.items() if fits(one, chosen.model)}
     carried |= {group: one.to_json() for group, one in records.items()}
+    if finished.pack is not None:
+        deltas = finished.pack.deltas if chosen is made else {}
+        calibrated = {group: one.to_json() for group, one in records.items()}
+        pack = replace(finished.pack, deltas=deltas, quantizers=calibrated, entry=entry)
+        packs.save(pack, path.with_name(f"{path.parent.name}{PACK}"))
     checkpoints.save(Checkpoint(chosen.model, chosen.spec, carried, [*source.parent.history, entry]), path)
     for trials_file in trials_files:
         trials_file.delete()

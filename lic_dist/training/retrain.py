@@ -8,6 +8,9 @@ and step, and the record that the cache was made with as `<group>-cached`.
 
 No source of held-out photos loses more than `tolerance` of its L (sources.py, choice.py): where the new quantizer makes
 one lose, the cache's is kept with the new weights, and where that does too, the old weights are.
+
+Recipe `adapters` trains deltas beside the weights (models/adapters.py). In the end they become integers, and what is
+judged, calibrated and saved is the merged model; the pack that makes it of its parent lies beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ from lic_dist.building.calibrate import is_fixed
 from lic_dist.building.latents import inputs_of, refined
 from lic_dist.cache.mixture import Mixture
 from lic_dist.errors import UsageError
+from lic_dist.models.adapters import attach, detach
 from lic_dist.models.architectures import adapt
-from lic_dist.models.checkpoint import Checkpoint, save
-from lic_dist.models.names import SUFFIX
+from lic_dist.models.checkpoint import Checkpoint, save, weights_digest
+from lic_dist.models.names import SUFFIX, label
+from lic_dist.models.packs import Pack
 from lic_dist.models.parts import model_digest, trainable
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
@@ -70,7 +75,11 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     source.check()
     if section.int8:
         require_form(parent.spec.architecture)
-    phases = [PhasePlan(trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.each_phase]
+    model: Any = copy.deepcopy(parent.model)
+    adapters = attach(model, section.adapters, section.seed) if section.packs else ()
+    phases = [
+        PhasePlan(adapters or trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.each_phase
+    ]
     names = {name for phase in phases for name in phase.parameters}
     decoder, prior = parent.codec.prefixes("decoder"), parent.codec.prefixes("prior")
     hyper = any(not name.startswith(decoder) for name in names)
@@ -105,7 +114,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         source = replace(source, parent=parent)
         if ranks.first:
             save(nearest, out / f"{CALIBRATED}{SUFFIX}")
-    model: Any = copy.deepcopy(parent.model).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = copy.deepcopy(parent.model)
+    model.to(ranks.device, memory_format=torch.channels_last)
     bf16, means_gradient = section.precision == "bf16", section.means if hyper else "pixels"
     decodings = [
         Decoding(model, one.record, form_of(section, one.record, hyper), bf16, means_gradient, prior_trains=hyper)
@@ -185,14 +195,18 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
             loop.train_step(batch.split(loop.parts), loss, lambda: f"samples {batch.sample.tolist()}")  # noqa: B023  # called in this step
             if loop.evaluation_due:
                 loop.evaluate(figures)
+    weights, pack = loop.best.weights, None
+    if section.packs:
+        pack = Pack(weights_digest(parent.model), label(parent.source), detach(model))
+        weights = pack.merged(parent.model.state_dict())
     if ranks.first:
         made = Checkpoint(copy.deepcopy(parent.model), parent.spec)  # on the CPU, laid out and compiled as parents are
-        made.model.load_state_dict(loop.best.weights)
+        made.model.load_state_dict(weights)
         if any(name.startswith(prior) for name in names):
             fit_quantiles(made.model, with_medians=False)
         kept = is_fixed(groups[0].section) or section.adversarial is not None
         keep_quantizer = not hyper and kept  # with which a decoder alone changes no bit
-        finished = Finished(made, identity | calibrated, before, loop.choice, sources, by_photo, keep_quantizer)
+        finished = Finished(made, identity | calibrated, before, loop.choice, sources, by_photo, keep_quantizer, pack)
         calibrate_and_save(source, section, finished, path)
     ranks.wait()
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -16,6 +17,7 @@ from lic_dist.building.records import analytic_record
 from lic_dist.codec import open_codec, open_decoder, tiles
 from lic_dist.codec.container import Container
 from lic_dist.codec.rans import BitstreamError
+from lic_dist.models import adapters, packs
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.quantization.record import QuantizerRecord
 from tests.conftest import picture
@@ -110,3 +112,41 @@ def test_large_pictures_show_their_progress_to_the_last_tile(
     assert "encoding: 20/20 parts" in refined  # 6 tiles of g_s three times
     monkeypatch.setattr(commands, "LARGE", 100 * 150)
     assert "parts" not in run("encode", photo, file, "--model", carrying).output
+
+
+@pytest.fixture(scope="module")
+def screen(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of the tiny model that changes its decoder."""
+    model = checkpoints.load(str(base)).model
+    names = adapters.attach(model, {"decoder": 1}, seed=0)
+    with torch.no_grad():
+        model.get_parameter(names[0]).add_(0.01)
+    deltas = adapters.detach(model)
+    path = tmp_path_factory.mktemp("packs") / "screen.pack"
+    packs.save(packs.Pack(checkpoints.weights_digest(model), "base", deltas), path)
+    return path
+
+
+def test_a_pack_codes_and_its_files_ask_for_it(base: Path, screen: Path, photo: Path, tmp_path: Path) -> None:
+    model, plain, coded = ("--model", base), tmp_path / "plain.lic", tmp_path / "coded.lic"
+    assert run("encode", photo, plain, *model).exit_code == 0
+    assert run("encode", photo, coded, *model, "--pack", screen).exit_code == 0
+    assert len(plain.read_bytes()) == len(coded.read_bytes())  # of g_s alone: the same bits, of another model
+    assert run("decode", coded, tmp_path / "a-decoded.png", *model, "--pack", screen).exit_code == 0
+    codec = open_codec(f"{base}+{screen}")
+    decoded = np.asarray(Image.open(tmp_path / "a-decoded.png"))
+    assert np.array_equal(decoded, codec.decode(coded.read_bytes()))
+
+    without = run("decode", coded, tmp_path / "b.png", *model).exception
+    assert isinstance(without, BitstreamError) and without.hint is not None and "--pack" in without.hint
+    needless = run("decode", plain, tmp_path / "b.png", *model, "--pack", screen).exception
+    assert isinstance(needless, BitstreamError) and f"without the pack {screen}" in str(needless)
+    other = run("encode", photo, plain, "--model", "base-small", "--pack", screen).exception
+    assert "this pack is of another model than base-small" in str(other)
+    badly_named = run("encode", photo, plain, *model, "--pack", tmp_path / "screen.bin").exception
+    assert "the name of a pack ends in .pack" in str(badly_named)
+
+
+def test_a_pack_is_described(screen: Path) -> None:
+    said = run("models", "describe", screen).output
+    assert "a pack of base, weights" in said and "tensors of g_s" in said and "low-rank, rank 1" in said

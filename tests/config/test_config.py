@@ -226,7 +226,7 @@ def test_a_group_is_named_by_its_quantizer(quantizer: dict, group: str) -> None:
         ("finetune: {streams: 0}", "finetune.streams must be a whole number of at least 1 or auto, not 0"),
         ("quantizer: {step: Auto}", "quantizer.step must be a number above 0 or auto, not 'Auto'"),
         ("quantizer: {states: '8'}", "4, 8, 16, 32 or 64, not '8' (a number stands without quotes)"),
-        ("finetune: {recipe: 5}", "all-but-encoder, boundary or a list of texts (one at least), not 5"),
+        ("finetune: {recipe: 5}", "all-but-encoder, boundary, adapters or a list of texts (one at least), not 5"),
         ("train: {distortion: {mse: 1, ssim: 2}}", "mapping from mse, ms-ssim or lpips to numbers above 0, not {"),
         ("finetune: {phases: [{recipe: decoder, steps: 1, lr: 0}]}", "finetune.phases.0.lr must be a number above 0"),
         ("train: {lr: true}", "train.lr must be a number above 0, not True"),

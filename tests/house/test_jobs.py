@@ -12,11 +12,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from lic_dist import __version__, config
 from lic_dist.models import checkpoint
+from tests import browser
 from tests.printed import parse_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,6 +193,23 @@ def test_photos_are_dealt_into_parts_by_their_bytes(photos: Path, tmp_path: Path
     assert of("a", dealt) == of("a", again) and of("b", dealt) == of("b", again) | of("c", again)
     for content in of("a", dealt):
         assert hashlib.sha256(content).digest()[0] < 128
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser.find() is None, reason="there is no Chromium")
+@pytest.mark.parametrize("domain", ["screens", pytest.param("frames", marks=pytest.mark.nightly)])
+def test_pictures_of_a_domain_are_drawn(domain: str, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    for number in range(4):
+        lines = "".join(f"<p>{f'Line {line} of page {number}, black on white. ' * 9}</p>" for line in range(60))
+        (tmp_path / f"site/{number}.html").write_text(f"<html><body>{lines}</body></html>")
+    command = [sys.executable, JOBS / "domain_pictures.py", domain, tmp_path, "--pages", tmp_path / "site"]
+    subprocess.run([*command, "--part", "test", "--pictures", "2"], check=True)
+    files = sorted((tmp_path / f"{domain}-test").iterdir())
+    assert [one.name for one in files] == [f"{domain}-00.png", f"{domain}-01.png"]
+    one, other = (np.asarray(Image.open(file)) for file in files)
+    assert one.shape == (512, 512, 3) and one.std() > 10 and not np.array_equal(one, other)
+    assert domain == "screens" or len(np.unique(one.reshape(-1, 3), axis=0)) > 1000  # no error in its place
 
 
 SMALL = ("steps=2", "batch=2", "crop=64", "precision=float32")

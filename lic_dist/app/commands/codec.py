@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from lic_dist.app.commands.options import Architecture, Lmbda
+from lic_dist.app.commands.options import Architecture, Lmbda, PackFile, packed
 from lic_dist.errors import LicError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def encode(
             help="sq, a name that the checkpoint carries, or a record; default: its TCQ of most states, else sq."
         ),
     ] = None,
+    pack: PackFile = None,
     architecture: Architecture = None,
     lmbda: Lmbda = None,
     deterministic: Annotated[
@@ -73,7 +74,7 @@ def encode(
         raise UsageError("--blocks and --progressive are two kinds of files", hint="give one of them")
     with whole_file(file) as out:
         pixels = images.read(image, keep_grey=True)
-        loaded = checkpoint.load(model, architecture, lmbda)
+        loaded = checkpoint.load(packed(model, pack), architecture, lmbda)
         checkpoint.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
         name = quantizer or preferred_quantizer(loaded, progressive)
         record = local_record(loaded, name)
@@ -105,6 +106,7 @@ def decode(
     quantizer: Annotated[
         str | None, typer.Option(help="A record that the checkpoint does not carry; default: what the file states.")
     ] = None,
+    pack: PackFile = None,
     architecture: Architecture = None,
     lmbda: Lmbda = None,
     size: Annotated[
@@ -137,6 +139,7 @@ def decode(
             f"decode does not write {suffix or 'files without a suffix'}: what it writes is lossless",
             hint=f"name it {image.stem or 'picture'}.png; also {' '.join(list(LOSSLESS)[1:])}",
         )
+    model = packed(model, pack)
     with whole_file(image) as out, reading(file) as read:
         if is_in_blocks(read(0, 4)):
             if size or preview:

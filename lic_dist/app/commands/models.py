@@ -41,13 +41,19 @@ def list_all(context: typer.Context) -> None:
 
 @app.command()
 def describe(
-    file: Annotated[str, typer.Argument(help="A checkpoint, or a name of `lic-dist models`.")],
+    file: Annotated[str, typer.Argument(help="A checkpoint, a name of `lic-dist models`, or a pack.")],
     architecture: Architecture = None,
 ) -> None:
-    """Say what a checkpoint is: its family, strides, stages, the parameters of its parts, the quantizers it carries."""
+    """Say what a checkpoint is: its family, strides, stages, the parameters of its parts, the quantizers it carries; or
+    what a pack changes of which model.
+    """
     from lic_dist.models import checkpoint
-    from lic_dist.models.names import split_gain
+    from lic_dist.models.names import PACK, split_gain
 
+    if file.endswith(PACK) and Path(file).exists():
+        for line in _lines_of_pack(Path(file)):
+            typer.echo(line)
+        return
     said = checkpoint.read(checkpoint.locate(file)).get("architecture")
     lmbda = None if split_gain(file)[1] else math.nan
     loaded = checkpoint.load(file, architecture, lmbda, at_gain=False)
@@ -101,3 +107,20 @@ def _lines(loaded: Checkpoint) -> Iterator[str]:
         found = [f"{name} {cost.kmac:.2f}" for name, cost in complexity(loaded.model).items()]
         yield f"kMAC a pixel: {', '.join(found)}"
     yield f"quantizers: {', '.join(['sq', *loaded.quantizers])}"
+
+
+def _lines_of_pack(path: Path) -> Iterator[str]:
+    from lic_dist.models import packs
+    from lic_dist.quantization.record import QuantizerRecord
+
+    pack = packs.read(path)
+    low = [one for one in pack.deltas.values() if one.rank]
+    numbers = sum(one.left.size + one.right.size for one in pack.deltas.values())
+    yield f"{path}: a pack of {pack.of}, weights {pack.base[:12]}; {path.stat().st_size:,} bytes, {pack.digest[:12]}"
+    nets = dict.fromkeys(name.partition(".")[0] for name in pack.deltas)
+    ranks = f", {len(low)} of them low-rank, rank {max(one.rank for one in low)}" if low else ""
+    changed = f"{len(pack.deltas)} tensors of {', '.join(nets) or 'nothing'}{ranks}"
+    yield f"  changes {changed}: {numbers:,} numbers of 8 bits"
+    for name, text in pack.quantizers.items():
+        record = QuantizerRecord.from_json(text)
+        yield f"  quantizer {name}: {record.name} for lambda {record.lmbda:g}, {record.digest[:12]}"

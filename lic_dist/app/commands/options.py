@@ -22,9 +22,24 @@ Architecture = Annotated[
     typer.Option(help="Of a checkpoint that does not say its own, or is of your class package.module:Class."),
 ]
 Lmbda = Annotated[float | None, typer.Option("--lambda", help="Of a checkpoint that does not say its own.")]
+PackFile = Annotated[
+    Path | None, typer.Option("--pack", metavar="FILE.pack", help="A domain's pack, merged into the model.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be used.")]
 Target = Annotated[str, typer.Argument(help="The store's path or URL, or the experiment's YAML file.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
+
+
+def packed(model: str, pack: Path | None) -> str:
+    """Return the name of a model with a pack. UsageError: a file that no name can tell as a pack."""
+    from lic_dist.models.names import PACK, split_pack, with_pack
+
+    if pack is None:
+        return model
+    named = with_pack(model, str(pack))
+    if split_pack(named) != (model, str(pack)):
+        raise UsageError(f"--pack {pack}: the name of a pack ends in {PACK}, and its path has no +")
+    return named
 
 
 def experiments(
