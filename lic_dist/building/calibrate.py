@@ -120,7 +120,8 @@ def channel_weights(
         mean, error = error_costs(g_s, torch.from_numpy(inputs.rounded(ROUNDED)), y, x)
     else:
         y_hat = torch.from_numpy(inputs.rounded(PROBED))
-        probes = PROBES if KINDS[section.name].searched else 1  # then nothing but a prediction depends on them
+        kind = KINDS[section.name]
+        probes = PROBES if kind.searched or kind.embedded else 1  # then nothing but a prediction depends on them
         mean, error = sensitivities(g_s, y_hat, probes, torch.Generator().manual_seed(0))
     return mean.astype(np.float32), {"weights_standard_error": [float(value) for value in error]}
 

@@ -21,7 +21,8 @@ from lic_dist.codec.records import OFFSETS
 from lic_dist.config import Experiment
 from lic_dist.config.sweeps import documents, expand
 from lic_dist.models import checkpoint
-from lic_dist.models.names import split_gain
+from lic_dist.models.names import SUFFIX, split_gain
+from lic_dist.training.retrain import CALIBRATED
 from tests.conftest import picture
 from tests.printed import blocks, calls, lic_dist, make_stubs, parse_command
 
@@ -217,6 +218,8 @@ class Made:
             assert f"{one.cache.path}/quantized/{one.quantizer.group}" in self.groups, one.name
             rounds = [f"{one.finetune.out}/round-{n + 1}" for n in range(one.finetune.rounds)]
             self.checkpoints |= {str(one.finetune.out), *(rounds if one.finetune.rounds > 1 else ())}
+            if one.finetune.int8:
+                self.checkpoints.add(f"{one.finetune.out}/{CALIBRATED}{SUFFIX}")
         if stage == "evaluate" and one.evaluate:
             chosen = one.evaluate.checkpoints or (one.model.checkpoint if one.model else "",)
             given = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, one.evaluate.quantizers)

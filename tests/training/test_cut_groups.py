@@ -10,6 +10,8 @@ import pytest
 
 from lic_dist import config
 from lic_dist.building.build import build, requantize
+from lic_dist.building.calibrate import channel_weights
+from lic_dist.building.latents import Latents, inputs_of
 from lic_dist.cache.reader import LatentCache
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.progressive import ProgressiveCodec
@@ -71,6 +73,16 @@ def test_a_decoder_learns_cuts_of_one_cache(photos: Path, cut_store: Path, tmp_p
     hyper = {**SECTION, "recipe": "decoder+hyper", "out": str(tmp_path / "hyper")}
     with pytest.raises(UsageError, match="the decoder alone trains"):
         finetune(experiment(photos, cut_store, CUTS[0], finetune=hyper))
+
+
+def test_what_orders_the_symbols_is_known_as_well_as_what_a_search_weighs(cut_store: Path) -> None:
+    cache, base = LatentCache.open(str(cut_store)), checkpoint.load(BASE)
+    samples = Latents(*cache.load(("pixels", "latents/y", "latents/z"), cache.indices(False)[:4]).values())
+    inputs = inputs_of(base.model, samples.y, samples.z, 4)
+    of_planes, of_tcq = (
+        channel_weights(base, config.Quantizer(name=name), inputs, samples)[0] for name in ("embedded", "tcq")
+    )
+    assert np.array_equal(of_planes, of_tcq)
 
 
 @pytest.mark.parametrize("key, value", [("step", 2.0), ("shift", 0.1), ("spread", 0.1), ("refine", 4)])
