@@ -358,8 +358,8 @@ class Life(RuleBasedStateMachine):
         """Whether a finding is of a group that has not followed, of what a job that stopped has left undone, or of
         latents that were written again without a photo that is gone.
         """
-        if one.what == "altered" and one.group and one.array.startswith(markers.FOLDER):  # made of other latents
-            return bool(self.unread & {*range(one.shard * SHARD, one.shard * SHARD + SHARD)})
+        if one.group and one.array.startswith(markers.FOLDER) and self.written_again(one.shard):
+            return True  # it was made of other latents, or a job was killed that makes it of these
         if one.what != "missing":
             return False
         if one.group:
@@ -367,6 +367,10 @@ class Life(RuleBasedStateMachine):
                 one.shard < 0 and (not self.calm or one.group not in self.whole)
             )
         return (not self.calm or self.begun is not None) and one.shard not in range(self.rows.shards)
+
+    def written_again(self, shard: int) -> bool:
+        """Whether the latents of a shard may have been written anew without a photo, so that groups do not fit them."""
+        return bool(self.unread & {*range(shard * SHARD, shard * SHARD + SHARD)})
 
     @rule()
     @precondition(lambda self: not self.wreck)
@@ -462,7 +466,8 @@ class Life(RuleBasedStateMachine):
         names = ["pixels", "latents/y", "latents/z", "samples/status"]
         if group:
             names = ["samples/status", *(f"quantized/{group}/{name}" for name in ("k", "bits", "distortion"))]
-        with self.errors_of_damage(allowed=shard >= self.whole.get(group, 0) if group else False):
+        allowed = bool(group) and (shard >= self.whole.get(group or "", 0) or self.written_again(shard))
+        with self.errors_of_damage(allowed):
             found = cache.shard(shard, names)
             numbers = rows.of(shard)
             for at, row in enumerate(numbers):
@@ -490,4 +495,4 @@ class Life(RuleBasedStateMachine):
     def an_object_of_data_has_one_content_for_ever(self) -> None:
         for key, contents in WORLD.written.items():
             shard = shard_of(key)
-            assert len(contents) == 1 or self.wreck or {*range(shard * SHARD, shard * SHARD + SHARD)} & self.unread, key
+            assert len(contents) == 1 or self.wreck or self.written_again(shard), key
