@@ -41,8 +41,8 @@ class Boundary(nn.Module):
             nn.ReLU(),
             nn.Conv2d(HIDDEN, 3 * 2 * CORRECTS, 1),
         )
-        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]  # a Sequential's modules have no type
+        nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]  # a Sequential's modules have no type
 
     def forward(self, strips: Tensor) -> Tensor:
         return _corrections(self.layers(_differences(strips)))
