@@ -14,9 +14,10 @@ from __future__ import annotations
 import random
 import re
 import sys
+import time
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -153,6 +154,28 @@ def count_refusal(error: BitstreamError, outcomes: Counter[str]) -> None:
     """Count a refusal by its message without its numbers; it must be one line with a hint."""
     assert error.message and "\n" not in error.message and error.hint
     outcomes[re.sub(r"\d+", "n", error.message)] += 1
+
+
+def run_mutated(
+    one_input: Callable[[bytes], object],
+    mutated: Callable[[random.Random], bytes],
+    outcomes: Counter[str],
+    slow: float = 10,
+) -> None:
+    """Run so many mutated inputs as the command line says, from a seed, 0 by default; say what became of them, the
+    longest that one took, and which took more than `slow` seconds.
+    """
+    generator = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    longest = 0.0
+    for number in range(1, int(sys.argv[1]) + 1):
+        begun = time.process_time()
+        one_input(data := mutated(generator))
+        if (took := time.process_time() - begun) > max(longest, slow):
+            print(f"{took:.1f} s: {data.hex()}", flush=True)
+        longest = max(longest, took)
+        if number % 50_000 == 0:
+            print(number, f"longest {longest:.2f} s", flush=True)
+            print(*(f"{count:9}  {outcome}" for outcome, count in outcomes.most_common()), sep="\n", flush=True)
 
 
 def main() -> None:

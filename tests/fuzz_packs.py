@@ -13,8 +13,6 @@ import hashlib
 import random
 import re
 import struct
-import sys
-import time
 import zlib
 from collections import Counter
 from functools import cache
@@ -24,7 +22,7 @@ import torch
 
 from lic_dist.errors import LicError
 from lic_dist.models.packs import MOST_NUMBERS, Delta, Pack
-from tests.fuzz_bitstream import mutate
+from tests.fuzz_bitstream import mutate, run_mutated
 
 OUTCOMES: Counter[str] = Counter()
 NUMBERS = (b"-1", b"0", b"1e9", b"null", b"true", b"[]", b"{}", b'"x"', b"67108865", b"1" * 5000, b"NaN", b"2.0")
@@ -97,20 +95,5 @@ def mutated(generator: random.Random) -> bytes:
     return bytes([mended]) + joined(bytes(header), bytes(numbers))
 
 
-def main() -> None:
-    """Run so many inputs; say what became of them, and the longest that one took."""
-    generator = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    longest = 0.0
-    for number in range(1, int(sys.argv[1]) + 1):
-        begun = time.process_time()
-        one_input(data := mutated(generator))
-        if (took := time.process_time() - begun) > max(longest, 1):
-            print(f"{took:.1f} s: {data.hex()}", flush=True)
-        longest = max(longest, took)
-        if number % 50_000 == 0:
-            print(number, f"longest {longest:.2f} s", flush=True)
-            print(*(f"{count:9}  {outcome}" for outcome, count in OUTCOMES.most_common()), sep="\n", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_mutated(one_input, mutated, OUTCOMES, slow=1)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import binascii
 import random
-import sys
-import time
 import zlib
 from collections import Counter
 from functools import cache
@@ -27,7 +25,18 @@ from lic_dist.codec.rans import BitstreamError
 from lic_dist.codec.units import Progressive
 from lic_dist.quantization.rates import SCALES
 from lic_dist.quantization.trellis import SCALAR
-from tests.fuzz_bitstream import FIELDS, MODEL, RECORD, Z_TABLES, M, count_refusal, levels_of, mutate, z_rows
+from tests.fuzz_bitstream import (
+    FIELDS,
+    MODEL,
+    RECORD,
+    Z_TABLES,
+    M,
+    count_refusal,
+    levels_of,
+    mutate,
+    run_mutated,
+    z_rows,
+)
 
 CHECKS, IDENTITIES, LEVELS = 1, 2, 4
 EVERYTHING = CHECKS | IDENTITIES | LEVELS
@@ -130,20 +139,5 @@ def mutated(generator: random.Random) -> bytes:
     return bytes(data)
 
 
-def main() -> None:
-    """Run so many inputs; say what became of them, and the longest that one took."""
-    generator = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    longest = 0.0
-    for number in range(1, int(sys.argv[1]) + 1):
-        begun = time.process_time()
-        one_input(data := mutated(generator))
-        if (took := time.process_time() - begun) > max(longest, 10):
-            print(f"{took:.1f} s: {data.hex()}", flush=True)
-        longest = max(longest, took)
-        if number % 50_000 == 0:
-            print(number, f"longest {longest:.2f} s", flush=True)
-            print(*(f"{count:9}  {outcome}" for outcome, count in OUTCOMES.most_common()), sep="\n", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_mutated(one_input, mutated, OUTCOMES)
