@@ -160,7 +160,7 @@ class Convolving(nn.Module):
     def _near(self, A: Tensor, W: Tensor, B: Tensor) -> Tensor:
         """Return B + sum of W A, differentiable; exact as far as float32 is."""
         if isinstance(self, nn.ConvTranspose2d):
-            return F.conv_transpose2d(A, W, B, self.stride, self.padding, self.output_padding)  # type: ignore[arg-type]
+            return F.conv_transpose2d(A, W, B, self.stride, self.padding, self.output_padding)  # type: ignore[arg-type]  # tuples
         return F.conv2d(A, W, B, self.stride, self.padding, groups=self.groups)
 
     def _exact(self, A: Tensor, W: Tensor, B: Tensor) -> Tensor:
