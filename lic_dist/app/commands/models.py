@@ -1,4 +1,7 @@
-"""`lic-dist models`: the families served and the checkpoints shipped; `describe`: a checkpoint; `blend`: of two."""
+"""`lic-dist models`: the families served and the checkpoints shipped; `describe`: a checkpoint; `blend`: of two.
+
+`lic-dist export` writes one to ship.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lic_dist.app.commands.options import Architecture
+from lic_dist.app.commands.options import Architecture, Lmbda
+from lic_dist.errors import UsageError
 
 if TYPE_CHECKING:
     from lic_dist.models.checkpoint import Checkpoint
@@ -77,6 +81,43 @@ def blend(
     made = blended(checkpoint.load(a, architecture), checkpoint.load(b, architecture), at)
     checkpoint.save(made, out)
     typer.echo(f"{out}: {at:g} of the way from {a} to {b}; quantizers: {', '.join(['sq', *made.quantizers])}")
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a name of `lic-dist models`.")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint to write.")],
+    quantizers: Annotated[
+        list[str] | None,
+        typer.Option("--quantizer", metavar="NAME=RECORD", help="A record it shall carry; repeatable."),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Parameters in float16.")] = False,
+    architecture: Architecture = None,
+    lmbda: Lmbda = None,
+) -> None:
+    """Write a checkpoint to ship: in half the size; with the quantizers that were calibrated for it, by name.
+
+    float16 is another model: round it first, then calibrate and build caches with what was written.
+    """
+    import torch
+
+    from lic_dist.building.records import named_record
+    from lic_dist.models import checkpoint as checkpoints
+
+    loaded = checkpoints.load(checkpoint, architecture, lmbda)
+    checkpoints.check_agrees(loaded.spec, architecture=architecture, lmbda=lmbda)
+    for text in quantizers or ():
+        name, equals, record = text.partition("=")
+        if not (name and equals) or name == "sq":
+            raise UsageError(f"--quantizer {text}: not of the form NAME=RECORD", hint="tcq8=runs/x.zarr/quantized/tcq8")
+        loaded.quantizers[name] = named_record(loaded, record).to_json()
+    changes = any(not torch.equal(value, value.half().float()) for value in loaded.model.parameters())
+    if half and changes and loaded.quantizers:
+        raise UsageError(
+            "--half rounds the weights that the quantizers were calibrated for",
+            hint="export with --half first, calibrate for what that writes, export again with --quantizer",
+        )
+    checkpoints.save(loaded, file, torch.float16 if half else torch.float32)
+    typer.echo(f"{file}: {file.stat().st_size / 1e6:.2f} MB; quantizers: {', '.join(['sq', *loaded.quantizers])}")
 
 
 def _lines(loaded: Checkpoint) -> Iterator[str]:
