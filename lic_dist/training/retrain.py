@@ -9,8 +9,8 @@ and step, and the record that the cache was made with as `<group>-cached`.
 No source of held-out photos loses more than `tolerance` of its L (sources.py, choice.py): where the new quantizer makes
 one lose, the cache's is kept with the new weights, and where that does too, the old weights are.
 
-Recipe `adapters` trains deltas beside the weights (models/adapters.py). In the end they become integers, and what is
-judged, calibrated and saved is the merged model; the pack that makes it of its parent lies beside the checkpoint.
+What trains is the parent's weights, or what trainee.py puts in their place. What is judged, calibrated and saved is the
+model that comes of it; of adapters, the pack that makes it of its parent lies beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import copy
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,10 @@ from lic_dist.building.calibrate import is_fixed
 from lic_dist.building.latents import inputs_of, refined
 from lic_dist.cache.mixture import Mixture
 from lic_dist.errors import UsageError
-from lic_dist.models.adapters import attach, detach
 from lic_dist.models.architectures import adapt
-from lic_dist.models.checkpoint import Checkpoint, save, weights_digest
-from lic_dist.models.names import SUFFIX, label
-from lic_dist.models.packs import Pack
-from lic_dist.models.parts import model_digest, trainable
+from lic_dist.models.checkpoint import Checkpoint
+from lic_dist.models.names import SUFFIX
+from lic_dist.models.parts import model_digest
 from lic_dist.models.stages import to_input
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.text import counted
@@ -47,7 +44,6 @@ from lic_dist.training.distortion import Distortion
 from lic_dist.training.distributed import Ranks
 from lic_dist.training.finish import Finished, calibrate_and_save
 from lic_dist.training.idempotence import Idempotence
-from lic_dist.training.layerwise import ByLayer, converted, require_form
 from lic_dist.training.loop import PhasePlan, TrainingLoop
 from lic_dist.training.loss import HeldOut, held_out_figures, joined
 from lic_dist.training.parent import Group, Records, Source
@@ -55,8 +51,8 @@ from lic_dist.training.quantiles import fit_quantiles
 from lic_dist.training.samples import Batch, Layout, Samples, make_batch, training_data, turn
 from lic_dist.training.sources import HELD_OUT_BATCH, not_held_out, sources_of_all, trained_elsewhere
 from lic_dist.training.states import is_finished
+from lic_dist.training.trainee import trainee_of
 
-CALIBRATED = "calibrated"  # the file of a decoder in 8 bits that is not retrained yet
 NOT_IDENTITY = {  # of the section; no weight depends on it, or it is named by its digest
     "out", "streams", "workers", "rounds", "keep", "tracking", "snapshot", "cache"
 }  # fmt: skip
@@ -73,13 +69,8 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
     ranks.share(section.batch)  # refuses what does not divide, before anything is read
     parent, cache, groups = source.parent, source.cache, source.groups
     source.check()
-    if section.int8:
-        require_form(parent.spec.architecture)
-    model: Any = copy.deepcopy(parent.model)
-    adapters = attach(model, section.adapters, section.seed) if section.packs else ()
-    phases = [
-        PhasePlan(adapters or trainable(parent.model, one.recipe), one.steps, one.lr) for one in section.each_phase
-    ]
+    trainee = trainee_of(source, section)
+    phases = [PhasePlan(trainee.parameters(one.recipe), one.steps, one.lr) for one in section.each_phase]
     names = {name for phase in phases for name in phase.parameters}
     decoder, prior = parent.codec.prefixes("decoder"), parent.codec.prefixes("prior")
     hyper = any(not name.startswith(decoder) for name in names)
@@ -108,27 +99,15 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         if ranks.first:
             print(f"{path}: done already")
         return path
-    teacher = parent
-    if section.int8:
-        nearest, parent = converted(source, section.int8, layout)
-        source = replace(source, parent=parent)
-        if ranks.first:
-            save(nearest, out / f"{CALIBRATED}{SUFFIX}")
-        model = copy.deepcopy(parent.model)
-    model.to(ranks.device, memory_format=torch.channels_last)
+    source = trainee.begin(layout, out, ranks)
+    parent, model = source.parent, trainee.model.to(memory_format=torch.channels_last)
     bf16, means_gradient = section.precision == "bf16", section.means if hyper else "pixels"
     decodings = [
         Decoding(model, one.record, form_of(section, one.record, hyper), bf16, means_gradient, prior_trains=hyper)
         for one in groups
     ]
     turns = Turns(decodings).to(ranks.device)
-    module: nn.Module = turns
-    layers: list[PhasePlan] = []
-    if section.int8:
-        floats = copy.deepcopy(teacher.model).to(ranks.device)
-        theirs = Turns([Decoding(floats, one.record) for one in groups]).to(ranks.device)
-        module = by_layer = ByLayer(turns, model, theirs)
-        layers = by_layer.phases(section.int8)
+    module = trainee.module(turns)
     weight = section.idempotence  # 0, the control, needs no term
     again = [Idempotence(weight, model, one.record, ranks.device) for one in groups] if weight else []
     distortion = Distortion(section.distortion, cache.array("pixels").shape[-1], ranks.device)
@@ -170,7 +149,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         }
 
     def loss(forward: nn.Module, batch: Batch) -> Tensor:
-        if loop.phase < len(layers):
+        if loop.phase < len(trainee.layers):
             return forward(batch, now, loop.phase)
         x = to_input(batch.pixels, ranks.device)
         x_hat, bits = forward(batch, now)
@@ -187,7 +166,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
         fastest = max(phase.lr for phase in phases)
         adversary = Adversary(section.adversarial, fastest, section.seed, ranks.device)
     plan = section.model_copy(update={"out": out})
-    loop = TrainingLoop(title, plan, [*layers, *phases], module, model, identity, ranks, adversary=adversary)
+    loop = TrainingLoop(title, plan, [*trainee.layers, *phases], module, model, identity, ranks, adversary=adversary)
     loop.record_start(before, section.tolerance)
     with closing(training.batches(loop.first, ranks)) as batches:
         for step in loop:
@@ -195,10 +174,7 @@ def retrain(source: Source, section: config.Finetune, out: Path, ranks: Ranks) -
             loop.train_step(batch.split(loop.parts), loss, lambda: f"samples {batch.sample.tolist()}")  # noqa: B023  # called in this step
             if loop.evaluation_due:
                 loop.evaluate(figures)
-    weights, pack = loop.best.weights, None
-    if section.packs:
-        pack = Pack(weights_digest(parent.model), label(parent.source), detach(model))
-        weights = pack.merged(parent.model.state_dict())
+    weights, pack = trainee.finish(loop.best.weights)
     if ranks.first:
         made = Checkpoint(copy.deepcopy(parent.model), parent.spec)  # on the CPU, laid out and compiled as parents are
         made.model.load_state_dict(weights)

@@ -22,7 +22,7 @@ from lic_dist.config import Experiment
 from lic_dist.config.sweeps import documents, expand
 from lic_dist.models import checkpoint
 from lic_dist.models.names import SUFFIX, split_gain
-from lic_dist.training.retrain import CALIBRATED
+from lic_dist.training.trainee import CALIBRATED
 from tests.conftest import picture
 from tests.printed import blocks, calls, lic_dist, make_stubs, parse_command
 
