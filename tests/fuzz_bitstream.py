@@ -60,17 +60,22 @@ def z_rows(height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(np.arange(N, dtype=np.int32)[:, None], (N, steps)))
 
 
-def encode(seed: int, quantizer: int, height: int, width: int) -> bytes:
-    """A true file of that size, with escapes in it, interleaved where the seed is odd."""
+def latents(seed: int, quantizer: int, height: int, width: int) -> tuple[np.ndarray, ...]:
+    """z, levels, k and their rows, with escapes among them, of a picture of that size."""
     generator = np.random.default_rng(seed)
-    rows = z_rows(height, width)
-    z = np.rint(generator.laplace(0, 1, rows.shape)).astype(np.int16)
+    z = np.rint(generator.laplace(0, 1, z_rows(height, width).shape)).astype(np.int16)
     level = levels_of(z)
     k = np.rint(generator.laplace(0, 0.2 + level / 16)).astype(np.int16)
     k[generator.random(k.shape) < 0.01] = generator.integers(-32768, 32768)
+    return z, level, k, table_rows(k, level, MACHINES[quantizer], LEVELS)
+
+
+def encode(seed: int, quantizer: int, height: int, width: int) -> bytes:
+    """A true file of that size, with escapes in it, interleaved where the seed is odd."""
+    z, level, k, rows = latents(seed, quantizer, height, width)
     interleaved = bool(seed & 1)
-    y = rans.encode(k, table_rows(k, level, MACHINES[quantizer], LEVELS), Y_TABLES[quantizer], interleaved)
-    coded = zlib.crc32(level.tobytes()), rans.encode(z, rows, Z_TABLES), y
+    y = rans.encode(k, rows, Y_TABLES[quantizer], interleaved)
+    coded = zlib.crc32(level.tobytes()), rans.encode(z, z_rows(height, width), Z_TABLES), y
     return Container(height, width, MODEL, RECORD, *coded, interleaved=interleaved).pack()
 
 

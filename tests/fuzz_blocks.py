@@ -3,7 +3,8 @@
     NUMBA_BOUNDSCHECK=1 python -m tests.fuzz_blocks 1000000 [SEED]
 
 An input is a byte and a file. The byte says which checks are mended before it is decoded: 1 the CRC-32 of the head and
-of each block, 2 the identities, 4 the CRC-32 of the level planes. Every input is a true file after some mutations. What
+the CRC-16 of each block, 2 the identities, 4 the state that says the CRC-32 of what was decoded. Every input is a true
+file after some mutations. What
 is neither a BitstreamError nor the indices of all blocks of a region, as large as the head claims, is a finding.
 tests/codec/test_blocks.py runs some.
 """
@@ -12,18 +13,21 @@ from __future__ import annotations
 
 import random
 import zlib
+from binascii import crc_hqx
 from collections import Counter
 from functools import cache
 
 import numpy as np
 
-from lic_dist.codec import rans
 from lic_dist.codec.block_codec import of_bytes
-from lic_dist.codec.blocks import Blocks, Layout, pack_block
-from lic_dist.codec.container import Container
+from lic_dist.codec.blocks import Block, Blocks, Layout
 from lic_dist.codec.edges import Part, needed
 from lic_dist.codec.heads import read_varint
+from lic_dist.codec.offsets import unpack
+from lic_dist.codec.one_stream import OneStream, encode_stream
 from lic_dist.codec.rans import BitstreamError
+from lic_dist.codec.walk import Plane
+from lic_dist.models.protocol import Elements
 from tests import fuzz_bitstream as plain
 from tests.fuzz_bitstream import (
     FIELDS,
@@ -51,7 +55,9 @@ def encode(seed: int, height: int, width: int, boundary: bytes) -> bytes:
     for number in range(layout.count):
         rows, columns = layout.place(number)
         size = rows.stop - rows.start, columns.stop - columns.start
-        made.append(pack_block(Container.unpack(plain.encode(seed + number, QUANTIZER, *size))))
+        z, level, k, rows_of_y = plain.latents(seed + number, QUANTIZER, *size)
+        plane = Plane(Elements(slice(0, M)), k, level)
+        made.append(Block(*size, encode_stream(z, [plane], [rows_of_y], Z_TABLES, Y_TABLES[QUANTIZER])).pack())
     head = Blocks(height, width, MODEL, RECORD, SIDE, tuple(map(len, made)), boundary=boundary)
     return b"".join([head.pack(), *made])
 
@@ -66,15 +72,16 @@ def mended(file: bytearray) -> bytearray:
     place, sizes = 19 + 4 * bool(file[4] & 4), []
     try:
         for _ in range(Layout(height, width, side).count):
-            size, place = read_varint(file, place)
-            sizes.append(size)
+            told, place = read_varint(file, place)
+            sizes.append(told // 2)
     except BitstreamError:
         return file
     file[place : place + 4] = zlib.crc32(file[:place]).to_bytes(4, "little")
     place += 4
     for size in sizes:
-        if 4 <= size <= len(file) - place:
-            file[place + size - 4 : place + size] = zlib.crc32(file[place : place + size - 4]).to_bytes(4, "little")
+        if 2 <= size <= len(file) - place:
+            check = crc_hqx(file[place : place + size - 2], 0xFFFF)
+            file[place + size - 2 : place + size] = check.to_bytes(2, "little")
         place += size
     return file
 
@@ -89,11 +96,16 @@ def decode(data: bytes, mend_levels: bool) -> list[tuple[Part, np.ndarray]]:
     wanted = Part(slice(row, min(row + 70, head.height)), slice(column, min(column + 9, head.width)))
     found = []
     for number in needed(head.layout, wanted, bool(head.boundary))[0]:
-        held = Container.unpack(head.container(read, number).pack())
-        level = levels_of(rans.decode(held.z, z_rows(held.height, held.width), Z_TABLES, plain.SCALAR))
-        if not mend_levels and zlib.crc32(level.tobytes()) != held.planes:
-            raise BitstreamError("this machine computes other scales than the encoder's")
-        k = rans.decode(held.y, level, Y_TABLES[QUANTIZER], plain.MACHINES[QUANTIZER], held.interleaved)
+        block = head.block(read, number)
+        if block.offsets:
+            unpack(block.stream, M)
+            raise BitstreamError("these indices have no scale offsets")
+        reader = OneStream(block.stream, Z_TABLES, Y_TABLES[QUANTIZER], plain.MACHINES[QUANTIZER])
+        k = reader.take(levels_of(reader.z(z_rows(block.height, block.width))), True)
+        if mend_levels:
+            reader._decoder.close(*reader._decoder._states)
+        else:
+            reader.close()
         found.append((Part(*head.layout.place(number)), k))
     return found
 

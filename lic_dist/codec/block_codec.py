@@ -1,13 +1,14 @@
 """Code pictures in blocks that decode alone, side by side, and only as far as a region needs them.
 
-    blocks of the picture -> ImageCodec, each alone -> container (blocks.py) -> ImageCodec -> edges mended (edges.py)
+    blocks of the picture, each alone -> z and y in one stream (one_stream.py) -> container (blocks.py)
+    container -> blocks, each alone -> edges mended (edges.py)
 
 After "Learned block-based hybrid image compression" (Wu et al. 2022), without its prediction of blocks from their
 neighbours, for which they would have to wait. Nothing that is coded or decoded depends on threads, and a region has the
 pixels that are at its place in the whole decoded picture.
 
-    codec = open_block_codec("base-0.013", side=256)
-    data = codec.encode(image).data
+    codec = open_block_codec("base-0.013")
+    data = codec.encode(image, 256).data
     part = codec.decode(of_bytes(data), Part(slice(0, 100), slice(900, 1200)))
 """
 
@@ -26,11 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lic_dist import remote
-from lic_dist.codec.blocks import UNIT, Blocks, Layout, Read, pack_block
-from lic_dist.codec.codec import ImageCodec, model_id, require_model
-from lic_dist.codec.container import Container
+from lic_dist.codec.blocks import UNIT, Block, Blocks, Layout, Read
+from lic_dist.codec.codec import FoundLatents, model_id, require_model
 from lic_dist.codec.edges import Part, mend, needed
 from lic_dist.codec.heads import LARGEST_SIDE, check_sides
+from lic_dist.codec.one_stream import OneStreamCodec
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.codec.records import local_record, preferred_quantizer, record_by_id
 from lic_dist.codec.strips import Pool
@@ -72,7 +73,7 @@ class BlockCodec:
         integer: bool = False,
         threads: int | None = None,
     ) -> None:
-        self._codec = ImageCodec(model, record, integer, threads=1)
+        self.alone = OneStreamCodec(model, record, integer, threads=1)
         self.threads = threads or torch.get_num_threads()
         self.advance: Callable[[], None] = lambda: None
         self._carried = dict(boundary or {})
@@ -82,35 +83,47 @@ class BlockCodec:
     def _network(self) -> IntegerNet:
         return boundaries.loaded(self._carried).exact()
 
-    def encode(self, image: NDArray[np.uint8], side: int = SIDE) -> EncodedBlocks:
-        """Code an image, uint8 [H, W, 3] or [H, W], in blocks of a side in pixels.
-
-        Raises:
-            UsageError: a side that is no multiple of the model's strides.
-            LicError, ValueError: as `ImageCodec.encode`.
-        """
-        unit = max(UNIT, self._codec.grid(1, 1).pixel)
+    def require_side(self, side: int) -> None:
+        """Raise UsageError for a side in pixels that is no multiple of the model's strides."""
+        unit = max(UNIT, self.alone.grid(1, 1).pixel)
         if side < 1 or side % unit or side > LARGEST_SIDE:
             least = max(1, round(side / unit)) * unit
             raise UsageError(
                 f"blocks of {side} pixels do not fit this model", hint=f"a multiple of {unit}, such as {least}"
             )
+
+    def encode(
+        self,
+        image: NDArray[np.uint8],
+        side: int = SIDE,
+        tell: Callable[[FoundLatents], None] = lambda found: None,
+    ) -> EncodedBlocks:
+        """Code an image, uint8 [H, W, 3] or [H, W], in blocks of a side in pixels; `tell` is given what was found for
+        each, in their order.
+
+        Raises:
+            UsageError: a side that is no multiple of the model's strides.
+            LicError, ValueError: as `ImageCodec.encode`.
+        """
+        self.require_side(side)
         height, width = image.shape[:2]
         check_sides(height, width)
         layout = Layout(height, width, side)
 
-        def coded(number: int) -> bytes:
-            block = np.ascontiguousarray(image[layout.place(number)])
-            return pack_block(Container.unpack(self._codec.encode(block).data))
+        def coded(number: int) -> tuple[FoundLatents, Block]:
+            return self.alone.encode_block(np.ascontiguousarray(image[layout.place(number)]))
 
-        made = []
+        made, offsets = [], set()
         with Pool(self.threads) as pool:
-            for block in pool.map(coded, range(layout.count)):
-                made.append(block)
+            for number, (found, block) in enumerate(pool.map(coded, range(layout.count))):
+                tell(found)
+                made.append(block.pack())
+                if block.offsets:
+                    offsets.add(number)
                 self.advance()
-        identities = self._codec.model_id, self._codec.record_id
-        flags = image.ndim == 2, self._codec.integer
-        head = Blocks(height, width, *identities, side, tuple(map(len, made)), *flags, self.boundary_id)
+        identities, sizes = (self.alone.model_id, self.alone.record_id), tuple(map(len, made))
+        flags = image.ndim == 2, self.alone.integer
+        head = Blocks(height, width, *identities, side, sizes, *flags, self.boundary_id, frozenset(offsets))
         return EncodedBlocks(b"".join([head.pack(), *made]), head)
 
     def decode(self, read: Read, region: Part | None = None, mended: bool = True) -> NDArray[np.uint8]:
@@ -124,7 +137,7 @@ class BlockCodec:
             UsageError: a region that is not in the picture.
         """
         head = Blocks.read(read)
-        require_model(head.model, self._codec.model_id)
+        self.alone.require(head.model, head.record)
         mends = mended and bool(head.boundary) and head.layout.count > 1
         if mends and head.boundary != self.boundary_id:
             raise BitstreamError(
@@ -141,7 +154,7 @@ class BlockCodec:
         def decode(number: int) -> None:
             block = Part(*head.layout.place(number))
             shown = Part(_common(block.rows, at.rows), _common(block.columns, at.columns))
-            decoded = self._codec.decode(head.container(read, number).pack())
+            decoded = self.alone.decode_block(head.block(read, number), head.grey, head.integer)
             picture[shown.within(at)] = decoded[shown.within(block)]
 
         with Pool(self.threads) as pool:

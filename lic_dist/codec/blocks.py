@@ -1,9 +1,9 @@
 """The container of a file in blocks: format 4, of which a region is read without the rest (docs/blocks.md).
 
-A block is a picture for itself: its streams are those of format 2, and no context, trellis or state of a coder reaches
-from one into another. Blocks lie in rows and columns, `side` pixels apart; the last row and column take what is left,
-half a side at least where there is more than one. All integers are unsigned and little-endian; a varint has 7 bits a
-byte, the lowest first, and 128 in all bytes but the last.
+A block is a picture for itself: no context, trellis or state of a coder reaches from one into another. Blocks lie in
+rows and columns, `side` pixels apart; the last row and column take what is left, half a side at least where there is
+more than one. All integers are unsigned and little-endian; a varint has 7 bits a byte, the lowest first, and 128 in all
+bytes but the last.
 
     offset  bytes
          0      3  "LIC"
@@ -16,27 +16,25 @@ byte, the lowest first, and 128 in all bytes but the last.
         13      4  the quantizer: first bytes of the digest of what its record says to a decoder
         17      2  side of a block in pixels, a multiple of 64
         19      4  the boundary network: first bytes of the digest of its tensors, if the flag says so
-                   of each block, in raster order, its bytes, a varint
+                   of each block, in raster order, a varint: twice its bytes, and 1 more for scale offsets
                 4  CRC-32 of every byte before: here the head ends
                    the blocks, one after the other
 
-    of a block: a varint: 4 times the 32-bit words of its z stream, 1 for scale offsets, 2 for an interleaved y stream
-                4  CRC-32 of its scale-index planes: does this decoder compute the encoder's scales?
-                   z stream
-                   scale offsets, if the varint says so, and y stream, up to the last four bytes
-                4  CRC-32 of every byte of the block before
+    of a block:    scale offsets, if its varint says so
+                   z and y in one stream, short (one_stream.py, rans.py)
+                2  CRC-16 (polynomial 0x1021, from 0xffff on, not reflected) of every byte of the block before
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+from binascii import crc_hqx
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from lic_dist.codec.container import Container
 from lic_dist.codec.heads import (
     GREY,
     HEAD,
@@ -55,9 +53,10 @@ from lic_dist.codec.rans import BitstreamError
 FORMAT = 4
 UNIT = 64  # pixels; sides are multiples
 _MENDED = 4
-_OFFSETS, _INTERLEAVED, _WORDS = 1, 2, 4
+_OFFSETS, _BYTES = 1, 2
 _SIDE = struct.Struct("<H")
 _CHECK = struct.Struct("<I")
+_OF_BLOCK = struct.Struct("<H")
 _IDENTITY = 4  # bytes
 
 Read = Callable[[int, int], bytes]  # from a byte of a file on, so many of them, or those that there are
@@ -106,9 +105,27 @@ def _edges(length: int, side: int) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A picture for itself: height and width in pixels, its stream, and whether that lies behind scale offsets."""
+
+    height: int
+    width: int
+    stream: bytes
+    offsets: bool = False
+
+    def pack(self) -> bytes:
+        """Return its bytes in a file."""
+        return self.stream + _OF_BLOCK.pack(_checksum(self.stream))
+
+
+def _checksum(data: bytes) -> int:
+    return crc_hqx(data, 0xFFFF)
+
+
+@dataclass(frozen=True)
 class Blocks:
-    """The head of a file: sizes in pixels, identities of 4 bytes, and the bytes of each block; `boundary` is that of
-    the network that mends edges, none without one.
+    """The head of a file: sizes in pixels, identities of 4 bytes, the bytes of each block, and the numbers of those
+    with scale offsets; `boundary` is that of the network that mends edges, none without one.
 
     Raises:
         LicError: a picture larger than the format holds.
@@ -123,6 +140,7 @@ class Blocks:
     grey: bool = False
     integer: bool = False
     boundary: bytes = b""
+    offsets: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         check_sides(self.height, self.width)
@@ -137,6 +155,11 @@ class Blocks:
         """The picture's shape."""
         return (self.height, self.width) if self.grey else (self.height, self.width, 3)
 
+    @property
+    def once(self) -> int:
+        """Bytes of the head but those of the sizes of blocks: what a file has once."""
+        return HEAD + _SIDE.size + len(self.boundary) + _CHECK.size
+
     @cached_property
     def begins(self) -> list[int]:
         """Where each block begins in the file, and where the last one ends."""
@@ -146,7 +169,8 @@ class Blocks:
         """Return the bytes of the head."""
         flags = GREY * self.grey | INTEGER * self.integer | _MENDED * bool(self.boundary)
         first = Head(FORMAT, flags, self.height, self.width, self.model, self.record)
-        head = first.pack() + _SIDE.pack(self.side) + self.boundary + b"".join(map(varint, self.sizes))
+        told = (size * _BYTES + _OFFSETS * (number in self.offsets) for number, size in enumerate(self.sizes))
+        head = first.pack() + _SIDE.pack(self.side) + self.boundary + b"".join(map(varint, told))
         return head + _CHECK.pack(zlib.crc32(head))
 
     @classmethod
@@ -165,56 +189,33 @@ class Blocks:
         count = Layout(head.height, head.width, side).count
         data = read(0, begin + _IDENTITY + VARINT_BYTES * count + _CHECK.size)
         place = begin + _IDENTITY * bool(head.flags & _MENDED)
-        boundary, sizes = bytes(data[begin:place]), []
+        boundary, told = bytes(data[begin:place]), []
         for _ in range(count):
-            size, place = read_varint(data, place)
-            sizes.append(size)
+            one, place = read_varint(data, place)
+            told.append(one)
         if place + _CHECK.size > len(data):
             raise cut_head()
         if zlib.crc32(memoryview(data)[:place]) != _CHECK.unpack_from(data, place)[0]:
             raise BitstreamError("the head of this bitstream in blocks is altered: its checksum does not fit")
-        told = bool(head.flags & GREY), bool(head.flags & INTEGER)
-        found = cls(*head[2:], side, tuple(sizes), *told, boundary)
+        flags = bool(head.flags & GREY), bool(head.flags & INTEGER)
+        offsets = frozenset(number for number, one in enumerate(told) if one & _OFFSETS)
+        found = cls(*head[2:], side, tuple(one // _BYTES for one in told), *flags, boundary, offsets)
         if len(found.pack()) != place + _CHECK.size:  # varints that no encoder writes
             raise contradictory()
         return found
 
-    def container(self, read: Read, number: int) -> Container:
-        """Return a block as a picture for itself. Raises BitstreamError: it is cut or altered."""
-        size = self.sizes[number]
+    def block(self, read: Read, number: int) -> Block:
+        """Return a block. Raises BitstreamError: it is cut or altered."""
+        size, check = self.sizes[number], _OF_BLOCK.size
         data = read(self.begins[number], size)
-        rows, columns = self.layout.place(number)
         where = f"block {number + 1} of this bitstream"
         if len(data) < size:
             raise BitstreamError(f"{where} is cut", hint="a region that does not meet it decodes: --region")
-        if size < _CHECK.size or zlib.crc32(memoryview(data)[: -_CHECK.size]) != _CHECK.unpack(data[-_CHECK.size :])[0]:
+        stream = bytes(data[:-check])
+        if size < check or _checksum(stream) != _OF_BLOCK.unpack(data[-check:])[0]:
             raise BitstreamError(f"{where} is altered: its checksum does not fit")
-        told, place = read_varint(data[: -_CHECK.size], 0)
-        streams = memoryview(data)[place + _CHECK.size : -_CHECK.size]
-        z_size = told // _WORDS * 4
-        if place + 2 * _CHECK.size > size or z_size > len(streams) or len(streams) % 4:
-            raise contradictory()
-        (planes,) = _CHECK.unpack_from(data, place)
-        return Container(
-            rows.stop - rows.start,
-            columns.stop - columns.start,
-            self.model,
-            self.record,
-            planes,
-            bytes(streams[:z_size]),
-            bytes(streams[z_size:]),
-            self.grey,
-            self.integer,
-            bool(told & _OFFSETS),
-            bool(told & _INTERLEAVED),
-        )
-
-
-def pack_block(coded: Container) -> bytes:
-    """Return the bytes of a block that was coded as a picture for itself."""
-    told = len(coded.z) // 4 * _WORDS | _OFFSETS * coded.offsets | _INTERLEAVED * coded.interleaved
-    block = varint(told) + _CHECK.pack(coded.planes) + coded.z + coded.y
-    return block + _CHECK.pack(zlib.crc32(block))
+        rows, columns = self.layout.place(number)
+        return Block(rows.stop - rows.start, columns.stop - columns.start, stream, number in self.offsets)
 
 
 def is_in_blocks(data: bytes) -> bool:

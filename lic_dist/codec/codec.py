@@ -46,20 +46,26 @@ from lic_dist.quantization.trellis import SCALAR
 
 
 @dataclass(frozen=True)
-class EncodedImage:
-    """One coded image: the bytes of its file, and what the encoder knew when it wrote them.
+class FoundLatents:
+    """What an encoder finds for an image.
 
     shape is the image's; z int16 [Nz, positions]; level (see `walk.levels`) and k int16 [M, h*w]; y_hat float32 [1, M,
-    h, w]; offsets as the file has them, no bytes where it has none.
+    h, w]; offsets as a file has them, no bytes where it has none.
     """
 
-    data: bytes
     shape: tuple[int, ...]
     z: NDArray[np.int16]
     level: NDArray[np.integer[Any]]
     k: NDArray[np.int16]
     y_hat: Tensor
-    offsets: bytes = b""
+    offsets: bytes
+
+
+@dataclass(frozen=True)
+class EncodedImage(FoundLatents):
+    """One coded image: the bytes of its file, and what the encoder knew when it wrote them."""
+
+    data: bytes
 
     @property
     def coded_bits(self) -> int:
@@ -74,7 +80,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class DecodedLatents:
-    """The latents of a bitstream; the fields are those of `EncodedImage`."""
+    """The latents of a bitstream; the fields are those of `FoundLatents`."""
 
     shape: tuple[int, ...]
     k: NDArray[np.int16]
@@ -147,10 +153,23 @@ class ImageCodec:
             LicError: an image larger than the format holds, latents that are not finite, or too large to code.
             ValueError: an array of another type or shape.
         """
-        with Pool(self.threads) as pool:
-            return self._encode(image, pool)
+        found, planes = self.search(image)
+        z, rows = found.z, [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]
+        z_stream = rans.encode(z, channel_rows(z.shape), self.record.z_tables) if z.size else b""
+        y_stream, interleaved = rans.encode_by_size(rows, self.record.y_tables)
+        checksum = walk.planes_checksum(planes)
+        flags = image.ndim == 2, self.integer, bool(found.offsets), interleaved
+        (height, width), identities = image.shape[:2], (self.model_id, self.record_id)
+        container = Container(height, width, *identities, checksum, z_stream, found.offsets + y_stream, *flags)
+        return EncodedImage(**vars(found), data=container.pack())
 
-    def _encode(self, image: NDArray[np.uint8], pool: Pool) -> EncodedImage:
+    @torch.no_grad()
+    def search(self, image: NDArray[np.uint8]) -> tuple[FoundLatents, list[walk.Plane]]:
+        """Return what is coded of an image, see `encode`, and the planes of y in the order of coding."""
+        with Pool(self.threads) as pool:
+            return self._search(image, pool)
+
+    def _search(self, image: NDArray[np.uint8], pool: Pool) -> tuple[FoundLatents, list[walk.Plane]]:
         record, refinement = self.record, refinement_of(self.record)
         height, width = image.shape[:2]
         pixels = partial(self._window, image)
@@ -169,16 +188,8 @@ class ImageCodec:
         if record.scale_offsets and (chosen := walk.best_offsets(self._codec, self.quantizer, coded)).any():
             offsets = pack_offsets(chosen)
             coded = search(y, self.quantizer, offsets=chosen)
-        planes = coded.planes()
-        z_stream = rans.encode(z_lanes, channel_rows(z_lanes.shape), self.record.z_tables) if z_lanes.size else b""
-        rows = [(plane.k, self.quantizer.rows(plane.k, plane.level)) for plane in planes]
-        y_stream, interleaved = rans.encode_by_size(rows, self.record.y_tables)
-        checksum = walk.planes_checksum(planes)
-        flags = image.ndim == 2, self.integer, bool(offsets), interleaved
-        y_stream = offsets + y_stream
-        container = Container(height, width, self.model_id, self.record_id, checksum, z_stream, y_stream, *flags)
         k, level = (one[0].flatten(1).cpu().numpy() for one in (coded.k, coded.level))
-        return EncodedImage(container.pack(), image.shape, z_lanes, level, k, coded.y_hat, offsets)
+        return FoundLatents(image.shape, z_lanes, level, k, coded.y_hat, offsets), coded.planes()
 
     def _latents(
         self, image: NDArray[np.uint8], pool: Pool, z_steps: int = 0
@@ -213,42 +224,61 @@ class ImageCodec:
     def decode_latents(self, data: bytes) -> DecodedLatents:
         """Return the result of entropy decoding, before g_s. Raises BitstreamError: see `decode`."""
         container = Container.unpack(data)
-        require_model(container.model, self.model_id)
-        if container.record != self.record_id:
-            raise BitstreamError(
-                "this file was made with another quantizer", hint="give the quantizer it was made with"
-            )
-        grid = self.grid(container.height, container.width)
-        z = self._decode_z(container.z, grid)
-        sides_hat = self._sides_hat(z, grid, container.integer)
+        self.require(container.model, container.record)
+        shape = (container.height, container.width) if container.grey else (container.height, container.width, 3)
+        z = self._decode_z(container.z, self.grid(*shape[:2]))
         offsets, stream = None, container.y
         if container.offsets:
             offsets, stream = unpack_offsets(stream, self._codec.channels)
-        size, decoder = grid.latents, rans.Decoder(stream, container.interleaved)
-        with Pool(self.threads) as pool:
-            run = self._run(grid, container.integer, pool)
-            k, y_hat = walk.decode(
-                self._codec, sides_hat, size, decoder, container.planes, self.quantizer, run, offsets
+        decoder = rans.Decoder(stream, container.interleaved)
+        reader = walk.LevelsFirst(decoder, container.planes, self.quantizer)
+        return self.read(shape, z, reader, offsets, container.integer)
+
+    def require(self, model: bytes, record: bytes) -> None:
+        """Raise BitstreamError where a file states another model or quantizer than these."""
+        require_model(model, self.model_id)
+        if record != self.record_id:
+            raise BitstreamError(
+                "this file was made with another quantizer", hint="give the quantizer it was made with"
             )
-        shape = (container.height, container.width) if container.grey else (container.height, container.width, 3)
+
+    @torch.no_grad()
+    def read(
+        self,
+        shape: tuple[int, ...],
+        z_lanes: NDArray[np.int16],
+        reader: walk.Reader,
+        offsets: NDArray[np.int8] | None,
+        integer: bool,
+    ) -> DecodedLatents:
+        """Return the latents of a picture of a shape and z int16 [Nz, positions], with y as it is read; see `decode`.
+
+        Raises:
+            BitstreamError: of the reader.
+        """
+        grid = self.grid(*shape[:2])
+        sides_hat = self._sides_hat(z_lanes, grid, integer)
+        with Pool(self.threads) as pool:
+            run = self._run(grid, integer, pool)
+            k, y_hat = walk.decode(self._codec, sides_hat, grid.latents, reader, self.quantizer, run, offsets)
         return DecodedLatents(shape, k[0].flatten(1).numpy(), y_hat)
 
-    def picture(self, latents: EncodedImage | DecodedLatents) -> NDArray[np.uint8]:
+    def picture(self, latents: FoundLatents | DecodedLatents) -> NDArray[np.uint8]:
         """Return g_s of y_hat in the image's shape: the decoded picture or, for an encoder's latents, the expected
         one.
         """
         return self._picture(latents.y_hat, latents.shape)
 
-    def estimated_bits(self, encoded: EncodedImage) -> float:
+    def estimated_bits(self, encoded: FoundLatents) -> float:
         """Return the sum of -log2 over the integer tables, for z and y, and the bits of scale offsets."""
         return self.side_bits(encoded) + float(self.channel_bits(encoded).sum())
 
-    def side_bits(self, encoded: EncodedImage) -> float:
+    def side_bits(self, encoded: FoundLatents) -> float:
         """Return the part of z and of scale offsets in `estimated_bits`."""
         of_z = self.record.z_tables.bits(encoded.z, channel_rows(encoded.z.shape))
         return float(of_z.sum()) + 8 * len(encoded.offsets)
 
-    def channel_bits(self, encoded: EncodedImage) -> NDArray[np.float64]:
+    def channel_bits(self, encoded: FoundLatents) -> NDArray[np.float64]:
         """Return the part of each channel of y in `estimated_bits`, [M]."""
         whole = encoded.y_hat.shape
         k, level = (torch.from_numpy(one).reshape(whole) for one in (encoded.k, encoded.level))
@@ -256,7 +286,7 @@ class ImageCodec:
         return bits
 
     @torch.no_grad()
-    def likelihood_bits(self, encoded: EncodedImage) -> float:
+    def likelihood_bits(self, encoded: FoundLatents) -> float:
         """Return the sum of -log2 of the continuous model's likelihoods, with cells of step 1 about the means.
 
         nan for quantizers with other cells.
@@ -273,12 +303,16 @@ class ImageCodec:
         return of_y - float(of_z.double().log2().sum())
 
     def _decode_z(self, stream: bytes, grid: Grid) -> NDArray[np.int16]:
-        rows = channel_rows((self._side.channels, grid.high * grid.wide * grid.side**2))
+        rows = self.z_rows(grid)
         if rows.size:
             return rans.decode(stream, rows, self.record.z_tables, SCALAR)
         if stream:
             raise BitstreamError("this file holds a side latent, and its model has none")
         return np.empty(rows.shape, np.int16)
+
+    def z_rows(self, grid: Grid) -> NDArray[np.int32]:
+        """Return the rows of z's tables, int32 [Nz, positions], for a picture of these tiles."""
+        return channel_rows((self._side.channels, grid.high * grid.wide * grid.side**2))
 
     def _z_tensor(self, z_lanes: NDArray[np.int16], grid: Grid) -> Tensor:
         shape = 1, len(z_lanes), grid.side * grid.high, grid.side * grid.wide

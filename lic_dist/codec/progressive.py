@@ -28,7 +28,7 @@ from lic_dist.codec.records import known_records
 from lic_dist.codec.strips import Pool
 from lic_dist.codec.tiles import Grid
 from lic_dist.codec.units import MOST_FALL, MOST_UNITS, Progressive, Unit
-from lic_dist.codec.walk import OTHER_SCALES, OTHER_SCALES_HINT
+from lic_dist.codec.walk import other_scales
 from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.protocol import Sides, Stage
@@ -278,7 +278,7 @@ class ProgressiveCodec(ImageCodec):
         flags = image.ndim == 2, self.integer
         data = Progressive(height, width, *identities, z_stream, tuple(coded), *flags).pack()
         y_hat, ends = _y_hat(stage, known), Progressive.unpack(data).ends
-        return ProgressiveImage(data, image.shape, z, level, known.indices(), y_hat, ends=ends)
+        return ProgressiveImage(image.shape, z, level, known.indices(), y_hat, b"", data, ends)
 
     @torch.no_grad()
     def decode_latents(self, data: bytes) -> DecodedLatents:
@@ -297,7 +297,7 @@ class ProgressiveCodec(ImageCodec):
             sides_hat = self._sides_hat(self._decode_z(container.z, grid), grid, container.integer)
             stage, level = self._stage(sides_hat, grid, container.integer, pool)
         if zlib.crc32(level.data) != container.levels:
-            raise BitstreamError(OTHER_SCALES, hint=OTHER_SCALES_HINT)
+            raise other_scales()
         known = decode_units(level, self._gains, container.units)
         shape = (container.height, container.width) if container.grey else (container.height, container.width, 3)
         return DecodedLatents(shape, known.indices(), _y_hat(stage, known))

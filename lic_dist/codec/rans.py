@@ -19,6 +19,9 @@ so a whole stream ends there, with no word left over.
 An interleaved stream has STATES states, which begin it one after the other and all end at 2^31. They take turns: the
 first symbol of the stream is the first state's, the next one the second's, through all planes. Each takes the next word
 when it falls below 2^31. A processor works at several of them at once.
+
+A short stream has one state, and lacks the zero bytes at the upper end of the state that it begins with, three at most:
+its length, which is a multiple of 4 otherwise, says how many.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ from lic_dist.codec.kernels import (
 from lic_dist.errors import LicError
 from lic_dist.quantization.rates import CdfTables
 from lic_dist.quantization.trellis import Trellis
+
+Planes = Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]]  # indices k and their rows of the tables
 
 STATES = 4  # of the coder, in an interleaved stream
 INTERLEAVED_FROM = 1 << 18  # bytes of a stream of one state, to which the 24 of three more are less than 0.01 %
@@ -67,31 +72,51 @@ def encode(k: NDArray[np.int16], rows: NDArray[np.int32], tables: CdfTables, int
     return encode_planes([(k, rows)], tables, interleaved)
 
 
-def encode_planes(
-    planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]], tables: CdfTables, interleaved: bool = False
-) -> bytes:
+def encode_planes(planes: Planes, tables: CdfTables, interleaved: bool = False) -> bytes:
     """Code planes (k, rows), one after the other, into one stream; each as `encode` takes it, and as a `Decoder` with
     the same `interleaved` reads them. They may have different shapes, and some or all may be empty. Raises
     ValueError as `encode` does.
     """
-    for k, rows in planes:
-        if k.dtype != np.int16 or rows.dtype != np.int32 or k.shape != rows.shape or k.ndim != 2:
-            raise ValueError(f"k {k.dtype} {k.shape}, rows {rows.dtype} {rows.shape}: not int16, int32 [lanes, steps]")
-    states = (LOWEST_STATE,) * (STATES if interleaved else 1)
-    parts = []
-    for k, rows in reversed(planes):
-        words = np.empty(2 * k.size, np.uint32)
-        given = _plain(k, np.int16), _plain(rows, np.int32), *encoder_tables(tables)
-        first, states = encode_plane(*given, words, states)
-        if first == NO_ROW:
-            raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
-        parts.append(words[first:].astype("<u4").tobytes())
-    return b"".join([np.array(states, "<u8").tobytes(), *reversed(parts)])
+    return encode_parts([(planes, tables)], (LOWEST_STATE,) * (STATES if interleaved else 1))
 
 
-def encode_by_size(
-    planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]], tables: CdfTables
-) -> tuple[bytes, bool]:
+def encode_parts(parts: Sequence[tuple[Planes, CdfTables]], states: tuple[int, ...]) -> bytes:
+    """Code planes with tables of their own, part after part, into one stream, whose end a `Decoder` reaches in these
+    states, of at least LOWEST_STATE and below 2^63. Raises ValueError as `encode` does.
+    """
+    coded = []
+    for planes, tables in reversed(parts):
+        for k, rows in reversed(planes):
+            if k.dtype != np.int16 or rows.dtype != np.int32 or k.shape != rows.shape or k.ndim != 2:
+                raise ValueError(
+                    f"k {k.dtype} {k.shape}, rows {rows.dtype} {rows.shape}: not int16, int32 [lanes, steps]"
+                )
+            words = np.empty(2 * k.size, np.uint32)
+            given = _plain(k, np.int16), _plain(rows, np.int32), *encoder_tables(tables)
+            first, states = encode_plane(*given, words, states)
+            if first == NO_ROW:
+                raise ValueError(f"rows lie outside 0..{tables.rows - 1}")
+            coded.append(words[first:].astype("<u4").tobytes())
+    return b"".join([np.array(states, "<u8").tobytes(), *reversed(coded)])
+
+
+def shortened(stream: bytes) -> bytes:
+    """Return a stream of one state without the zero bytes at the upper end of that state, at most three of them."""
+    kept = next(size for size in (8, 7, 6, 5) if size == 5 or stream[size - 1])
+    return stream[:kept] + stream[8:]
+
+
+def restored(stream: bytes) -> bytes:
+    """Return the stream that `shortened` made another one of. Raises BitstreamError: it is cut, or has zero bytes."""
+    kept = 8 - -len(stream) % 4
+    if len(stream) < kept:
+        raise BitstreamError(f"an entropy-coded stream of {len(stream)} bytes is cut")
+    if kept > 5 and not stream[kept - 1]:
+        raise _broken("begins longer than an encoder writes it")
+    return stream[:kept] + bytes(8 - kept) + stream[kept:]
+
+
+def encode_by_size(planes: Planes, tables: CdfTables) -> tuple[bytes, bool]:
     """Code planes as `encode_planes` does, interleaved where one state's stream has INTERLEAVED_FROM bytes or more;
     return the stream, and whether it is.
 
@@ -109,7 +134,7 @@ def encode_by_size(
     return found or encode_planes(planes, tables, True), True
 
 
-def _estimated_bytes(planes: Sequence[tuple[NDArray[np.int16], NDArray[np.int32]]], tables: CdfTables) -> float:
+def _estimated_bytes(planes: Planes, tables: CdfTables) -> float:
     total = 0.0
     for k, rows in planes:
         every = max(1, k.size // SAMPLED)
@@ -135,7 +160,7 @@ def decode(
 
 
 class Decoder:
-    """Reads the planes of a stream of `encode_planes` in their order, and checks at its end that nothing is left.
+    """Reads the planes of a stream of `encode_parts` in their order, and checks at its end that nothing is left.
 
     Raises:
         BitstreamError: from here, `decode` and `close`: a stream that is cut, altered or extended. A fault in an early
@@ -184,11 +209,11 @@ class Decoder:
         self._position, self._states = position, states
         return k
 
-    def close(self) -> None:
-        """Raise BitstreamError unless the planes decoded are the whole stream."""
+    def close(self, ends: int = LOWEST_STATE) -> None:
+        """Raise BitstreamError unless the planes decoded are the whole stream, which `ends` in this state."""
         if self._position != len(self._words):
             raise _broken("has bytes left over")
-        if set(self._states) != {LOWEST_STATE}:
+        if set(self._states) != {ends}:
             raise _broken("does not end in the encoder's first state")
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,46 @@ class Plane(NamedTuple):
     elements: Elements
     k: NDArray[np.int16]
     level: NDArray[Any]
+
+
+class Reader(Protocol):
+    """What reads the indices of y from a stream, plane by plane."""
+
+    def take(self, level: NDArray[Any], last: bool) -> NDArray[np.int16]:
+        """Return k int16 of the next plane, of levels [lanes, steps], which is the last one or not. Raises
+        BitstreamError.
+        """
+
+    def close(self) -> None:
+        """Raise BitstreamError unless the whole stream was read."""
+
+
+class LevelsFirst:
+    """Reads y from the whole of a stream of its own, and looks at the checksum of all levels, `planes_checksum`, before
+    the last plane.
+    """
+
+    def __init__(self, decoder: Decoder, planes: int, quantizer: Quantizer) -> None:
+        self.decoder, self.planes, self.quantizer = decoder, planes, quantizer
+        self.checksum = 0
+        self.close = decoder.close
+
+    def take(self, level: NDArray[Any], last: bool) -> NDArray[np.int16]:
+        """See `Reader`."""
+        self.checksum = zlib.crc32(np.ascontiguousarray(level).data, self.checksum)
+        if last and self.checksum != self.planes:
+            raise other_scales()
+        try:
+            return self.decoder.decode(level, self.quantizer.record.y_tables, self.quantizer.trellis)
+        except BitstreamError:
+            if last:
+                raise
+            raise other_scales() from None  # the container is whole: see there
+
+
+def other_scales() -> BitstreamError:
+    """Return the error that the entropy model was computed otherwise than by the encoder."""
+    return BitstreamError(OTHER_SCALES, hint=OTHER_SCALES_HINT)
 
 
 class Coded(NamedTuple):
@@ -132,43 +172,33 @@ def decode(
     codec: CodecModel,
     sides_hat: Sides,
     size: tuple[int, int],
-    decoder: Decoder,
-    planes: int,
+    reader: Reader,
     quantizer: Quantizer,
     run: Run | None = None,
     offsets: NDArray[np.int8] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Read y, of `size` in positions, from the whole of its stream: indices k int16 and y_hat float32, [1, M, h, w]
-    both.
-
-    `planes` is the encoder's checksum of all levels, see `planes_checksum`; `offsets` as for `search`.
+    """Read y, of `size` in positions, to the end of its stream: indices k int16 and y_hat float32, [1, M, h, w] both;
+    `offsets` as for `search`.
 
     Raises:
         BitstreamError: a stream that is cut, altered or extended, or this machine computes other scales.
     """
-    record, checksum = quantizer.record, 0
+    record = quantizer.record
     last = len(codec.layout(*size))
     k, count = torch.zeros(1, codec.channels, *size, dtype=torch.int16), 0
 
     def read(stage: Stage) -> Tensor:
-        nonlocal checksum, count
+        nonlocal count
+        count += 1
         level = levels(stage, record.level_rule, offsets).cpu().numpy()
-        checksum, count = zlib.crc32(np.ascontiguousarray(level).data, checksum), count + 1
-        if count == last and checksum != planes:
-            raise BitstreamError(OTHER_SCALES, hint=OTHER_SCALES_HINT)
-        try:
-            found = decoder.decode(level, record.y_tables, quantizer.trellis)
-        except BitstreamError:
-            if count == last:
-                raise
-            raise BitstreamError(OTHER_SCALES, hint=OTHER_SCALES_HINT) from None  # the container is whole: see there
+        found = reader.take(level, count == last)
         part = stage.elements.from_lanes(torch.from_numpy(found), stage.means)
         stage.elements.put(k, part.cpu())
         value = quantizer.dequantize(torch.from_numpy(found), level)
         return stage.means + stage.elements.from_lanes(value, stage.means)
 
     _, y_hat = codec.drive(sides_hat, read, run)
-    decoder.close()
+    reader.close()
     return k, y_hat
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,9 @@ from lic_dist.app.cli import app
 from lic_dist.building.records import analytic_record
 from lic_dist.codec import blocks, open_decoder
 from lic_dist.codec.block_codec import BlockCodec, of_bytes, open_block_codec, open_block_decoder, reading
-from lic_dist.codec.blocks import Blocks, Layout, pack_block
-from lic_dist.codec.codec import ImageCodec
-from lic_dist.codec.container import Container
+from lic_dist.codec.blocks import Block, Blocks, Layout
+from lic_dist.codec.codec import FoundLatents, ImageCodec
+from lic_dist.codec.container import OVERHEAD
 from lic_dist.codec.edges import Part, needed
 from lic_dist.codec.rans import BitstreamError
 from lic_dist.errors import LicError, UsageError
@@ -33,7 +35,7 @@ from tests.conftest import picture
 from tests.data.remote import web
 
 BLOCKS = (b"first block.", b"2nd.", b"the third...", b"4")
-HEAD = Blocks(130, 140, b"mode", b"reco", 64, tuple(map(len, BLOCKS)), boundary=b"edge")
+HEAD = Blocks(130, 140, b"mode", b"reco", 64, tuple(map(len, BLOCKS)), boundary=b"edge", offsets=frozenset([1]))
 HEIGHT, WIDTH = 170, 230
 
 
@@ -72,10 +74,10 @@ def part(x: int, y: int, width: int, height: int) -> Part:
 
 
 def test_golden_bytes() -> None:
-    head = "4c494304" + "04" + "8200" + "8c00" + b"modereco".hex() + "4000" + b"edge".hex() + "0c040c01"
-    assert HEAD.pack().hex() == head + "8cbae141"
-    coded = Container(64, 64, b"mode", b"reco", 0xDEADBEEF, b"zzzz", b"yyyyyyyy", offsets=True)
-    assert pack_block(coded).hex() == "05" + "efbeadde" + b"zzzzyyyyyyyy".hex() + "32e38acd"
+    head = "4c494304" + "04" + "8200" + "8c00" + b"modereco".hex() + "4000" + b"edge".hex() + "18091802"
+    assert HEAD.pack().hex() == head + "f86fe521"
+    assert Block(64, 64, b"123456789").pack() == b"123456789" + bytes.fromhex("b129")  # the check value of this CRC-16
+    assert hashlib.sha256(fuzz.encode(1, 130, 70, b"edge")).hexdigest()[:16] == "8a389dc05bfefab7"
 
 
 def test_the_page_has_the_modules_table() -> None:
@@ -127,7 +129,7 @@ def test_a_region_is_a_part_of_the_whole_picture(codec: BlockCodec, image: np.nd
 
 
 def test_threads_change_no_byte_and_no_pixel(codec: BlockCodec, loud: Checkpoint, image: np.ndarray) -> None:
-    several = BlockCodec(loud.model, codec._codec.record, loud.boundary, threads=3)
+    several = BlockCodec(loud.model, codec.alone.record, loud.boundary, threads=3)
     data = codec.encode(image, 64).data
     assert several.encode(image, 64).data == data
     assert np.array_equal(several.decode(of_bytes(data)), codec.decode(of_bytes(data)))
@@ -135,13 +137,33 @@ def test_threads_change_no_byte_and_no_pixel(codec: BlockCodec, loud: Checkpoint
 
 def test_a_block_is_a_picture_for_itself(codec: BlockCodec, loud: Checkpoint, record: QuantizerRecord) -> None:
     image, alone = picture(4, 128, 150), ImageCodec(loud.model, record, threads=1)
-    encoded = codec.encode(image, 64)
+    found: list[FoundLatents] = []
+    encoded = codec.encode(image, 64, found.append)
     plain = codec.decode(of_bytes(encoded.data), mended=False)
     for number in range(encoded.head.layout.count):
         place = encoded.head.layout.place(number)
-        expected = alone.encode(np.ascontiguousarray(image[place])).data
-        assert encoded.head.container(of_bytes(encoded.data), number).pack() == expected
-        assert np.array_equal(plain[place], alone.decode(expected))
+        expected = alone.encode(np.ascontiguousarray(image[place]))
+        assert np.array_equal(plain[place], alone.decode(expected.data))
+        assert np.array_equal(found[number].z, expected.z) and np.array_equal(found[number].k, expected.k)
+        saved = (len(expected.data) - OVERHEAD) - (encoded.head.sizes[number] - 2)
+        assert 4 <= saved <= 8 + 3  # a state but for a word, as it may be, and zero bytes of the other
+
+
+def test_scale_offsets_are_of_single_blocks(loud: Checkpoint, record: QuantizerRecord) -> None:
+    corrected = BlockCodec(loud.model, replace(record, scale_offsets=True), loud.boundary, threads=1)
+    image, told = picture(3, HEIGHT, WIDTH), list[FoundLatents]()
+    encoded = corrected.encode(image, 64, told.append)
+    assert encoded.head.offsets == {number for number, one in enumerate(told) if one.offsets} and encoded.head.offsets
+    assert Blocks.read(of_bytes(encoded.data)) == encoded.head
+    place = encoded.head.layout.place(min(encoded.head.offsets))
+    expected = corrected.alone.decode(corrected.alone.encode(np.ascontiguousarray(image[place])).data)
+    assert np.array_equal(corrected.decode(of_bytes(encoded.data), Part(*place), mended=False), expected)
+
+
+def test_another_quantizer_is_refused(codec: BlockCodec, loud: Checkpoint) -> None:
+    other = BlockCodec(loud.model, analytic_record(loud, "tcq", 8, 0.7, 0.2, np.full(12, 30.0)), loud.boundary)
+    with pytest.raises(BitstreamError, match="another quantizer"):
+        other.decode(of_bytes(codec.encode(picture(1, 30, 30), 64).data))
 
 
 def test_a_region_reads_what_it_needs(codec: BlockCodec) -> None:
@@ -174,7 +196,7 @@ def test_cut_and_damaged_blocks(codec: BlockCodec) -> None:
     with pytest.raises(BitstreamError, match="left over"):
         codec.decode(of_bytes(data + b"\0"))
     altered = bytearray(data)
-    altered[head.begins[2] + 9] ^= 4
+    altered[head.begins[2] + 7] ^= 4
     assert np.array_equal(codec.decode(of_bytes(bytes(altered)), corner), intact)
     with pytest.raises(BitstreamError, match="block 3 of this bitstream is altered"):
         codec.decode(of_bytes(bytes(altered)))

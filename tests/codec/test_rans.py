@@ -203,11 +203,11 @@ def test_lanes_and_steps_beyond_whole_squares(machine: Trellis, interleaved: boo
         assert np.array_equal(rans.decode(stream, wide, tables, machine, interleaved), k)
 
 
-def written_down(k: list[int], rows: list[int], tables: CdfTables, states: int) -> bytes:
-    """A stream by the description of the format, in whole numbers."""
-    x, words = [1 << 31] * states, list[int]()
+def written_down(k: list[int], rows: list[int], tables: CdfTables, *first: int) -> bytes:
+    """A stream by the description of the format, in whole numbers, from these states on."""
+    x, words = list(first), list[int]()
     for number in reversed(range(len(k))):
-        row, turn = rows[number], number % states
+        row, turn = rows[number], number % len(x)
         escape = int(tables.size[row]) - 2
         value = k[number] - int(tables.offset[row])
         symbol = value if 0 <= value < escape else escape
@@ -236,7 +236,7 @@ def test_streams_are_as_the_format_is_described(states: int) -> None:
         planes.append((np.clip(k, -32768, 32767).astype(np.int16), rows))
     k, rows = (np.concatenate([one[which].T.ravel() for one in planes]).tolist() for which in (0, 1))
     stream = rans.encode_planes(planes, tables, interleaved=states > 1)
-    assert stream == written_down(k, rows, tables, states)
+    assert stream == written_down(k, rows, tables, *[1 << 31] * states)
     decoder = rans.Decoder(stream, interleaved=states > 1)
     assert all(np.array_equal(decoder.decode(rows, tables, SCALAR), k) for k, rows in planes)
     decoder.close()
