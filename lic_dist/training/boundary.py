@@ -11,6 +11,7 @@ the control, which says what the network gains without blocks.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,15 @@ NOT_IDENTITY = {"out", "streams", "workers", "rounds", "keep", "tracking", "snap
 
 @dataclass(frozen=True)
 class Squares:
-    """Squares: `decoded` and `original`, uint8 [n, 3, s, s], the bits of each, float64 [n], and its photo's path."""
+    """Squares: `decoded` and `original`, uint8 [n, 3, s, s], the bits of each, float64 [n], and its photo's path; they
+    are some `of` those of the cache.
+    """
 
     decoded: NDArray[np.uint8]
     original: NDArray[np.uint8]
     bits: NDArray[np.float64]
     paths: tuple[str, ...]
+    of: int
 
     def batch(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return some, decoded and original, float32 in pixels of 8 bits."""
@@ -94,7 +98,12 @@ def train_boundary(source: Source, section: config.Finetune, ranks: Ranks) -> Pa
         return path
     if ranks.first and not cache.header.squares:
         print(f"the crops of {cache.storage} were coded whole: a control, edges that are none")
-    training, held_out = (_decoded(cache, parent, group.record, group.name, part) for part in (False, True))
+    training, held_out = (
+        _decoded(cache, parent, group.record, group.name, part, section.seed) for part in (False, True)
+    )
+    if ranks.first:
+        counts = [f"{len(part.paths)} of {part.of}" for part in (training, held_out)]
+        print(f"the boundary network trains on {counts[0]} squares, and is judged by {counts[1]}", flush=True)
     torch.manual_seed(section.seed)
     mending = Mending(network := Boundary().to(ranks.device))
     names = tuple(name for name, _ in network.named_parameters())
@@ -140,15 +149,19 @@ def _mse(x_hat: Tensor, x: Tensor) -> Tensor:
     return 255**2 * (x_hat - x).square().mean()
 
 
-def _decoded(cache: LatentCache, parent: Checkpoint, record: QuantizerRecord, group: str, held_out: bool) -> Squares:
-    """Return the squares of a part of a cache as a decoder shows them."""
+def _decoded(
+    cache: LatentCache, parent: Checkpoint, record: QuantizerRecord, group: str, held_out: bool, seed: int
+) -> Squares:
+    """Return the squares of a part of a cache as a decoder shows them, MOST_SQUARES at most."""
     side = SQUARE if cache.header.squares else 1
     chosen = _squares(cache, held_out) if side > 1 else [(one,) for one in cache.indices(held_out).tolist()]
     if not chosen:
         raise LicError(
             f"{cache.storage} has no whole square to {'judge' if held_out else 'train'} on", hint="more photos"
         )
-    samples = np.array(chosen[:MOST_SQUARES], np.int64)
+    sources = cache.samples["source"]
+    numbers = evenly([str(sources[one[0]]) for one in chosen], MOST_SQUARES, seed)
+    samples = np.array(chosen, np.int64)[numbers]
     names = ("pixels", "latents/z", f"quantized/{group}/k", f"quantized/{group}/bits", "samples/flip")
     rows = cache.load(names, samples.ravel())
     decoded = np.empty_like(rows["pixels"])
@@ -158,9 +171,21 @@ def _decoded(cache: LatentCache, parent: Checkpoint, record: QuantizerRecord, gr
             decoded[part] = _pictures(parent, record, rows["latents/z"][part], rows[f"quantized/{group}/k"][part])
             bar.advance(len(decoded[part]))
     bits = rows[f"quantized/{group}/bits"].astype(np.float64).reshape(samples.shape)
-    paths = tuple(cache.samples["source"][samples[:, 0]].tolist())
+    paths = tuple(sources[samples[:, 0]].tolist())
     flip = rows["samples/flip"].reshape(samples.shape)[:, 0]
-    return Squares(_joined(decoded, side, flip), _joined(rows["pixels"], side, flip), bits.sum(1), paths)
+    return Squares(_joined(decoded, side, flip), _joined(rows["pixels"], side, flip), bits.sum(1), paths, len(chosen))
+
+
+def evenly(paths: Sequence[str], most: int, seed: int) -> NDArray[np.int64]:
+    """Return the numbers of some of these photos' squares, ascending: all, or `most`, as many of each photo and of each
+    folder as it has of the whole, but for one. The seed says which.
+    """
+    if len(paths) <= most:
+        return np.arange(len(paths))
+    generator = np.random.default_rng(seed)
+    order = np.lexsort((generator.permutation(len(paths)), np.array(paths)))
+    places = (np.arange(most) + generator.random()) * len(paths) / most
+    return np.sort(order[places.astype(np.int64)])
 
 
 def _pictures(

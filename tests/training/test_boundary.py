@@ -49,7 +49,7 @@ def test_squares_are_pieces_of_photos_in_blocks(base: Path, photos: Path, square
     record = QuantizerRecord.from_json(cache.record_json("tcq8"))
     codec, mirrored = BlockCodec(parent.model, record, threads=1), 0
     for held_out, count in ((False, 6), (True, 2)):
-        found = boundary._decoded(cache, parent, record, "tcq8", held_out)
+        found = boundary._decoded(cache, parent, record, "tcq8", held_out, 0)
         assert len(found.paths) == count and found.decoded.shape == (count, 3, SIDE, SIDE)
         for number, path in enumerate(found.paths):
             rows = cache.samples["source"] == path
@@ -104,6 +104,32 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=named):
         train(base, photos, made, tmp_path, **keys)
+
+
+def test_of_many_squares_an_even_part_is_taken() -> None:
+    paths = [f"a/{number % 7}.png" for number in range(700)] + [f"b/{number}.png" for number in range(300)]
+    found = boundary.evenly(paths, 100, 3)
+    assert len(set(found.tolist())) == 100 and (np.diff(found) > 0).all()
+    taken = [paths[number] for number in found]
+    assert sum(one.startswith("a/") for one in taken) == 70
+    assert all(9 <= taken.count(f"a/{number}.png") <= 11 for number in range(7))
+    assert np.array_equal(found, boundary.evenly(paths, 100, 3))
+    assert not np.array_equal(found, boundary.evenly(paths, 100, 4))
+    assert boundary.evenly(paths, 1000, 3).tolist() == list(range(1000))
+
+
+@pytest.mark.slow
+def test_of_a_large_cache_it_says_how_many_squares_it_takes(
+    base: Path,
+    photos: Path,
+    squares: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(boundary, "MOST_SQUARES", 4)
+    train(base, photos, squares, tmp_path, steps=2, evaluate_every=2)
+    assert "trains on 4 of 6 squares, and is judged by 2 of 2" in capsys.readouterr().out
 
 
 def test_a_fresh_network_changes_nothing_and_a_trained_one_edges_alone() -> None:
