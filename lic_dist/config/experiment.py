@@ -309,6 +309,11 @@ class Evaluate(Section):
         description="sq, a name that the checkpoint carries or a group of the cache, `carried` for all of the first, "
         "or a record's path.",
     )
+    blocks: tuple[Annotated[int, Field(ge=64, le=65535, multiple_of=64)], ...] = Field(
+        (),
+        description="Sides in pixels of blocks, [256]: beside whole pictures, files in blocks, as `lic-dist encode "
+        "--blocks` writes them, with points of their own: `tcq8 blocks 256`.",
+    )
     arms: dict[PathText, Annotated[str, Field(min_length=1)]] = Field(
         default_factory=dict,
         description="The arms of checkpoints, by name, path or pattern, where they do not tell them themselves: "

@@ -67,8 +67,10 @@ def evaluate_generations(experiment: Experiment, count: int, keep: Path | None =
     latents of generations 1 to `count`.
 
     Raises:
-        UsageError: `keep` with several checkpoints or quantizers, whose pictures would differ.
+        UsageError: files in blocks; `keep` with several checkpoints or quantizers, whose pictures would differ.
     """
+    if need(experiment.evaluate, "evaluate").blocks:
+        raise UsageError("generations are of whole pictures, not of files in blocks", hint="leave out evaluate.blocks")
     task = Task.of(experiment)
     if not task.jobs:
         raise UsageError("nothing to code again: anchors are not", hint="name evaluate.checkpoints, or a model")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lic_dist.building.records import named_record
+from lic_dist.codec.block_codec import BlockCodec
 from lic_dist.codec.codec import ImageCodec
 from lic_dist.codec.records import OFFSETS
 from lic_dist.config import Engine, Experiment, need
@@ -20,6 +21,7 @@ from lic_dist.data.source import PhotoSource
 from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import UsageError
 from lic_dist.evaluation.anchors import AnchorJob
+from lic_dist.evaluation.in_blocks import SidedCodec, digest_with_boundary
 from lic_dist.evaluation.journal import Key, Keyed
 from lic_dist.models import checkpoint as checkpoints
 from lic_dist.models.blend import WHAT
@@ -38,7 +40,7 @@ CARRIED = "carried"  # stands for all quantizers that a checkpoint carries
 
 @dataclass(frozen=True)
 class Job:
-    """One point to measure: a checkpoint with a quantizer.
+    """One point to measure: a checkpoint with a quantizer, of whole pictures, or of files in `blocks` of a side.
 
     `checkpoint` is named as in the experiment, `quantizer` by its short name. `model_at` and `record_at` say where
     workers in other folders find the two. `record` and `model` are digests, by which a stored point is recognised.
@@ -57,6 +59,7 @@ class Job:
     snapshot: int | None = None
     cache: str = ""
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    blocks: int | None = None
 
     def __str__(self) -> str:
         return f"{label(self.checkpoint)}, {self.quantizer}"
@@ -67,13 +70,15 @@ class Job:
             checkpoints.load(self.model_at, self.architecture, self.lmbda, self.options), source=self.checkpoint
         )
 
-    def codec(self) -> ImageCodec:
+    def codec(self) -> ImageCodec | SidedCodec:
         """Load the codec. Raises UsageError where checkpoint or record has changed since the run began."""
         loaded = self.load()
         record = named_record(loaded, self.record_at)
-        if (model_digest(loaded.model), record.digest) != (self.model, self.record):
+        if (_digest(loaded, self.blocks), record.digest) != (self.model, self.record):
             raise UsageError(f"{self} has changed since the run began", hint="start it again")
-        return ImageCodec(loaded.model, record)
+        if self.blocks is None:
+            return ImageCodec(loaded.model, record)
+        return SidedCodec(BlockCodec(loaded.model, record, loaded.boundary, threads=1), self.blocks)
 
 
 AnyJob = Job | AnchorJob
@@ -177,14 +182,14 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, arm: str | None) -> list[Job]:
-    """Return the jobs of a checkpoint. A quantizer's name is a record that it carries, else a group of the cache. `arm`
-    is its arm; None: what it says itself.
+    """Return the jobs of a checkpoint, for each quantizer one of whole pictures and one of each side of blocks. A
+    quantizer's name is a record that it carries, else a group of the cache. `arm` is its arm; None: what it says
+    itself.
     """
     section = experiment.model
     architecture, lmbda = (section.architecture, section.lmbda) if section else (None, None)
     options = section.options if section else {}
     loaded = checkpoints.load(checkpoint, architecture, lmbda, options)
-    model = model_digest(loaded.model)
     jobs = []
     names = [name for text in quantizers for name in (carried(loaded) if text == CARRIED else (text,))]
     for name in dict.fromkeys(names):
@@ -192,24 +197,31 @@ def _jobs(checkpoint: str, quantizers: tuple[str, ...], experiment: Experiment, 
         bare = not (own or "/" in name or Path(name).exists())
         quantizer = f"{experiment.cache.path}/quantized/{name}" if experiment.cache is not None and bare else name
         record = named_record(loaded, quantizer)
-        ImageCodec(loaded.model, record)
-        jobs.append(
-            Job(
-                checkpoint=checkpoint,
-                quantizer=short_name(quantizer),
-                model_at=checkpoints.absolute(checkpoint),
-                record_at=quantizer if own else _absolute(quantizer),
-                architecture=architecture,
-                lmbda=record.lmbda,
-                record=record.digest,
-                model=model,
-                arm=arm or arm_of(loaded),
-                seed=seed_of(loaded),
-                **snapshot_of(loaded),
-                options=options,
-            )
+        in_blocks = BlockCodec(loaded.model, record)
+        whole = Job(
+            checkpoint=checkpoint,
+            quantizer=short_name(quantizer),
+            model_at=checkpoints.absolute(checkpoint),
+            record_at=quantizer if own else _absolute(quantizer),
+            architecture=architecture,
+            lmbda=record.lmbda,
+            record=record.digest,
+            model=_digest(loaded, None),
+            arm=arm or arm_of(loaded),
+            seed=seed_of(loaded),
+            **snapshot_of(loaded),
+            options=options,
         )
+        jobs.append(whole)
+        for side in need(experiment.evaluate, "evaluate").blocks:
+            in_blocks.require_side(side)
+            named = f"{whole.quantizer} blocks {side}"
+            jobs.append(replace(whole, quantizer=named, model=_digest(loaded, side), blocks=side))
     return jobs
+
+
+def _digest(loaded: Checkpoint, blocks: int | None) -> str:
+    return model_digest(loaded.model) if blocks is None else digest_with_boundary(loaded)
 
 
 def carried(loaded: Checkpoint) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lic_dist.errors import LicError
@@ -163,6 +165,12 @@ class Point:
             ms_ssim=_mean(row.ms_ssim for row in self.images),
             metrics={name: _mean(row.metrics.get(name) for row in self.images) for name in self.images[0].metrics},
         )
+
+
+def counts_of(k: NDArray[np.int16]) -> NDArray[np.int64]:
+    """Return how often indices k are <= -8, -7, .., 7, >= 8, int64 [17]."""
+    positions = np.clip(k, -LARGEST_COUNTED, LARGEST_COUNTED).ravel() + LARGEST_COUNTED
+    return np.bincount(positions, minlength=2 * LARGEST_COUNTED + 1)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -39,14 +39,15 @@ from lic_dist.errors import LicError, UsageError
 from lic_dist.evaluation.anchors import anchor_jobs, asked, measured_anchor_row
 from lic_dist.evaluation.bitstreams import Bitstream, Bitstreams
 from lic_dist.evaluation.classic import ClassicCodec
+from lic_dist.evaluation.in_blocks import MeasuredBlocks, SidedCodec, measure_blocks
 from lic_dist.evaluation.jobs import BASE, AnyJob, J, Job, Task, file_safe
 from lic_dist.evaluation.journal import Journal, Key, beside
 from lic_dist.evaluation.memory import Peak
 from lic_dist.evaluation.metrics import METRICS, distortion, require
 from lic_dist.evaluation.results import (
-    LARGEST_COUNTED,
     ImageResult,
     Point,
+    counts_of,
     image_row,
     plain_row,
     read_originals,
@@ -94,6 +95,11 @@ class Measured:
     data: bytes
     k: NDArray[np.int16]
     bits: NDArray[np.float64]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How often k has each value: see `counts_of`."""
+        return counts_of(self.k)
 
 
 def evaluate(experiment: Experiment) -> Path:
@@ -223,14 +229,14 @@ def code(
 def _make_coder(source: PhotoSource, work: Work) -> Callable[[Unit[Any]], tuple[Row, Bitstream | None]]:
     """Set up a worker process; return the function that codes a unit and keeps the codec for the next one."""
     torch.set_num_threads(1)
-    loaded: tuple[AnyJob, ImageCodec | ClassicCodec] | None = None
+    loaded: tuple[AnyJob, ImageCodec | SidedCodec | ClassicCodec] | None = None
 
     def code(unit: Unit[Any]) -> tuple[Row, Bitstream | None]:
         nonlocal loaded
         if loaded is None or loaded[0] != unit.job:
             loaded = None  # free it first: two models may not fit into memory
             loaded = unit.job, unit.job.codec()
-            if isinstance(loaded[1], ImageCodec):
+            if not isinstance(loaded[1], ClassicCodec):
                 _warm_up(loaded[1])
         image = images.picture(source, unit.image)
         try:
@@ -246,15 +252,20 @@ def _make_coder(source: PhotoSource, work: Work) -> Callable[[Unit[Any]], tuple[
     return code
 
 
-def _warm_up(codec: ImageCodec) -> None:
+def _warm_up(codec: ImageCodec | SidedCodec) -> None:
     """Load the compiled kernels, so that no image's time includes it."""
+    alone = codec.codec.alone if isinstance(codec, SidedCodec) else codec
     with suppress(LicError):  # a model that can code nothing: the rows of its images will say so
-        codec.decode(codec.encode(np.zeros((1, 1, 3), np.uint8)).data)
+        alone.decode(alone.encode(np.zeros((1, 1, 3), np.uint8)).data)
 
 
-def _measured_row(metrics: Sequence[str], codec: ImageCodec, image: NDArray[np.uint8], name: str) -> Coded:
-    measured = measure_image(codec, image, name, metrics)
-    return {**plain_row(measured.result), **statistics(codec, measured)}, measured.picture, measured.data
+def _measured_row(metrics: Sequence[str], codec: ImageCodec | SidedCodec, image: NDArray[np.uint8], name: str) -> Coded:
+    measured: Measured | MeasuredBlocks
+    if isinstance(codec, SidedCodec):
+        measured = measure_blocks(codec, image, name, metrics)
+    else:
+        measured = measure_image(codec, image, name, metrics)
+    return {**plain_row(measured.result), **statistics(measured)}, measured.picture, measured.data
 
 
 def measure_image(
@@ -296,14 +307,13 @@ def measure_image(
     return Measured(result, decoded, encoded.data, encoded.k, bits)
 
 
-def statistics(codec: ImageCodec, measured: Measured) -> dict[str, Any]:
+def statistics(measured: Measured | MeasuredBlocks) -> dict[str, Any]:
     """Return how the bits of an image are distributed: `channel_bits`, `k_counts` and `z_bpp` as in `Point`."""
     pixels = measured.result.height * measured.result.width
     by_channel = measured.bits / pixels
-    positions = np.clip(measured.k, -LARGEST_COUNTED, LARGEST_COUNTED).ravel() + LARGEST_COUNTED
     return {
         "channel_bits": by_channel.tolist(),
-        "k_counts": np.bincount(positions, minlength=2 * LARGEST_COUNTED + 1).tolist(),
+        "k_counts": measured.counts.tolist(),
         "z_bpp": measured.result.estimated_bpp - float(by_channel.sum()),
     }
 

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lic_dist.codec.codec import ImageCodec
+from lic_dist.codec.block_codec import BlockCodec, of_bytes
+from lic_dist.codec.blocks import Blocks, is_in_blocks
 from lic_dist.codec.container import OVERHEAD, Container
 from lic_dist.data import images
 from lic_dist.data.photo_files import printable
@@ -29,6 +30,7 @@ from lic_dist.data.sources.opening import open_source
 from lic_dist.errors import LicError
 from lic_dist.evaluation.archive import Archive, Model, Stream, Streams
 from lic_dist.evaluation.classic import CODECS, ClassicCodec
+from lic_dist.evaluation.in_blocks import rates
 from lic_dist.evaluation.metrics import METRICS, distortion, require
 from lic_dist.evaluation.results import ImageResult, Point
 from lic_dist.models import checkpoint as checkpoints
@@ -184,7 +186,7 @@ def _digests(loaded: Checkpoint) -> tuple[str, str]:
 class _Decoder:
     """Decodes the bitstreams of one point."""
 
-    def __init__(self, name: str, codec: ImageCodec | ClassicCodec) -> None:
+    def __init__(self, name: str, codec: BlockCodec | ClassicCodec) -> None:
         self.name, self.codec = name, codec
 
     @classmethod
@@ -200,7 +202,8 @@ class _Decoder:
         record = QuantizerRecord.from_json(archive.read(streams.record).decode("utf-8", "replace"))
         if record.digest != point.record:
             raise LicError(f"{archive.path} is altered: {printable(name)} has another record")
-        return cls(name, ImageCodec(models.load(streams.model).model, record))
+        loaded = models.load(streams.model)
+        return cls(name, BlockCodec(loaded.model, record, loaded.boundary))
 
     def decode(self, data: bytes, row: ImageResult) -> tuple[Pixels, dict[str, float]]:
         """Return the picture, and the rates that bytes of this length have. Raises LicError: cannot be decoded."""
@@ -208,11 +211,13 @@ class _Decoder:
         if isinstance(self.codec, ClassicCodec):
             picture = self.codec.decode(data, (row.height, row.width))
             return picture, {"bpp": 8 * len(data) / pixels, "container_bpp": 0.0}
-        container = Container.unpack(data)
-        if (container.height, container.width) != (row.height, row.width):  # before memory for it is taken
-            raise LicError(f"it has {container.width}x{container.height} pixels")
-        rates = {"bpp": 8 * (len(data) - OVERHEAD) / pixels, "container_bpp": 8 * OVERHEAD / pixels}
-        return self.codec.decode(data), rates
+        head = Blocks.read(of_bytes(data)) if is_in_blocks(data) else Container.unpack(data)
+        if (head.height, head.width) != (row.height, row.width):  # before memory for it is taken
+            raise LicError(f"it has {head.width}x{head.height} pixels")
+        if isinstance(head, Blocks):
+            return self.codec.decode(of_bytes(data)), rates(head, len(data))
+        found = {"bpp": 8 * (len(data) - OVERHEAD) / pixels, "container_bpp": 8 * OVERHEAD / pixels}
+        return self.codec.alone.decode(data), found
 
 
 def _checked(
