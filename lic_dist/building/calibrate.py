@@ -28,7 +28,7 @@ import torch
 from lic_dist import config
 from lic_dist.building import surface
 from lic_dist.building.latents import Inputs, Latents, QuantizerInput, inputs_of, squared_error
-from lic_dist.building.levels import NO_SHIFTS, LevelFit, fit_level_shifts
+from lic_dist.building.levels import NO_SHIFTS, LevelFit, fit_level_shifts, fit_points
 from lic_dist.building.records import analytic_record
 from lic_dist.building.refined import aimed_inputs, asked_refinement, record_fields
 from lic_dist.building.surface import Fixed, Point, Search, SearchSpace, expected_trials
@@ -166,6 +166,7 @@ def calibrate(
     if KINDS[section.name].embedded:
         _require_planes(section, prior is not None)
     pilot_inputs = inputs_of(checkpoint.model, pilot.y, pilot.z, batch)
+    fits_levels = section.spread == "fitted" and not KINDS[section.name].embedded
     if section.spread == "fitted" and not isinstance(pilot_inputs, QuantizerInput):
         raise UsageError("quantizer.spread: fitted is for models that code y in one stage", hint="auto, or a number")
     held_inputs = inputs_of(checkpoint.model, held_out.y, held_out.z, batch)
@@ -205,7 +206,7 @@ def calibrate(
     def trial(one: Point, whole: bool) -> Measurement:
         if (one, whole) not in trials:
             record = record_at(one)
-            if section.spread == "fitted":
+            if fits_levels:
                 record = replace(record, level_shifts=levels_at(one).shifts)
             trials[one, whole] = measured(record, whole, trials.get((one, False)))
             if trials_file is not None:
@@ -229,7 +230,11 @@ def calibrate(
         chosen = search(trial, start, space, fixed, price, first, in_parts)
         bar.complete()
     last, found = record_at(chosen), trials[chosen, True]
-    if section.spread == "fitted" and isinstance(pilot_inputs, QuantizerInput):
+    if section.spread == "fitted" and isinstance(pilot_inputs, QuantizerInput) and not fits_levels:
+        points = fit_points(checkpoint, last, pilot, pilot_inputs, FITTED)
+        last, notes["fitted"] = replace(last, points=points), min(FITTED, len(pilot))
+        found = measured(last, True)
+    elif fits_levels and isinstance(pilot_inputs, QuantizerInput):
         fit = fit_level_shifts(checkpoint, last, pilot, pilot_inputs, FITTED, levels_at(chosen))
         last, notes["fitted"] = replace(last, level_shifts=fit.shifts), min(FITTED, len(pilot))
         found = measured(last, True)
@@ -261,8 +266,11 @@ def _require_planes(section: config.Quantizer, by_channel: bool) -> None:
     """Raise UsageError where a section asks of bit planes what they do not have, or the model has no scales."""
     if by_channel:
         raise UsageError("quantizer.name: embedded is for models with scales, this one has a prior for each channel")
-    for key, free in (("step", "auto"), ("shift", "auto"), ("spread", 0), ("refine", 0), ("scale_offsets", False)):
-        if getattr(section, key) != free:
+    allowed: dict[str, tuple[Any, ...]] = {
+        "step": ("auto",), "shift": ("auto",), "spread": (0, "fitted"), "refine": (0,), "scale_offsets": (False,)
+    }  # fmt: skip
+    for key, free in allowed.items():
+        if getattr(section, key) not in free:
             raise UsageError(
                 f"quantizer.{key}: bit planes are the same everywhere", hint="lmbda says where they are cut"
             )

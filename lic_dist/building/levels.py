@@ -7,21 +7,23 @@ wrong. That is Newton's method with a diagonal; the indices stay as they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lic_dist.building.latents import DECODED, Latents, QuantizerInput, to_decode
+from lic_dist.building.latents import DECODED, Latents, QuantizerInput, squared_error, to_decode
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.stages import to_input
+from lic_dist.quantization.embedded import Embedded, point_of
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import LEVELS
-from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.quantization.record import POINTS, QuantizerRecord
 
 LARGEST = 0.5  # steps, of what is fitted
 RIDGE = 0.02  # of the mean curvature, added to each: scales that are hardly seen stay where they are
+CUTS = 2.0, 5.0, 10.0, 20.0  # prices of a bit, in those of the record, at which bit planes are cut for a fit
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,50 @@ def fit_level_shifts(
         then = np.clip(shifts - gradient / (factor * curvature), -LARGEST, LARGEST)
         shifts, move, before = then, then - shifts, gradient
     return LevelFit(shifts.astype(np.float32), factor)
+
+
+def fit_points(
+    checkpoint: Checkpoint, record: QuantizerRecord, samples: Latents, inputs: QuantizerInput, most: int
+) -> NDArray[np.float32]:
+    """Fit the points of bit planes that have none to the first samples, cut at the prices of all CUTS: the share by
+    which the values of each class of nodes lie further out, float32 as a record's `points`.
+
+    Each cut's squared error counts by its logarithm, since a cut file is judged by dB at its rate. That is Newton's
+    method as for levels, with a gradient a cut and pass.
+    """
+    count = min(most, len(samples))
+    lanes = count * checkpoint.codec.channels
+    shape = (count, *inputs.means.shape[1:])
+    means, level = inputs.means[:count], inputs.level[:lanes]
+    r, of_level = (torch.from_numpy(np.ascontiguousarray(one)) for one in (inputs.residual[:lanes], level))
+    cuts = []
+    for price in CUTS:
+        embedded = Embedded(replace(record, lambda_scale=price, points=None))
+        k = embedded.quantize(r, of_level)
+        plane, magnitude = embedded.known(k, of_level)
+        place = point_of(of_level.long(), plane, magnitude).numpy().reshape(shape)
+        cuts.append((place, embedded.values(k, of_level).numpy().reshape(shape)))
+    points, factor, classes = np.zeros(POINTS).ravel(), 1.0, int(np.prod(POINTS))
+    move, before = np.zeros(classes), np.zeros(classes)
+    weights = 2 * record.weights.astype(np.float64)[None, :, None, None]
+    scales: list[float] = []
+    for number in range(2):
+        gradient, curvature = np.zeros(classes), np.zeros(classes)
+        for at, (place, values) in enumerate(cuts):
+            moved = means + values * (1 + points.astype(np.float32))[place]
+            if not number:
+                scales.append(1 / squared_error(checkpoint.model, moved, samples.pixels[:count]))
+            of_y_hat = _error_gradient(checkpoint, moved, samples.pixels[:count])
+            gradient += scales[at] * np.bincount(place.ravel(), (of_y_hat * values).ravel(), classes)
+            curvature += scales[at] * np.bincount(place.ravel(), (weights * np.square(values)).ravel(), classes)
+        curvature += RIDGE * curvature.mean()
+        if not curvature.all():
+            break
+        if number:
+            factor = max(float(move @ (gradient - before)) / float(move * curvature @ move or 1.0), 0.5)
+        then = np.clip(points - gradient / (factor * curvature), -LARGEST, LARGEST)
+        points, move, before = then, then - points, gradient
+    return points.astype(np.float32).reshape(POINTS)
 
 
 def _error_gradient(

@@ -33,7 +33,7 @@ from lic_dist.errors import LicError
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.models.protocol import Sides, Stage
 from lic_dist.models.stages import known_stage
-from lic_dist.quantization.embedded import gains, planes, slope_of
+from lic_dist.quantization.embedded import gains, planes, point_of, slope_of
 from lic_dist.quantization.planes import NEVER, TOP, Nodes
 from lic_dist.quantization.rates import level_index
 from lic_dist.quantization.record import QuantizerRecord
@@ -48,11 +48,15 @@ _LARGEST = 1 << 20  # |r| that int32 and float32 hold in steps
 
 
 def identity(record: QuantizerRecord) -> bytes:
-    """Return the four bytes by which a progressive file identifies bit planes, gains and tables of z of a record."""
+    """Return the four bytes by which a progressive file identifies bit planes, gains and tables of z of a record, and
+    its points where it has some.
+    """
     whole = hashlib.sha256(planes().digest.encode())
     tables = record.z_tables
     for array in (gains(record.weights), tables.cdf, tables.size, tables.offset):
         whole.update(np.ascontiguousarray(array, "<i4").tobytes())
+    if record.points is not None:
+        whole.update(np.ascontiguousarray(record.points, "<f4").tobytes())
     return whole.digest()[:4]
 
 
@@ -108,11 +112,15 @@ class Known:
             self._place(due, found)
         return found is not None
 
-    def values(self) -> NDArray[np.float32]:
-        """Return what r is taken to be, float32 [M, positions]."""
+    def values(self, points: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Return what r is taken to be, float32 [M, positions], with a record's points."""
+        further = None if points is None else (1 + points).ravel()
         found = np.empty(self._level.shape, np.float32)
         for some in _runs(len(found)):
-            found[some] = planes().values(self._level[some], self._taken(some))
+            level, nodes = self._level[some], self._taken(some)
+            found[some] = planes().values(level, nodes)
+            if further is not None:
+                found[some] *= further[point_of(level.astype(np.int32), nodes.plane, nodes.magnitude)]
         return found.reshape(self._shape)
 
     def indices(self) -> NDArray[np.int16]:
@@ -277,7 +285,7 @@ class ProgressiveCodec(ImageCodec):
         identities = self.model_id, self.record_id, zlib.crc32(level.data)
         flags = image.ndim == 2, self.integer
         data = Progressive(height, width, *identities, z_stream, tuple(coded), *flags).pack()
-        y_hat, ends = _y_hat(stage, known), Progressive.unpack(data).ends
+        y_hat, ends = _y_hat(stage, known, self.record.points), Progressive.unpack(data).ends
         return ProgressiveImage(image.shape, z, level, known.indices(), y_hat, b"", data, ends)
 
     @torch.no_grad()
@@ -300,7 +308,7 @@ class ProgressiveCodec(ImageCodec):
             raise other_scales()
         known = decode_units(level, self._gains, container.units)
         shape = (container.height, container.width) if container.grey else (container.height, container.width, 3)
-        return DecodedLatents(shape, known.indices(), _y_hat(stage, known))
+        return DecodedLatents(shape, known.indices(), _y_hat(stage, known, self.record.points))
 
     def _stage(self, sides_hat: Sides, grid: Grid, integer: bool, pool: Pool) -> tuple[Stage, NDArray[np.uint8]]:
         """Return the stage of y, and the levels of its scales, uint8 [M, positions]."""
@@ -311,8 +319,9 @@ class ProgressiveCodec(ImageCodec):
         return stage, np.ascontiguousarray(level.cpu().numpy())
 
 
-def _y_hat(stage: Stage, known: Known) -> Tensor:
-    return stage.means + stage.elements.from_lanes(torch.from_numpy(known.values()).to(stage.means), stage.means)
+def _y_hat(stage: Stage, known: Known, points: NDArray[np.float32] | None) -> Tensor:
+    values = torch.from_numpy(known.values(points)).to(stage.means)
+    return stage.means + stage.elements.from_lanes(values, stage.means)
 
 
 def preview_size(data: bytes) -> int:

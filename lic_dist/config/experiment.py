@@ -171,7 +171,8 @@ class Quantizer(Section):
     spread: Annotated[float, Field(ge=0, lt=1)] | Auto | Literal["fitted"] = Field(
         0.0,
         description="Levels lie spread D / sigma steps further from zero yet, one at most: for decoders that take "
-        "small latents for noise. fitted: each scale's own, by the decoder's gradient. Where y has scales.",
+        "small latents for noise. fitted: each scale's own, by the decoder's gradient; of bit planes each kind of "
+        "node's. Where y has scales.",
     )
     refine: int = Field(
         0,

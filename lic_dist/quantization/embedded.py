@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from lic_dist.quantization.planes import FRACTION, NEVER, OCTAVE, TOP, BitPlanes
 from lic_dist.quantization.rates import CdfTables
-from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.quantization.record import POINT_MAGNITUDES, POINT_PLANES, POINTS, QuantizerRecord
 
 
 @cache
@@ -40,6 +41,12 @@ def gains(weights: NDArray[np.float32]) -> NDArray[np.int16]:
 def slope_of(price: float) -> int:
     """Return the least slope of symbols that are worth a price of a bit, in squared error summed over the colours."""
     return int(np.floor(OCTAVE * np.log2(price)))
+
+
+def point_of(level: Any, plane: Any, magnitude: Any) -> Any:
+    """Return the places in a record's points, flattened, of nodes: arrays or tensors of integers, level of 32 bits."""
+    plane = plane.clip(0, POINT_PLANES - 1)
+    return (level * POINT_PLANES + plane) * POINT_MAGNITUDES + magnitude.clip(1, POINT_MAGNITUDES) - 1
 
 
 class TableBits(nn.Module):
@@ -76,6 +83,7 @@ class Embedded(nn.Module):
     rows: Tensor
     means: Tensor
     gain: Tensor
+    points: Tensor
 
     def __init__(self, record: QuantizerRecord) -> None:
         super().__init__()
@@ -85,22 +93,25 @@ class Embedded(nn.Module):
         tables |= {"means": made.means, "gain": gains(record.weights)}
         for name, values in tables.items():
             self.register_buffer(name, torch.from_numpy(values.astype(np.int32)).flatten(), persistent=False)
+        points = np.zeros(POINTS, np.float32) if record.points is None else record.points
+        self.register_buffer("points", torch.from_numpy(1 + points).flatten(), persistent=False)
         self.table_bits = TableBits(made.tables)
 
     def quantize(self, r: Tensor, level: Tensor) -> Tensor:
         """Return k, int16, of residuals r float32 below 32767."""
         steps = r.abs() * float(np.float32(1 / self.step))
         whole = torch.floor((steps + float(np.float32(1 - self.zero))).clamp(min=0)).int()  # `BitPlanes.magnitudes`
-        plane, magnitude = self._known(whole, level)
+        plane, magnitude = self.known(whole, level)
         return (torch.sign(r).int() * (magnitude << plane.clamp(max=TOP))).to(torch.int16)
 
     def values(self, k: Tensor, level: Tensor) -> Tensor:
-        """Return what r is taken to be, float32: `BitPlanes.values`."""
-        plane, magnitude = self._known(k, level)
+        """Return what r is taken to be, float32: `BitPlanes.values`, as much further out as the record's points say."""
+        plane, magnitude = self.known(k, level)
         number, last = self._number(level.long(), plane, magnitude)
         found = self.means[number].float() / FRACTION
         far = (magnitude + 0.5) * torch.exp2(plane.float()) * self.step + (self.zero - 1) * self.step
-        return torch.sign(k.float()) * torch.where((magnitude >= last) & (magnitude > 0), far, found)
+        further = self.points[point_of(level.long(), plane, magnitude)]
+        return torch.sign(k.float()) * torch.where((magnitude >= last) & (magnitude > 0), far, found) * further
 
     def bits(self, k: Tensor, level: Tensor) -> Tensor:
         """Return the bits of all symbols of each element, float64."""
@@ -111,7 +122,7 @@ class Embedded(nn.Module):
             total[of] += self.table_bits(symbol, self.rows[number].long())
         return total.view(k.shape)
 
-    def _known(self, k: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    def known(self, k: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return plane and m of each element's node, int32."""
         plane = torch.full((k.numel(),), TOP + 1, dtype=torch.int32, device=k.device)
         known = torch.zeros_like(plane)

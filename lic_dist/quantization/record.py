@@ -22,6 +22,8 @@ from lic_dist.quantization.rates import LEVEL_RULES, LEVELS, SCALES, CdfTables
 from lic_dist.quantization.trellis import SCALAR, Trellis
 
 FORMAT = "lic_dist quantizer record 2"
+POINT_PLANES, POINT_MAGNITUDES = 3, 3  # of points: planes from 0 on, m from 1 on; the last stand for all beyond
+POINTS = LEVELS, POINT_PLANES, POINT_MAGNITUDES
 MSE = {"mse": 1.0}
 MEASURES = ("mse", "ms-ssim")  # that refinement may weigh
 _MOST_BYTES = 1 << 25  # limits what a broken record may claim
@@ -46,6 +48,8 @@ class QuantizerRecord:
         shift         delta of the reconstruction: levels lie so many steps further from zero than in the search
         spread        and min(1, spread step / sigma) steps further yet, sigma the scale of the level
         level_shifts  and so many steps more at each scale level: float32 [levels] or None, where y has scales
+        points        of bit planes: by which share the values of nodes lie further out, or None; float32
+                      [levels, POINT_PLANES, POINT_MAGNITUDES], by plane and m (quantization/embedded.py)
         refine        gradient steps of y before the search (models/refine.py)
         refine_distortion  what these weigh: mse, ms-ssim or both, each with its weight
         refine_z      whether they move z too
@@ -68,6 +72,7 @@ class QuantizerRecord:
     shift: float = 0.0
     spread: float = 0.0
     level_shifts: NDArray[Any] | None = None
+    points: NDArray[Any] | None = None
     refine: int = 0
     refine_distortion: Mapping[str, float] = field(default_factory=lambda: dict(MSE))
     refine_z: bool = False
@@ -97,6 +102,12 @@ class QuantizerRecord:
                 raise ValueError(f"level_shifts are {LEVELS} numbers below 1 step, and None without scales")
             level_shifts.setflags(write=False)
             object.__setattr__(self, "level_shifts", level_shifts)
+        if self.points is not None:
+            points = np.array(self.points, np.float32)
+            if not self.kind.embedded or points.shape != POINTS or not (np.abs(points) < 1).all():
+                raise ValueError(f"points are numbers below 1 of shape {POINTS}, and None but for bit planes")
+            points.setflags(write=False)
+            object.__setattr__(self, "points", points)
         if self.refine < 0:
             raise ValueError(f"refine is a number of steps, not {self.refine}")
         weights_of = {str(name): float(weight) for name, weight in self.refine_distortion.items()}
@@ -197,7 +208,7 @@ class QuantizerRecord:
         """Digest of what a decoder reads, equal for quantizers that differ only in their search."""
         plain = self._plain(_array_digest)
         read = {key: plain[key] for key in ("format", "trellis", "step", "level_rule", "shift", "y_tables", "z_tables")}
-        read |= {key: plain[key] for key in ("spread", "level_shifts") if key in plain}
+        read |= {key: plain[key] for key in ("spread", "level_shifts", "points") if key in plain}
         return hashlib.sha256(_canonical(read).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -224,6 +235,7 @@ class QuantizerRecord:
                 shift=_typed(plain, "shift", float),
                 spread=_typed({"spread": 0.0, **plain}, "spread", float),
                 level_shifts=_unpack(_typed(plain, "level_shifts", dict)) if "level_shifts" in plain else None,
+                points=_unpack(_typed(plain, "points", dict)) if "points" in plain else None,
                 refine=_typed({"refine": 0, **plain}, "refine", int),
                 refine_distortion=_weights(_typed({"refine_distortion": MSE, **plain}, "refine_distortion", dict)),
                 refine_z=_typed({"refine_z": False, **plain}, "refine_z", bool),
@@ -284,6 +296,7 @@ class QuantizerRecord:
             # what older records do not have is left out where it says nothing, so that they keep their digests
             **({"spread": self.spread} if self.spread else {}),
             **({"level_shifts": array(self.level_shifts)} if self.level_shifts is not None else {}),
+            **({"points": array(self.points)} if self.points is not None else {}),
             **({"refine": self.refine} if self.refine else {}),
             **({"refine_distortion": dict(self.refine_distortion)} if self.refine_distortion != MSE else {}),
             **({"refine_z": True} if self.refine_z else {}),

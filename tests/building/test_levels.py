@@ -10,14 +10,15 @@ import pytest
 from lic_dist import config
 from lic_dist.building.calibrate import calibrate, measure
 from lic_dist.building.latents import Latents, QuantizerInput, encode, inputs_of, squared_error
-from lic_dist.building.levels import LARGEST, fit_level_shifts
+from lic_dist.building.levels import CUTS, LARGEST, fit_level_shifts, fit_points
 from lic_dist.building.pilot import check_record
+from lic_dist.building.records import analytic_record
 from lic_dist.errors import LicError, UsageError
 from lic_dist.models import checkpoint
 from lic_dist.models.checkpoint import Checkpoint
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import LEVELS
-from lic_dist.quantization.record import QuantizerRecord
+from lic_dist.quantization.record import POINTS, QuantizerRecord
 from tests.conftest import picture
 from tests.factorized import skewed
 from tests.families import CHECKERED
@@ -76,6 +77,25 @@ def test_a_scale_that_is_not_seen_stays(loaded: Checkpoint, samples: Latents, in
     assert unseen.any() and not fitted[unseen].any() and fitted[~unseen].any()
 
 
+def test_points_of_bit_planes_lower_the_error_of_every_cut(
+    loaded: Checkpoint, samples: Latents, inputs: QuantizerInput
+) -> None:
+    weights = np.full(loaded.codec.channels, 0.026, np.float32)
+    record = analytic_record(loaded, "embedded", 1, 1.0, 1.0, weights)
+    points = fit_points(loaded, record, samples, inputs, 6)
+    assert points.shape == POINTS and 0 < float(np.abs(points).max()) <= LARGEST
+
+    def error(price: float, points: np.ndarray) -> float:
+        quantizer = Quantizer(replace(record, lambda_scale=price, points=points))
+        values = quantizer.dequantize(quantizer.quantize(inputs.residual, inputs.level), inputs.level)
+        return squared_error(loaded.model, inputs.means + values.reshape(inputs.means.shape), samples.pixels)
+
+    changes = [np.log(error(price, points) / error(price, np.zeros(POINTS))) for price in CUTS]
+    assert np.mean(changes) < -0.002
+    for by in (-0.1, 0.1):  # no common move is better
+        assert np.mean([np.log(error(price, points + by) / error(price, points)) for price in CUTS]) > 0
+
+
 @pytest.mark.slow
 def test_calibration_fits_levels_for_each_trial(loaded: Checkpoint, samples: Latents) -> None:
     held_out = samples_of(loaded, 7, 8)
@@ -86,6 +106,18 @@ def test_calibration_fits_levels_for_each_trial(loaded: Checkpoint, samples: Lat
     check_record(record, SECTION, loaded, "here")
     with pytest.raises(LicError, match="fitted levels: store has true, this job has false"):
         check_record(record, SECTION.model_copy(update={"spread": "auto"}), loaded, "here")
+
+
+@pytest.mark.slow
+def test_calibration_fits_points_where_a_cut_asks(loaded: Checkpoint, samples: Latents) -> None:
+    section = config.Quantizer(name="embedded", weights="rounding", spread="fitted", lmbda=0.026)
+    at_lambda = checkpoint.at_lambda(loaded, 0.026)
+    record = calibrate(at_lambda, section, samples, samples_of(loaded, 7, 8), 4)
+    assert record.points is not None and record.points.any() and record.level_shifts is None
+    assert record.notes["fitted"] == 6
+    check_record(record, section, at_lambda, "here")
+    with pytest.raises(LicError, match="fitted levels: store has true, this job has false"):
+        check_record(record, section.model_copy(update={"spread": 0.0}), at_lambda, "here")
 
 
 def test_models_without_one_set_of_scales_are_refused() -> None:

@@ -13,6 +13,7 @@ from lic_dist.quantization.adaptation import gaussian_record
 from lic_dist.quantization.embedded import Embedded, gains, planes, slope_of
 from lic_dist.quantization.quantize import Quantizer
 from lic_dist.quantization.rates import SCALES
+from lic_dist.quantization.record import POINTS, QuantizerRecord
 
 M, IMAGES, STEPS = 6, 3, 40
 LAMBDAS = (0.05, 0.0067, 0.0008)
@@ -30,6 +31,11 @@ def latents(seed=0, beyond=0.0):
 def record(lmbda):
     weights = np.float32(10.0) ** np.linspace(-6, -4, M).astype(np.float32)
     return gaussian_record("embedded", 1.0, weights, lmbda)
+
+
+def with_points(made):
+    points = np.random.default_rng(3).uniform(-0.3, 0.3, POINTS)
+    return replace(made, points=points.astype(np.float32))
 
 
 @pytest.mark.parametrize("lmbda", LAMBDAS)
@@ -86,3 +92,38 @@ def test_k_of_the_finest_quantizer_is_that_of_the_planes():
 def test_an_embedded_record_has_no_other_settings(change):
     with pytest.raises(ValueError, match="an embedded record has"):
         replace(record(0.0067), **change)
+
+
+def test_points_move_the_values_of_their_nodes_alone():
+    made = with_points(record(0.0067))
+    r, level = latents(4)
+    plain, moved = Quantizer(replace(made, points=None)), Quantizer(made)
+    k = moved.quantize(r, level)
+    assert np.array_equal(k, plain.quantize(r, level))
+    assert np.array_equal(moved.bits(k, level), plain.bits(k, level))
+    embedded = Embedded(made)
+    plane, magnitude = (one.numpy() for one in embedded.known(torch.from_numpy(k), torch.from_numpy(level)))
+    share = made.points[level, np.clip(plane, 0, 2), np.clip(magnitude, 1, 3) - 1]
+    expected = plain.dequantize(k, level) * (1 + share)
+    assert np.allclose(moved.dequantize(k, level), expected, rtol=1e-6, atol=0) and (expected != 0).any()
+
+
+def test_a_file_decodes_with_the_points_of_a_cut():
+    made = with_points(record(0.0067))
+    r, level = latents(5)
+    lanes = slice(0, M)
+    k = Quantizer(made).quantize(r, level)
+    units, known = encode_units(level[lanes], gains(made.weights), r[lanes], slope_of(made.lambda_q), count=5)
+    expected = Quantizer(made).dequantize(k, level)[lanes]
+    assert np.array_equal(known.values(made.points), expected)
+    assert np.array_equal(decode_units(level[lanes], gains(made.weights), units).values(made.points), expected)
+
+
+def test_points_are_kept_and_are_of_bit_planes_alone():
+    made = with_points(record(0.0067))
+    again = QuantizerRecord.from_json(made.to_json())
+    assert np.array_equal(again.points, made.points) and again.digest == made.digest
+    assert made.decoding_digest != record(0.0067).decoding_digest
+    for change in ({"name": "sq"}, {"points": made.points[:, :2]}, {"points": made.points + 2}):
+        with pytest.raises(ValueError, match="points are numbers below 1"):
+            replace(made, **change)
