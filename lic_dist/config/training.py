@@ -232,13 +232,15 @@ class Train(Steps):
         500, ge=1, description="Steps between two measurements of held-out L, each with a state on disk."
     )
     start: PathText | None = Field(
-        None, description="A checkpoint, or a name of `lic-dist models`, to start from; null: fresh weights."
+        None,
+        description="A checkpoint, or a name of `lic-dist models`, to start from, of the same options or, of "
+        "`block-transform`, larger ones ({depth: 1, expansion: 1} are options of a slim one); null: fresh weights.",
     )
     initial_crops: int = Field(
         0,
         ge=0,
         description="Training crops that fresh weights are fitted to, where the family can: `block-transform` begins "
-        "as their Karhunen-Loeve transform; 0: none.",
+        "as their Karhunen-Loeve transform, and is fitted on them to a larger model that it starts from; 0: none.",
     )
     rescale: bool = Field(
         False,
@@ -259,8 +261,8 @@ class Train(Steps):
     def _start_fits(self) -> Self:
         if self.rescale and self.start is None:
             raise ValueError("rescale is of a checkpoint to start from: give start too")
-        if self.initial_crops and self.start is not None:
-            raise ValueError("initial_crops are for fresh weights: leave it out, or start")
+        if self.initial_crops and self.start is not None and not self.options:
+            raise ValueError("initial_crops are for fresh weights, or slim ones: leave it out, or start")
         return self
 
 

@@ -20,19 +20,21 @@ from compressai.models.base import CompressionModel
 from torch import Tensor, nn
 
 from lic_dist.models.layers import DenormalizeGaussians, FullPrecision, Gain, NormalizeChannels, Residual
+from lic_dist.models.slim import slimness
 
 BLOCK = 8  # pixels a side of what the first layer transforms
 COLOURS = 3 * BLOCK**2
-DEPTH = 3  # residual blocks on each grid, each way
+DEPTH, EXPANSION = 3, 2  # residual blocks on each grid, each way, and how many times its channels are within each
 
 
 class BlockTransform(MeanScaleHyperprior):
     """The model: x float32 [B, 3, H, W] in [0, 1], sides multiples of 64 -> y [B, M, H/16, W/16], z [B, N, H/64, W/64].
 
-    The first transform has 192 channels, as many as a block of 8x8 pixels has values.
+    The first transform has 192 channels, as many as a block of 8x8 pixels has values. A slim one has fewer residual
+    blocks on each grid, `depth`, and fewer channels within each, `expansion` times those that it modifies.
     """
 
-    def __init__(self, N: int = 96, M: int = 192) -> None:
+    def __init__(self, N: int = 96, M: int = 192, depth: int = DEPTH, expansion: int = EXPANSION) -> None:
         CompressionModel.__init__(self)
         self.N, self.M = N, M
         self.entropy_bottleneck = EntropyBottleneck(N)
@@ -40,18 +42,18 @@ class BlockTransform(MeanScaleHyperprior):
         self.g_a = nn.Sequential(
             nn.PixelUnshuffle(BLOCK),
             FullPrecision(COLOURS, COLOURS, 1),
-            *(Residual(COLOURS) for _ in range(DEPTH)),
+            *(Residual(COLOURS, expansion) for _ in range(depth)),
             nn.PixelUnshuffle(2),
             FullPrecision(4 * COLOURS, M, 1),
-            *(Residual(M) for _ in range(DEPTH)),
+            *(Residual(M, expansion) for _ in range(depth)),
             Gain(M),
         )
         self.g_s = nn.Sequential(
             Gain(M),
-            *(Residual(M) for _ in range(DEPTH)),
+            *(Residual(M, expansion) for _ in range(depth)),
             FullPrecision(M, 4 * COLOURS, 1),
             nn.PixelShuffle(2),
-            *(Residual(COLOURS) for _ in range(DEPTH)),
+            *(Residual(COLOURS, expansion) for _ in range(depth)),
             FullPrecision(COLOURS, COLOURS, 1),
             nn.PixelShuffle(BLOCK),
         )
@@ -75,6 +77,6 @@ class BlockTransform(MeanScaleHyperprior):
     @classmethod
     def from_state_dict(cls, state_dict: OrderedDict[str, Tensor]) -> BlockTransform:
         """Return a model of these tensors, as CompressAI's classes do."""
-        model = cls(*state_dict["h_a.1.weight"].shape[:2])
+        model = cls(*state_dict["h_a.1.weight"].shape[:2], **slimness(state_dict))
         model.load_state_dict(state_dict)
         return model

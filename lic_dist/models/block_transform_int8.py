@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lic_dist.models.block_transform import BLOCK, COLOURS, DEPTH, BlockTransform
+from lic_dist.models.block_transform import BLOCK, COLOURS, DEPTH, EXPANSION, BlockTransform
 from lic_dist.models.int8 import (
     Convolution8,
     DenormalizeGaussians8,
@@ -21,14 +21,14 @@ from lic_dist.models.int8 import (
 class BlockTransformInt8(BlockTransform):
     """The model; the names of its parameters are those of `BlockTransform`."""
 
-    def __init__(self, N: int = 96, M: int = 192) -> None:
-        super().__init__(N, M)
+    def __init__(self, N: int = 96, M: int = 192, depth: int = DEPTH, expansion: int = EXPANSION) -> None:
+        super().__init__(N, M, depth, expansion)
         self.g_s = nn.Sequential(
             Gain8(M),
-            *(Residual8(M) for _ in range(DEPTH)),
+            *(Residual8(M, expansion) for _ in range(depth)),
             Rotation8(M, 4 * COLOURS),
             nn.PixelShuffle(2),
-            *(Residual8(COLOURS) for _ in range(DEPTH)),
+            *(Residual8(COLOURS, expansion) for _ in range(depth)),
             Rotation8(COLOURS, COLOURS),
             nn.PixelShuffle(BLOCK),
         )

@@ -278,13 +278,13 @@ class Gain8(Gain):
 class Residual8(Residual):
     """A residual block in 8 bits, on multiples of 2^-12."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, expansion: int = 2) -> None:
         nn.Module.__init__(self)
         self.body = nn.Sequential(
             Convolution8(channels, channels, 5, padding=2, groups=channels),
-            Convolution8(channels, 2 * channels, 1),
-            Gelu8(2 * channels),
-            Convolution8(2 * channels, channels, 1, bits=None, reach=BODY_REACH),
+            Convolution8(channels, expansion * channels, 1),
+            Gelu8(expansion * channels),
+            Convolution8(expansion * channels, channels, 1, bits=None, reach=BODY_REACH),
         )
 
 

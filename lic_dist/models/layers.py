@@ -12,15 +12,17 @@ LEAST_LOG_SCALE, MOST_LOG_SCALE = -9.0, 5.0  # of a scale in deviations, natural
 
 
 class Residual(nn.Module):
-    """x + a small network of x, [B, C, h, w]: depthwise 5x5, 1x1 to 2 C, GELU, 1x1 to C; it starts as the identity."""
+    """x + a small network of x, [B, C, h, w]: depthwise 5x5, 1x1 to `expansion` C, GELU, 1x1 to C; it starts as the
+    identity.
+    """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, expansion: int = 2) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels, 5, padding=2, groups=channels),
-            nn.Conv2d(channels, 2 * channels, 1),
+            nn.Conv2d(channels, expansion * channels, 1),
             nn.GELU(),
-            nn.Conv2d(2 * channels, channels, 1),
+            nn.Conv2d(expansion * channels, channels, 1),
         )
         nn.init.zeros_(self.body[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.body[-1].bias)  # type: ignore[arg-type]

@@ -340,6 +340,15 @@ class CodecModel(ABC):
         """
         raise LicError(f"{self.name} has no start that is fitted to pictures", hint="train.initial_crops: 0")
 
+    def take_from(self, larger: CodecModel, x: Tensor | None = None) -> None:
+        """Set freshly built weights to those of a larger model of the family, as far as this one has room for them, and
+        fit them to it on pictures x [n, 3, H, W] in [0, 1], where these are given.
+
+        Raises:
+            LicError: the family has no such start, or this model is larger in something.
+        """
+        raise LicError(f"{self.name} has no slim models that start from a larger one", hint="train.start: null")
+
     def rescale(self, factor: float) -> None:
         """Multiply y, and the means and scales of y, by a factor; a y_hat multiplied by it gives the same pictures.
 

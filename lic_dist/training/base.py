@@ -199,7 +199,11 @@ def _train(config: Train, section: Images, ranks: Ranks) -> Path:
         return final
     if config.initial_crops:
         pixels = torch.stack([crops[number] for number in range(config.initial_crops)])
-        start.codec.start(to_input(pixels, ranks.device), config.lmbda)
+        if config.start is None:
+            start.codec.start(to_input(pixels, ranks.device), config.lmbda)
+        else:
+            fitted = _initial_checkpoint(config, to_input(pixels, torch.device("cpu")))
+            model.load_state_dict(fitted.model.state_dict())
     relaxed = RelaxedModel(
         model, config.relaxation, config.precision == "bf16", config.tails, config.compaction
     ).train()
@@ -302,16 +306,24 @@ def _rates(codec: CodecModel, lmbda: float) -> list[tuple[float | None, float]]:
     return list(rates) or [(codec.gain, lmbda)]
 
 
-def _initial_checkpoint(config: Train) -> Checkpoint:
-    """Return the model before the first step: a new one, or the checkpoint `train.start`, whose lambda may differ."""
+def _initial_checkpoint(config: Train, x: Tensor | None = None) -> Checkpoint:
+    """Return the model before the first step: a new one, or the checkpoint `train.start`, whose lambda may differ, or a
+    slim one of it, fitted to it on pictures x.
+    """
     spec = ModelSpec(config.architecture, config.N, config.M, config.lmbda, config.options)
     if config.start is None:
         torch.manual_seed(config.seed)
         return Checkpoint(build(spec.architecture, spec.N, spec.M, **spec.options), spec)
     start = checkpoint.load(config.start, spec.architecture, spec.lmbda, spec.options, at_gain=False)
     spec = spec if spec.options else replace(spec, options=start.spec.options)
-    if replace(start.spec, lmbda=spec.lmbda) != spec:
+    if replace(start.spec, lmbda=spec.lmbda, options=spec.options) != spec:
         raise LicError(f"train.start is a {start.spec.architecture} with N={start.spec.N}, M={start.spec.M}")
     if config.rescale:
         start.codec.rescale(math.sqrt(spec.lmbda / start.spec.lmbda))
-    return replace(start, spec=spec)
+    if start.spec.options == spec.options:
+        if x is not None:
+            raise UsageError("train.initial_crops: train.start is no larger model", hint="leave it out")
+        return replace(start, spec=spec)
+    smaller = Checkpoint(build(spec.architecture, spec.N, spec.M, **spec.options), spec, history=start.history)
+    smaller.codec.take_from(start.codec, x)
+    return smaller

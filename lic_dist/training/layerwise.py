@@ -8,6 +8,7 @@ the floats' layer, on what the quantized layers before it made. Layers of 1x1 an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 
 from lic_dist.config.training import Int8
 from lic_dist.errors import UsageError
-from lic_dist.models.architectures import ModelSpec, adapt, build
+from lic_dist.models.architectures import adapt, build
 from lic_dist.models.checkpoint import CDF, Checkpoint, update_tables
 from lic_dist.models.int8 import QUANTIZING, Convolving
 from lic_dist.models.parts import model_digest
@@ -41,7 +42,7 @@ def converted(source: Source, section: Int8, layout: Layout) -> tuple[Checkpoint
     where that needs no steps, on training samples of the cache.
     """
     parent, group = source.parent, source.groups[0]
-    spec = ModelSpec(FORMS[parent.spec.architecture], parent.spec.N, parent.spec.M, parent.spec.lmbda)
+    spec = replace(parent.spec, architecture=FORMS[parent.spec.architecture])
     weights = {name: value for name, value in parent.model.state_dict().items() if not name.endswith(CDF)}
     every = np.concatenate(source.cache.parts(held_out=False))
     chosen = every[:: max(1, len(every) // section.samples)][: section.samples]
@@ -50,7 +51,7 @@ def converted(source: Source, section: Int8, layout: Layout) -> tuple[Checkpoint
     entry = {"what": QUANTIZING, "of": parent.source, "model": model_digest(parent.model), "samples": len(chosen)}
 
     def made(retrained: bool) -> Checkpoint:
-        model = build(spec.architecture, spec.N, spec.M)
+        model = build(spec.architecture, spec.N, spec.M, **spec.options)
         model.load_state_dict({**model.state_dict(), **weights})
         fit(adapt(model), parent.codec, z_hat, y_hat, retrained)
         update_tables(model)

@@ -27,11 +27,12 @@ from lic_dist.evaluation.metrics import psnr8
 from lic_dist.evaluation.results import Point, read_originals, read_points
 from lic_dist.evaluation.run import evaluate
 from lic_dist.evaluation.summary import summary
-from lic_dist.models import checkpoint
+from lic_dist.models import checkpoint, packs
 from lic_dist.models.architectures import adapt
 from lic_dist.models.stages import analyse, dequantize_z, to_input
 from lic_dist.quantization.rates import level_index
 from tests.app.test_cli import lic_dist, refused, write
+from tests.models.test_packs import packed
 
 
 @pytest.fixture()
@@ -423,6 +424,21 @@ def test_generations_code_the_decoded_picture_again(base: Path, folder: Path, mo
         [np.mean([row["psnr"][g] for row in point.images]) for g in (0, 1)]
     )
     assert lic_dist("evaluate", file, "--generations", 0).returncode == 2
+
+
+@pytest.mark.slow
+def test_a_model_with_a_pack_is_coded_again_as_any_other(base: Path, folder: Path) -> None:
+    packs.save(packed(base), folder / "screen.pack")
+    merged = f"{base}+{folder / 'screen.pack'}"
+    out = evaluate_generations(experiment(base, folder, checkpoints=[str(base), merged], quantizers=["sq"]), 2)
+    plain, point = read_generations(out)
+    assert plain.model != point.model and (folder / "r.generations.png").exists()
+    codec = running.Task.of(experiment(base, folder, checkpoints=[merged], quantizers=["sq"])).jobs[0].codec()
+    for row in point.images:
+        original = images.read(folder / "pictures" / row["image"])
+        once = codec.decode(codec.encode(original).data)
+        again = codec.decode(codec.encode(once).data)
+        assert row["psnr"] == [psnr8(original, once), psnr8(original, again)]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lic_dist.models import slim
 from lic_dist.models.klt import start_as_klt
 from lic_dist.models.protocol import TRANSFORMS, CodecModel, Run, Side, Sides, Stage, one_layout
 
@@ -96,10 +97,13 @@ class BlockTransform(MeanScaleHyperprior):
 
     @classmethod
     def sizes(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        return dict(zip("NM", state["h_a.1.weight"].shape, strict=False))
+        return {**dict(zip("NM", state["h_a.1.weight"].shape, strict=False)), **_slimness(state)}
 
     def start(self, x: Tensor, lmbda: float) -> None:
         start_as_klt(self.module, x, lmbda)
+
+    def take_from(self, larger: CodecModel, x: Tensor | None = None) -> None:
+        slim.take_from(self.module, larger.module, x)
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
@@ -126,6 +130,14 @@ class BlockTransformInt8(BlockTransform):
 
 
 _EIGHT = "h_s.0.makes"
+
+
+def _slimness(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return what a slim block transform is built with, which one of the usual size is not: subclasses need not take
+    it.
+    """
+    found = slim.slimness(state)
+    return {} if found == {"depth": 3, "expansion": 2} else found
 
 
 def _channels_of_h_s(state: Mapping[str, Tensor]) -> float:
