@@ -270,6 +270,13 @@ class Int8(Section):
     """How a decoder in 8 bits is made, before it is retrained as a whole; see training/layerwise.py."""
 
     samples: int = Field(64, ge=1, description="Training samples of the cache that layers are fitted to.")
+    fine: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Part of the multiplications of residual blocks that is done twice, for channels of two codes, "
+        "those whose noise weighs most; 0: none.",
+    )
     steps: int = Field(40, ge=1, description="Steps of each layer of h_s by itself.")
     lr: float = Field(0.02, gt=0, description="Learning rate of these, in units of the layer's 8-bit weights.")
 

@@ -12,12 +12,16 @@ integer. Units, inverses and products with them are of float32, or of float64 wh
     codes       a convolution reads A = clamp(round(x 1/u)) of 8 bits, -128 .. 127. The two layers of 1x1 that turn
                 blocks into others, through which all of the picture passes, and those of h_s, whose ranges differ from
                 photo to photo a hundredfold, read 16 bits, as two bytes
+    fine        channels whose noise would weigh most (fine.py) are read in two codes: A = clamp(round(x 16/u)) / 16
+                within -128 .. 128 - 1/16, H = floor(A) and L = 16 (A - H), 0 .. 15
     sums        W = clamp(round(w (u 1/v))) within -127 .. 127, w float32; B = clamp(round(b 1/v)) within -2^22 .. 2^22
-                x = clamp(round((B + sum of W A) (2^12 v))) 2^-12 within -2^10 .. 2^10, of the last layer of a residual
-                block within -2^9 .. 2^9: what a block adds to its input needs no clamp, 32 bits hold the sum
+                x = clamp(round((B + S) (2^12 v))) 2^-12 within -2^10 .. 2^10, of the last layer of a residual
+                block within -2^9 .. 2^9: what a block adds to its input needs no clamp, 32 bits hold the sum.
+                S is the sum of W A; where channels are fine, that of W H, and of W L over those, by 16, rounded
     GELU        x = u A', u of each channel, A' of a table of 2048: A = clamp(round(x 4/u)) within -1024 .. 1023,
                 A' = round(GELU(u A / 4) / u) from the least of them on 256 values, which are the codes of 8 bits that
-                the next layer reads; GELU(x) = x from 6 on, below that none is near a half
+                the next layer reads; GELU(x) = x from 6 on, below that none is near a half. Of fine channels A =
+                clamp(round(x 16/u)) within -4096 .. 4095, A' = round(16 GELU(u A / 16) / u) / 16, H of 256 values
     Gain        x = clamp(round(2^12 (gain y_hat))) 2^-12 within -2^10 .. 2^10, the product of float32
     LeakyReLU, DenormalizeGaussians    as models/integer.py has them
 
@@ -45,6 +49,7 @@ QUANTIZING = "quantizing to 8 bits"  # of an entry of a checkpoint's history: `w
 UNITS = 1 << UNIT_BITS  # in 1
 REACH, BODY_REACH = 1 << 10, 1 << 9  # of what a layer makes, and the last one of a residual block
 LARGEST_WEIGHT, LARGEST_BIAS = 127, 1 << 22
+FINE = 16  # parts of a unit that the second code of a channel counts
 LEAST_GELU, MOST_GELU = -36, 4  # q of the codes that a GELU makes
 MOST_QUARTERS = 4 * 28  # the largest q, of either sign, of layers in files
 
@@ -95,7 +100,8 @@ def _planes(values: Tensor) -> Tensor:
 
 
 class Convolving(nn.Module):
-    """What convolutions of 8 bits share: `reads` int32 [in] and `makes` int32 [out] are the q of the module's text.
+    """What convolutions of 8 bits share: `reads` int32 [in] and `makes` int32 [out] are the q of the module's text,
+    `fine` bool [in] says which channels are; it is None where all codes have 16 bits.
 
     `bits` are those of the codes; None where the input is a GELU's, codes already. A state_dict may have the W, int8,
     for the weight.
@@ -105,6 +111,7 @@ class Convolving(nn.Module):
     bias: Any
     reads: Tensor
     makes: Tensor
+    fine: Tensor | None
     groups: Any
     kernel_size: Any
     stride: Any
@@ -117,6 +124,7 @@ class Convolving(nn.Module):
         self.bits, self.reach = bits, reach
         self.register_buffer("reads", torch.zeros(self.in_channels, dtype=torch.int32))
         self.register_buffer("makes", torch.zeros(self.out_channels, dtype=torch.int32))
+        self.register_buffer("fine", None if bits == 16 else torch.zeros(self.in_channels, dtype=torch.bool))
         transposed = isinstance(self, nn.ConvTranspose2d)
         taps = math.prod(-(-k // s) if transposed else k for k, s in zip(self.kernel_size, self.stride, strict=True))
         largest = 255 if bits is None else 1 << (bits - 1)
@@ -145,8 +153,16 @@ class Convolving(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """Return A, float32, of x float32 [B, in, h, w]."""
-        scaled, largest = x * _planes(units(-self.reads)), 1 << (self.bits or 9) - 1
-        return clamped(scaled, largest - 1, -largest)
+        per_unit, largest = _planes(units(-self.reads)), 1 << (self.bits or 9) - 1
+        A, at = clamped(x * per_unit, largest - 1, -largest), self.fine_channels()
+        if len(at):
+            finer = clamped(x[:, at] * (FINE * per_unit[at]), FINE * largest - 1, -FINE * largest) / FINE
+            A = A.index_copy(1, at, finer) if A.requires_grad else A.index_copy_(1, at, finer)
+        return A
+
+    def fine_channels(self) -> Tensor:
+        """Return the numbers of the channels that are read in two codes, int64."""
+        return self.reads.new_zeros(0).long() if self.fine is None else self.fine.nonzero()[:, 0]
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, h, w] float32 -> [B, out, ., .] float32, multiples of 2^-12."""
@@ -164,17 +180,33 @@ class Convolving(nn.Module):
         return F.conv2d(A, W, B, self.stride, self.padding, groups=self.groups)
 
     def _exact(self, A: Tensor, W: Tensor, B: Tensor) -> Tensor:
+        """Return B + S; in place of A."""
         if not self.single:
-            A, W, B = A.double(), W.double(), B.double()
+            return self._sums(A.double(), W.double(), B.double())
+        at = self.fine_channels()
+        if not len(at):
+            return self._sums(A, W, B)
+        fine = A[:, at]
+        high = fine.floor()
+        sums = self._sums(A.index_copy_(1, at, high), W, B)
+        low = fine.sub_(high).mul_(FINE)
         if self.groups > 1:
-            sums = F.conv2d(A, W, None, self.stride, self.padding, groups=self.groups).round_()
-            return sums.add_(_planes(B))
+            return sums.index_add_(1, at, self._sums(low, W[at], None).div_(FINE).round_())
+        return sums.add_(self._sums(low, W[:, at], None).div_(FINE).round_())
+
+    def _sums(self, A: Tensor, W: Tensor, B: Tensor | None) -> Tensor:
+        """Return the sums of W A, and B where it is given."""
+        if self.groups > 1:
+            sums = F.conv2d(A, W, None, self.stride, self.padding, groups=len(W)).round_()
+            return sums if B is None else sums.add_(_planes(B))
         if self.kernel_size == (1, 1):
             if A.stride(1) == 1 and A.shape[1] > 1:  # channels last
                 return F.linear(A.permute(0, 2, 3, 1), W[:, :, 0, 0], B).permute(0, 3, 1, 2)
-            return (W[:, :, 0, 0] @ A.flatten(2)).add_(B[:, None]).unflatten(2, A.shape[2:])
+            sums = (W[:, :, 0, 0] @ A.flatten(2)).unflatten(2, A.shape[2:])
+            return sums if B is None else sums.add_(_planes(B))
         form: Any = self
-        return Taps(form, W)(A.transpose(0, 1), B[:, None]).transpose(0, 1)
+        start = W.new_zeros(len(self.makes)) if B is None else B
+        return Taps(form, W)(A.transpose(0, 1), start[:, None]).transpose(0, 1)
 
     def settle(self) -> Tensor:
         """Set the weights to what their W stand for; return the W, int8."""
@@ -228,31 +260,35 @@ class Transposed8(Convolving, nn.ConvTranspose2d):  # type: ignore[misc]  # its 
 
 
 @cache
-def gelu_table(quarters: int) -> Tensor:
-    """Return the A' of A = -1024 .. 1023, float32 [2048]; see the module's text."""
-    unit = float(units(torch.tensor(quarters)))
-    found = [round(gelu(unit / 4 * A) / unit) for A in range(-1024, 1024)]
-    least = min(found)
-    return torch.tensor([float(min(one, least + 255)) for one in found])
+def gelu_table(quarters: int, fine: bool) -> Tensor:
+    """Return the A' of every A, float32 [2048], of fine channels [8192]; see the module's text."""
+    unit, parts, entries = float(units(torch.tensor(quarters))), FINE if fine else 1, 8192 if fine else 2048
+    inputs = torch.arange(-entries // 2, entries // 2, dtype=torch.float64) * (unit / (FINE if fine else 4))
+    found = (gelu(inputs) * (parts / unit)).round()
+    most = parts * (found.min().div(parts).floor() + 256) - 1
+    return found.clamp(max=float(most)).div(parts).float()
 
 
-def gelu(x: float) -> float:
+def gelu(x: Tensor) -> Tensor:
     """Return x times the normal distribution's probability of less; x itself from 6 on, where that is 1 - 10^-9."""
-    return x if x >= 6 else x * 0.5 * math.erfc(-x / math.sqrt(2))
+    return torch.where(x >= 6, x, x * 0.5 * torch.special.erfc(-x / math.sqrt(2)))
 
 
 @cache
 def _gelu_tables(device: torch.device) -> Tensor:
-    return torch.cat([gelu_table(q) for q in range(LEAST_GELU, MOST_GELU + 1)]).to(device)
+    each = range(LEAST_GELU, MOST_GELU + 1)
+    return torch.cat([gelu_table(q, fine) for fine in (False, True) for q in each]).to(device)
 
 
 class Gelu8(nn.GELU):
-    """GELU by a table, to codes whose q are `makes` int32 [C]."""
+    """GELU by a table, to codes whose q are `makes` int32 [C]; those of `fine` bool [C] in sixteenths."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("makes", torch.full((channels,), -4, dtype=torch.int32))
+        self.register_buffer("fine", torch.zeros(channels, dtype=torch.bool))
         self.makes: Tensor
+        self.fine: Tensor
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state, prefix, *rest)
@@ -260,11 +296,13 @@ class Gelu8(nn.GELU):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] float32 -> the same shape."""
-        unit = _planes(units(self.makes))
-        A = clamped(x * (4 * _planes(units(-self.makes))), 1023, -1024)
-        first = _planes(2048 * (self.makes - LEAST_GELU) + 1024)
-        value = _gelu_tables(x.device)[(A.detach().int() + first).long()] * unit
-        return _Replaced.apply(F.gelu(A * unit / 4), value) if A.requires_grad else value
+        unit, parts = _planes(units(self.makes)), _planes(torch.where(self.fine, FINE, 4))
+        half = _planes(torch.where(self.fine, 4096, 1024))
+        A = (x * (parts * _planes(units(-self.makes)))).detach().round_().clamp_(-half, half - 1)
+        numbers = self.makes - LEAST_GELU
+        tables = torch.where(self.fine, 8192 * numbers + 2048 * (MOST_GELU + 1 - LEAST_GELU), 2048 * numbers)
+        value = _gelu_tables(x.device)[A.int().add_(_planes(tables) + half).long()] * unit
+        return _Replaced.apply(F.gelu(x), value) if x.requires_grad else value
 
 
 class Gain8(Gain):

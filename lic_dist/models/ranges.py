@@ -1,11 +1,12 @@
 """Make the layers of a decoder in 8 bits (int8.py) those of a trained one: units, and weights layer by layer.
 
 A unit is a power of the fourth root of two for each channel, that of the least squared error: from the range that clips
-nothing down to a quarter of it. Weights are the nearest of 8 bits; or, retrained, those of layers of 1x1 are asked, on
-what the quantized layers before them make, for the output of the floats' layers: by least squares, and then rounded
-channel by channel so that errors cancel. So each layer undoes what it can of the errors before it (Nagel et al. 2020,
-"Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv 2004.10568; Li et al. 2021, "BRECQ: Pushing the
-Limit of Post-Training Quantization by Block Reconstruction"; Frantar et al. 2022, "GPTQ", arXiv 2210.17323).
+nothing down to an eighth of it; or a larger one, where that makes W less coarse. Weights are the nearest of 8 bits; or,
+retrained, those of layers of 1x1 are asked, on what the quantized layers before them make, for the output of the
+floats' layers: by least squares, and then rounded channel by channel so that errors cancel. So each layer undoes what
+it can of the errors before it (Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv
+2004.10568; Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction"; Frantar et
+al. 2022, "GPTQ", arXiv 2210.17323).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lic_dist.models.int8 import (
+    FINE,
     LARGEST_BIAS,
     LARGEST_WEIGHT,
     LEAST_GELU,
@@ -32,9 +34,9 @@ LEAST, MOST = -24, 24  # of units, as powers of two
 LEAST_Z = -20  # unit of z: a z that no sample shows, 4 from 0 at most, is read
 RARE = 0.05  # of the mean power of channels: what one is taken to have at least, however rarely samples show it
 DAMPING = 1e-3  # of the mean power of codes
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-SAMPLES = 32  # that shares are tried on where layers read more than a position
-TRIED = 1 << 11  # positions that units and shares are tried on, about
+ROUNDING = 0.3  # what is left of the error of W by rounding them together
+TRADES = (8, 4, 4, 2, 2, -2, 1, 1, -1)  # of q
+TRIED = 1 << 11  # positions that units are tried on, about
 
 
 @torch.no_grad()
@@ -48,7 +50,7 @@ def fit(made: CodecModel, parent: CodecModel, z_hat: Tensor, y_hat: Tensor, retr
                 _fit_body(layer_8, layer, x, x_8, aim, retrained)
             elif isinstance(layer_8, Convolving):
                 aim = layer(x)
-                best = _best_units(_some(_rows(x_8)), layer_8.bits or 8)
+                best = best_units(layer_8, some_of(rows_of(x_8)))
                 best = best.clamp(min=LEAST_Z) if x_8 is z_hat else best
                 _fit_convolution(layer_8, layer, x_8, aim if retrained else None, best)
             else:
@@ -66,11 +68,11 @@ def _fit_body(block_8: Residual8, block: nn.Module, x: Tensor, x_8: Tensor, aim:
     for layer_8, layer in _pairs(block_8.body, block.get_submodule("body")):
         made = layer(inner)
         if isinstance(layer_8, Gelu8):
-            layer_8.makes.copy_(_best_gelu(_some(_rows(inner_8))))
+            layer_8.makes.copy_(best_gelu(layer_8, some_of(rows_of(inner_8))))
             gelu = layer_8
         elif isinstance(layer_8, Convolving):
             last = layer_8.bits is None
-            best = gelu.makes if last else _best_units(_some(_rows(inner_8)), 8)
+            best = gelu.makes if last else best_units(layer_8, some_of(rows_of(inner_8)))
             wanted = aim - x_8 if last else made
             _fit_convolution(layer_8, layer, inner_8, wanted if retrained else None, best)
             if last:
@@ -81,57 +83,80 @@ def _fit_body(block_8: Residual8, block: nn.Module, x: Tensor, x_8: Tensor, aim:
 def _fit_convolution(layer_8: Convolving, layer: nn.Module, values: Tensor, aim: Tensor | None, best: Tensor) -> None:
     """Set units and weights of a layer that reads values [n, C, h, w]; those of 1x1 so that it makes `aim`, if given.
 
-    `best` are units that hold the values best. A channel of a small unit has small W, which 8 bits hold coarsely where
-    others' are large. So units between those and the largest for all are tried, those of the least error of what the
-    layer makes are kept.
+    `best` are units that hold the values best.
     """
-    rows = _rows(values)
+    rows = rows_of(values)
     pointwise = layer_8.kernel_size == (1, 1)
-    some = _some(rows)[None, :, None] if pointwise else values[:SAMPLES]
-    floats, tried, errors = layer(some), [], []
-    for share in SHARES if layer_8.groups == 1 else SHARES[:1]:
-        tried.append((best + share * (best.max() - best)).round().int())
-        layer_8.reads.copy_(tried[-1])
-        _fit_weights(layer_8, rows)
-        errors.append(float((layer_8(some) - floats).square().mean()))
-    layer_8.reads.copy_(tried[errors.index(min(errors))])
+    layer_8.reads.copy_(_traded(layer_8, rows.square().mean(1), best) if layer_8.groups == 1 else best)
     if pointwise and aim is not None:
-        _solve(layer_8, rows, _rows(aim))
+        _solve(layer_8, rows, rows_of(aim))
     _fit_weights(layer_8, rows)
     if pointwise and aim is not None:
         _round_together(layer_8, rows)
 
 
-def _rows(values: Tensor) -> Tensor:
+def _traded(layer: Convolving, moments: Tensor, best: Tensor) -> Tensor:
+    """Return the units q of what a layer reads, no less than `best`, of the least error of what it makes.
+
+    The larger the unit of a channel, the larger its W and the smaller its codes: the less weighs the rounding of W, and
+    the more that of codes, which are of the second order where they are fine. The largest W of an output sets its unit.
+    """
+    weight = layer.by_output(layer.weight)
+    peaks, moments = weight.abs().amax(2) / LARGEST_WEIGHT, moments + RARE * moments.mean()
+    by_codes = weight.square().sum((0, 2))
+    if layer.fine is not None:
+        by_codes = by_codes / torch.where(layer.fine, FINE**2, 1)
+    by_weights = ROUNDING * weight.shape[2] * moments
+
+    def error(quarters: Tensor) -> float:
+        unit = units(quarters)
+        v = (peaks * unit).amax(1)
+        return float((by_codes * unit.square()).sum() + v.square().sum() * (by_weights / unit.square()).sum())
+
+    chosen, least = best.clone(), error(best)
+    for step in TRADES:
+        for channel in range(len(best)):
+            tried = chosen.clone()
+            tried[channel] = max(int(best[channel]), int(chosen[channel]) + step)
+            found = error(tried)
+            if found < least:
+                chosen, least = tried, found
+    return chosen
+
+
+def rows_of(values: Tensor) -> Tensor:
     return values.transpose(0, 1).flatten(1)
 
 
-def _some(rows: Tensor) -> Tensor:
+def some_of(rows: Tensor) -> Tensor:
     return rows[:, :: max(1, rows.shape[1] // TRIED)].contiguous()
 
 
-def _best_units(values: Tensor, bits: int) -> Tensor:
-    """Return the units q int32 [C] of codes of so many bits for values [C, positions]."""
+def best_units(layer: Convolving, values: Tensor) -> Tensor:
+    """Return the units q int32 [C] of the codes in which a layer is to read values [C, positions]."""
+    bits = layer.bits or 8
     largest = 1 << (bits - 1)
+    fine = layer.fine if layer.fine is not None else torch.zeros_like(layer.reads, dtype=torch.bool)
+    parts = torch.where(fine, FINE, 1)[:, None]
     widest = 4 * torch.frexp(values.abs().amax(1) / (largest - 1)).exponent  # above what is divided
     tried = [(widest - step).clamp(4 * LEAST, 4 * MOST) for step in range(STEPS)]
     errors = []
     for quarters in tried:
-        unit = units(quarters)[:, None]
-        codes = (values / unit).round().clamp(-largest, largest - 1)
-        errors.append((codes * unit - values).square().mean(1))
+        part = units(quarters)[:, None] / parts
+        codes = torch.minimum((values / part).round().clamp(min=-largest * parts), largest * parts - 1)
+        errors.append((codes * part - values).square().mean(1))
     return _least(tried, errors)
 
 
-def _best_gelu(values: Tensor) -> Tensor:
+def best_gelu(gelu: Gelu8, values: Tensor) -> Tensor:
     """Return the units q int32 [C] of the codes of a GELU for what it makes of values [C, positions]."""
     exact = nn.functional.gelu(values)
-    tried = [values.new_full((len(values),), q, dtype=torch.int32) for q in range(LEAST_GELU, MOST_GELU + 1)]
-    layer = Gelu8(len(values)).to(values.device)
-    errors = []
+    tried = [torch.full_like(gelu.makes, q) for q in range(LEAST_GELU, MOST_GELU + 1)]
+    before, errors = gelu.makes.clone(), []
     for quarters in tried:
-        layer.makes.copy_(quarters)
-        errors.append((layer(values[None, :, None])[0, :, 0] - exact).square().mean(1))
+        gelu.makes.copy_(quarters)
+        errors.append((gelu(values[None, :, None])[0, :, 0] - exact).square().mean(1))
+    gelu.makes.copy_(before)
     return _least(tried, errors)
 
 

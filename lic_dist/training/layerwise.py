@@ -7,6 +7,7 @@ the floats' layer, on what the quantized layers before it made. Layers of 1x1 an
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from lic_dist.config.training import Int8
 from lic_dist.errors import UsageError
 from lic_dist.models.architectures import adapt, build
 from lic_dist.models.checkpoint import CDF, Checkpoint, update_tables
+from lic_dist.models.fine import choose_fine
 from lic_dist.models.int8 import QUANTIZING, Convolving
 from lic_dist.models.parts import model_digest
 from lic_dist.models.ranges import fit
@@ -50,9 +52,12 @@ def converted(source: Source, section: Int8, layout: Layout) -> tuple[Checkpoint
     (z_hat,), y_hat = Decoding(parent.model, group.record).latents(samples.batch(np.arange(len(chosen))))
     entry = {"what": QUANTIZING, "of": parent.source, "model": model_digest(parent.model), "samples": len(chosen)}
 
+    begun = build(spec.architecture, spec.N, spec.M, **spec.options)
+    begun.load_state_dict({**begun.state_dict(), **weights})
+    choose_fine(adapt(begun), parent.codec, y_hat, section.fine)
+
     def made(retrained: bool) -> Checkpoint:
-        model = build(spec.architecture, spec.N, spec.M, **spec.options)
-        model.load_state_dict({**model.state_dict(), **weights})
+        model = copy.deepcopy(begun)
         fit(adapt(model), parent.codec, z_hat, y_hat, retrained)
         update_tables(model)
         return Checkpoint(model.eval(), spec, parent.quantizers, [*parent.history, entry], parent.source)

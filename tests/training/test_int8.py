@@ -49,7 +49,7 @@ def test_layers_retrained_lose_less_than_layers_rounded() -> None:
             return float((made.synthesise(unseen) - aim).square().mean() / aim.var())
 
     nearest, retrained = error(False), error(True)
-    assert 1e-6 < nearest < 0.01 and retrained < 0.8 * nearest
+    assert 1e-6 < nearest < 0.01 and retrained < 0.9 * nearest
 
 
 @pytest.fixture()
