@@ -398,7 +398,9 @@ class Life(RuleBasedStateMachine):
                 WORLD.objects[f"{URL}/{key}"] = held
         findings = self.findings() or []
         self.dirty = {key: held for key, held in self.dirty.items() if any(names(one, key) for one in findings)}
-        assert all(one.what == "missing" for one in findings if any(names(one, key) for key in self.dirty)), findings
+        for one in findings:  # an old marker is not that of latents that a killed repair wrote without a photo
+            ours = any(names(one, key) for key in self.dirty)
+            assert not ours or one.what == "missing" or self.written_again(one.shard), findings
 
     # Snapshots and readers
 
