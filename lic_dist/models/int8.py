@@ -29,7 +29,8 @@ All of these are held by float32 exactly, and sums below 2^24 too, in any order:
 layer that could exceed that, or reads 16 bits, sums in float64. Sums are matrix products, for which TF32 and bf16 hold
 codes and weights exactly. Where each channel reads itself they lie below 2^19, and are rounded: so even a convolution
 by a transform, whose error is far below a half then, is exact. In training gradients pass rounding as if it were not
-there (straight through), and a clamp where they lead back; sums of 16 bits are then those of float32.
+there (straight through), and a clamp where they lead back; a GELU has its own, as if its table had no end; sums of 16
+bits are then those of float32.
 """
 
 from __future__ import annotations
