@@ -92,7 +92,7 @@ MUTANTS = (
     mutant("codec/kernels.py", "escape + (coded >> 1)", "escape + coded", RANS),
     mutant("codec/kernels.py", "state[lane] << 1 | found[lane] & 1", "state[lane] << 1", RANS),
     mutant("codec/kernels.py", "_W(next_state[2 * state + 1])", "_W(next_state[2 * state])", RANS),
-    mutant("codec/rans.py", "if set(self._states) != {LOWEST_STATE}", "if False", RANS),
+    mutant("codec/rans.py", "if set(self._states) != {ends}", "if False", RANS),
     mutant("codec/rans.py", "if self._position != len(self._words)", "if False", RANS),
     mutant("codec/rans.py", "self._position, self._states = position", "_, self._states = position", RANS),
     mutant("cache/store.py", "        storage.put_all(objects)\n        markers.write_marker(storage, marker)",
