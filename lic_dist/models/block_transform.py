@@ -20,11 +20,10 @@ from compressai.models.base import CompressionModel
 from torch import Tensor, nn
 
 from lic_dist.models.layers import DenormalizeGaussians, FullPrecision, Gain, NormalizeChannels, Residual
-from lic_dist.models.slim import slimness
+from lic_dist.models.slim import DEPTH, EXPANSION, slimness
 
 BLOCK = 8  # pixels a side of what the first layer transforms
 COLOURS = 3 * BLOCK**2
-DEPTH, EXPANSION = 3, 2  # residual blocks on each grid, each way, and how many times its channels are within each
 
 
 class BlockTransform(MeanScaleHyperprior):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lic_dist.models.block_transform import BLOCK, COLOURS, DEPTH, EXPANSION, BlockTransform
+from lic_dist.models.block_transform import BLOCK, COLOURS, BlockTransform
 from lic_dist.models.int8 import (
     Convolution8,
     DenormalizeGaussians8,
@@ -16,6 +16,7 @@ from lic_dist.models.int8 import (
     Rotation8,
     Transposed8,
 )
+from lic_dist.models.slim import DEPTH, EXPANSION
 
 
 class BlockTransformInt8(BlockTransform):

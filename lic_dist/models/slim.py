@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lic_dist.errors import LicError
 from lic_dist.models.layers import Residual
 
+DEPTH, EXPANSION = 3, 2  # of the usual size: blocks on each grid, each way; channels within each by its own
 RIDGE = 1e-4  # of least squares, as a part of the features' mean energy
 _WITHIN = re.compile(r"g_s\.\d+\.body\.1\.weight")
 

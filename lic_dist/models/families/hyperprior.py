@@ -137,7 +137,7 @@ def _slimness(state: Mapping[str, Tensor]) -> dict[str, int]:
     it.
     """
     found = slim.slimness(state)
-    return {} if found == {"depth": 3, "expansion": 2} else found
+    return {} if found == {"depth": slim.DEPTH, "expansion": slim.EXPANSION} else found
 
 
 def _channels_of_h_s(state: Mapping[str, Tensor]) -> float:
