@@ -41,8 +41,8 @@ Z_TABLES = CdfTables(
     np.array([-1, 0, 7]),
 )
 MODEL, RECORD = b"mode", b"reco"
-CRC, IDENTITIES, PLANES = 1, 2, 4
-EVERYTHING = CRC | IDENTITIES | PLANES
+CHECKS, IDENTITIES, PLANES = 1, 2, 4
+EVERYTHING = CHECKS | IDENTITIES | PLANES
 FIELDS = (0, 3, 4, 5, 7, 9, 13, 17, 21)  # places in a file
 OUTCOMES: Counter[str] = Counter()
 Indices = tuple[np.ndarray, np.ndarray]
@@ -99,7 +99,7 @@ def one_input(data: bytes) -> Indices | None:
     mends, quantizer, file = data[0], data[1] % len(MACHINES), bytearray(data[2:])
     if mends & IDENTITIES:
         file[9:17] = (MODEL + RECORD)[: len(file[9:17])]
-    if mends & CRC:
+    if mends & CHECKS:
         file = file[:-4] + zlib.crc32(file[:-4]).to_bytes(4, "little")
     try:
         z, k = decode(bytes(file), quantizer, bool(mends & PLANES))
@@ -121,14 +121,14 @@ def seeds() -> tuple[bytes, ...]:
         bytes([mends, quantizer]) + encode(number, quantizer, *size)
         for number, size in enumerate(sizes)
         for quantizer in range(len(MACHINES))
-        for mends in (0, CRC | IDENTITIES, EVERYTHING)
+        for mends in (0, CHECKS | IDENTITIES, EVERYTHING)
     )
 
 
 def mutated(generator: random.Random) -> bytes:
     """A true input after one to six mutations: bytes altered, cut out, repeated, inserted, a field replaced."""
     data = bytearray(generator.choice(seeds()))
-    data[0] = generator.choice((0, CRC, EVERYTHING, EVERYTHING))
+    data[0] = generator.choice((0, CHECKS, EVERYTHING, EVERYTHING))
     for _ in range(generator.randint(1, 6)):
         mutate(data, generator, 2, FIELDS)
     return bytes(data)

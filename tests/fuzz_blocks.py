@@ -30,8 +30,12 @@ from lic_dist.codec.walk import Plane
 from lic_dist.models.protocol import Elements
 from tests import fuzz_bitstream as plain
 from tests.fuzz_bitstream import (
+    CHECKS,
+    EVERYTHING,
     FIELDS,
+    IDENTITIES,
     MODEL,
+    PLANES,
     RECORD,
     Y_TABLES,
     Z_TABLES,
@@ -43,8 +47,6 @@ from tests.fuzz_bitstream import (
     z_rows,
 )
 
-CHECKS, IDENTITIES, LEVELS = 1, 2, 4
-EVERYTHING = CHECKS | IDENTITIES | LEVELS
 QUANTIZER, SIDE = 2, 64
 OUTCOMES: Counter[str] = Counter()
 
@@ -120,7 +122,7 @@ def one_input(data: bytes) -> list[tuple[Part, np.ndarray]] | None:
     if mends & CHECKS:
         file = mended(file)
     try:
-        found = decode(bytes(file), bool(mends & LEVELS))
+        found = decode(bytes(file), bool(mends & PLANES))
     except BitstreamError as error:
         count_refusal(error, OUTCOMES)
         return None

@@ -26,8 +26,12 @@ from lic_dist.codec.units import Progressive
 from lic_dist.quantization.rates import SCALES
 from lic_dist.quantization.trellis import SCALAR
 from tests.fuzz_bitstream import (
+    CHECKS,
+    EVERYTHING,
     FIELDS,
+    IDENTITIES,
     MODEL,
+    PLANES,
     RECORD,
     Z_TABLES,
     M,
@@ -38,8 +42,6 @@ from tests.fuzz_bitstream import (
     z_rows,
 )
 
-CHECKS, IDENTITIES, LEVELS = 1, 2, 4
-EVERYTHING = CHECKS | IDENTITIES | LEVELS
 GAIN = np.array([-40, 0, 33, 7], np.int16)
 HEADER = 23  # bytes
 OUTCOMES: Counter[str] = Counter()
@@ -114,7 +116,7 @@ def one_input(data: bytes) -> Known | None:
     if mends & CHECKS:
         file = mended(file)
     try:
-        known = decode(bytes(file), bool(mends & LEVELS))
+        known = decode(bytes(file), bool(mends & PLANES))
     except BitstreamError as error:
         count_refusal(error, OUTCOMES)
         return None

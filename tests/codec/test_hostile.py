@@ -32,7 +32,7 @@ def test_mutations_are_refused_or_decode_to_what_the_header_claims() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=300), st.sampled_from([0, fuzz.CRC, EVERYTHING]), st.integers(0, 4))
+@given(st.binary(max_size=300), st.sampled_from([0, fuzz.CHECKS, EVERYTHING]), st.integers(0, 4))
 def test_noise_is_refused_or_decodes(noise: bytes, mends: int, quantizer: int) -> None:
     fuzz.one_input(bytes([mends, quantizer]) + b"LIC\2" + noise)
 
@@ -65,8 +65,8 @@ def test_another_model_is_refused() -> None:
     data[9] ^= 1
     with pytest.raises(BitstreamError):
         fuzz.decode(bytes(data), 2, False)
-    assert fuzz.one_input(bytes([fuzz.CRC, 2]) + bytes(data)) is None
-    assert fuzz.one_input(bytes([fuzz.CRC | fuzz.IDENTITIES, 2]) + bytes(data)) is not None
+    assert fuzz.one_input(bytes([fuzz.CHECKS, 2]) + bytes(data)) is None
+    assert fuzz.one_input(bytes([fuzz.CHECKS | fuzz.IDENTITIES, 2]) + bytes(data)) is not None
 
 
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed")
